@@ -1,0 +1,266 @@
+"""`plasma-hf`: the package from the shell. A verb reads, calls the library, and writes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import StrEnum
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+
+import typer
+
+# torch and transformers are imported inside the verbs: `--help` has no use for them.
+from .formats import FIELDS, FORMATS, AlignedPair, Format
+
+if TYPE_CHECKING:
+    from .models.protein import Protein
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class FormatName(StrEnum):
+    """The keys of `FORMATS`, as typer takes a choice."""
+
+    text = "text"
+    json = "json"
+    tsv = "tsv"
+
+
+ALIGN_HELP = f"""
+Align proteins: which residues of A correspond to which of B.
+
+A and B are each a sequence; a FASTA, PDB or mmCIF file, also .gz, with every record in it or the
+one named as FILE:RECORD; or '-' for standard input, FASTA or one bare sequence a line. Every
+protein of A is aligned with every one of B.
+
+A record that cannot be used is reported on standard error, the rest is done, and the exit code
+is 2. It is also 2 where a file or an option cannot be used.
+
+\b
+Examples:
+  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS
+  plasma-hf align demo/serine_proteases.fasta:P00766 \\
+      demo/serine_proteases.fasta:P00760 --plot plan.png
+  plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
+      --format tsv --output all.tsv
+  echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
+
+\b
+Formats:
+  text  each segment in rows, residues counted from 1
+  json  one object a pair and line (JSON Lines): ids, lengths, and the result of the Python
+        pipeline as it is, so residues are counted from 0 and ends are exclusive
+  tsv   one line a segment, residues counted from 1, with the columns
+
+\b
+{chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}
+"""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"plasma-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Align proteins residue by residue."""
+
+
+@app.command(help=ALIGN_HELP)
+def align(
+    a: Annotated[str, typer.Argument(metavar="A", help="Sequence, file, or '-'.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Sequence, file, or '-'.")],
+    format_name: Annotated[
+        FormatName, typer.Option("--format", "-f", help="What to write.")
+    ] = FormatName.text,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write instead of the screen.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the plan to write, .png, .svg or .pdf; for one pair alone."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a model; the bundled one by default.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs computed together.")] = 8,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Plan weight that aligns residues; the model's own."),
+    ] = None,
+    max_gap: Annotated[
+        int, typer.Option(min=0, help="Residues a segment may leave out between two pairs.")
+    ] = 10,
+    min_pairs: Annotated[int, typer.Option(min=1, help="Pairs that make a segment.")] = 3,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Write pairs from this score only.")
+    ] = 0.0,
+) -> None:
+    """Align proteins; see `ALIGN_HELP`."""
+    with _one_line_errors():
+        sides, complete = _read_sides(a, b)
+        count = len(sides[0]) * len(sides[1])
+        if not count:
+            raise typer.Exit(2)
+        if plot and count > 1:
+            _fail(f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD")
+        results = _load_pipeline(model, trust_remote_code)(
+            product(*sides),  # no list: results then come one by one
+            batch_size=batch_size,
+            return_plan=plot is not None,
+            on_error="report",
+            threshold=threshold,
+            max_gap=max_gap,
+            min_pairs=min_pairs,
+        )
+        with _opened(output) as file:
+            pairs = _with_progress(zip(product(*sides), results, strict=True), count, file)
+            complete &= _write(pairs, FORMATS[format_name], file, min_score, plot)
+    if not complete:
+        raise typer.Exit(2)
+
+
+def _read_sides(a: str, b: str) -> tuple[list[list[Protein]], bool]:
+    """Read both sides; say which records cannot be used, and whether all can."""
+    if a == b == "-":
+        _fail("one of A and B can be '-', standard input; give the other as a sequence or a file")
+    complaints: dict[str, None] = {}  # each once, also where A and B are the same file
+    sides = [
+        list(_usable(_read_side(value, side), complaints))
+        for value, side in ((a, "query"), (b, "candidate"))
+    ]
+    for complaint in complaints:
+        _report(complaint)
+    return sides, not complaints
+
+
+def _read_side(value: str, side: str) -> Iterable[tuple[str, Protein]]:
+    """Read proteins, unchecked, each with what to call it in a message."""
+    from .models.protein import Protein, looks_like_path, read_record, read_records
+
+    if value == "-":
+        return ((f"standard input: record {p.id!r}", p) for p in _parse(sys.stdin.read()))
+    if looks_like_path(value) or os.path.isfile(value):
+        records = read_records(value) if os.path.exists(value) else [read_record(value)]
+        return ((f"{value}: record {p.id!r}", p) for p in records)
+    return [(side, Protein(side, value))]
+
+
+def _parse(text: str) -> list[Protein]:
+    """Split FASTA into records, or else each line into a bare sequence."""
+    from .models.protein import Protein
+
+    if not text.strip():
+        _fail("standard input is empty; it takes FASTA or one sequence a line")
+    if not text.lstrip().startswith(">"):
+        lines = enumerate(text.splitlines(), start=1)
+        return [Protein(f"line{number}", line) for number, line in lines if line.strip()]
+    records = []
+    for number, record in enumerate(f"\n{text.lstrip()}".split("\n>")[1:], start=1):
+        header, _, sequence = record.partition("\n")
+        records.append(Protein((header.split() or [f"record{number}"])[0], sequence))
+    return records
+
+
+def _usable(named: Iterable[tuple[str, Protein]], complaints: dict[str, None]) -> Iterator[Protein]:
+    from .models.protein import Protein
+    from .models.residues import clean_sequence
+
+    for name, protein in named:
+        try:
+            yield Protein(protein.id, clean_sequence(protein.sequence or "", name))
+        except ValueError as error:
+            complaints[str(error)] = None
+
+
+def _load_pipeline(model: str | None, trust_remote_code: bool) -> Any:
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    build: Any = pipeline  # its overloads list the tasks of transformers alone
+    pipe = build("protein-alignment", model=model, trust_remote_code=trust_remote_code)
+    if pipe.model.config.model_type != "plasma":
+        _fail(f"--model {model} is a {pipe.model.config.model_type} model; give a PLASMA model")
+    if pipe.model.backbone is None or pipe.processor is None:
+        _fail(
+            f"--model {model} is a head that takes residue embeddings; give a model saved together "
+            "with its backbone and processor"
+        )
+    return pipe
+
+
+def _opened(output: Path | None) -> AbstractContextManager[TextIO]:
+    return output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout)
+
+
+def _with_progress(pairs: Iterator[Any], count: int, file: TextIO) -> Iterable[Any]:
+    """Show progress where somebody watches, and where it does not mix with the results."""
+    from tqdm import tqdm
+
+    quiet = count == 1 or file.isatty() or not sys.stderr.isatty()
+    return tqdm(pairs, total=count, unit="pair", disable=quiet)
+
+
+def _write(
+    pairs: Iterable[Any], form: Format, file: TextIO, min_score: float, plot: Path | None
+) -> bool:
+    """Write results as they come; say whether every pair has one."""
+    complete = True
+    file.write(form.head)
+    for (query, candidate), result in pairs:
+        if "error" in result:
+            _report(f"{query.id} and {candidate.id}: {result['error']}")
+            complete = False
+            continue
+        if result["score"] >= min_score:
+            file.write(form.render(AlignedPair(query, candidate, result)))
+            file.flush()
+        if plot:
+            from .plot import plot_plan
+
+            plot_plan(result["plan"], result["segments"], query.id, candidate.id, plot)
+    return complete
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what the library says of bad input into one line and exit code 2."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader has seen enough; typer ends quietly
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _fail(str(error))
+
+
+def _report(message: str) -> None:
+    typer.echo(f"plasma-hf: {' '.join(message.split())}", err=True)
+
+
+def _fail(message: str) -> NoReturn:
+    _report(message)
+    raise typer.Exit(2)

@@ -1,0 +1,159 @@
+"""Configuration of PLASMA."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .configuration_substitution import SubstitutionConfig
+
+PIPELINES = {
+    "protein-alignment": {
+        "impl": "pipeline_protein_alignment.ProteinAlignmentPipeline",
+        "pt": ("AutoModel",),
+        "type": "text",
+    }
+}
+"""What a saved folder offers to `pipeline(...)` where this package is not installed."""
+
+
+@strict
+class PlasmaConfig(PreTrainedConfig):
+    """Configure a PLASMA head and, optionally, the backbone under it.
+
+    Args:
+        embedding_size: Width of a residue embedding; a backbone's width replaces it. None lets
+            the parameter-free head take any width.
+        head: "lrl" learns a projection before the hinge cost; "hinge" has no parameter
+            (PLASMA-PF).
+        head_size: Width of the learnt projection.
+        normalize: Layer-normalise embeddings before the cost; read by the "hinge" head alone.
+        kernel_scale: What multiplies the cost in the exponent. The JSON of the released heads
+            calls it "temperature", the paper its inverse tau.
+        n_iters: Sinkhorn iterations of the published form.
+        tol: Iterate to this tolerance instead, see `sinkhorn`.
+        max_iters: Where the converged form stops at the latest.
+        eps: Slack of a residue; staying unmatched costs `-log(eps)` in the exponent.
+        domain: "linear" or "log"; the second is for an eps near the smallest float.
+        support_rounds: Rounds in which the plan is solved again with support from the diagonal;
+            they shape the plan, the score is read from the plan without them.
+        support_window: Residues to each side whose matches count as support.
+        support_gap: Insertions and deletions that support tolerates.
+        support_weight: Bonus in the exponent for a pair with perfect support.
+        score_form: "published", "soft" (gradient through every part) or "mass" (matched share of
+            the shorter protein).
+        threshold: Plan entry above which residues count as matched.
+        diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
+        softness: Width of the gates of the soft score.
+        score_loss_form: "published", "probability" or "affine", see `score_loss`.
+        label_match_weight: Weight of the label match loss beside the score loss.
+        plm_config: The backbone's configuration in full, or as a dict, or None for a head that
+            takes ready embeddings.
+        plm_name_or_path: Where the backbone's weights come from.
+        plm_revision: Which revision of them.
+        released_metadata: What a released head says of itself (`metadata.json`).
+
+    Example:
+        >>> PlasmaConfig(embedding_size=1280).tau
+        10.0
+    """
+
+    model_type = "plasma"
+    sub_configs = {"plm_config": AutoConfig}
+
+    embedding_size: int | None = 1280
+    head: Literal["lrl", "hinge"] = "lrl"
+    head_size: int = 512
+    normalize: bool = True
+    kernel_scale: float | int = 0.1
+    n_iters: int = 20
+    tol: float | None = None
+    max_iters: int = 2000
+    eps: float | int = 1e-8
+    domain: Literal["linear", "log"] = "linear"
+    support_rounds: int = 0
+    support_window: int = 25
+    support_gap: int = 3
+    support_weight: float | int = 16.0
+    score_form: Literal["published", "soft", "mass"] = "published"
+    threshold: float | int = 0.5
+    diagonal_window: int = 10
+    softness: float | int = 0.05
+    score_loss_form: Literal["published", "probability", "affine"] = "published"
+    label_match_weight: float | int = 1.0
+    plm_config: dict[str, Any] | PreTrainedConfig | None = None
+    plm_name_or_path: str | None = None
+    plm_revision: str | None = None
+    released_metadata: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Resolve the backbone's configuration and check the rest."""
+        custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
+        if isinstance(self.plm_config, dict):
+            self.plm_config = backbone_config(self.plm_config)
+        if self.plm_config is not None:
+            self.embedding_size = backbone_width(self.plm_config)
+        self._check_ranges()
+        super().__post_init__(**kwargs)
+        # As remote code, the folder's own pipeline is the one to use; installed, the package's.
+        if __name__.startswith("transformers_modules"):
+            self.custom_pipelines = custom_pipelines
+
+    @property
+    def tau(self) -> float:
+        """Entropic temperature of the paper, the inverse of `kernel_scale`."""
+        return 1 / self.kernel_scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field, and the pipelines that a saved folder offers."""
+        return super().to_dict() | {"custom_pipelines": PIPELINES}
+
+    def _check_ranges(self) -> None:
+        if self.embedding_size is None and self.head == "lrl":
+            raise ValueError(
+                'head="lrl" learns a projection and needs to know embedding_size; give the width '
+                'of your residue embeddings, or head="hinge" for any width.'
+            )
+        positive = ("head_size", "kernel_scale", "n_iters", "max_iters", "eps", "softness")
+        not_negative = ("support_rounds", "support_window", "support_gap", "diagonal_window")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
+        for name in not_negative:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
+
+
+def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """Build a backbone's configuration from its fields; `model_type` says which class.
+
+    Raises:
+        ValueError: If neither transformers nor this folder knows the model type.
+    """
+    model_type = fields.get("model_type")
+    if model_type == SubstitutionConfig.model_type:
+        return SubstitutionConfig(**{k: v for k, v in fields.items() if k != "model_type"})
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
+            "configuration of a backbone, for example EsmConfig(...) or "
+            "AutoConfig.from_pretrained('facebook/esm2_t6_8M_UR50D')."
+        )
+    return CONFIG_MAPPING[model_type](**{k: v for k, v in fields.items() if k != "model_type"})
+
+
+def backbone_width(config: PreTrainedConfig) -> int:
+    """Return the width of the residue embeddings of a backbone.
+
+    Raises:
+        ValueError: If the configuration names no width.
+    """
+    for name in ("hidden_size", "d_model", "embed_dim"):
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    raise ValueError(
+        f"{type(config).__name__} names no width (hidden_size, d_model or embed_dim); "
+        "is it the configuration of an encoder?"
+    )

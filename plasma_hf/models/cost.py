@@ -1,0 +1,37 @@
+"""The hinge cost of matching a query residue with a candidate residue."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
+    """Sum over channels what the query residue has in excess of the candidate residue.
+
+    `C_ij = sum_k relu(q_ik - c_jk)`, which equals half of `|q_i - c_j|_1 + sum q_i - sum c_j`;
+    the second form needs no `(query_residues, candidate_residues, channels)` intermediate.
+
+    Args:
+        query: Projected query residues, `(batch, query_residues, channels)`.
+        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
+
+    Returns:
+        The cost, `(batch, query_residues, candidate_residues)`, in float32 or wider.
+
+    Source: PLASMA (ICLR 2026), the hinge cost.
+
+    Example:
+        >>> q, c = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[1.0, 5.0], [3.0, 0.0]]])
+        >>> hinge_cost(q, c)
+        tensor([[[2., 0.]]])
+    """
+    query, candidate = _at_least_float32(query), _at_least_float32(candidate)
+    distance = torch.cdist(query, candidate, p=1.0)
+    excess = query.sum(-1).unsqueeze(-1) - candidate.sum(-1).unsqueeze(-2)
+    return (distance + excess) / 2
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    # cdist has no kernel for half precision on a CPU, and costs of some hundreds need the bits.
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

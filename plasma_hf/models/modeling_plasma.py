@@ -1,0 +1,440 @@
+"""PLASMA: residue embeddings of two proteins in, an alignment plan and one score out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_plasma import PlasmaConfig, backbone_width
+from .cost import hinge_cost
+from .losses import label_match_loss, score_loss
+from .modeling_substitution import SubstitutionModel
+from .released_heads import read_released_head, write_released_head
+from .score import matched_mass, published_score, soft_score
+from .sinkhorn import log_kernel, sinkhorn
+from .support import supported_plan
+
+if TYPE_CHECKING:
+    # Files named by an import travel with a saved model: the folder then has its pipeline.
+    from .pipeline_protein_alignment import ProteinAlignmentPipeline  # noqa: F401
+
+ENCODERS_OF_TEXT = ("t5", "mt5", "umt5")
+"""Model types whose AutoModel has a decoder as well; only their encoder is wanted."""
+
+
+@dataclass
+class PlasmaOutput(ModelOutput):
+    """What PLASMA says about a batch of pairs.
+
+    Args:
+        loss: Score loss plus weighted label match loss, given the labels for them.
+        scores: One score in [0, 1] a pair, `(batch,)`.
+        plan: `(batch, query_residues, candidate_residues)`, with `return_plan=True`.
+        cost: Same shape, with `return_plan=True`; what the kernel is made of.
+        score_loss: The part of the loss that comes from pair labels.
+        label_match_loss: The part that comes from site labels, unweighted.
+    """
+
+    loss: Tensor | None = None
+    scores: Tensor | None = None
+    plan: Tensor | None = None
+    cost: Tensor | None = None
+    score_loss: Tensor | None = None
+    label_match_loss: Tensor | None = None
+
+
+class LearnedProjection(nn.Module):
+    """Project residue embeddings, `LayerNorm(W2 relu(W1 h + b1) + b2)`: the head "lrl"."""
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.hidden = nn.Linear(config.embedding_size, config.head_size)
+        self.output = nn.Linear(config.head_size, config.head_size)
+        self.norm = nn.LayerNorm(config.head_size)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Project `(..., hidden)` to `(..., head_size)`."""
+        return self.norm(self.output(torch.relu(self.hidden(embeddings))))
+
+
+class LayerNormalization(nn.Module):
+    """Normalise residue embeddings and learn nothing: the head "hinge", PLASMA-PF."""
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Remember whether to normalise at all."""
+        super().__init__()
+        self.normalize = config.normalize
+        # transformers saves, loads and places a model by its parameters, and wants to see one.
+        self.placeholder = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return `(..., hidden)` as it came in shape."""
+        if not self.normalize:
+            return embeddings
+        return nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+
+
+HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization}
+
+
+class PlasmaModel(PreTrainedModel):
+    """Align two proteins by optimal transport between their residue embeddings.
+
+    The model is a head, and takes ready embeddings, or a head over a backbone, and takes token
+    ids as well. A pair's score, plan and loss do not depend on its batch nor on padding.
+
+    Source: PLASMA (ICLR 2026).
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = PlasmaModel(PlasmaConfig(embedding_size=64, head="hinge"))
+        >>> protein = torch.randn(1, 30, 64)
+        >>> out = model(protein, protein[:, 5:20], return_plan=True)
+        >>> out.plan.shape, out.scores.shape
+        (torch.Size([1, 30, 15]), torch.Size([1]))
+    """
+
+    config_class = PlasmaConfig
+    base_model_prefix = "plasma"
+    main_input_name = "query_embeddings"
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
+    _keep_in_fp32_modules_strict = {"alignment_head", "score_affine"}
+    _no_split_modules: list[str] = []
+    _supports_sdpa = True
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Build the head, and the backbone if the configuration has one."""
+        super().__init__(config)
+        self.backbone = None if config.plm_config is None else build_backbone(config.plm_config)
+        self.alignment_head = HEADS[config.head](config)
+        if config.score_loss_form == "affine":
+            self.score_affine = nn.Parameter(torch.tensor([10.0, -5.0]))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            # PyTorch's own defaults, with which the released heads were trained.
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LayerNormalization):
+            init.zeros_(module.placeholder)
+        elif isinstance(module, PlasmaModel) and hasattr(module, "score_affine"):
+            init.copy_(module.score_affine, torch.tensor([10.0, -5.0]))
+
+    @classmethod
+    def from_upstream(
+        cls,
+        repo_or_dir: str | Path,
+        task: str | None = None,
+        backbone: str | None = None,
+        revision: str | None = None,
+    ) -> PlasmaModel:
+        """Load a released PLASMA head as a head-only model.
+
+        Args:
+            repo_or_dir: Hub id, or a folder with `weights/{task}/{backbone}/`, or that inner
+                folder itself.
+            task: "active_site", "binding_site" or "motif".
+            backbone: For example "esm2_t33_650M_UR50D".
+            revision: Commit, branch or tag on the Hub.
+
+        Raises:
+            FileNotFoundError: If there is no such head; the message lists those that are there.
+            ValueError: If the files are no released head.
+        """
+        fields, state = read_released_head(repo_or_dir, task, backbone, revision)
+        model = cls(PlasmaConfig(**fields))
+        model.load_state_dict(state, strict=fields["head"] == "lrl")
+        return model.eval()
+
+    def save_upstream(self, folder: str | Path) -> Path:
+        """Write the head in the layout of the released heads and return the folder it is in."""
+        state = self.alignment_head.state_dict(prefix="alignment_head.")
+        return write_released_head(self.config, state, Path(folder))
+
+    def attach_backbone(self, backbone: PreTrainedModel, name: str | None = None) -> PlasmaModel:
+        """Put a backbone under a head-only model, so that it takes token ids.
+
+        Args:
+            backbone: An encoder with one vector a token.
+            name: Its Hub id or folder; kept in the configuration.
+
+        Raises:
+            ValueError: If the head was made for another width or another backbone.
+        """
+        width = backbone_width(backbone.config)
+        if self.config.embedding_size not in (None, width):
+            raise ValueError(
+                f"this head takes residue embeddings of width {self.config.embedding_size}, "
+                f"{type(backbone).__name__} gives {width}; attach the backbone the head was made "
+                f"for, or make a head with PlasmaConfig(embedding_size={width})."
+            )
+        name = name or getattr(backbone.config, "name_or_path", None) or None
+        made_for = self.config.plm_name_or_path
+        if made_for and name and Path(made_for).name != Path(name).name:
+            raise ValueError(
+                f"this head was made for the backbone {made_for!r}, not for {name!r}; load "
+                f"{made_for!r}, or train a head on {name!r}."
+            )
+        self.backbone, self.config.plm_config = backbone, backbone.config
+        self.config.embedding_size, self.config.plm_name_or_path = width, made_for or name
+        return self
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None, residue_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the backbone and keep the residues alone.
+
+        Args:
+            input_ids: `(batch, tokens)`.
+            attention_mask: True at every token that is no padding; None if there is none.
+            residue_mask: True at tokens that are residues; None if all attended ones are.
+
+        Returns:
+            Embeddings `(batch, residues, hidden)`, padded with zeros, and their residue mask.
+        """
+        if self.backbone is None:
+            raise ValueError(
+                "this model is a head without a backbone and takes no token ids; pass "
+                "query_embeddings and candidate_embeddings, or attach one with "
+                "model.attach_backbone(backbone)."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if residue_mask is None:
+            residue_mask = attention_mask
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        hidden, kept = output.last_hidden_state, residue_mask.bool()
+        residues = [row[mask] for row, mask in zip(hidden, kept, strict=True)]
+        count = kept.sum(-1, keepdim=True)
+        mask = torch.arange(int(count.max()), device=hidden.device) < count
+        return pad_sequence(residues, batch_first=True), mask
+
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
+        wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        return self.alignment_head(wide)
+
+    def forward(
+        self,
+        query_embeddings: Tensor | None = None,
+        candidate_embeddings: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        candidate_mask: Tensor | None = None,
+        query_input_ids: Tensor | None = None,
+        candidate_input_ids: Tensor | None = None,
+        query_attention_mask: Tensor | None = None,
+        candidate_attention_mask: Tensor | None = None,
+        query_site_labels: Tensor | None = None,
+        candidate_site_labels: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_plan: bool = False,
+        return_dict: bool | None = None,
+    ) -> PlasmaOutput | tuple[Tensor, ...]:
+        """Align a batch of pairs.
+
+        Each side comes as embeddings, or as token ids with a backbone. Masks are True (or 1) at
+        residues; `None` means that every position is one.
+
+        Args:
+            query_embeddings: `(batch, query_residues, hidden)`, any floating dtype.
+            candidate_embeddings: `(batch, candidate_residues, hidden)`.
+            query_mask: `(batch, query_residues)`, or over tokens with `query_input_ids`.
+            candidate_mask: The same for the candidate.
+            query_input_ids: `(batch, query_tokens)`.
+            candidate_input_ids: `(batch, candidate_tokens)`.
+            query_attention_mask: `(batch, query_tokens)`.
+            candidate_attention_mask: `(batch, candidate_tokens)`.
+            query_site_labels: 0/1 a residue, `(batch, query_residues)`.
+            candidate_site_labels: 0/1 a residue, `(batch, candidate_residues)`.
+            labels: 1 where the two share a site, `(batch,)`.
+            return_plan: Return plan and cost too.
+            return_dict: Return a `PlasmaOutput` (default) or a tuple.
+
+        Raises:
+            ValueError: If a side is missing or given twice, or shapes do not fit together.
+        """
+        query, query_mask = self._side(
+            "query", query_embeddings, query_mask, query_input_ids, query_attention_mask
+        )
+        candidate, candidate_mask = self._side(
+            "candidate",
+            candidate_embeddings,
+            candidate_mask,
+            candidate_input_ids,
+            candidate_attention_mask,
+        )
+        if len(query) != len(candidate):
+            raise ValueError(
+                f"{len(query)} queries and {len(candidate)} candidates; give as many of each."
+            )
+        # Costs of some hundreds, exponentiated, do not survive half precision.
+        with torch.autocast(query.device.type, enabled=False):
+            cost, first_plan, plan = self._plan(query, candidate, query_mask, candidate_mask)
+            scores = self._score(first_plan, query, candidate, query_mask, candidate_mask)
+            pair_loss, site_loss = self._losses(
+                scores,
+                plan,
+                labels,
+                _masked_labels("query", query_site_labels, query_mask),
+                _masked_labels("candidate", candidate_site_labels, candidate_mask),
+            )
+        parts = [
+            *([] if pair_loss is None else [pair_loss]),
+            *([] if site_loss is None else [self.config.label_match_weight * site_loss]),
+        ]
+        output = PlasmaOutput(
+            loss=torch.stack(parts).sum() if parts else None,
+            scores=scores,
+            plan=plan if return_plan else None,
+            cost=cost if return_plan else None,
+            score_loss=pair_loss,
+            label_match_loss=site_loss,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _side(
+        self,
+        side: str,
+        embeddings: Tensor | None,
+        mask: Tensor | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return embeddings (zero where masked) and residue mask of one side of the pairs."""
+        if (embeddings is None) == (input_ids is None):
+            raise ValueError(
+                f"give the {side} either as {side}_embeddings or as {side}_input_ids"
+                + (", not as both." if embeddings is not None else "; neither is here.")
+            )
+        if embeddings is None:
+            embeddings, mask = self.embed(input_ids, attention_mask, mask)
+        elif mask is None:
+            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        self._check_side(side, embeddings, mask)
+        mask = mask.bool()
+        wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        return wide.masked_fill(~mask.unsqueeze(-1), 0.0), mask
+
+    def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:
+        width = self.config.embedding_size
+        if embeddings.ndim != 3 or not embeddings.is_floating_point():
+            raise ValueError(
+                f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
+                "floating point numbers of shape (batch, residues, hidden)."
+            )
+        if width is not None and embeddings.shape[-1] != width:
+            raise ValueError(
+                f"{side}_embeddings has width {embeddings.shape[-1]}, this head takes {width}; "
+                "use the backbone the head was made for, or a head made for this backbone."
+            )
+        if mask.shape != embeddings.shape[:2]:
+            raise ValueError(
+                f"{side}_mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
+                "(batch, residues), True at residues."
+            )
+
+    def _plan(
+        self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the cost, the plan without support and the plan with it."""
+        config = self.config
+        if query.shape[-1] != candidate.shape[-1]:
+            raise ValueError(
+                f"query embeddings have width {query.shape[-1]}, candidate embeddings "
+                f"{candidate.shape[-1]}; embed both with the same backbone."
+            )
+        cost = hinge_cost(self.project(query), self.project(candidate))
+        kernel = log_kernel(cost, config.kernel_scale, query_mask, candidate_mask)
+
+        def solve(kernel: Tensor) -> Tensor:
+            return sinkhorn(
+                kernel,
+                query_mask,
+                candidate_mask,
+                eps=config.eps,
+                n_iters=config.n_iters,
+                tol=config.tol,
+                max_iters=config.max_iters,
+                domain=config.domain,
+            )
+
+        first_plan = solve(kernel)
+        plan = supported_plan(
+            solve,
+            kernel,
+            first_plan,
+            rounds=config.support_rounds,
+            window=config.support_window,
+            gap=config.support_gap,
+            weight=config.support_weight,
+        )
+        return cost, first_plan, plan
+
+    def _score(
+        self,
+        plan: Tensor,
+        query: Tensor,
+        candidate: Tensor,
+        query_mask: Tensor,
+        candidate_mask: Tensor,
+    ) -> Tensor:
+        config = self.config
+        if config.score_form == "mass":
+            return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)
+        options = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
+        if config.score_form == "soft":
+            options["softness"] = config.softness
+        form = soft_score if config.score_form == "soft" else published_score
+        return form(plan, query, candidate, query_mask, candidate_mask, **options)
+
+    def _losses(
+        self,
+        scores: Tensor,
+        plan: Tensor,
+        labels: Tensor | None,
+        query_site_labels: Tensor | None,
+        candidate_site_labels: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        pair_loss = site_loss = None
+        if labels is not None:
+            affine = getattr(self, "score_affine", None)
+            pair_loss = score_loss(scores, labels, self.config.score_loss_form, affine)
+        if query_site_labels is not None and candidate_site_labels is not None:
+            site_loss = label_match_loss(plan, query_site_labels, candidate_site_labels, labels)
+        return pair_loss, site_loss
+
+
+def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build an untrained backbone from its configuration."""
+    if config.model_type == SubstitutionModel.config_class.model_type:
+        return SubstitutionModel(config)
+    if config.model_type in ENCODERS_OF_TEXT:
+        return AutoModelForTextEncoding.from_config(config)
+    return AutoModel.from_config(config)
+
+
+def _masked_labels(side: str, labels: Tensor | None, mask: Tensor) -> Tensor | None:
+    """Return site labels with 0 at padding, whatever the collator put there (-100, say)."""
+    if labels is None:
+        return None
+    if labels.shape != mask.shape:
+        raise ValueError(
+            f"{side}_site_labels has shape {tuple(labels.shape)}; give {tuple(mask.shape)}, one "
+            "0 or 1 for each residue."
+        )
+    return labels.masked_fill(~mask, 0)

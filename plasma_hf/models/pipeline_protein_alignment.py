@@ -1,0 +1,235 @@
+"""`pipeline("protein-alignment")`: two proteins in, corresponding residues out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Pipeline
+
+from .alignment import find_segments
+from .processing_plasma import PlasmaProcessor
+from .protein import Protein, read_protein
+
+READ_AHEAD = 16
+"""Batches that are looked at together, so that pairs of like length share a batch."""
+
+SIDES = ("query", "candidate")
+
+
+class ProteinAlignmentPipeline(Pipeline):
+    """Align pairs of proteins.
+
+    A pair is `{"query": ..., "candidate": ...}` or a 2-tuple; each side a sequence, a path (FASTA,
+    PDB, mmCIF) or residue embeddings. One pair gives one result; a list or `datasets.Dataset` a
+    list; a generator or a streamed data set an iterator, so that nothing piles up.
+
+    A result is `{"score": float, "segments": [...]}`, each segment with `query_start`,
+    `query_end`, `candidate_start`, `candidate_end` (0-based, ends exclusive), `score` and `pairs`,
+    a list of `[query index, candidate index, plan weight]`.
+
+    Call with, or build with:
+        return_plan: Add `"plan"`, a tensor `(query_residues, candidate_residues)`.
+        threshold: Plan weight above which residues are aligned; the model's own by default.
+        max_gap: Residues a segment may leave out between two pairs.
+        min_pairs: Pairs that make a segment.
+        on_error: "raise", or "report" to get `{"error": message}` for a bad pair and go on.
+        batch_size: Pairs computed together; results do not depend on it.
+
+    Example:
+        >>> from transformers import pipeline
+        >>> import plasma_hf
+        >>> align = pipeline("protein-alignment")
+        >>> result = align(("MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"))
+        >>> segment = result["segments"][0]
+        >>> segment["query_start"], segment["query_end"], segment["candidate_start"]
+        (3, 20, 0)
+    """
+
+    _load_processor = None  # a head alone has none, and takes embeddings
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build the pipeline; a substitution encoder brings its own processor."""
+        super().__init__(*args, **kwargs)
+        backbone = getattr(self.model.config, "plm_config", None)
+        if self.processor is None and getattr(backbone, "model_type", "") == "substitution_window":
+            self.processor = PlasmaProcessor()
+
+    def _sanitize_parameters(
+        self,
+        return_plan: bool | None = None,
+        threshold: float | None = None,
+        max_gap: int | None = None,
+        min_pairs: int | None = None,
+        on_error: str | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if on_error not in (None, "raise", "report"):
+            raise ValueError(f"on_error={on_error!r}; accepted are 'raise' and 'report'.")
+        given = {"threshold": threshold, "max_gap": max_gap, "min_pairs": min_pairs}
+        post = {name: value for name, value in given.items() if value is not None}
+        if return_plan is not None:
+            post["return_plan"] = return_plan
+        return ({} if on_error is None else {"on_error": on_error}), {}, post
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Align one pair or many; see the class."""
+        if args:
+            raise TypeError(
+                "give a pair as one argument: pipe((query, candidate)) or "
+                'pipe({"query": query, "candidate": candidate}).'
+            )
+        if isinstance(inputs, tuple | Mapping):
+            return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, str | Path | Tensor):
+            raise TypeError(
+                f"{type(inputs).__name__} is one protein, and an alignment needs two: "
+                "pipe((query, candidate))."
+            )
+        if not isinstance(inputs, Iterable):
+            raise TypeError(
+                f"cannot align a {type(inputs).__name__}; give a pair (query, candidate), a list "
+                "or generator of pairs, or a datasets.Dataset with columns query and candidate."
+            )
+        lazily = super().__call__((pair for pair in inputs), **kwargs)
+        return list(lazily) if hasattr(inputs, "__len__") else lazily
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Any],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one result a pair, in order, computed in batches of like length."""
+        prepared = (self.preprocess(pair, **preprocess_params) for pair in inputs)
+        ahead = batch_size * READ_AHEAD if batch_size > 1 else 1
+        while window := list(islice(prepared, ahead)):
+            results: dict[int, dict[str, Any]] = {}
+            good = [i for i, pair in enumerate(window) if "error" not in pair]
+            good.sort(key=lambda i: [len_of(window[i][side]) for side in SIDES])
+            for start in range(0, len(good), batch_size):
+                chosen = good[start : start + batch_size]
+                outputs = self.forward([window[i] for i in chosen], **forward_params)
+                for i, output in zip(chosen, outputs, strict=True):
+                    results[i] = self.postprocess(output, **postprocess_params)
+            yield from (results.get(i, pair) for i, pair in enumerate(window))
+
+    def run_single(self, inputs: Any, *params: dict[str, Any]) -> dict[str, Any]:
+        """Align one pair."""
+        return next(self.get_iterator([inputs], 0, 1, *params))
+
+    def preprocess(self, pair: Any, on_error: str = "raise") -> dict[str, Any]:
+        """Read one pair as `{"query": Protein, "candidate": Protein}`."""
+        try:
+            sides = dict(zip(SIDES, self._split(pair), strict=True))
+            return {side: self._read(value, side) for side, value in sides.items()}
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if on_error == "raise":
+                raise
+            return {"error": str(error)}
+
+    def _forward(self, pairs: list[dict[str, Protein]], **_: Any) -> list[dict[str, Any]]:
+        embedded = {side: self._embed([pair[side] for pair in pairs]) for side in SIDES}
+        inputs = {}
+        for side, rows in embedded.items():
+            lengths = torch.tensor([len(row) for row in rows], device=self.device)
+            inputs[f"{side}_embeddings"] = pad_sequence(rows, batch_first=True)
+            position = torch.arange(int(lengths.max()), device=self.device)
+            inputs[f"{side}_mask"] = position < lengths.unsqueeze(-1)
+        output = self.model(**inputs, return_plan=True)
+        shapes = zip(*(map(len, embedded[side]) for side in SIDES), strict=True)
+        return [
+            {"score": score, "plan": plan[:n, :m]}
+            for score, plan, (n, m) in zip(output.scores, output.plan, shapes, strict=True)
+        ]
+
+    def postprocess(
+        self,
+        output: dict[str, Tensor],
+        return_plan: bool = False,
+        threshold: float | None = None,
+        **options: int,
+    ) -> dict[str, Any]:
+        """Turn score and plan of one pair into its result."""
+        threshold = self.model.config.threshold if threshold is None else threshold
+        segments = find_segments(output["plan"], threshold, **options)
+        result = {
+            "score": float(output["score"]),
+            "segments": [segment.to_dict() for segment in segments],
+        }
+        return result | {"plan": output["plan"].clone()} if return_plan else result
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save model and processor in one folder that loads on its own."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory, **kwargs)
+
+    def _split(self, pair: Any) -> tuple[Any, Any]:
+        if isinstance(pair, Mapping):
+            missing = [side for side in SIDES if side not in pair]
+            if missing:
+                raise ValueError(
+                    f"a pair has no {' and no '.join(missing)}, only {sorted(map(str, pair))}; "
+                    'give {"query": ..., "candidate": ...}.'
+                )
+            return pair["query"], pair["candidate"]
+        if isinstance(pair, tuple | list) and len(pair) == 2:
+            return pair[0], pair[1]
+        size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+        raise ValueError(
+            f"a pair is a {type(pair).__name__}{size}; give (query, candidate) or "
+            '{"query": ..., "candidate": ...}.'
+        )
+
+    def _read(self, value: Any, side: str) -> Protein:
+        protein = read_protein(value, side)
+        width = self.model.config.embedding_size
+        if protein.embeddings is None:
+            if self.model.backbone is None or self.processor is None:
+                raise ValueError(
+                    f"{side} is a sequence, and this model is a head without a backbone (or "
+                    "without the processor of one); give residue embeddings "
+                    f"(residues, {width or 'hidden'}), or attach a backbone with "
+                    "model.attach_backbone(backbone) and pass processor=PlasmaProcessor(tokenizer)."
+                )
+        elif width is not None and protein.embeddings.shape[-1] != width:
+            raise ValueError(
+                f"{side} has residue embeddings of width {protein.embeddings.shape[-1]}, this "
+                f"model takes {width}; use the backbone the head was made for, or a head made for "
+                "this backbone."
+            )
+        return protein
+
+    def _embed(self, proteins: list[Protein]) -> list[Tensor]:
+        """Return residue embeddings `(residues, hidden)`; a repeated sequence is embedded once."""
+        sequences = list(dict.fromkeys(p.sequence for p in proteins if p.sequence is not None))
+        known: dict[str | None, Tensor] = {}
+        if sequences:
+            encoded = self.processor.encode(sequences)
+            on_device = {name: tensor.to(self.device) for name, tensor in encoded.items()}
+            hidden, mask = self.model.embed(
+                on_device["input_ids"], on_device["attention_mask"], on_device["mask"]
+            )
+            rows = (row[kept] for row, kept in zip(hidden, mask, strict=True))
+            known = dict(zip(sequences, rows, strict=True))
+        return [
+            known[p.sequence] if p.embeddings is None else p.embeddings.to(self.device).float()
+            for p in proteins
+        ]
+
+
+def len_of(protein: Protein) -> int:
+    """Count the residues of a protein, however it was given."""
+    return len(protein.sequence if protein.embeddings is None else protein.embeddings)

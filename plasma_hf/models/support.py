@@ -1,0 +1,58 @@
+"""Support rounds: let neighbouring residues that match speak for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .diagonal import diagonal_sums
+
+
+def diagonal_support(plan: Tensor, window: int, gap: int) -> Tensor:
+    """Measure how well the surroundings of a residue pair are aligned, between 0 and 1.
+
+    The mean of the plan over `window` steps along the diagonal in each direction, where each step
+    may look up to `gap` residues aside. It looks aside once along the query and once along the
+    candidate and averages both, so that support of (b, a) is the transpose of that of (a, b).
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        window: Steps to each side.
+        gap: Residues aside, the insertions and deletions that are tolerated.
+    """
+    kernel = 2 * gap + 1
+    along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
+    along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))
+    best = (along_candidate + along_query) / 2
+    return diagonal_sums(best, window, window) / (2 * window + 1)
+
+
+def supported_plan(
+    solve: Callable[[Tensor], Tensor],
+    log_kernel: Tensor,
+    plan: Tensor,
+    *,
+    rounds: int,
+    window: int,
+    gap: int,
+    weight: float | Tensor,
+) -> Tensor:
+    """Solve again, `rounds` times, with `weight * diagonal_support` added to the log-kernel.
+
+    A transport plan knows no order: a lone residue may match anywhere. Support prefers, among
+    equal matches, the one whose neighbours match as well.
+
+    Args:
+        solve: Turns a log-kernel into a plan.
+        log_kernel: `(batch, query_residues, candidate_residues)`.
+        plan: The plan without support, same shape.
+        rounds: How often to repeat; 0 returns `plan`.
+        window: See `diagonal_support`.
+        gap: See `diagonal_support`.
+        weight: Bonus in the exponent for a pair with perfect surroundings.
+    """
+    for _ in range(rounds):
+        plan = solve(log_kernel + weight * diagonal_support(plan, window, gap))
+    return plan

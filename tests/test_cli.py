@@ -1,0 +1,302 @@
+"""The command line as its users meet it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from plasma_hf import (
+    PlasmaConfig,
+    PlasmaModel,
+    PlasmaProcessor,
+    SubstitutionConfig,
+    __version__,
+)
+from plasma_hf.cli import FormatName, app
+from plasma_hf.formats import FIELDS, FORMATS, LEGEND
+
+ROOT = Path(__file__).parents[1]
+LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"
+FASTA = f">one first\n{LONG[:10]}\n{LONG[10:]}\n>two\nGGGPGGGPGGGP\n"
+BAD = f">fine\n{PART}\n>empty\n>digits\nMK7LA\n"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    backbone = SubstitutionConfig()
+    PlasmaModel(PlasmaConfig(head="hinge", kernel_scale=0.2, plm_config=backbone)).save_pretrained(
+        folder
+    )
+    PlasmaProcessor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def align(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run `plasma-hf align` in an empty folder with two FASTA files."""
+    monkeypatch.chdir(tmp_path)
+    Path("two.fasta").write_text(FASTA)
+    Path("bad.fasta").write_text(BAD)
+
+    def run(*words: str, stdin: str | bytes | None = None, model: str = checkpoint) -> Any:
+        return CliRunner().invoke(app, ["align", *words, "--model", model], input=stdin)
+
+    return run
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(text), delimiter="\t"))
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def one_line(result: Any) -> str:
+    """Check that a run failed as it should; return what it says."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("plasma-hf: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_two_sequences_as_text(align: Any) -> None:
+    result = align(LONG, PART)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert result.stdout.startswith(LEGEND)
+    assert "segment 1  query 4-20  candidate 1-17" in result.stdout
+    assert f"query      4 {LONG[3:20]} 20\n" in result.stdout
+
+
+def test_every_record_with_every_record(align: Any) -> None:
+    names = [("one", "one"), ("one", "two"), ("two", "one"), ("two", "two")]
+    table = rows(align("two.fasta", "two.fasta", "--format", "tsv").stdout)
+    assert list(dict.fromkeys((row["query"], row["candidate"]) for row in table)) == names
+    assert all(list(row) == list(FIELDS) for row in table)
+    [row] = [row for row in table if (row["query"], row["candidate"]) == ("one", "one")]
+    assert (row["query_start"], row["query_end"], row["identity"]) == ("1", "22", "1.0000")
+    [row] = [row for row in table if (row["query"], row["candidate"]) == ("one", "two")]
+    assert (row["segment"], row["residue_pairs"]) == ("", "")
+    results = objects(align("two.fasta", "two.fasta", "--format", "json").stdout)
+    assert [(r["query"], r["candidate"]) for r in results] == names
+    text = align("two.fasta", "two.fasta").stdout
+    assert text.count(LEGEND) == 1
+    assert text.count("\nscore ") == 4
+
+
+def test_json_is_the_result_of_the_pipeline(align: Any, checkpoint: str) -> None:
+    from transformers import pipeline
+
+    [read] = objects(align(LONG, PART, "--format", "json").stdout)
+    want = pipeline("protein-alignment", model=checkpoint)((LONG, PART))
+    assert {name: read[name] for name in want} == want
+    assert (read["query_length"], read["candidate_length"]) == (22, 17)
+
+
+def test_batch_size_changes_nothing(align: Any) -> None:
+    one, many = (
+        objects(align("two.fasta", "two.fasta", "-f", "json", "--batch-size", size).stdout)
+        for size in ("1", "8")
+    )
+    for left, right in zip(one, many, strict=True):
+        assert left["score"] == pytest.approx(right["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "names"),
+    [
+        (FASTA, ["one", "two"]),
+        (f"\n{LONG}\n\n{PART}\n", ["line2", "line4"]),
+        (f">\r\n{LONG}\r\n>b c\r\n{PART}\r\n", ["record1", "b"]),
+    ],
+    ids=["fasta", "bare", "windows"],
+)
+def test_standard_input(align: Any, stdin: str, names: list[str]) -> None:
+    queries = objects(align("-", PART, "-f", "json", stdin=stdin).stdout)
+    assert [r["query"] for r in queries] == names
+    candidates = objects(align(PART, "-", "-f", "json", stdin=stdin).stdout)
+    assert [r["candidate"] for r in candidates] == names
+    assert queries[0]["query_length"] == len(LONG)
+
+
+def test_named_record_and_gzip(align: Any) -> None:
+    [result] = objects(align("two.fasta:two", PART, "-f", "json").stdout)
+    assert result["query"] == "two"
+    with gzip.open("two.fa.gz", "wt") as file:
+        file.write(FASTA)
+    assert len(objects(align("two.fa.gz", PART, "-f", "json").stdout)) == 2
+
+
+def test_output_goes_to_a_file(align: Any) -> None:
+    result = align(LONG, PART, "-f", "tsv", "--output", "out.tsv")
+    assert (result.exit_code, result.output) == (0, "")
+    assert len(rows(Path("out.tsv").read_text())) == 1
+
+
+def test_bad_records_are_reported_and_the_rest_is_done(align: Any) -> None:
+    result = align("bad.fasta", "bad.fasta", "-f", "tsv")
+    assert result.exit_code == 2
+    assert [(row["query"], row["candidate"]) for row in rows(result.stdout)] == [("fine", "fine")]
+    empty, digits = result.stderr.splitlines()
+    assert empty.startswith("plasma-hf: bad.fasta: record 'empty' is empty")
+    assert digits.startswith("plasma-hf: bad.fasta: record 'digits' has the character '7' at posi")
+
+
+def test_nothing_usable(align: Any) -> None:
+    assert "query has the character '1'" in one_line(align("MKV1", PART))
+    assert "candidate is empty" in one_line(align(PART, ""))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no.fasta", PART], "there is no file 'no.fasta'"),
+        (["two.fasta:three", PART], "two.fasta has no record 'three'; it has: one, two."),
+        (["notes.txt", PART], "files are read by their ending, and '.txt' is not one of"),
+        (["-", "-"], "one of A and B can be '-'"),
+        (["-", PART], "standard input is empty"),
+        (["two.fasta", PART, "--plot", "plan.png"], "--plot draws one pair, and these are 2;"),
+        ([LONG, PART, "--plot", "no/plan.png"], "no/plan.png"),
+        ([LONG, PART, "--output", "no/out.tsv"], "no/out.tsv"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(align: Any, words: list[str], message: str) -> None:
+    result = align(*words)
+    if "no/plan.png" in words:  # the alignment itself is written before
+        assert result.exit_code == 2
+        assert message in result.stderr.strip().splitlines()[-1]
+    else:
+        assert message in one_line(result)
+
+
+def test_a_file_without_ending_is_no_sequence(align: Any) -> None:
+    Path("MKV").write_text(FASTA)
+    assert "files are read by their ending" in one_line(align("MKV", PART))
+
+
+def test_models_that_cannot_align(align: Any, tmp_path: Path) -> None:
+    one_line(align(LONG, PART, model="no/such/folder"))
+    PlasmaModel(PlasmaConfig(embedding_size=4, head="hinge")).save_pretrained(tmp_path / "head")
+    said = one_line(align(LONG, PART, model=str(tmp_path / "head")))
+    assert "is a head that takes residue embeddings" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--format", "xml"],
+        ["--threshold", "2"],
+        ["--max-gap", "-1"],
+        ["--min-pairs", "0"],
+        ["--batch-size", "0"],
+        ["--nonsense"],
+    ],
+)
+def test_bad_options(align: Any, words: list[str]) -> None:
+    result = align(LONG, PART, *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert words[0] in result.stderr
+
+
+def test_options_reach_the_alignment(align: Any) -> None:
+    assert objects(align(LONG, PART, "-f", "json", "--min-pairs", "18").stdout)[0]["segments"] == []
+    assert objects(align(LONG, PART, "-f", "json", "--threshold", "1").stdout)[0]["segments"] == []
+    names = [
+        r["candidate"]
+        for r in objects(align(LONG, "two.fasta", "-f", "json", "--min-score", "0.9").stdout)
+    ]
+    assert names == ["one"]
+
+
+def test_plot(align: Any) -> None:
+    pytest.importorskip("matplotlib")
+    result = align(LONG, PART, "--plot", "plan.png")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert Path("plan.png").stat().st_size > 5000
+
+
+def test_formats_are_those_of_the_library() -> None:
+    assert [name.value for name in FormatName] == list(FORMATS)
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"plasma-hf {__version__}\n"
+
+
+def help_examples() -> list[str]:
+    lines = CliRunner().invoke(app, ["align", "--help"]).stdout.replace("\\\n", "").splitlines()
+    return [line.strip() for line in lines if "plasma-hf align " in line and "Usage" not in line]
+
+
+@pytest.mark.parametrize("example", help_examples())
+def test_examples_of_the_help_run(align: Any, example: str) -> None:
+    if "--plot" in example:
+        pytest.importorskip("matplotlib")
+    shutil.copytree(ROOT / "demo", "demo", ignore=shutil.ignore_patterns("*.png"))
+    fed, _, command = example.rpartition(" | ")
+    stdin = fed.removeprefix("echo ") if fed else None
+    result = align(*shlex.split(command)[2:], stdin=stdin)
+    assert result.exit_code == 0, result.output
+    words = shlex.split(command)
+    written = [words[i + 1] for i, word in enumerate(words) if word in ("--plot", "--output")]
+    assert all(Path(name).stat().st_size > 100 for name in written)
+
+
+def test_help_has_examples() -> None:
+    assert len(help_examples()) == 4
+
+
+RUN = "from plasma_hf.cli import app; app(prog_name='plasma-hf')"
+
+
+def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
+    """Nothing but the result is said, and a reader that leaves early is no error to speak of."""
+    Path("many.fasta").write_text("".join(f">p{n}\n{LONG}\n" for n in range(30)))
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        "align",
+        "many.fasta",
+        "many.fasta",
+        "--model",
+        checkpoint,
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == LEGEND
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_cli_alone_does_not_import_torch() -> None:
+    """Help needs no torch; the package round the module is put aside to see it."""
+    code = (
+        "import sys, types; package = types.ModuleType('plasma_hf'); "
+        f"package.__path__ = [{str(ROOT / 'plasma_hf')!r}]; sys.modules['plasma_hf'] = package; "
+        "import plasma_hf.cli; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"}
