@@ -44,10 +44,10 @@ def main() -> int:
     align: Any = pipeline("protein-alignment", model=options.model)
     result = align((query, candidate), return_plan=True)
 
-    text = FORMATS["text"]
-    print(text.head + text.render(AlignedPair(query, candidate, result)))
-    expected = expected_pairs(query.sequence, candidate.sequence)
-    found = check_triad(expected, candidate.sequence, result["segments"])
+    pair, text = AlignedPair(query, candidate, result), FORMATS["text"]
+    print(text.head + text.render(pair), end="")
+    expected = expected_pairs(*pair.letters)
+    found = check_triad(expected, pair.letters[1], result["segments"])
     marks = [(i, j, name) for name, (i, j) in expected.items()]
     plot_plan(result["plan"], result["segments"], query.id, candidate.id, options.plot, marks)
     print(f"\nThe plan as a picture: {options.plot}")

@@ -202,7 +202,11 @@ def _load_pipeline(model: str | None, trust_remote_code: bool) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     build: Any = pipeline  # its overloads list the tasks of transformers alone
-    pipe = build("protein-alignment", model=model, trust_remote_code=trust_remote_code)
+    try:
+        pipe = build("protein-alignment", model=model, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, ImportError) as error:
+        given = f"--model {model}" if model else "the bundled model"
+        _fail(f"{given} cannot be loaded; give a folder or a Hub id of a PLASMA model. {error}")
     if pipe.model.config.model_type != "plasma":
         _fail(f"--model {model} is a {pipe.model.config.model_type} model; give a PLASMA model")
     if pipe.model.backbone is None or pipe.processor is None:

@@ -190,7 +190,8 @@ def test_a_file_without_ending_is_no_sequence(align: Any) -> None:
 
 
 def test_models_that_cannot_align(align: Any, tmp_path: Path) -> None:
-    one_line(align(LONG, PART, model="no/such/folder"))
+    said = one_line(align(LONG, PART, model="no/such/folder"))
+    assert "--model no/such/folder cannot be loaded; give a folder or a Hub id" in said
     PlasmaModel(PlasmaConfig(embedding_size=4, head="hinge")).save_pretrained(tmp_path / "head")
     said = one_line(align(LONG, PART, model=str(tmp_path / "head")))
     assert "is a head that takes residue embeddings" in said

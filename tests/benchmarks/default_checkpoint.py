@@ -1,0 +1,191 @@
+"""Choose, measure and write the default checkpoint: `python -m tests.benchmarks.default_checkpoint`.
+
+`scan` varies one setting at a time on pairs of seed 1, `figures` compares the default with the
+baselines on pairs of seed 2, `build` writes the checkpoint. The tables go to `results/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, PlasmaProcessor
+from plasma_hf.data import ProteinPair
+from plasma_hf.metrics import label_match_score, roc_auc
+from plasma_hf.models.configuration_substitution import SubstitutionConfig
+from tests.benchmarks.site_pairs import (
+    GAP_OPEN,
+    METHODS,
+    PairResult,
+    load_pairs,
+    run_baselines,
+    summary,
+    to_markdown,
+)
+
+RESULTS = Path(__file__).parent / "results"
+SCORE_FORMS = ("published", "soft", "mass")
+DEFAULT = {
+    "head": "hinge",
+    "kernel_scale": 0.2,
+    "score_form": "mass",
+    "support_rounds": 3,
+    "support_window": 25,
+    "support_gap": 3,
+    "support_weight": 16.0,
+}
+WINDOW = {"window": 10, "decay": 7.0}
+VARIATIONS: list[dict[str, float]] = [
+    {},
+    {"kernel_scale": 0.1},
+    {"kernel_scale": 0.15},
+    {"kernel_scale": 0.25},
+    {"kernel_scale": 0.3},
+    {"window": 5, "decay": 3.5},
+    {"window": 15, "decay": 10.0},
+    {"support_rounds": 0},
+    {"support_rounds": 1},
+    {"support_rounds": 2},
+    {"support_weight": 8.0},
+    {"support_weight": 32.0},
+    {"support_window": 12},
+    {"support_window": 50},
+    {"support_gap": 1},
+    {"support_gap": 6},
+    {"tol": 1e-3},
+]
+
+
+def build_model(**changes: float) -> PlasmaModel:
+    """Build the default model with some settings changed."""
+    encoder = WINDOW | {name: value for name, value in changes.items() if name in WINDOW}
+    head = DEFAULT | {name: value for name, value in changes.items() if name not in WINDOW}
+    return PlasmaModel(PlasmaConfig(plm_config=SubstitutionConfig(**encoder), **head)).eval()
+
+
+@torch.no_grad()
+def run_pair(model: PlasmaModel, pair: ProteinPair) -> tuple[dict[str, float], float, float]:
+    """Return the score in each form, the label match score (NaN if negative) and seconds."""
+    start = time.perf_counter()
+    encoded = PROCESSOR(query=pair.query.sequence, candidate=pair.candidate.sequence)
+    out = model(**encoded, return_plan=True)
+    seconds = time.perf_counter() - start
+    scores = {model.config.score_form: float(out.scores)}
+    match = np.nan
+    if pair.label:
+        labels = pair.query.site_labels, pair.candidate.site_labels
+        match = label_match_score(out.plan[0], *labels)
+    return scores, match, seconds
+
+
+@torch.no_grad()
+def score_in_all_forms(model: PlasmaModel, pair: ProteinPair) -> dict[str, float]:
+    """Score one pair in each form, from one plan."""
+    sides = [PROCESSOR.encode([s.sequence]) for s in (pair.query, pair.candidate)]
+    (query, query_mask), (candidate, candidate_mask) = (
+        model.embed(s["input_ids"], s["attention_mask"], s["mask"]) for s in sides
+    )
+    _, plan, _ = model._plan(query, candidate, query_mask, candidate_mask)
+    scores = {}
+    for form in SCORE_FORMS:
+        model.config.score_form = form
+        scores[form] = float(model._score(plan, query, candidate, query_mask, candidate_mask))
+    model.config.score_form = DEFAULT["score_form"]
+    return scores
+
+
+def scan(n: int = 100) -> str:
+    """Vary one setting at a time on `n + n` pairs of seed 1, half of the positives remote."""
+    pairs = load_pairs(1, n, n, n_low=n // 2, per="columns")
+    labels = [pair.label for pair in pairs]
+    lines = [
+        "| change | label match | ROC-AUC published | soft | mass | median ms |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for changes in tqdm(VARIATIONS, desc="variations"):
+        model = build_model(**changes)
+        runs = [run_pair(model, pair) for pair in pairs]
+        scores = [score_in_all_forms(model, pair) for pair in pairs]
+        areas = [roc_auc(labels, [s[form] for s in scores]) for form in SCORE_FORMS]
+        match = np.nanmean([match for _, match, _ in runs])
+        milliseconds = 1000 * np.median([seconds for *_, seconds in runs])
+        name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "(default)"
+        cells = (name, *(f"{value:.3f}" for value in (match, *areas)), f"{milliseconds:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figures(n: int = 600) -> str:
+    """Compare the default with the baselines on `n + n` pairs of seed 2, drawn in two ways."""
+    draws = {
+        "Positives as they come": 0,
+        "Half of the positives under 20 % identity": n // 2,
+    }
+    text = []
+    for title, n_low in draws.items():
+        pairs = load_pairs(2, n, n, n_low=n_low, per="columns")
+        model = PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT)
+        ours = [run_pair(model, pair) for pair in tqdm(pairs, desc=title)]
+        theirs = [run_baselines(pair) for pair in tqdm(pairs, desc="baselines")]
+        text += [f"### {title}", "", _table(ours, theirs), "", _speed(ours, theirs), ""]
+    return "\n".join(text).strip()
+
+
+def _table(ours: list, theirs: list[PairResult]) -> str:
+    scores = {"PLASMA-PF, default": [next(iter(s.values())) for s, _, _ in ours]}
+    matches = {"PLASMA-PF, default": [match for _, match, _ in ours]}
+    for name in METHODS:
+        scores[name] = [result.scores[name] for result in theirs]
+        if name in (*GAP_OPEN, "identity"):
+            matches[name] = [result.label_match.get(name, np.nan) for result in theirs]
+    labels = [result.label for result in theirs]
+    return to_markdown(summary(scores, matches, labels, [r.identity_columns for r in theirs]))
+
+
+def _speed(ours: list, theirs: list[PairResult]) -> str:
+    mine = np.median([seconds for *_, seconds in ours])
+    waterman = np.median([result.seconds["smith_waterman"] for result in theirs])
+    return (
+        f"Median time a pair: default {1000 * mine:.0f} ms (embedding, plan with support, score), "
+        f"Smith-Waterman {1000 * waterman:.1f} ms (score and traceback), "
+        f"ratio {mine / waterman:.1f}; one core."
+    )
+
+
+def build() -> str:
+    """Write the default checkpoint, without the code that the package has anyway."""
+    target = Path(DEFAULT_CHECKPOINT)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        build_model().save_pretrained(scratch)
+        PROCESSOR.save_pretrained(scratch)
+        for file in Path(scratch).iterdir():
+            if file.suffix != ".py":
+                shutil.copy(file, target / file.name)
+    for name in ("config.json", "processor_config.json"):
+        fields = json.loads((target / name).read_text())
+        for key in ("auto_map", "custom_pipelines"):
+            fields.pop(key, None)
+        (target / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    return f"wrote {target}"
+
+
+PROCESSOR = PlasmaProcessor()
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:] or ["scan", "figures"]
+    for step in wanted:
+        result = {"scan": scan, "figures": figures, "build": build}[step]()
+        print(result)
+        if step != "build":
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"default_checkpoint_{step}.md").write_text(result + "\n")

@@ -1,0 +1,58 @@
+"""Shared fixtures: no network, quiet transformers, golden data where it is, tiny models."""
+
+import os
+
+# Read at import of huggingface_hub, hence before anything else here.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import EsmConfig, EsmTokenizer, pipeline
+from transformers.utils import logging
+
+from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Folder of reference tensors computed with the original implementation."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("the golden tensors (../shared/data/golden) are not beside this clone")
+    return SHARED / "golden"
+
+
+@pytest.fixture(scope="session")
+def align():
+    """The default pipeline."""
+    return pipeline("protein-alignment")
+
+
+@pytest.fixture(scope="session")
+def tiny_esm(tmp_path_factory):
+    """A small random ESM under a learnt head, with a processor that adds special tokens."""
+    letters = "LAGVSERTIDPKQNFYMHWCXBUZO"
+    vocabulary = tmp_path_factory.mktemp("esm") / "vocab.txt"
+    vocabulary.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *letters, "<mask>"]))
+    torch.manual_seed(0)
+    backbone = EsmConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        position_embedding_type="rotary",
+        pad_token_id=1,
+        mask_token_id=29,
+    )
+    model = PlasmaModel(PlasmaConfig(plm_config=backbone, head_size=8)).eval()
+    return model, PlasmaProcessor(EsmTokenizer(str(vocabulary)))

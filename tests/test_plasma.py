@@ -1,0 +1,316 @@
+"""The model: the slow twin, invariance to batch and padding, extremes, scores, losses, backbones."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import T5Config
+
+from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
+from plasma_hf.models.losses import label_match_losses, score_loss
+from tests import reference
+
+WIDTH = 12
+FORMS = {
+    "published": {},
+    "soft": {"score_form": "soft"},
+    "mass": {"score_form": "mass", "support_rounds": 2, "support_window": 3, "support_gap": 1},
+    "converged": {"tol": 1e-4, "domain": "log"},
+    "linear converged": {"tol": 1e-4, "score_form": "soft"},
+}
+
+
+def make_model(head="hinge", **options):
+    torch.manual_seed(0)
+    options = {"kernel_scale": 1.0, "head_size": 16, "diagonal_window": 4} | options
+    return PlasmaModel(PlasmaConfig(embedding_size=WIDTH, head=head, **options)).eval()
+
+
+def make_pair(n, m, seed=0):
+    """Random proteins; the candidate begins with a noisy copy of the query's end."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(n, WIDTH, generator=generator)
+    candidate = torch.randn(m, WIDTH, generator=generator)
+    shared = min(n, m, 8)
+    candidate[:shared] = query[n - shared :] + 0.1 * candidate[:shared]
+    return {
+        "query_embeddings": query,
+        "candidate_embeddings": candidate,
+        "query_site_labels": (torch.rand(n, generator=generator) < 0.4).long(),
+        "candidate_site_labels": (torch.rand(m, generator=generator) < 0.4).long(),
+    }
+
+
+def collate(pairs, left=0, right=0):
+    """Pad pairs into one batch, rubbish at the padding, `left` and `right` positions more."""
+    batch = {}
+    for side in ("query", "candidate"):
+        longest = max(len(pair[f"{side}_embeddings"]) for pair in pairs)
+        shape = (len(pairs), left + longest + right)
+        embeddings = torch.full((*shape, WIDTH), 7.7)
+        labels = torch.full(shape, -100)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        for i, pair in enumerate(pairs):
+            at = slice(left, left + len(pair[f"{side}_embeddings"]))
+            embeddings[i, at] = pair[f"{side}_embeddings"]
+            labels[i, at] = pair[f"{side}_site_labels"]
+            mask[i, at] = True
+        batch |= {
+            f"{side}_embeddings": embeddings,
+            f"{side}_mask": mask,
+            f"{side}_site_labels": labels,
+        }
+    return batch
+
+
+def run(model, pairs, labels, **padding):
+    return model(**collate(pairs, **padding), labels=torch.tensor(labels), return_plan=True)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 20), (20, 20), (25, 9), (9, 25)])
+@torch.no_grad()
+def test_a_pair_is_what_the_slow_twin_says(n, m):
+    pair = make_pair(n, m)
+    out = run(make_model(), [pair], [1])
+    q, c = (pair[f"{side}_embeddings"].double().numpy() for side in ("query", "candidate"))
+    cost = reference.cost(reference.layer_norm(q), reference.layer_norm(c))
+    plan = reference.plan(cost, 1.0)
+    np.testing.assert_allclose(out.cost[0], cost, atol=1e-4)
+    np.testing.assert_allclose(out.plan[0], plan, atol=1e-5)
+    assert abs(float(out.scores) - reference.score(plan, q, c, window=4)) < 1e-5
+    labels = [pair[f"{side}_site_labels"].numpy() for side in ("query", "candidate")]
+    if labels[1].any():
+        wanted = reference.label_match_loss(plan, *labels)
+        assert abs(float(out.label_match_loss) - wanted) < 1e-5
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4),
+    form=st.sampled_from(sorted(FORMS)),
+    head=st.sampled_from(["hinge", "lrl"]),
+    left=st.integers(0, 4),
+    right=st.integers(0, 12),
+    data=st.data(),
+)
+@torch.no_grad()
+def test_a_pair_does_not_know_its_batch(shapes, form, head, left, right, data):
+    model = make_model(head, **FORMS[form])
+    pairs = [make_pair(n, m, seed) for seed, (n, m) in enumerate(shapes)]
+    order = data.draw(st.permutations(range(len(pairs))))
+    labels = [i % 2 for i in range(len(pairs))]
+    batch = run(
+        model, [pairs[i] for i in order], [labels[i] for i in order], left=left, right=right
+    )
+    losses = []
+    for place, i in enumerate(order):
+        n, m = shapes[i]
+        alone = run(model, [pairs[i]], [labels[i]])
+        assert abs(alone.scores[0] - batch.scores[place]) < 1e-5
+        inner = batch.plan[place, left : left + n, left : left + m]
+        assert (alone.plan[0] - inner).abs().max() < 1e-5
+        assert abs(batch.plan[place].sum() - inner.sum()) < 1e-6  # no mass elsewhere
+        losses.append((alone.score_loss, alone.label_match_loss, labels[i], pairs[i]))
+    assert abs(torch.stack([loss for loss, *_ in losses]).mean() - batch.score_loss) < 1e-5
+    counted = [lml for _, lml, y, p in losses if y and p["candidate_site_labels"].any()]
+    wanted = torch.stack(counted).mean() if counted else torch.tensor(0.0)
+    assert abs(wanted - batch.label_match_loss) < 1e-5
+
+
+def test_an_all_negative_batch_has_a_finite_loss():
+    model = make_model("lrl")
+    out = run(model, [make_pair(9, 12), make_pair(5, 5)], [0, 0])
+    assert out.loss.isfinite() and out.label_match_loss == 0
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_fully_masked_pairs_neither_spread_nor_score(form):
+    model = make_model("lrl", **FORMS[form])
+    batch = collate([make_pair(9, 12), make_pair(7, 7)])
+    batch["query_mask"][1] = False
+    out = model(**batch, labels=torch.tensor([1, 1]), return_plan=True)
+    assert out.plan[1].abs().sum() == 0 and out.scores[1] == 0
+    assert out.loss.isfinite() and out.plan.isfinite().all()
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", ["published", "soft", "mass", "converged"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2000), (2000, 1), (2000, 700)])
+@torch.no_grad()
+def test_lengths_1_and_2000(form, n, m):
+    options = FORMS[form] | ({"domain": "linear"} if form == "converged" else {})
+    out = run(make_model(**options), [make_pair(n, m)], [1])
+    assert out.plan.isfinite().all() and out.scores.isfinite().all() and 0 <= out.scores <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head", ["hinge", "lrl"])
+@torch.no_grad()
+def test_half_precision_embeddings(dtype, head):
+    pair, model = make_pair(30, 40), make_model(head)
+    batch = collate([pair])
+    exact = model(**batch).scores
+    for side in ("query", "candidate"):
+        batch[f"{side}_embeddings"] = batch[f"{side}_embeddings"].to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(**batch, return_plan=True)
+    assert out.plan.dtype == torch.float32 and out.plan.isfinite().all()
+    assert (out.scores - exact).abs().max() < 0.05
+    batch["query_embeddings"] = torch.full_like(batch["query_embeddings"], 6e4)
+    assert model(**batch).scores.isfinite().all()
+
+
+@torch.no_grad()
+def test_costs_that_underflow_give_an_empty_plan():
+    out = run(make_model(kernel_scale=1e6), [make_pair(12, 12)], [1])
+    assert out.plan.isfinite().all() and out.scores == 0
+
+
+@torch.no_grad()
+def test_the_soft_score_approaches_the_published_one():
+    pairs = [make_pair(20, 30), make_pair(15, 15, 1)]
+    hard = run(make_model(), pairs, [1, 1]).scores
+    gaps = []
+    for softness in (0.1, 0.01, 0.001):
+        soft = run(make_model(score_form="soft", softness=softness), pairs, [1, 1]).scores
+        gaps.append(float((soft - hard).abs().max()))
+    assert gaps[-1] < 1e-2 and gaps[-1] < gaps[0]
+
+
+def gradient_of_score_loss(form):
+    """Of a pair in which nothing reaches the threshold."""
+    model = make_model("lrl", kernel_scale=0.3, score_form=form)
+    generator = torch.Generator().manual_seed(3)
+    sides = {s: torch.randn(1, 20, WIDTH, generator=generator) for s in ("query", "candidate")}
+    out = model(**{f"{s}_embeddings": e for s, e in sides.items()}, labels=torch.tensor([1]))
+    out.loss.backward()
+    return float(model.alignment_head.output.weight.grad.norm())
+
+
+def test_gradient_reaches_an_unmatched_pair_through_the_soft_score_alone():
+    assert gradient_of_score_loss("published") == 0
+    assert gradient_of_score_loss("soft") > 0
+
+
+def test_support_of_swapped_proteins_is_the_transposed_plan():
+    model = make_model(tol=1e-6, support_rounds=2, support_window=3, support_gap=1, max_iters=9000)
+    pair = collate([make_pair(14, 18)])
+    sides = pair["query_embeddings"], pair["candidate_embeddings"]
+    plan = model(*sides, return_plan=True).plan
+    swapped = model(*sides[::-1], return_plan=True).plan
+    assert (plan - swapped.transpose(1, 2)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("score", "label", "wanted"), [(0, 1, 0.6931), (1, 1, 0.3133), (0, 0, 0.6931), (1, 0, 1.3133)]
+)
+def test_published_score_loss_values(score, label, wanted):
+    loss = score_loss(torch.tensor([float(score)]), torch.tensor([label]))
+    assert abs(float(loss) - wanted) < 1e-4
+
+
+def test_other_score_losses():
+    scores, labels = torch.tensor([1.0, 0.0]), torch.tensor([1, 0])
+    assert score_loss(scores, labels, "probability") < 1e-4
+    assert score_loss(scores, labels, "affine", torch.tensor([10.0, -5.0])) < 0.01
+    with pytest.raises(ValueError, match="scale and shift"):
+        score_loss(scores, labels, "affine")
+
+
+def test_label_match_is_a_recall_of_the_candidate():
+    plan = torch.eye(3)[None]
+    query, candidate = torch.tensor([[1, 0, 0]]), torch.tensor([[1, 1, 0]])
+    assert label_match_losses(plan, query, candidate).tolist() == [0.5]
+    assert label_match_losses(plan, query, torch.zeros_like(candidate)).tolist() == [0.0]
+
+
+def test_tokens_and_embeddings_agree_whatever_the_special_tokens(tiny_esm):
+    model, processor = tiny_esm
+    queries, candidates = ["MKTAYIAKQR", "GG"], ["MKTAYLAKQ", "ACDEFGHIKLMN"]
+    with torch.no_grad():
+        batch = model(**processor(query=queries, candidate=candidates), return_plan=True)
+        for i, (query, candidate) in enumerate(zip(queries, candidates, strict=True)):
+            alone = model(**processor(query=query, candidate=candidate), return_plan=True)
+            assert alone.plan.shape == (1, len(query), len(candidate))
+            assert abs(alone.scores[0] - batch.scores[i]) < 1e-5
+            block = batch.plan[i, : len(query), : len(candidate)]
+            assert (alone.plan[0] - block).abs().max() < 1e-5
+
+
+def test_saved_models_return_equal(tiny_esm, tmp_path):
+    model, processor = tiny_esm
+    model.save_pretrained(tmp_path)
+    again = PlasmaModel.from_pretrained(tmp_path)
+    batch = processor(query="MKTAYIAK", candidate="MKTAYLAK")
+    assert torch.equal(model(**batch).scores, again(**batch).scores)
+    assert again.config.to_dict() == PlasmaConfig.from_pretrained(tmp_path).to_dict()
+    affine = make_model("lrl", score_loss_form="affine")
+    affine.save_pretrained(tmp_path / "affine")
+    loaded = PlasmaModel.from_pretrained(tmp_path / "affine")
+    assert torch.equal(loaded.score_affine, affine.score_affine)
+
+
+def test_an_encoder_decoder_gives_its_encoder():
+    config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=30)
+    model = PlasmaModel(PlasmaConfig(plm_config=config, head_size=8))
+    ids = torch.tensor([[3, 4, 5]])
+    assert model(query_input_ids=ids, candidate_input_ids=ids).scores.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "neither is here"),
+        ({"query_embeddings": torch.ones(1, 3, 5)}, "has width 5, this head takes 12"),
+        ({"query_embeddings": torch.ones(3, WIDTH)}, r"\(batch, residues, hidden\)"),
+        ({"query_embeddings": torch.ones(1, 3, WIDTH, dtype=torch.long)}, "floating point"),
+        ({"query_input_ids": torch.ones(1, 3).long()}, "head without a backbone"),
+        ({"query_embeddings": torch.ones(2, 3, WIDTH)}, "2 queries and 1 candidates"),
+        (
+            {"query_embeddings": torch.ones(1, 3, WIDTH), "query_mask": torch.ones(1, 4)},
+            r"query_mask has shape \(1, 4\); give \(1, 3\)",
+        ),
+        (
+            {"query_embeddings": torch.ones(1, 3, WIDTH), "query_site_labels": torch.ones(1, 4)},
+            r"query_site_labels has shape \(1, 4\)",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(**inputs, candidate_embeddings=torch.ones(1, 3, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding_size": None}, "needs to know embedding_size"),
+        ({"kernel_scale": 0}, "kernel_scale=0; give a number above 0"),
+        ({"support_rounds": -1}, "support_rounds=-1; give 0 or more"),
+        ({"plm_config": {"model_type": "nonsense"}}, "model_type='nonsense'"),
+        ({"head": "mlp"}, "head"),
+    ],
+)
+def test_configurations_that_cannot_be(options, message):
+    with pytest.raises(Exception, match=message):
+        PlasmaConfig(**options)
+
+
+def test_a_head_refuses_another_backbone(tiny_esm):
+    backbone = tiny_esm[0].backbone
+    with pytest.raises(
+        ValueError, match="takes residue embeddings of width 1280, EsmModel gives 16"
+    ):
+        PlasmaModel(PlasmaConfig()).attach_backbone(backbone)
+    head = PlasmaModel(PlasmaConfig(embedding_size=16, plm_name_or_path="prot_bert"))
+    with pytest.raises(ValueError, match="made for the backbone 'prot_bert', not for 'esm2_t6'"):
+        head.attach_backbone(backbone, "org/esm2_t6")
+    assert head.attach_backbone(backbone, "org/prot_bert").backbone is backbone
+
+
+def test_a_backbone_brings_its_width():
+    assert PlasmaConfig(plm_config=SubstitutionConfig(window=2)).embedding_size == 100
