@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test lint fix benchmark clean
 
 demo: $(VENV)/.demo ## align two proteases and check their catalytic triad
-	$(BIN)/python demo/demo.py
+	$(BIN)/python demo/demo.py --plot plan.png
 
 test: lint ## lint, types, tests, doctests, README
 	$(BIN)/python -m pytest

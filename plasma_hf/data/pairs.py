@@ -105,7 +105,7 @@ def read_site_table(path: str | PathLike[str]) -> tuple[list[SiteProtein], list[
     return list(proteins.values()), bad_rows
 
 
-def _rows(path: str | PathLike[str]) -> Iterator[dict[str, str | None]]:
+def _rows(path: str | PathLike[str]) -> Iterator[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
@@ -117,7 +117,7 @@ def _rows(path: str | PathLike[str]) -> Iterator[dict[str, str | None]]:
         yield from reader
 
 
-def _parse(row: dict[str, str | None]) -> SiteProtein:
+def _parse(row: dict[str, str]) -> SiteProtein:
     empty = [name for name in COLUMNS if not row[name]]
     if empty:
         raise ValueError(f"nothing in {', '.join(empty)}")

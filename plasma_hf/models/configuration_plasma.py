@@ -132,7 +132,7 @@ def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
     Raises:
         ValueError: If neither transformers nor this folder knows the model type.
     """
-    model_type = fields.get("model_type")
+    model_type = str(fields.get("model_type"))
     if model_type == SubstitutionConfig.model_type:
         return SubstitutionConfig(**{k: v for k, v in fields.items() if k != "model_type"})
     if model_type not in CONFIG_MAPPING:

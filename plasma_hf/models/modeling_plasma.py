@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -58,7 +58,8 @@ class LearnedProjection(nn.Module):
     def __init__(self, config: PlasmaConfig) -> None:
         """Build the layers."""
         super().__init__()
-        self.hidden = nn.Linear(config.embedding_size, config.head_size)
+        width: Any = config.embedding_size  # the configuration has checked that there is one
+        self.hidden = nn.Linear(width, config.head_size)
         self.output = nn.Linear(config.head_size, config.head_size)
         self.norm = nn.LayerNorm(config.head_size)
 
@@ -321,9 +322,10 @@ class PlasmaModel(PreTrainedModel):
                 f"give the {side} either as {side}_embeddings or as {side}_input_ids"
                 + (", not as both." if embeddings is not None else "; neither is here.")
             )
-        if embeddings is None:
+        if input_ids is not None:
             embeddings, mask = self.embed(input_ids, attention_mask, mask)
-        elif mask is None:
+        assert embeddings is not None
+        if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         self._check_side(side, embeddings, mask)
         mask = mask.bool()
@@ -419,7 +421,7 @@ class PlasmaModel(PreTrainedModel):
         return pair_loss, site_loss
 
 
-def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+def build_backbone(config: Any) -> PreTrainedModel:
     """Build an untrained backbone from its configuration."""
     if config.model_type == SubstitutionModel.config_class.model_type:
         return SubstitutionModel(config)

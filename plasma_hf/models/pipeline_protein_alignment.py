@@ -1,5 +1,8 @@
 """`pipeline("protein-alignment")`: two proteins in, corresponding residues out."""
 
+# The base class types its hooks for one dict of tensors; a pair of proteins is none.
+# mypy: disable-error-code="override, assignment, union-attr, operator"
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -232,4 +235,4 @@ class ProteinAlignmentPipeline(Pipeline):
 
 def len_of(protein: Protein) -> int:
     """Count the residues of a protein, however it was given."""
-    return len(protein.sequence if protein.embeddings is None else protein.embeddings)
+    return len(protein.sequence or ()) if protein.embeddings is None else len(protein.embeddings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from .residues import clean_sequence
 try:
     import gemmi
 except ImportError:  # structures are optional; sequences need nothing beyond torch
-    gemmi = None
+    gemmi = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
@@ -52,10 +55,11 @@ def read_protein(value: Any, name: str = "protein") -> Protein:
         'MKVLA'
     """
     if isinstance(value, Protein):
-        return value
+        if value.embeddings is not None:
+            return Protein(value.id, embeddings=_read_embeddings(value.embeddings, name))
+        return Protein(value.id, clean_sequence(value.sequence or "", f"{name} {value.id!r}"))
     if isinstance(value, Path) or (isinstance(value, str) and looks_like_path(value)):
-        record = read_record(str(value))
-        return Protein(record.id, clean_sequence(record.sequence or "", f"{name} {record.id!r}"))
+        return read_protein(read_record(str(value)), name)
     if isinstance(value, str):
         return Protein(name, clean_sequence(value, name))
     if isinstance(value, Tensor | np.ndarray | list):
@@ -115,8 +119,9 @@ def read_records(path: str | Path) -> Iterator[Protein]:
     suffix = _suffix(file)
     if suffix not in FILE_SUFFIXES:
         raise ValueError(
-            f"{path}: files are read by their ending, and {suffix or 'none'!r} is not one of "
-            f"{', '.join(FILE_SUFFIXES)} (each also with .gz)."
+            f"{path}: files are read by their ending, and this one "
+            + (f"has {suffix!r}, which is not one of" if suffix else "has no ending; give one of")
+            + f" {', '.join(FILE_SUFFIXES)} (each also with .gz)."
         )
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; check the path.")
@@ -162,9 +167,18 @@ def _read_structure(file: Path) -> list[Protein]:
     chains = [(name, residues) for name, residues in chains if residues]
     if not chains:
         raise ValueError(f"{file} holds no protein chain.")
+    complete = {name: _has_backbone(residues) for name, residues in chains}
+    if not any(complete.values()):
+        raise ValueError(
+            f"{file} has no residue with the backbone atoms {', '.join(BACKBONE_ATOMS)}; give a "
+            "structure with backbone atoms, or the sequence itself."
+        )
+    for name in (name for name in complete if not complete[name]):
+        logger.warning("chain %r of %s has no backbone atoms and is left out", name, file)
     return [
-        Protein(f"{file.name}:{name}", _chain_sequence(residues, f"chain {name!r} of {file}"))
+        Protein(f"{file.name}:{name}", _spell(residues))
         for name, residues in chains
+        if complete[name]
     ]
 
 
@@ -173,14 +187,12 @@ def _amino_acids(chain: Any) -> list[Any]:
     return [r for r in polymer if gemmi.find_tabulated_residue(r.name).is_amino_acid()]
 
 
-def _chain_sequence(residues: list[Any], name: str) -> str:
+def _has_backbone(residues: list[Any]) -> bool:
+    return any(all(atom in residue for atom in BACKBONE_ATOMS) for residue in residues)
+
+
+def _spell(residues: list[Any]) -> str:
     """Spell the observed residues; a modified one by its parent, an unknown one as X."""
-    complete = [r for r in residues if all(atom in r for atom in BACKBONE_ATOMS)]
-    if not complete:
-        raise ValueError(
-            f"{name} has no residue with the backbone atoms {', '.join(BACKBONE_ATOMS)}; give a "
-            "structure with backbone atoms, or the sequence itself."
-        )
     letters = (gemmi.find_tabulated_residue(r.name).one_letter_code for r in residues)
     return "".join(letter.upper() if letter.strip() else "X" for letter in letters)
 

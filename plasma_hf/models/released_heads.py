@@ -95,7 +95,7 @@ def _find_folder(
                 'for example task="active_site", backbone="esm2_t33_650M_UR50D".'
             )
         pattern = f"{inner}/*"
-        root = Path(snapshot_download(repo_or_dir, revision=revision, allow_patterns=pattern))
+        root = Path(snapshot_download(str(repo_or_dir), revision=revision, allow_patterns=pattern))
     for folder in (root / inner, root):
         if (folder / "model.safetensors").exists() and (folder / "config.json").exists():
             return folder

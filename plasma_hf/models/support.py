@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .diagonal import diagonal_sums
+from .sinkhorn import NEVER
 
 
-def diagonal_support(plan: Tensor, window: int, gap: int) -> Tensor:
+def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Tensor:
     """Measure how well the surroundings of a residue pair are aligned, between 0 and 1.
 
     The mean of the plan over `window` steps along the diagonal in each direction, where each step
@@ -19,13 +20,15 @@ def diagonal_support(plan: Tensor, window: int, gap: int) -> Tensor:
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
+        allowed: True where both are residues, same shape; elsewhere nothing is found, as beyond
+            the ends.
         window: Steps to each side.
         gap: Residues aside, the insertions and deletions that are tolerated.
     """
     kernel = 2 * gap + 1
     along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
     along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))
-    best = (along_candidate + along_query) / 2
+    best = ((along_candidate + along_query) / 2).masked_fill(~allowed, 0.0)
     return diagonal_sums(best, window, window) / (2 * window + 1)
 
 
@@ -53,6 +56,7 @@ def supported_plan(
         gap: See `diagonal_support`.
         weight: Bonus in the exponent for a pair with perfect surroundings.
     """
+    allowed = log_kernel > NEVER / 2
     for _ in range(rounds):
-        plan = solve(log_kernel + weight * diagonal_support(plan, window, gap))
+        plan = solve(log_kernel + weight * diagonal_support(plan, allowed, window, gap))
     return plan

@@ -1,5 +1,6 @@
-"""Choose, measure and write the default checkpoint: `python -m tests.benchmarks.default_checkpoint`.
+"""Choose, measure and write the default checkpoint.
 
+Run as `python -m tests.benchmarks.default_checkpoint [scan] [figures] [build]`:
 `scan` varies one setting at a time on pairs of seed 1, `figures` compares the default with the
 baselines on pairs of seed 2, `build` writes the checkpoint. The tables go to `results/`.
 """

@@ -1,0 +1,237 @@
+"""The pipeline: every kind of input, batches, and one clear error for each kind of bad input."""
+
+import gzip
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import pipeline
+
+from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor
+from plasma_hf.models.alignment import find_segments
+from plasma_hf.models.protein import Protein, read_protein, read_records
+
+QUERY = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ"
+CANDIDATE = "AYIAKQRQLSFVKSHFSRQLEERLGMIEVQ"
+PAIR = (QUERY, CANDIDATE)
+
+
+def write_structure(path, chains):
+    """Write chains of alanine-like residues; names decide which, `atoms` which atoms there are."""
+    structure = gemmi.Structure()
+    structure.add_model(gemmi.Model(1))
+    for name, (residues, atoms) in chains.items():
+        chain = gemmi.Chain(name)
+        for number, residue_name in enumerate(residues, start=1):
+            residue = gemmi.Residue()
+            residue.name, residue.seqid = residue_name, gemmi.SeqId(str(number))
+            residue.het_flag = "H" if residue_name == "MSE" else "A"
+            for k, atom_name in enumerate(atoms):
+                atom = gemmi.Atom()
+                atom.name, atom.element = atom_name, gemmi.Element(atom_name[0])
+                atom.pos = gemmi.Position(3.8 * number, k, 0)
+                residue.add_atom(atom)
+            chain.add_residue(residue)
+        structure[0].add_chain(chain)
+    structure.setup_entities()
+    if path.suffix == ".cif":
+        structure.make_mmcif_document().write_file(str(path))
+    else:
+        structure.write_pdb(str(path))
+    return path
+
+
+FULL = ("N", "CA", "C", "O")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "one.fasta").write_text(f">first some words\n{QUERY[:30]}\n{QUERY[30:]}\n")
+    (folder / "two.fa").write_text(f">a\n{QUERY}\n>b\n{CANDIDATE}\n")
+    (folder / "empty.fasta").write_text(">nothing\n")
+    (folder / "noheader.fasta").write_text("MKV\n")
+    (folder / "blank.fasta").write_text("")
+    (folder / "rubbish.pdb").write_text("no atoms here\n")
+    (folder / "notes.txt").write_text("MKV")
+    with gzip.open(folder / "packed.fasta.gz", "wt") as file:
+        file.write(f">packed\n{QUERY}\n")
+    chains = {"A": (["ALA", "GLY", "MSE", "HIS", "LYS"], FULL), "B": (["SER"] * 4, FULL)}
+    write_structure(folder / "two.pdb", chains)
+    write_structure(folder / "one.cif", {"A": chains["A"]})
+    write_structure(folder / "trace.pdb", {"A": (["ALA"] * 5, ("CA",))})
+    mixed = {"A": (["ALA"] * 5, ("CA",)), "B": (["SER"] * 4, FULL)}
+    write_structure(folder / "mixed.pdb", mixed)
+    return folder
+
+
+def equal(first, second):
+    assert first["segments"] == second["segments"] or all(
+        a["pairs"][0][:2] == b["pairs"][0][:2]
+        for a, b in zip(first["segments"], second["segments"], strict=True)
+    )
+    assert abs(first["score"] - second["score"]) < 1e-5
+    return True
+
+
+def test_every_container_gives_the_same(align):
+    alone = align(PAIR)
+    named = {"query": QUERY, "candidate": CANDIDATE}
+    assert alone["score"] > 0.4 and alone["segments"][0]["query_start"] == 3
+    assert equal(align(named), alone)
+    for inputs in ([PAIR], [named], [list(PAIR)]):
+        [result] = align(inputs)
+        assert equal(result, alone)
+    rows = Dataset.from_list([named] * 3)
+    assert len(align(rows)) == 3 and equal(align(rows)[2], alone)
+    assert equal(next(iter(align(rows.to_iterable_dataset()))), alone)
+    assert align([]) == [] and list(align(iter([]))) == []
+
+
+def test_a_generator_streams(align):
+    taken = []
+
+    def pairs():
+        for i in range(100):
+            taken.append(i)
+            yield PAIR
+
+    results = align(pairs())
+    assert not taken
+    next(results)
+    assert len(taken) == 1
+
+
+def test_batch_size_changes_nothing(align):
+    pairs = [(QUERY[: 5 + i], CANDIDATE[: 30 - i]) for i in range(20)] + [PAIR, PAIR[::-1]]
+    one, many = align(pairs, batch_size=1), align(pairs, batch_size=16, return_plan=True)
+    for a, b, (query, candidate) in zip(one, many, pairs, strict=True):
+        assert equal(a, b)
+        assert b["plan"].shape == (len(query), len(candidate))
+
+
+def test_paths_and_embeddings(align, files):
+    expected = align(PAIR)
+    assert equal(align((files / "one.fasta", str(files / "two.fa") + ":b")), expected)
+    assert equal(align((str(files / "packed.fasta.gz"), CANDIDATE)), expected)
+    encoded = align.processor(query=QUERY, candidate=CANDIDATE)
+    ready = [
+        align.model.backbone(encoded[f"{s}_input_ids"]).last_hidden_state[0].detach()
+        for s in ("query", "candidate")
+    ]
+    assert equal(align(tuple(ready)), expected)
+    assert equal(align((ready[0].numpy(), CANDIDATE)), expected)
+    assert equal(align((ready[0].tolist(), ready[1].double())), expected)
+
+
+def test_structures(align, files):
+    assert [p.sequence for p in read_records(files / "two.pdb")] == ["AGMHK", "SSSS"]
+    assert read_protein(files / "one.cif").sequence == "AGMHK"
+    assert align((f"{files / 'two.pdb'}:A", "AGMHK"))["segments"][0]["query_end"] == 5
+    assert read_protein(f"{files / 'mixed.pdb'}:B").sequence == "SSSS"
+
+
+def test_options(align):
+    assert "plan" not in align(PAIR) and align(PAIR, return_plan=True)["plan"].shape == (56, 30)
+    assert align(PAIR, threshold=1.0)["segments"] == []
+    assert align(PAIR, min_pairs=1000)["segments"] == []
+    assert equal(align((QUERY.lower(), f" {CANDIDATE}*\n")), align(PAIR))
+
+
+BAD = {
+    "empty": (("", CANDIDATE), "query is empty; give at least one residue"),
+    "white": ((QUERY, "  \n"), "candidate is empty"),
+    "character": (("MK1V", "MKV"), r"query has the character '1' at position 3, which is no"),
+    "gap": (("MK-V", "MKV"), "Remove gaps"),
+    "not latin": (("MKß", "MKV"), "character 'ß' at position 3"),
+    "no file": (("no/such.fasta", "MKV"), r"there is no file 'no/such.fasta'; check the path"),
+    "ending": (("{}/notes.txt", "MKV"), r"has '.txt', which is not one of .fasta"),
+    "no ending": (("{}/notes", "MKV"), "has no ending; give one of .fasta"),
+    "several": (("{}/two.fa", "MKV"), r"holds 2 records: a, b; name one, as in '.*two.fa:a'"),
+    "no record": (("{}/two.fa:z", "MKV"), r"has no record 'z'; it has: a, b"),
+    "no header": (("{}/noheader.fasta", "MKV"), r"line 1 comes before any '>' header line"),
+    "blank": (("{}/blank.fasta", "MKV"), "holds no FASTA record"),
+    "empty record": (("{}/empty.fasta", "MKV"), "query 'nothing' is empty"),
+    "structure": (("{}/rubbish.pdb", "MKV"), "rubbish.pdb (is no readable|holds no protein)"),
+    "several chains": (("{}/two.pdb", "MKV"), r"holds 2 chains: A, B; name one"),
+    "no chain": (("{}/two.pdb:C", "MKV"), r"has no chain 'C'; it has: A, B"),
+    "no backbone": (("{}/trace.pdb", "MKV"), r"no residue with the backbone atoms N, CA, C"),
+    "width": ((torch.ones(5, 7), "MKV"), "width 7, this model takes 420; use the backbone the"),
+    "flat": ((torch.ones(5), "MKV"), r"shape \(5,\); residue embeddings are floating point"),
+    "whole numbers": ((np.ones((5, 420), int), "MKV"), "residue embeddings are floating point"),
+    "no residues": ((torch.ones(0, 420), "MKV"), "at least one residue"),
+    "nan": ((torch.full((3, 420), torch.nan), "MKV"), "NaN or infinite"),
+    "ragged": (([[1.0, 2.0], [1.0]], "MKV"), "is no table of numbers"),
+    "kind": ((5, "MKV"), "query is a int; give a sequence, a path"),
+    "protein": ((Protein("p", "MK1"), "MKV"), "character '1'"),
+    "three": (("A", "B", "C"), "a pair is a tuple of 3"),
+    "key": ({"query": "MKV", "target": "MKV"}, r"has no candidate, only \['query', 'target'\]"),
+    "one protein": ("MKV", "a str is one protein, and an alignment needs two"),
+    "number": (7, "cannot align a int"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_has_its_own_message(align, files, case):
+    pair, message = BAD[case]
+    if isinstance(pair, tuple):
+        pair = tuple(v.format(files) if isinstance(v, str) else v for v in pair)
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+        align(pair)
+    if isinstance(pair, str | int):
+        return
+    good, bad, last = align([PAIR, pair, PAIR], on_error="report", batch_size=4)
+    assert equal(good, last) and list(bad) == ["error"]
+
+
+def test_two_arguments_and_unknown_options(align):
+    with pytest.raises(TypeError, match="give a pair as one argument"):
+        align(QUERY, CANDIDATE)
+    with pytest.raises(ValueError, match="on_error='ignore'; accepted are"):
+        align(PAIR, on_error="ignore")
+    with pytest.raises(TypeError, match="nonsense"):
+        align(PAIR, nonsense=1)
+
+
+def test_a_head_alone_takes_embeddings():
+    head = PlasmaModel(PlasmaConfig(embedding_size=8, head="hinge"))
+    pipe = pipeline("protein-alignment", model=head)
+    assert pipe((torch.eye(12, 8), torch.eye(12, 8)))["score"] >= 0
+    with pytest.raises(ValueError, match=r"head without a backbone .*\(residues, 8\)"):
+        pipe(PAIR)
+
+
+def test_a_tokenizer_that_merges_residues_is_refused(align, tiny_esm):
+    class Merging:
+        def __call__(self, sequences, **_):
+            ones = torch.ones(len(sequences), 2, dtype=torch.long)
+            zeros = torch.zeros_like(ones)
+            return {"input_ids": ones, "attention_mask": ones, "special_tokens_mask": zeros}
+
+    processor = PlasmaProcessor(tiny_esm[1].tokenizer)
+    processor.tokenizer = Merging()
+    with pytest.raises(ValueError, match="2 residue tokens for a query of 3 residues"):
+        processor(query="MKV", candidate="MK")
+
+
+def test_segments_of_a_constructed_plan():
+    plan = torch.zeros(12, 12)
+    for i in range(4):  # two swapped blocks, one residue left out in the second
+        plan[i, 8 + i] = 0.9
+        plan[6 + i + (i > 1), i] = 0.8
+    first, second = find_segments(plan)
+    assert (first.query_start, first.query_end, first.candidate_start) == (0, 4, 8)
+    assert (second.query_start, second.query_end, second.candidate_end) == (6, 11, 4)
+    assert abs(first.score - 0.9) < 1e-6 and abs(second.score - 0.8 * 4 / 5) < 1e-6
+    assert find_segments(plan, max_gap=0, min_pairs=3) == [first]
+    assert find_segments(plan, threshold=0.95) == []
+
+
+def test_the_default_checkpoint_is_small_and_described(align):
+    folder = Path(align.model.config._name_or_path)
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 100_000
+    assert not list(folder.glob("*.py"))
+    assert (folder / "README.md").read_text().startswith("---\n")

@@ -1,0 +1,61 @@
+"""Every snippet of the README runs, and prints what the README says it prints."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from plasma_hf.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall(README)
+
+
+def test_python_snippets_print_what_follows_them(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    snippets = 0
+    for (language, code), (following, wanted) in zip(BLOCKS, BLOCKS[1:] + [("", "")], strict=True):
+        if language != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+        assert following == "text" and printed.getvalue() == wanted
+        snippets += 1
+    assert snippets >= 2
+
+
+def commands():
+    lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if command[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert command[1] in targets
+        return
+    assert command[0] == "plasma-hf"
+    done = CliRunner().invoke(app, command[1:])
+    assert done.exit_code == 0, done.output
+    assert "P00766" in done.output
+
+
+def test_map_and_links_name_what_is_there():
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for room in re.findall(r"^\| `([^`]+)`", README, re.MULTILINE):
+        assert (ROOT / room).exists(), room
+
+
+def test_the_figures_are_those_of_the_benchmark():
+    figures = (ROOT / "tests/benchmarks/results/default_checkpoint_figures.md").read_text()
+    assert figures.strip() in README

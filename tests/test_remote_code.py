@@ -1,0 +1,106 @@
+"""A saved folder loads and scores equally in a process that cannot import plasma_hf."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import pipeline
+
+import plasma_hf
+from plasma_hf import PlasmaConfig, PlasmaModel
+
+PAIRS = [
+    ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "AYIAKQRQLSFVKSHFSRQ"),
+    ("GSHMASMTGGQQMGRGS", "MKTAYIAKQRQISFVKSHFSRQ"),
+]
+
+FRESH = """
+import json, sys
+sys.modules["plasma_hf"] = None  # any import of it now fails
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+folder, pairs = sys.argv[1], json.loads(sys.argv[2])
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+queries, candidates = zip(*pairs)
+with torch.no_grad():
+    scores = model(**processor(query=list(queries), candidate=list(candidates))).scores
+named = pipeline("protein-alignment", model=folder, trust_remote_code=True)
+unnamed = pipeline(model=folder, trust_remote_code=True)
+named.save_pretrained(sys.argv[3])
+print(json.dumps({
+    "config": type(config).__module__,
+    "scores": scores.tolist(),
+    "named": [r["score"] for r in named([tuple(p) for p in pairs])],
+    "unnamed": [r["score"] for r in unnamed([tuple(p) for p in pairs], batch_size=2)],
+}))
+"""
+
+
+def run_fresh(tmp_path, folder, pairs, again):
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", FRESH, str(folder), json.dumps(pairs), str(again)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["default", "esm"])
+def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
+    pipe = align
+    if kind == "esm":
+        pipe = pipeline("protein-alignment", model=tiny_esm[0], processor=tiny_esm[1])
+    pipe.save_pretrained(tmp_path / "saved")
+    expected = [result["score"] for result in pipe(PAIRS)]
+    fresh = run_fresh(tmp_path, tmp_path / "saved", PAIRS, tmp_path / "again")
+    assert fresh["config"].startswith("transformers_modules.")
+    for key in ("scores", "named", "unnamed"):
+        assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-6)
+    # What was saved by the remote code is as complete, and loads here with the package's classes.
+    first, second = (
+        {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")
+    )
+    assert first == second
+    loaded = pipeline("protein-alignment", model=str(tmp_path / "again"))
+    assert type(loaded.model) is PlasmaModel
+    assert abs(loaded(PAIRS[0])["score"] - expected[0]) < 1e-6
+
+
+def test_a_head_alone_loads_as_remote_code(tmp_path):
+    PlasmaModel(PlasmaConfig(head="hinge", embedding_size=None)).save_pretrained(tmp_path / "head")
+    code = (
+        "import sys; sys.modules['plasma_hf'] = None; import torch\n"
+        "from transformers import pipeline\n"
+        "pipe = pipeline('protein-alignment', model=sys.argv[1], trust_remote_code=True)\n"
+        "torch.manual_seed(0); h = torch.randn(20, 1024); print(pipe((h, h))['score'])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "head")]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.9
+
+
+def test_the_portable_room_imports_siblings_and_torch_alone():
+    import ast
+
+    allowed = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tokenizers"}
+    room = Path(plasma_hf.__file__).parent / "models"
+    siblings = {file.stem for file in room.glob("*.py")}
+    for file in room.glob("*.py"):
+        tree = ast.parse(file.read_text())
+        guarded = {n for t in ast.walk(tree) if isinstance(t, ast.Try) for n in ast.walk(t)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module in siblings, f"{file.name}: {node.module}"
+            elif isinstance(node, ast.Import | ast.ImportFrom) and node not in guarded:
+                names = [node.module] if isinstance(node, ast.ImportFrom) else node.names
+                roots = {str(getattr(n, "name", n)).split(".")[0] for n in names}
+                assert roots <= allowed | sys.stdlib_module_names, f"{file.name}: {roots}"
