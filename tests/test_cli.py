@@ -167,7 +167,7 @@ def test_nothing_usable(align: Any) -> None:
     [
         (["no.fasta", PART], "there is no file 'no.fasta'"),
         (["two.fasta:three", PART], "two.fasta has no record 'three'; it has: one, two."),
-        (["notes.txt", PART], "files are read by their ending, and '.txt' is not one of"),
+        (["notes.txt", PART], "this one has '.txt', which is not one of"),
         (["-", "-"], "one of A and B can be '-'"),
         (["-", PART], "standard input is empty"),
         (["two.fasta", PART, "--plot", "plan.png"], "--plot draws one pair, and these are 2;"),

@@ -248,7 +248,6 @@ def test_saved_models_return_equal(tiny_esm, tmp_path):
     again = PlasmaModel.from_pretrained(tmp_path)
     batch = processor(query="MKTAYIAK", candidate="MKTAYLAK")
     assert torch.equal(model(**batch).scores, again(**batch).scores)
-    assert again.config.to_dict() == PlasmaConfig.from_pretrained(tmp_path).to_dict()
     affine = make_model("lrl", score_loss_form="affine")
     affine.save_pretrained(tmp_path / "affine")
     loaded = PlasmaModel.from_pretrained(tmp_path / "affine")
@@ -293,7 +292,7 @@ def test_inputs_that_do_not_fit(inputs, message):
         ({"kernel_scale": 0}, "kernel_scale=0; give a number above 0"),
         ({"support_rounds": -1}, "support_rounds=-1; give 0 or more"),
         ({"plm_config": {"model_type": "nonsense"}}, "model_type='nonsense'"),
-        ({"head": "mlp"}, "head"),
+        ({"head": "mlp"}, "head='mlp'; accepted are 'lrl', 'hinge'"),
     ],
 )
 def test_configurations_that_cannot_be(options, message):
@@ -308,7 +307,7 @@ def test_a_head_refuses_another_backbone(tiny_esm):
     ):
         PlasmaModel(PlasmaConfig()).attach_backbone(backbone)
     head = PlasmaModel(PlasmaConfig(embedding_size=16, plm_name_or_path="prot_bert"))
-    with pytest.raises(ValueError, match="made for the backbone 'prot_bert', not for 'esm2_t6'"):
+    with pytest.raises(ValueError, match="for the backbone 'prot_bert', not for 'org/esm2_t6'"):
         head.attach_backbone(backbone, "org/esm2_t6")
     assert head.attach_backbone(backbone, "org/prot_bert").backbone is backbone
 

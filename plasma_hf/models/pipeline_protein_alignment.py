@@ -94,7 +94,7 @@ class ProteinAlignmentPipeline(Pipeline):
             return super().__call__(inputs, **kwargs)
         if isinstance(inputs, str | Path | Tensor):
             raise TypeError(
-                f"{type(inputs).__name__} is one protein, and an alignment needs two: "
+                f"a {type(inputs).__name__} is one protein, and an alignment needs two: "
                 "pipe((query, candidate))."
             )
         if not isinstance(inputs, Iterable):
