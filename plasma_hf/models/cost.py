@@ -26,12 +26,13 @@ def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
         >>> hinge_cost(q, c)
         tensor([[[2., 0.]]])
     """
-    query, candidate = _at_least_float32(query), _at_least_float32(candidate)
+    query, candidate = at_least_float32(query), at_least_float32(candidate)
     distance = torch.cdist(query, candidate, p=1.0)
     excess = query.sum(-1).unsqueeze(-1) - candidate.sum(-1).unsqueeze(-2)
     return (distance + excess) / 2
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Widen half precision, which the head does not compute in."""
     # cdist has no kernel for half precision on a CPU, and costs of some hundreds need the bits.
     return tensor if tensor.dtype == torch.float64 else tensor.float()

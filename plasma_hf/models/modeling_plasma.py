@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig, backbone_width
-from .cost import hinge_cost
+from .cost import at_least_float32, hinge_cost
 from .losses import label_match_loss, score_loss
 from .modeling_substitution import SubstitutionModel
+from .padding import pad_residues
 from .parameter_free import ParameterFree
 from .released_heads import read_released_head, write_released_head
 from .score import matched_mass, published_score, soft_score
@@ -223,15 +223,11 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
             residue_mask = attention_mask
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         hidden, kept = output.last_hidden_state, residue_mask.bool()
-        residues = [row[mask] for row, mask in zip(hidden, kept, strict=True)]
-        count = kept.sum(-1, keepdim=True)
-        mask = torch.arange(int(count.max()), device=hidden.device) < count
-        return pad_sequence(residues, batch_first=True), mask
+        return pad_residues([row[mask] for row, mask in zip(hidden, kept, strict=True)])
 
     def project(self, embeddings: Tensor) -> Tensor:
         """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
-        wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        return self.alignment_head(wide)
+        return self.alignment_head(at_least_float32(embeddings))
 
     def forward(
         self,
@@ -332,8 +328,7 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         self._check_side(side, embeddings, mask)
         mask = mask.bool()
-        wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        return wide.masked_fill(~mask.unsqueeze(-1), 0.0), mask
+        return at_least_float32(embeddings).masked_fill(~mask.unsqueeze(-1), 0.0), mask
 
     def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:
         width = self.config.embedding_size

@@ -10,12 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Pipeline
 
 from .alignment import find_segments
+from .padding import pad_residues
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, read_protein
 
@@ -146,10 +145,7 @@ class ProteinAlignmentPipeline(Pipeline):
         embedded = {side: self._embed([pair[side] for pair in pairs]) for side in SIDES}
         inputs = {}
         for side, rows in embedded.items():
-            lengths = torch.tensor([len(row) for row in rows], device=self.device)
-            inputs[f"{side}_embeddings"] = pad_sequence(rows, batch_first=True)
-            position = torch.arange(int(lengths.max()), device=self.device)
-            inputs[f"{side}_mask"] = position < lengths.unsqueeze(-1)
+            inputs[f"{side}_embeddings"], inputs[f"{side}_mask"] = pad_residues(rows)
         output = self.model(**inputs, return_plan=True)
         shapes = zip(*(map(len, embedded[side]) for side in SIDES), strict=True)
         return [

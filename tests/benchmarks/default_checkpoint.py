@@ -72,6 +72,13 @@ def build_model(**changes: float) -> PlasmaModel:
     return PlasmaModel(PlasmaConfig(plm_config=SubstitutionConfig(**encoder), **head)).eval()
 
 
+def label_match(pair: ProteinPair, plan: torch.Tensor) -> float:
+    """Return the label match score of a positive pair, NaN of a negative one."""
+    if not pair.label:
+        return float("nan")
+    return label_match_score(plan, pair.query.site_labels, pair.candidate.site_labels)
+
+
 @torch.no_grad()
 def run_pair(model: PlasmaModel, pair: ProteinPair) -> tuple[dict[str, float], float, float]:
     """Return the score in each form, the label match score (NaN if negative) and seconds."""
@@ -80,11 +87,7 @@ def run_pair(model: PlasmaModel, pair: ProteinPair) -> tuple[dict[str, float], f
     out = model(**encoded, return_plan=True)
     seconds = time.perf_counter() - start
     scores = {model.config.score_form: float(out.scores)}
-    match = np.nan
-    if pair.label:
-        labels = pair.query.site_labels, pair.candidate.site_labels
-        match = label_match_score(out.plan[0], *labels)
-    return scores, match, seconds
+    return scores, label_match(pair, out.plan[0]), seconds
 
 
 @torch.no_grad()
@@ -103,11 +106,7 @@ def run_pair_in_all_forms(
     for form in SCORE_FORMS:
         model.config.score_form = form
         scores[form] = float(model._score(first_plan, query, candidate, query_mask, candidate_mask))
-    match = np.nan
-    if pair.label:
-        labels = pair.query.site_labels, pair.candidate.site_labels
-        match = label_match_score(plan[0], *labels)
-    return scores, match, seconds
+    return scores, label_match(pair, plan[0]), seconds
 
 
 def scan(n: int = 50) -> str:
@@ -177,7 +176,7 @@ def build() -> str:
         for file in Path(scratch).iterdir():
             if file.suffix != ".py":
                 shutil.copy(file, target / file.name)
-    for name in ("config.json", "processor_config.json"):
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         fields = json.loads((target / name).read_text())
         for key in ("auto_map", "custom_pipelines"):
             fields.pop(key, None)
