@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -30,11 +31,20 @@ BACKBONE_ATOMS = ("N", "CA", "C")
 
 @dataclass
 class Protein:
-    """One side of a pair: residues as letters, or as embeddings `(residues, hidden)`."""
+    """One side of a pair: residues as letters, or as embeddings `(residues, hidden)`.
+
+    Args:
+        id: What to call it.
+        sequence: One letter a residue.
+        embeddings: One vector a residue, `(residues, hidden)`.
+        backbone_atoms: N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å, float32, for a
+            protein read from a structure. A residue that lacks one of the three has NaN.
+    """
 
     id: str
     sequence: str | None = None
     embeddings: Tensor | None = None
+    backbone_atoms: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 def read_protein(value: Any, name: str = "protein") -> Protein:
@@ -42,7 +52,8 @@ def read_protein(value: Any, name: str = "protein") -> Protein:
 
     Args:
         value: A sequence; a path to FASTA, PDB or mmCIF (also `.gz`), with `:id` or `:chain`
-            behind it where the file holds several; or embeddings `(residues, hidden)`.
+            behind it where the file holds several, `:*` for all chains one after another; or
+            embeddings `(residues, hidden)`.
         name: What to call it in an error message.
 
     Raises:
@@ -54,10 +65,8 @@ def read_protein(value: Any, name: str = "protein") -> Protein:
         >>> read_protein("mkvla").sequence
         'MKVLA'
     """
-    if isinstance(value, Protein):
-        if value.embeddings is not None:
-            return Protein(value.id, embeddings=_read_embeddings(value.embeddings, name))
-        return Protein(value.id, clean_sequence(value.sequence or "", f"{name} {value.id!r}"))
+    if is_protein(value):
+        return _check_protein(value, name)
     if isinstance(value, Path) or (isinstance(value, str) and looks_like_path(value)):
         return read_protein(read_record(str(value)), name)
     if isinstance(value, str):
@@ -67,6 +76,60 @@ def read_protein(value: Any, name: str = "protein") -> Protein:
     raise TypeError(
         f"{name} is a {type(value).__name__}; give a sequence, a path to a FASTA, PDB or mmCIF "
         "file, or residue embeddings (residues, hidden)."
+    )
+
+
+def is_protein(value: Any) -> TypeGuard[Protein]:
+    """Tell a `Protein` from anything else, also one made by another copy of this file.
+
+    transformers loads the remote code of a model and of its processor as separate packages, each
+    with a class `Protein` of its own; between them `isinstance` says no.
+
+    Example:
+        >>> is_protein(Protein("p", "MKV")), is_protein("MKV")
+        (True, False)
+    """
+    return all(hasattr(value, part.name) for part in fields(Protein))
+
+
+def with_backbone_atoms(protein: Protein) -> Protein:
+    """Keep the residues that have all of N, CA and C, as a structure encoder needs them.
+
+    A warning names those that are left out. Whatever a residue's name, it stays: ProtSSN's own
+    reader gives up on a protein with a modified residue, here it is spelled by its parent.
+
+    Raises:
+        ValueError: If the protein has no atoms, or no residue has all three.
+
+    Example:
+        >>> atoms = torch.tensor([1.0, float("nan"), 3.0]).expand(3, 3, 3).transpose(0, 2)
+        >>> with_backbone_atoms(Protein("p", "MKV", backbone_atoms=atoms)).sequence
+        'MV'
+    """
+    atoms = protein.backbone_atoms
+    if atoms is None:
+        raise ValueError(
+            f"{protein.id} comes without atoms, and a structure encoder such as ProtSSN reads "
+            "structures; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
+        )
+    complete = atoms.isfinite().all(dim=-1).all(dim=-1)
+    if complete.all():
+        return protein
+    letters = protein.sequence or "?" * len(atoms)
+    lacking = [f"{letters[i]}{i + 1}" for i in (~complete).nonzero()[:, 0].tolist()]
+    names = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
+    lack = f"lack one of the backbone atoms {', '.join(BACKBONE_ATOMS)}"
+    if not complete.any():
+        raise ValueError(f"all residues of {protein.id} {lack}; give a complete structure.")
+    logger.warning(
+        "%s: %d of %d residues %s and are left out: %s (by their place in the sequence)",
+        *(protein.id, len(lacking), len(atoms), lack, names),
+    )
+    return replace(
+        protein,
+        sequence=protein.sequence and "".join(compress(letters, complete.tolist())),
+        embeddings=None if protein.embeddings is None else protein.embeddings[complete],
+        backbone_atoms=atoms[complete],
     )
 
 
@@ -83,6 +146,8 @@ def looks_like_path(text: str) -> bool:
 def read_record(path: str) -> Protein:
     """Read the one protein of a file, or the one named behind a colon, unchecked.
 
+    `file.pdb:*` is all chains of a structure one after another, as one protein.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is unreadable, holds several proteins, or not the one named.
@@ -93,6 +158,8 @@ def read_record(path: str) -> Protein:
     records = list(read_records(file))
     kind = "record" if _suffix(Path(file)) in FASTA_SUFFIXES else "chain"
     names = ", ".join(record.id.rpartition(":")[2] for record in records[:20])
+    if wanted == "*" and kind == "chain":
+        return _join_chains(f"{Path(file).name}:*", records)
     if wanted:
         for record in records:
             if wanted in (record.id, record.id.rpartition(":")[2]):
@@ -101,7 +168,8 @@ def read_record(path: str) -> Protein:
     if len(records) > 1:
         raise ValueError(
             f"{file} holds {len(records)} {kind}s: {names}; name one, as in "
-            f"'{file}:{records[0].id.rpartition(':')[2]}'."
+            f"'{file}:{records[0].id.rpartition(':')[2]}'"
+            + (f", or take all as one protein with '{file}:*'." if kind == "chain" else ".")
         )
     return records[0]
 
@@ -128,29 +196,51 @@ def read_records(path: str | Path) -> Iterator[Protein]:
     return iter(_read_fasta(file) if suffix in FASTA_SUFFIXES else _read_structure(file))
 
 
+def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
+    """Read FASTA records from lines as they come, sequences unchecked.
+
+    A record is called by the first word of its header, or else by the number of its line.
+
+    Args:
+        lines: An open file, or the lines of a text.
+
+    Raises:
+        ValueError: If a line comes before any header.
+
+    Example:
+        >>> [(p.id, p.sequence) for p in parse_fasta([">one first", "MK", "VL", ">two", "AC"])]
+        [('one', 'MKVL'), ('two', 'AC')]
+    """
+    name: str | None = None
+    parts: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if line.startswith(">"):
+            if name is not None:
+                yield Protein(name, "".join(parts))
+            name, parts = (line[1:].split() or [f"line{number}"])[0], []
+        elif line and name is None:
+            raise ValueError(f"line {number} comes before any '>' header line")
+        else:
+            parts.append(line)
+    if name is not None:
+        yield Protein(name, "".join(parts))
+
+
 def _suffix(file: Path) -> str:
     return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
 def _read_fasta(file: Path) -> list[Protein]:
     opened = gzip.open if file.name.endswith(".gz") else open
-    records: list[tuple[str, list[str]]] = []
     try:
         with opened(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                line = line.strip()
-                if line.startswith(">"):
-                    words = line[1:].split()
-                    records.append((words[0] if words else f"line{number}", []))
-                elif line and not records:
-                    raise ValueError(f"line {number} comes before any '>' header line")
-                elif line:
-                    records[-1][1].append(line)
+            records = list(parse_fasta(lines))
     except (OSError, UnicodeDecodeError, ValueError, EOFError) as error:
         raise ValueError(f"{file} is no readable FASTA file: {error}.") from error
     if not records:
         raise ValueError(f"{file} holds no FASTA record; a record begins with a '>' line.")
-    return [Protein(name, "".join(parts)) for name, parts in records]
+    return records
 
 
 def _read_structure(file: Path) -> list[Protein]:
@@ -167,34 +257,75 @@ def _read_structure(file: Path) -> list[Protein]:
     chains = [(name, residues) for name, residues in chains if residues]
     if not chains:
         raise ValueError(f"{file} holds no protein chain.")
-    complete = {name: _has_backbone(residues) for name, residues in chains}
-    if not any(complete.values()):
+    proteins = [
+        Protein(f"{file.name}:{name}", _spell(residues), backbone_atoms=_backbone_atoms(residues))
+        for name, residues in chains
+    ]
+    kept = [protein for protein in proteins if _has_backbone(protein)]
+    if not kept:
         raise ValueError(
             f"{file} has no residue with the backbone atoms {', '.join(BACKBONE_ATOMS)}; give a "
             "structure with backbone atoms, or the sequence itself."
         )
-    for name in (name for name in complete if not complete[name]):
-        logger.warning("chain %r of %s has no backbone atoms and is left out", name, file)
-    return [
-        Protein(f"{file.name}:{name}", _spell(residues))
-        for name, residues in chains
-        if complete[name]
-    ]
+    for (name, _), protein in zip(chains, proteins, strict=True):
+        if not _has_backbone(protein):
+            logger.warning("chain %r of %s has no backbone atoms and is left out", name, file)
+    return kept
 
 
 def _amino_acids(chain: Any) -> list[Any]:
-    polymer = chain.get_polymer()
+    polymer = chain.get_polymer().first_conformer()  # one residue a place
     return [r for r in polymer if gemmi.find_tabulated_residue(r.name).is_amino_acid()]
 
 
-def _has_backbone(residues: list[Any]) -> bool:
-    return any(all(atom in residue for atom in BACKBONE_ATOMS) for residue in residues)
+def _backbone_atoms(residues: list[Any]) -> Tensor:
+    """Return N, CA and C `(residues, 3, 3)`; of alternative places the one most often taken."""
+    absent = (float("nan"),) * 3
+    places = []
+    for residue in residues:
+        for name in BACKBONE_ATOMS:
+            atoms = residue[name] if name in residue else ()
+            places.append(max(atoms, key=lambda atom: atom.occ).pos.tolist() if atoms else absent)
+    return torch.tensor(places, dtype=torch.float32).view(-1, len(BACKBONE_ATOMS), 3)
+
+
+def _has_backbone(protein: Protein) -> bool:
+    atoms = protein.backbone_atoms
+    return atoms is not None and bool(atoms.isfinite().flatten(1).all(1).any())
+
+
+def _join_chains(name: str, chains: list[Protein]) -> Protein:
+    return Protein(
+        name,
+        "".join(chain.sequence or "" for chain in chains),
+        backbone_atoms=torch.cat(
+            [c.backbone_atoms for c in chains if c.backbone_atoms is not None]
+        ),
+    )
 
 
 def _spell(residues: list[Any]) -> str:
     """Spell the observed residues; a modified one by its parent, an unknown one as X."""
     letters = (gemmi.find_tabulated_residue(r.name).one_letter_code for r in residues)
     return "".join(letter.upper() if letter.strip() else "X" for letter in letters)
+
+
+def _check_protein(protein: Protein, name: str) -> Protein:
+    """Return a protein with its embeddings, or else its sequence, checked; and its atoms."""
+    sequence = embeddings = None
+    if protein.embeddings is not None:
+        embeddings = _read_embeddings(protein.embeddings, name)
+        residues = len(embeddings)
+    else:
+        sequence = clean_sequence(protein.sequence or "", f"{name} {protein.id!r}")
+        residues = len(sequence)
+    atoms = protein.backbone_atoms
+    if atoms is not None and tuple(atoms.shape) != (residues, len(BACKBONE_ATOMS), 3):
+        raise ValueError(
+            f"{name} {protein.id!r} has {residues} residues and backbone_atoms of shape "
+            f"{tuple(atoms.shape)}; give N, CA and C of each residue, ({residues}, 3, 3)."
+        )
+    return Protein(protein.id, sequence, embeddings, atoms)
 
 
 def _read_embeddings(value: Tensor | np.ndarray | list, name: str) -> Tensor:
