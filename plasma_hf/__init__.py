@@ -11,10 +11,15 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models.configuration_plasma import PlasmaConfig
+from .models.configuration_protssn import ProtSSNConfig
 from .models.configuration_substitution import SubstitutionConfig
+from .models.configuration_tmvec import TMVecConfig
 from .models.modeling_plasma import PlasmaModel, PlasmaOutput
+from .models.modeling_protssn import ProtSSNModel
 from .models.modeling_substitution import SubstitutionModel
+from .models.modeling_tmvec import TMVecModel
 from .models.pipeline_protein_alignment import ProteinAlignmentPipeline
+from .models.pretrained_backbone import load_backbone
 from .models.processing_plasma import PlasmaProcessor
 
 __version__ = "0.1.0"
@@ -25,26 +30,30 @@ __all__ = [
     "PlasmaModel",
     "PlasmaOutput",
     "PlasmaProcessor",
+    "ProtSSNModel",
     "ProteinAlignmentPipeline",
     "SubstitutionConfig",
     "SubstitutionModel",
+    "TMVecModel",
     "__version__",
+    "load_backbone",
 ]
 
 DEFAULT_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "plasma_pf_substitution")
 """Folder of the model behind `pipeline("protein-alignment")`."""
 
-AutoConfig.register(PlasmaConfig.model_type, PlasmaConfig)
-AutoConfig.register(SubstitutionConfig.model_type, SubstitutionConfig)
-AutoModel.register(PlasmaConfig, PlasmaModel)
-AutoModel.register(SubstitutionConfig, SubstitutionModel)
+for config, model in (
+    (PlasmaConfig, PlasmaModel),
+    (SubstitutionConfig, SubstitutionModel),
+    (TMVecConfig, TMVecModel),
+    (ProtSSNConfig, ProtSSNModel),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+    # With these a saved folder carries its code, and loads where this package is not installed.
+    config.register_for_auto_class()
+    model.register_for_auto_class("AutoModel")
 AutoProcessor.register(PlasmaConfig, PlasmaProcessor)
-
-# With these a saved folder carries its code, and loads where this package is not installed.
-PlasmaConfig.register_for_auto_class()
-SubstitutionConfig.register_for_auto_class()
-PlasmaModel.register_for_auto_class("AutoModel")
-SubstitutionModel.register_for_auto_class("AutoModel")
 PlasmaProcessor.register_for_auto_class("AutoProcessor")
 
 PIPELINE_REGISTRY.register_pipeline(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 # torch and transformers are imported inside the verbs: `--help` has no use for them.
+from .cli_embed import EMBED_HELP, embed
+from .cli_errors import fail, one_line_errors, report
 from .formats import FIELDS, FORMATS, AlignedPair, Format
 
 if TYPE_CHECKING:
@@ -119,13 +121,13 @@ def align(
     ] = 0.0,
 ) -> None:
     """Align proteins; see `ALIGN_HELP`."""
-    with _one_line_errors():
+    with one_line_errors():
         sides, complete = _read_sides(a, b)
         count = len(sides[0]) * len(sides[1])
         if not count:
             raise typer.Exit(2)
         if plot and count > 1:
-            _fail(f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD")
+            fail(f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD")
         results = _load_pipeline(model, trust_remote_code)(
             product(*sides),  # no list: results then come one by one
             batch_size=batch_size,
@@ -142,17 +144,20 @@ def align(
         raise typer.Exit(2)
 
 
+app.command(help=EMBED_HELP)(embed)
+
+
 def _read_sides(a: str, b: str) -> tuple[list[list[Protein]], bool]:
     """Read both sides; say which records cannot be used, and whether all can."""
     if a == b == "-":
-        _fail("one of A and B can be '-', standard input; give the other as a sequence or a file")
+        fail("one of A and B can be '-', standard input; give the other as a sequence or a file")
     complaints: dict[str, None] = {}  # each once, also where A and B are the same file
     sides = [
         list(_usable(_read_side(value, side), complaints))
         for value, side in ((a, "query"), (b, "candidate"))
     ]
     for complaint in complaints:
-        _report(complaint)
+        report(complaint)
     return sides, not complaints
 
 
@@ -170,18 +175,14 @@ def _read_side(value: str, side: str) -> Iterable[tuple[str, Protein]]:
 
 def _parse(text: str) -> list[Protein]:
     """Split FASTA into records, or else each line into a bare sequence."""
-    from .models.protein import Protein
+    from .models.protein import Protein, parse_fasta
 
     if not text.strip():
-        _fail("standard input is empty; it takes FASTA or one sequence a line")
-    if not text.lstrip().startswith(">"):
-        lines = enumerate(text.splitlines(), start=1)
-        return [Protein(f"line{number}", line) for number, line in lines if line.strip()]
-    records = []
-    for number, record in enumerate(f"\n{text.lstrip()}".split("\n>")[1:], start=1):
-        header, _, sequence = record.partition("\n")
-        records.append(Protein((header.split() or [f"record{number}"])[0], sequence))
-    return records
+        fail("standard input is empty; it takes FASTA or one sequence a line")
+    if text.lstrip().startswith(">"):
+        return list(parse_fasta(text.splitlines()))
+    lines = enumerate(text.splitlines(), start=1)
+    return [Protein(f"line{number}", line) for number, line in lines if line.strip()]
 
 
 def _usable(named: Iterable[tuple[str, Protein]], complaints: dict[str, None]) -> Iterator[Protein]:
@@ -206,11 +207,11 @@ def _load_pipeline(model: str | None, trust_remote_code: bool) -> Any:
         pipe = build("protein-alignment", model=model, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError) as error:
         given = f"--model {model}" if model else "the bundled model"
-        _fail(f"{given} cannot be loaded; give a folder or a Hub id of a PLASMA model. {error}")
+        fail(f"{given} cannot be loaded; give a folder or a Hub id of a PLASMA model. {error}")
     if pipe.model.config.model_type != "plasma":
-        _fail(f"--model {model} is a {pipe.model.config.model_type} model; give a PLASMA model")
+        fail(f"--model {model} is a {pipe.model.config.model_type} model; give a PLASMA model")
     if pipe.model.backbone is None or pipe.processor is None:
-        _fail(
+        fail(
             f"--model {model} is a head that takes residue embeddings; give a model saved together "
             "with its backbone and processor"
         )
@@ -237,7 +238,7 @@ def _write(
     file.write(form.head)
     for (query, candidate), result in pairs:
         if "error" in result:
-            _report(f"{query.id} and {candidate.id}: {result['error']}")
+            report(f"{query.id} and {candidate.id}: {result['error']}")
             complete = False
             continue
         if result["score"] >= min_score:
@@ -248,23 +249,3 @@ def _write(
 
             plot_plan(result["plan"], result["segments"], query.id, candidate.id, plot)
     return complete
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what the library says of bad input into one line and exit code 2."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader has seen enough; typer ends quietly
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        _fail(str(error))
-
-
-def _report(message: str) -> None:
-    typer.echo(f"plasma-hf: {' '.join(message.split())}", err=True)
-
-
-def _fail(message: str) -> NoReturn:
-    _report(message)
-    raise typer.Exit(2)

@@ -122,7 +122,7 @@ def test_batch_size_changes_nothing(align: Any) -> None:
     [
         (FASTA, ["one", "two"]),
         (f"\n{LONG}\n\n{PART}\n", ["line2", "line4"]),
-        (f">\r\n{LONG}\r\n>b c\r\n{PART}\r\n", ["record1", "b"]),
+        (f">\r\n{LONG}\r\n>b c\r\n{PART}\r\n", ["line1", "b"]),
     ],
     ids=["fasta", "bare", "windows"],
 )

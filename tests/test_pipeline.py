@@ -10,8 +10,10 @@ import torch
 from datasets import Dataset
 from transformers import pipeline
 
-from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor
+from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf.data import EmbeddingStore
 from plasma_hf.models.alignment import find_segments
+from plasma_hf.models.backbone import Backbone
 from plasma_hf.models.protein import Protein, read_protein, read_records
 
 QUERY = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ"
@@ -203,17 +205,40 @@ def test_a_head_alone_takes_embeddings():
         pipe(PAIR)
 
 
-def test_a_tokenizer_that_merges_residues_is_refused(align, tiny_esm):
-    class Merging:
-        def __call__(self, sequences, **_):
-            ones = torch.ones(len(sequences), 2, dtype=torch.long)
-            zeros = torch.zeros_like(ones)
-            return {"input_ids": ones, "attention_mask": ones, "special_tokens_mask": zeros}
+def make_store(folder, backbone, sequences):
+    store = EmbeddingStore.create(folder, backbone)
+    store.add([(f"p{i}", sequence) for i, sequence in enumerate(sequences)], backbone)
+    return EmbeddingStore.open(folder)
 
-    processor = PlasmaProcessor(tiny_esm[1].tokenizer)
-    processor.tokenizer = Merging()
-    with pytest.raises(ValueError, match="2 residue tokens for a query of 3 residues"):
-        processor(query="MKV", candidate="MK")
+
+def test_stored_proteins_are_not_embedded_again(align, tmp_path, monkeypatch):
+    backbone = Backbone(align.model.backbone, align.processor, "substitution")
+    pair = ("MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS")
+    stored = pipeline("protein-alignment", store=make_store(tmp_path, backbone, pair))
+    expected = align(pair)
+    assert stored(pair) == expected
+    assert stored((pair[0], "MKTAYIAKQRQ")) == align((pair[0], "MKTAYIAKQRQ"))
+    assert stored((pair[0].lower(), pair[1])) == expected
+
+    def refuse(*_, **__):
+        raise AssertionError("a stored protein was embedded")
+
+    monkeypatch.setattr(Backbone, "embed", refuse)
+    assert stored(pair) == expected
+    with pytest.raises(AssertionError):
+        stored((pair[0], "MKTAYIAKQRQ"))
+
+
+def test_a_store_of_another_model_is_refused(tiny_esm, tmp_path):
+    model, processor = tiny_esm
+    store = make_store(tmp_path, Backbone(model.backbone, processor, "esm"), ["MKV"])
+    with pytest.raises(ValueError, match=r"embeddings of esm \(generic\).*those of substitution"):
+        pipeline("protein-alignment", store=store)
+    other = PlasmaModel(model.config)
+    with pytest.raises(ValueError, match="made by esm with other weights"):
+        pipeline("protein-alignment", model=other, processor=processor, store=store)
+    head = PlasmaModel(PlasmaConfig(embedding_size=16, head_size=8))
+    assert pipeline("protein-alignment", model=head, store=store)(("MKV", "MKV"))["score"] >= 0
 
 
 def test_segments_of_a_constructed_plan():

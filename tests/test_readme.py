@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plasma_hf.cli import app
+from plasma_hf.models.backbones import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,25 +39,36 @@ def commands():
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_commands(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands(command, monkeypatch, tmp_path):
     if command[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert command[1] in targets
         return
+    os.symlink(ROOT / "demo", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)  # a store is written beside
     assert command[0] == "plasma-hf"
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
-    assert "P00766" in done.output
+    assert "P00766" in done.output or "2 embedded" in done.output
 
 
 def test_map_and_links_name_what_is_there():
     for path in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / path).exists(), path
-    for room in re.findall(r"^\| `([^`]+)`", README, re.MULTILINE):
+    for room in re.findall(r"^\| `([^`]+(?:/|\.py))`", README, re.MULTILINE):
         assert (ROOT / room).exists(), room
 
 
 def test_the_figures_are_those_of_the_benchmark():
     figures = (ROOT / "tests/benchmarks/results/default_checkpoint_figures.md").read_text()
     assert figures.strip() in README
+
+
+def test_every_named_backbone_is_in_the_table():
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    for name, known in BACKBONES.items():
+        [row] = [row for row in rows if f"`{name}`" in row]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert str(known.width) in cells[2], name
+        assert known.licence in cells[5] or "cards" in cells[5], name
+        assert ("-" == cells[4]) == ("upstream" not in known.forms), name

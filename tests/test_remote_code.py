@@ -1,9 +1,11 @@
 """A saved folder loads and scores equally in a process that cannot import plasma_hf."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 from transformers import pipeline
 
 import plasma_hf
-from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
+from plasma_hf.models.backbones import RECIPES
+from tests.tiny_backbones import FAMILIES, tm_vec_files
 
 PAIRS = [
     ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "AYIAKQRQLSFVKSHFSRQ"),
@@ -52,12 +56,29 @@ def run_fresh(tmp_path, folder, pairs, again):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["default", "esm"])
+def pipe_over(folder, family):
+    """Return a pipeline over a small random backbone of a family."""
+    folder.mkdir()
+    if family == "tm_vec":
+        over = FAMILIES["prost_t5"](folder.parent / "language_model")
+        recipe = replace(RECIPES["tm_vec/upstream"], language_model=str(over))
+        backbone = load_backbone(tm_vec_files(folder), recipe)
+    else:
+        backbone = load_backbone(FAMILIES[family](folder), f"{family}/native")
+    torch.manual_seed(0)
+    config = PlasmaConfig(embedding_size=32, head_size=8, threshold=0.0, diagonal_window=0)
+    return pipeline("protein-alignment", model=PlasmaModel(config).attach_backbone(backbone))
+
+
+@pytest.mark.parametrize("kind", ["default", "esm", "esm2, small", "ankh", "tm_vec"])
 def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
-    pipe = align
+    pipe, whole = align, {}
     if kind == "esm":
         pipe = pipeline("protein-alignment", model=tiny_esm[0], processor=tiny_esm[1])
-    pipe.save_pretrained(tmp_path / "saved")
+    elif kind != "default":
+        family, _, small = kind.partition(", ")
+        pipe, whole = pipe_over(tmp_path / family, family), {"save_backbone": not small}
+    pipe.save_pretrained(tmp_path / "saved", **whole)
     expected = [result["score"] for result in pipe(PAIRS)]
     fresh = run_fresh(tmp_path, tmp_path / "saved", PAIRS, tmp_path / "again")
     assert fresh["config"].startswith("transformers_modules.")
@@ -89,8 +110,6 @@ def test_a_head_alone_loads_as_remote_code(tmp_path):
 
 
 def test_the_portable_room_imports_siblings_and_torch_alone():
-    import ast
-
     allowed = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tokenizers"}
     room = Path(plasma_hf.__file__).parent / "models"
     siblings = {file.stem for file in room.glob("*.py")}
@@ -104,3 +123,16 @@ def test_the_portable_room_imports_siblings_and_torch_alone():
                 names = [node.module] if isinstance(node, ast.ImportFrom) else node.names
                 roots = {str(getattr(n, "name", n)).split(".")[0] for n in names}
                 assert roots <= allowed | sys.stdlib_module_names, f"{file.name}: {roots}"
+
+
+def test_checkpoints_are_read_as_tensors_alone():
+    loads = 0
+    for file in Path(plasma_hf.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("weights_only") == "True", f"{file.name}: {node.lineno}"
+                loads += 1
+            names = {name.name for name in getattr(node, "names", ()) if hasattr(name, "name")}
+            assert not names & {"pickle", "joblib", "dill"}, f"{file.name}: {node.lineno}"
+    assert loads

@@ -1,7 +1,10 @@
-"""Read tables of proteins with labelled sites, and draw pairs from them."""
+"""Read proteins and their labelled sites, keep their embeddings, draw pairs and batch them."""
 
 from __future__ import annotations
 
+from .collator import PairCollator
+from .embedder import Embedder, head_identity
+from .embedding_store import EmbeddingJob, EmbeddingReport, EmbeddingStore
 from .pairs import (
     BadRow,
     ProteinPair,
@@ -10,11 +13,20 @@ from .pairs import (
     sample_matched_negatives,
     sample_matched_pairs,
 )
+from .sequences import BadRecord, read_sequences
 
 __all__ = [
+    "BadRecord",
     "BadRow",
+    "Embedder",
+    "EmbeddingJob",
+    "EmbeddingReport",
+    "EmbeddingStore",
+    "PairCollator",
     "ProteinPair",
     "SiteProtein",
+    "head_identity",
+    "read_sequences",
     "read_site_table",
     "sample_matched_negatives",
     "sample_matched_pairs",

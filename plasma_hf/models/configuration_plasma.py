@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from .configuration_protssn import ProtSSNConfig
 from .configuration_substitution import SubstitutionConfig
+from .configuration_tmvec import TMVecConfig
+from .language_model import language_model_config, width_of
 
 PIPELINES = {
     "protein-alignment": {
@@ -18,6 +21,10 @@ PIPELINES = {
 }
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
+OWN_CONFIGS: dict[str, Any] = {
+    config.model_type: config for config in (SubstitutionConfig, TMVecConfig, ProtSSNConfig)
+}
+"""Configurations of the backbones that this package brings, by model type."""
 
 CHOICES = {
     "head": ("lrl", "hinge"),
@@ -61,6 +68,8 @@ class PlasmaConfig(PreTrainedConfig):
             takes ready embeddings.
         plm_name_or_path: Where the backbone's weights come from.
         plm_revision: Which revision of them.
+        plm_recipe: How sequences are written for the backbone, a name of `RECIPES`.
+        backbone_saved: Whether a saved model has the backbone's weights as well.
         released_metadata: What a released head says of itself (`metadata.json`).
 
     Example:
@@ -94,6 +103,8 @@ class PlasmaConfig(PreTrainedConfig):
     plm_config: dict[str, Any] | PreTrainedConfig | None = None
     plm_name_or_path: str | None = None
     plm_revision: str | None = None
+    plm_recipe: str | None = None
+    backbone_saved: bool = True
     released_metadata: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -102,7 +113,7 @@ class PlasmaConfig(PreTrainedConfig):
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.plm_config is not None:
-            self.embedding_size = backbone_width(self.plm_config)
+            self.embedding_size = width_of(self.plm_config)
         self._check_ranges()
         super().__post_init__(**kwargs)
         # As remote code, the folder's own pipeline is the one to use; installed, the package's.
@@ -144,28 +155,6 @@ def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
     Raises:
         ValueError: If neither transformers nor this folder knows the model type.
     """
-    model_type = str(fields.get("model_type"))
-    if model_type == SubstitutionConfig.model_type:
-        return SubstitutionConfig(**{k: v for k, v in fields.items() if k != "model_type"})
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
-            "configuration of a backbone, for example EsmConfig(...) or "
-            "AutoConfig.from_pretrained('facebook/esm2_t6_8M_UR50D')."
-        )
-    return CONFIG_MAPPING[model_type](**{k: v for k, v in fields.items() if k != "model_type"})
-
-
-def backbone_width(config: PreTrainedConfig) -> int:
-    """Return the width of the residue embeddings of a backbone.
-
-    Raises:
-        ValueError: If the configuration names no width.
-    """
-    for name in ("hidden_size", "d_model", "embed_dim"):
-        if isinstance(width := getattr(config, name, None), int):
-            return width
-    raise ValueError(
-        f"{type(config).__name__} names no width (hidden_size, d_model or embed_dim); "
-        "is it the configuration of an encoder?"
-    )
+    if (own := OWN_CONFIGS.get(str(fields.get("model_type")))) is not None:
+        return own(**{k: v for k, v in fields.items() if k != "model_type"})
+    return language_model_config(fields)

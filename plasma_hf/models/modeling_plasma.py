@@ -9,27 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_plasma import PlasmaConfig, backbone_width
+from .configuration_plasma import PlasmaConfig
 from .cost import at_least_float32, hinge_cost
+from .language_model import build_language_model
 from .losses import label_match_loss, score_loss
-from .modeling_substitution import SubstitutionModel
-from .padding import pad_residues
 from .parameter_free import ParameterFree
+from .pretrained_backbone import OWN_MODELS
 from .released_heads import read_released_head, write_released_head
 from .score import matched_mass, published_score, soft_score
 from .sinkhorn import log_kernel, sinkhorn
 from .support import supported_plan
+from .with_backbone import WithBackbone
 
 if TYPE_CHECKING:
     # Files named by an import travel with a saved model: the folder then has its pipeline.
     from .pipeline_protein_alignment import ProteinAlignmentPipeline  # noqa: F401
-
-ENCODERS_OF_TEXT = ("t5", "mt5", "umt5")
-"""Model types whose AutoModel has a decoder as well; only their encoder is wanted."""
 
 
 @dataclass
@@ -88,10 +86,23 @@ class LayerNormalization(nn.Module):
         return nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
 
 
+class ScoreAffine(nn.Module):
+    """Hold the learnt scale and shift from score to logit; adapters save modules alone."""
+
+    def __init__(self) -> None:
+        """Start where a score of 1/2 is undecided."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([10.0, -5.0]))
+
+    def forward(self) -> Tensor:
+        """Return scale and shift, `(2,)`."""
+        return self.weight
+
+
 HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization}
 
 
-class PlasmaModel(ParameterFree, PreTrainedModel):
+class PlasmaModel(ParameterFree, WithBackbone):
     """Align two proteins by optimal transport between their residue embeddings.
 
     The model is a head, and takes ready embeddings, or a head over a backbone, and takes token
@@ -119,10 +130,11 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
     def __init__(self, config: PlasmaConfig) -> None:
         """Build the head, and the backbone if the configuration has one."""
         super().__init__(config)
-        self.backbone = None if config.plm_config is None else build_backbone(config.plm_config)
+        under = config.plm_config if config.backbone_saved else None
+        self.backbone = None if under is None else build_backbone(under)
         self.alignment_head = HEADS[config.head](config)
         if config.score_loss_form == "affine":
-            self.score_affine = nn.Parameter(torch.tensor([10.0, -5.0]))
+            self.score_affine = ScoreAffine()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,8 +148,8 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, LayerNormalization):
             init.zeros_(module.placeholder)
-        elif isinstance(module, PlasmaModel) and hasattr(module, "score_affine"):
-            init.copy_(module.score_affine, torch.tensor([10.0, -5.0]))
+        elif isinstance(module, ScoreAffine):
+            init.copy_(module.weight, torch.tensor([10.0, -5.0]))
 
     @classmethod
     def from_upstream(
@@ -170,61 +182,6 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
         state = self.alignment_head.state_dict(prefix="alignment_head.")
         return write_released_head(self.config, state, Path(folder))
 
-    def attach_backbone(self, backbone: PreTrainedModel, name: str | None = None) -> PlasmaModel:
-        """Put a backbone under a head-only model, so that it takes token ids.
-
-        Args:
-            backbone: An encoder with one vector a token.
-            name: Its Hub id or folder; kept in the configuration.
-
-        Raises:
-            ValueError: If the head was made for another width or another backbone.
-        """
-        width = backbone_width(backbone.config)
-        if self.config.embedding_size not in (None, width):
-            raise ValueError(
-                f"this head takes residue embeddings of width {self.config.embedding_size}, "
-                f"{type(backbone).__name__} gives {width}; attach the backbone the head was made "
-                f"for, or make a head with PlasmaConfig(embedding_size={width})."
-            )
-        name = name or getattr(backbone.config, "name_or_path", None) or None
-        made_for = self.config.plm_name_or_path
-        if made_for and name and Path(made_for).name != Path(name).name:
-            raise ValueError(
-                f"this head was made for the backbone {made_for!r}, not for {name!r}; load "
-                f"{made_for!r}, or train a head on {name!r}."
-            )
-        self.backbone, self.config.plm_config = backbone, backbone.config
-        self.config.embedding_size, self.config.plm_name_or_path = width, made_for or name
-        return self
-
-    def embed(
-        self, input_ids: Tensor, attention_mask: Tensor | None, residue_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the backbone and keep the residues alone.
-
-        Args:
-            input_ids: `(batch, tokens)`.
-            attention_mask: True at every token that is no padding; None if there is none.
-            residue_mask: True at tokens that are residues; None if all attended ones are.
-
-        Returns:
-            Embeddings `(batch, residues, hidden)`, padded with zeros, and their residue mask.
-        """
-        if self.backbone is None:
-            raise ValueError(
-                "this model is a head without a backbone and takes no token ids; pass "
-                "query_embeddings and candidate_embeddings, or attach one with "
-                "model.attach_backbone(backbone)."
-            )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if residue_mask is None:
-            residue_mask = attention_mask
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-        hidden, kept = output.last_hidden_state, residue_mask.bool()
-        return pad_residues([row[mask] for row, mask in zip(hidden, kept, strict=True)])
-
     def project(self, embeddings: Tensor) -> Tensor:
         """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
         return self.alignment_head(at_least_float32(embeddings))
@@ -239,6 +196,8 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
         candidate_input_ids: Tensor | None = None,
         query_attention_mask: Tensor | None = None,
         candidate_attention_mask: Tensor | None = None,
+        query_backbone_atoms: Tensor | None = None,
+        candidate_backbone_atoms: Tensor | None = None,
         query_site_labels: Tensor | None = None,
         candidate_site_labels: Tensor | None = None,
         labels: Tensor | None = None,
@@ -259,6 +218,9 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
             candidate_input_ids: `(batch, candidate_tokens)`.
             query_attention_mask: `(batch, query_tokens)`.
             candidate_attention_mask: `(batch, candidate_tokens)`.
+            query_backbone_atoms: N, CA and C in Å, `(batch, query_residues, 3, 3)`, beside the
+                token ids of a backbone that reads structures.
+            candidate_backbone_atoms: The same for the candidate.
             query_site_labels: 0/1 a residue, `(batch, query_residues)`.
             candidate_site_labels: 0/1 a residue, `(batch, candidate_residues)`.
             labels: 1 where the two share a site, `(batch,)`.
@@ -268,15 +230,16 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
         Raises:
             ValueError: If a side is missing or given twice, or shapes do not fit together.
         """
-        query, query_mask = self._side(
-            "query", query_embeddings, query_mask, query_input_ids, query_attention_mask
-        )
-        candidate, candidate_mask = self._side(
-            "candidate",
-            candidate_embeddings,
-            candidate_mask,
+        tokens = (query_input_ids, query_attention_mask, query_mask, query_backbone_atoms)
+        query, query_mask = self._side("query", query_embeddings, query_mask, tokens)
+        tokens = (
             candidate_input_ids,
             candidate_attention_mask,
+            candidate_mask,
+            candidate_backbone_atoms,
+        )
+        candidate, candidate_mask = self._side(
+            "candidate", candidate_embeddings, candidate_mask, tokens
         )
         if len(query) != len(candidate):
             raise ValueError(
@@ -312,17 +275,17 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
         side: str,
         embeddings: Tensor | None,
         mask: Tensor | None,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
+        tokens: tuple[Tensor | None, ...],
     ) -> tuple[Tensor, Tensor]:
         """Return embeddings (zero where masked) and residue mask of one side of the pairs."""
+        input_ids, *further = tokens
         if (embeddings is None) == (input_ids is None):
             raise ValueError(
                 f"give the {side} either as {side}_embeddings or as {side}_input_ids"
                 + (", not as both." if embeddings is not None else "; neither is here.")
             )
         if input_ids is not None:
-            embeddings, mask = self.embed(input_ids, attention_mask, mask)
+            embeddings, mask = self.embed(input_ids, *further)
         assert embeddings is not None
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
@@ -412,7 +375,7 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
     ) -> tuple[Tensor | None, Tensor | None]:
         pair_loss = site_loss = None
         if labels is not None:
-            affine = getattr(self, "score_affine", None)
+            affine = self.score_affine() if self.config.score_loss_form == "affine" else None
             pair_loss = score_loss(scores, labels, self.config.score_loss_form, affine)
         if query_site_labels is not None and candidate_site_labels is not None:
             site_loss = label_match_loss(plan, query_site_labels, candidate_site_labels, labels)
@@ -421,11 +384,9 @@ class PlasmaModel(ParameterFree, PreTrainedModel):
 
 def build_backbone(config: Any) -> PreTrainedModel:
     """Build an untrained backbone from its configuration."""
-    if config.model_type == SubstitutionModel.config_class.model_type:
-        return SubstitutionModel(config)
-    if config.model_type in ENCODERS_OF_TEXT:
-        return AutoModelForTextEncoding.from_config(config)
-    return AutoModel.from_config(config)
+    if config.model_type in OWN_MODELS:
+        return OWN_MODELS[config.model_type](config)
+    return build_language_model(config)
 
 
 def _masked_labels(side: str, labels: Tensor | None, mask: Tensor) -> Tensor | None:

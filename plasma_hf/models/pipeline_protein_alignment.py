@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .alignment import find_segments
+from .backbone import Backbone
 from .padding import pad_residues
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, read_protein
+from .weights_digest import weights_digest
 
 READ_AHEAD = 16
 """Batches that are looked at together, so that pairs of like length share a batch."""
@@ -34,6 +36,9 @@ class ProteinAlignmentPipeline(Pipeline):
     A result is `{"score": float, "segments": [...]}`, each segment with `query_start`,
     `query_end`, `candidate_start`, `candidate_end` (0-based, ends exclusive), `score` and `pairs`,
     a list of `[query index, candidate index, plan weight]`.
+
+    A head that names its backbone loads it at the first sequence. With `store=EmbeddingStore(...)`
+    a sequence that is in the store is not embedded again.
 
     Call with, or build with:
         return_plan: Add `"plan"`, a tensor `(query_residues, candidate_residues)`.
@@ -53,18 +58,27 @@ class ProteinAlignmentPipeline(Pipeline):
         (3, 20, 0)
     """
 
+    model: Any
+    processor: Any
+
     _load_processor = None  # a head alone has none, and takes embeddings
     _load_tokenizer = False
     _load_image_processor = False
     _load_video_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, store: Any = None, **kwargs: Any) -> None:
         """Build the pipeline; a substitution encoder brings its own processor."""
         super().__init__(*args, **kwargs)
+        self.store = store
         backbone = getattr(self.model.config, "plm_config", None)
         if self.processor is None and getattr(backbone, "model_type", "") == "substitution_window":
             self.processor = PlasmaProcessor()
+        if self.processor is None:
+            self.processor = getattr(self.model, "processor", None)
+        self._check_recipe()
+        if store is not None:
+            self._check_store()
 
     def _sanitize_parameters(
         self,
@@ -196,14 +210,11 @@ class ProteinAlignmentPipeline(Pipeline):
         protein = read_protein(value, side)
         width = self.model.config.embedding_size
         if protein.embeddings is None:
-            if self.model.backbone is None or self.processor is None:
-                raise ValueError(
-                    f"{side} is a sequence, and this model is a head without a backbone (or "
-                    "without the processor of one); give residue embeddings "
-                    f"(residues, {width or 'hidden'}), or attach a backbone with "
-                    "model.attach_backbone(backbone) and pass processor=PlasmaProcessor(tokenizer)."
-                )
-        elif width is not None and protein.embeddings.shape[-1] != width:
+            if self.store is not None and protein.sequence in self.store:
+                return protein
+            self._load_backbone(side)
+            return self.processor.read(protein, side)
+        if width is not None and protein.embeddings.shape[-1] != width:
             raise ValueError(
                 f"{side} has residue embeddings of width {protein.embeddings.shape[-1]}, this "
                 f"model takes {width}; use the backbone the head was made for, or a head made for "
@@ -211,22 +222,72 @@ class ProteinAlignmentPipeline(Pipeline):
             )
         return protein
 
-    def _embed(self, proteins: list[Protein]) -> list[Tensor]:
-        """Return residue embeddings `(residues, hidden)`; a repeated sequence is embedded once."""
-        sequences = list(dict.fromkeys(p.sequence for p in proteins if p.sequence is not None))
-        known: dict[str | None, Tensor] = {}
-        if sequences:
-            encoded = self.processor.encode(sequences)
-            on_device = {name: tensor.to(self.device) for name, tensor in encoded.items()}
-            hidden, mask = self.model.embed(
-                on_device["input_ids"], on_device["attention_mask"], on_device["mask"]
+    def _load_backbone(self, side: str) -> None:
+        """Load the backbone that the head names, now that a sequence needs it."""
+        model = self.model
+        if model.backbone is None and model.config.plm_name_or_path:
+            processor = model.load_backbone()
+            self.processor = self.processor or processor
+            self._check_recipe()
+        if model.backbone is None or self.processor is None:
+            width = model.config.embedding_size
+            raise ValueError(
+                f"{side} is a sequence, and this model is a head without a backbone (or without "
+                f"the processor of one); give residue embeddings (residues, {width or 'hidden'}), "
+                "or load its backbone with model.load_backbone('<Hub id or folder>')."
             )
-            rows = (row[kept] for row, kept in zip(hidden, mask, strict=True))
-            known = dict(zip(sequences, rows, strict=True))
-        return [
-            known[p.sequence] if p.embeddings is None else p.embeddings.to(self.device).float()
+
+    def _check_recipe(self) -> None:
+        wanted = self.model.config.plm_recipe
+        if self.processor is not None and wanted not in (None, self.processor.recipe.name):
+            raise ValueError(
+                f"this head was made for sequences written by the recipe {wanted!r}, the processor "
+                f"has {self.processor.recipe.name!r}; give "
+                f"processor=PlasmaProcessor(tokenizer, recipe={wanted!r}), or none."
+            )
+
+    def _check_store(self) -> None:
+        """Refuse a store that another backbone made, as far as can be told without loading it."""
+        config, made = self.model.config, self.store.identity
+        name, recipe = config.plm_name_or_path, config.plm_recipe
+        # A released head knows its backbone by the last part of the id.
+        same = name is None or Path(made["backbone"]).name == Path(name).name
+        if not same or recipe not in (None, made["recipe"]):
+            raise ValueError(
+                f"the store holds embeddings of {made['backbone']} ({made['recipe']}), this model "
+                f"takes those of {name} ({recipe or 'any recipe'}); make a store with: "
+                f"plasma-hf embed --backbone {name} --recipe {recipe or 'generic'}."
+            )
+        backbone = self.model.backbone
+        if backbone is not None and weights_digest(backbone) != made["weights"]:
+            raise ValueError(
+                f"the store was made by {made['backbone']} with other weights than this model's "
+                "backbone has, which was trained further perhaps; make a store with it: "
+                "plasma-hf embed --model <folder of this model>."
+            )
+
+    def _embed(self, proteins: list[Protein]) -> list[Tensor]:
+        """Return residue embeddings `(residues, hidden)`; a repeated protein is embedded once."""
+        given = {id(p): p.embeddings for p in proteins if p.embeddings is not None}
+        stored = {
+            id(p): self.store.embeddings(p.sequence)
             for p in proteins
-        ]
+            if id(p) not in given and self.store is not None and p.sequence in self.store
+        }
+        known = given | stored
+        rest = [p for p in proteins if id(p) not in known]
+        if rest:
+            known |= self._embed_with_backbone(rest)
+        return [known[id(p)].to(self.device).float() for p in proteins]
+
+    def _embed_with_backbone(self, proteins: list[Protein]) -> dict[int, Tensor]:
+        # A sequence says all there is to a model that reads no structures.
+        by_structure = self.processor.recipe.reads_structures
+        keys = [id(p) if by_structure else p.sequence for p in proteins]
+        unique = dict(zip(keys, proteins, strict=True))
+        backbone = Backbone(self.model.backbone, self.processor)
+        embedded = dict(zip(unique, backbone.embed(list(unique.values())), strict=True))
+        return {id(p): embedded[key] for p, key in zip(proteins, keys, strict=True)}
 
 
 def len_of(protein: Protein) -> int:

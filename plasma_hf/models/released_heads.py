@@ -10,6 +10,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .backbones import find_backbone
+
 PARAMETERS = {
     "eta.lrl.0.weight": "alignment_head.hidden.weight",
     "eta.lrl.0.bias": "alignment_head.hidden.bias",
@@ -126,6 +128,13 @@ def _config_fields(
         "n_iters": kernel.get("n_iters", 20),
         "threshold": scored.get("threshold", 0.5),
         "diagonal_window": scored.get("K", 10),
-        "plm_name_or_path": (metadata or {}).get("backbone"),
+        **_backbone_fields((metadata or {}).get("backbone")),
         "released_metadata": metadata,
     }
+
+
+def _backbone_fields(name: str | None) -> dict[str, Any]:
+    """Say which backbone a head was trained on and, for a published one, under which recipe."""
+    known = find_backbone(name) if name else None
+    recipe = f"{known.family}/upstream" if known is not None else None
+    return {"plm_name_or_path": name, "plm_recipe": recipe}

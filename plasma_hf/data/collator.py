@@ -1,0 +1,122 @@
+"""Pairs of proteins as batches: of stored embeddings, or of token ids for a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..models.padding import pad_residues
+from ..models.processing_plasma import PlasmaProcessor
+from .embedding_store import EmbeddingStore
+
+SIDES = ("query", "candidate")
+
+
+class PairCollator:
+    """Make padded batches of pairs, from an embedding store or by the processor of a backbone.
+
+    It is a data collator for `Trainer`, with `remove_unused_columns=False` in its arguments. A row
+    has "query" and "candidate", each an id in the store or a sequence; to learn from also "label"
+    (or "labels"), 1 where the two share a site, and "query_site_labels" and
+    "candidate_site_labels", 0 or 1 a residue. The batch holds what `PlasmaModel.forward` takes.
+
+    Args:
+        source: The store where the embeddings are, for a head alone; or the processor, for a model
+            with a backbone.
+        kind: Of a store, "embeddings", or "projections" for a head that projects no further.
+
+    Raises:
+        ValueError: If the store keeps nothing of the kind.
+
+    Example:
+        >>> import tempfile
+        >>> class Ones:
+        ...     identity = {"backbone": "ones"}
+        ...     hidden_size = 4
+        ...     def embed(self, sequences):
+        ...         return [torch.ones(len(sequence), 4) for sequence in sequences]
+        >>> store = EmbeddingStore.create(tempfile.mkdtemp(), Ones())
+        >>> _ = store.add([("P1", "MKVLA"), ("P2", "MKV")], Ones())
+        >>> batch = PairCollator(store)([{"query": "P1", "candidate": "P2", "label": 1}])
+        >>> batch["query_embeddings"].shape, batch["labels"]
+        (torch.Size([1, 5, 4]), tensor([1]))
+    """
+
+    def __init__(self, source: EmbeddingStore | PlasmaProcessor, kind: str = "embeddings") -> None:
+        """Check that the store keeps what is asked for."""
+        self.store = source if isinstance(source, EmbeddingStore) else None
+        self.processor = source if isinstance(source, PlasmaProcessor) else None
+        self.kind = kind
+        if self.store is not None:
+            self.store.check_kind(kind)
+        elif self.processor is None:
+            raise TypeError(
+                f"PairCollator takes an EmbeddingStore or a PlasmaProcessor, not a "
+                f"{type(source).__name__}."
+            )
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make a batch of rows.
+
+        Returns:
+            From a store `{query,candidate}_embeddings (batch, residues, hidden)` float32 and
+            `{query,candidate}_mask (batch, residues)`; from a processor what it gives. Where rows
+            have them, `labels (batch,)` and `{query,candidate}_site_labels (batch, residues)`,
+            0 at padding.
+
+        Raises:
+            ValueError: If a protein is not in the store, or has not one site label a residue.
+        """
+        batch: dict[str, Tensor] = {}
+        for side in SIDES:
+            given = [_protein(row, side) for row in rows]
+            batch |= {f"{side}_{name}": tensor for name, tensor in self._side(given, side).items()}
+            if _given(rows, f"{side}_site_labels"):
+                lengths = batch[f"{side}_mask"].sum(-1).tolist()
+                batch[f"{side}_site_labels"] = _site_labels(rows, side, lengths)
+        for name in ("labels", "label"):
+            if _given(rows, name):
+                batch["labels"] = torch.tensor([int(row[name]) for row in rows])
+        return batch
+
+    def _side(self, proteins: list[str], side: str) -> Mapping[str, Tensor]:
+        if self.processor is not None:
+            return self.processor.encode(proteins, side)
+        assert self.store is not None
+        try:
+            rows = [self.store.read(protein, self.kind, torch.float32) for protein in proteins]
+        except KeyError as error:
+            raise ValueError(f"{side}: {error.args[0]}") from error
+        return dict(zip(("embeddings", "mask"), pad_residues(rows), strict=True))
+
+
+def _protein(row: Mapping[str, Any], side: str) -> Any:
+    if side not in row:
+        raise ValueError(
+            f"a row has no {side!r}, only {', '.join(map(repr, row))}; with Trainer, give "
+            "TrainingArguments(remove_unused_columns=False)."
+        )
+    return row[side]
+
+
+def _given(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Tell whether every row has a column; one that only some have is no column."""
+    having = sum(row.get(name) is not None for row in rows)
+    if 0 < having < len(rows):
+        raise ValueError(f"{having} of {len(rows)} rows have {name!r}; give it in all or in none.")
+    return having > 0
+
+
+def _site_labels(rows: Sequence[Mapping[str, Any]], side: str, lengths: Sequence[int]) -> Tensor:
+    labels = [torch.as_tensor(row[f"{side}_site_labels"]) for row in rows]
+    for row, given, length in zip(rows, labels, lengths, strict=True):
+        if len(given) != length:
+            raise ValueError(
+                f"{side}_site_labels of {row[side][:30]!r} has {len(given)} values for "
+                f"{length} residues; give one 0 or 1 for each."
+            )
+    return pad_sequence(labels, batch_first=True)

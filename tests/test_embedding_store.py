@@ -1,0 +1,588 @@
+"""The embedding store: what it keeps, whatever interrupts it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf.data import EmbeddingStore, store_index
+from plasma_hf.data import chunks as chunk_files
+from plasma_hf.data.batches import cut_batches, rank_and_world_size, sequence_hash
+from plasma_hf.data.chunks import chunk_paths, shard_lock
+from plasma_hf.data.embedder import describe, head_identity
+from tests.store_job import CHUNK_BYTES, RESIDUES_PER_BATCH, TinyEsm, make_head, run
+
+ROOT = Path(__file__).parents[1]
+JOB = Path(__file__).with_name("store_job.py")
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+class Letters:
+    """Embed a residue by the code of its letter and the length of its protein."""
+
+    hidden_size = 3
+
+    def __init__(self, name: str = "letters", scale: float = 1.0) -> None:
+        self.identity = {"backbone": name, "revision": "r1", "recipe": "plain", "weights": 64 * "a"}
+        self.scale = scale
+        self.batches: list[list[str]] = []
+
+    def embed(self, sequences: list[str]) -> list[torch.Tensor]:
+        self.batches.append(sequences)
+        if any("X" in sequence for sequence in sequences):
+            raise ValueError("X is not for this model")
+        codes = (torch.tensor([ord(c) for c in s], dtype=torch.float32) for s in sequences)
+        return [self.scale * code.unsqueeze(-1) * torch.ones(3) for code in codes]
+
+
+def random_proteins(count: int, seed: int = 0, longest: int = 120) -> list[tuple[str, str]]:
+    draw = random.Random(seed)
+    return [
+        (f"P{i}", "".join(draw.choices(LETTERS, k=draw.randint(1, longest)))) for i in range(count)
+    ]
+
+
+def records(folder: str | Path) -> dict[str, bytes]:
+    """Return every record as its bytes on disk."""
+    store = EmbeddingStore.open(folder)
+    return {
+        f"{kind}/{key}": store.read(key, kind).view(torch.uint8).numpy().tobytes()
+        for key in store
+        for kind in store.header.kinds
+    }
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> EmbeddingStore:
+    store = EmbeddingStore.create(tmp_path / "store", Letters())
+    store.add([("P1", "MKVLA"), ("P2", "ACD"), ("P3", "MKVLA")], Letters())
+    return store
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 proteins."""
+    path = tmp_path_factory.mktemp("proteins") / "300.fasta"
+    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in random_proteins(300)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_go(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of them made without interruption."""
+    folder = tmp_path_factory.mktemp("one") / "store"
+    assert run(fasta, folder).embedded == 300
+    return folder
+
+
+# What is kept
+
+
+def test_found_by_id_sequence_and_hash(letters: EmbeddingStore) -> None:
+    want = torch.tensor([float(ord(c)) for c in "MKVLA"]).unsqueeze(-1).expand(5, 3)
+    for key in ("P1", "P3", "MKVLA", "mkv la", sequence_hash("MKVLA")):
+        assert key in letters
+        assert torch.equal(letters[key], want)
+        assert torch.equal(letters.embeddings(key), want)
+    assert len(letters) == 2
+    assert set(letters) == {sequence_hash("MKVLA"), sequence_hash("ACD")}
+    assert letters.lengths[sequence_hash("ACD")] == 3
+    assert letters.ids["P3"] == sequence_hash("MKVLA")
+    assert "P4" not in letters
+    assert "MK7" not in letters
+    assert 7 not in letters
+
+
+def test_missing_protein_is_named(letters: EmbeddingStore) -> None:
+    with pytest.raises(KeyError, match=r"no protein with the id or sequence 'P9'; add it with"):
+        letters["P9"]
+    with pytest.raises(ValueError, match="keeps embeddings, no projections; make one"):
+        letters.projections("P1")
+
+
+def test_a_record_read_is_a_copy(letters: EmbeddingStore) -> None:
+    letters["P1"].zero_()
+    assert letters["P1"].min() > 0
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_dtypes(tmp_path: Path, name: str) -> None:
+    dtype = getattr(torch, name)
+    store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype=dtype)
+    store.add([("P1", "MKVLA")], TinyEsm(), make_head())
+    with torch.no_grad():
+        [want] = TinyEsm().embed(["MKVLA"])
+        projected = make_head().project(want)
+    store = EmbeddingStore.open(tmp_path)
+    assert torch.equal(store.embeddings("P1"), want.to(dtype))
+    assert torch.equal(store.projections("P1", torch.float32), projected.to(dtype).float())
+    assert store.projections("P1").shape == (5, 8)
+    size = sum(path.stat().st_size for path in chunk_paths(tmp_path))
+    assert 5 * 40 * dtype.itemsize < size < 5 * 40 * dtype.itemsize + 1500
+
+
+def test_projections_alone(tmp_path: Path) -> None:
+    kinds = ["projections"]
+    store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), kinds=kinds)
+    store.add([("P1", "MKVLA")], TinyEsm(), make_head())
+    assert store["P1"].shape == (5, 8)
+    with pytest.raises(ValueError, match="keeps projections, no embeddings"):
+        store.embeddings("P1")
+
+
+def test_files_can_be_read_by_those_who_may_read_the_folder(letters: EmbeddingStore) -> None:
+    umask = os.umask(0o022)
+    try:
+        letters.add([("P9", "WYW")], Letters())
+    finally:
+        os.umask(umask)
+    path = chunk_paths(letters.folder)[-1]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_estimate_is_the_size_on_disk(fasta: Path, tmp_path: Path) -> None:
+    store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype="bfloat16")
+    job = store.prepare(fasta)
+    store.run(job, TinyEsm(), make_head())
+    size = sum(path.stat().st_size for path in chunk_paths(tmp_path))
+    assert size == pytest.approx(job.n_bytes, rel=0.02)
+    assert store.prepare(fasta).n_bytes == 0
+
+
+def test_batches_come_by_length_and_hold_everything(one_go: Path) -> None:
+    store = EmbeddingStore.open(one_go)
+    seen: list[str] = []
+    for keys, padded, mask in store.batches("projections", max_residues=2000):
+        assert padded.shape[:2] == mask.shape
+        assert padded.shape[0] * padded.shape[1] <= 2000
+        for key, rows, kept in zip(keys, padded, mask, strict=True):
+            assert torch.equal(rows[kept], store.projections(key))
+        seen += keys
+    lengths = [store.lengths[key] for key in seen]
+    assert lengths == sorted(lengths)
+    assert sorted(seen) == sorted(store)
+
+
+def test_pickled_by_its_folder(letters: EmbeddingStore) -> None:
+    assert torch.equal(pickle.loads(pickle.dumps(letters))["P2"], letters["P2"])
+
+
+# Adding and removing
+
+
+def test_what_is_there_is_not_computed_again(letters: EmbeddingStore) -> None:
+    embedder = Letters()
+    report = letters.add([("P1", "MKVLA"), ("P5", "ACD")], embedder)
+    assert (report.embedded, report.already_there, report.bad) == (0, 2, [])
+    assert embedder.batches == []
+    assert "P5" in letters
+    report = letters.add([("P6", "WWWW")], embedder)
+    assert (report.embedded, report.already_there) == (1, 0)
+    assert embedder.batches == [["WWWW"]]
+    assert len(EmbeddingStore.open(letters.folder)) == 3
+
+
+def test_remove_and_add_again(letters: EmbeddingStore) -> None:
+    assert letters.remove(["P1"]) == 0  # P3 is the same sequence
+    assert "P1" not in letters
+    assert "P3" in letters
+    assert letters.remove(["P3"]) == 1
+    assert "MKVLA" not in letters
+    assert "P2" in EmbeddingStore.open(letters.folder)
+    assert letters.remove(["ACD"]) == 1
+    assert (len(letters), letters.ids, chunk_paths(letters.folder)) == (0, {}, [])
+    assert letters.add([("P1", "MKVLA")], Letters()).embedded == 1
+    assert "P1" in letters
+    with pytest.raises(KeyError, match="holds no P2"):
+        letters.remove(["P1", "P2"])
+    assert "P1" in letters
+
+
+def test_removed_records_come_back_the_same(fasta: Path, one_go: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_go, tmp_path / "store")
+    store = EmbeddingStore.open(tmp_path / "store")
+    names = [f"P{i}" for i in range(0, 300, 7)]
+    assert store.remove(names) == len(names)
+    assert len(store) == 300 - len(names)
+    assert run(fasta, store.folder).embedded == len(names)
+    assert records(store.folder) == records(one_go)
+
+
+def test_one_id_for_two_sequences(letters: EmbeddingStore) -> None:
+    report = letters.add([("P1", "WWW"), ("P7", "AA"), ("P7", "CC"), ("P8", "DD")], Letters())
+    assert report.embedded == 2
+    first, second = report.bad
+    assert first.id == "P1"
+    assert "one of 5 residues" in first.reason
+    assert "'WWW'" in first.reason
+    assert sequence_hash("MKVLA")[:12] in first.reason
+    assert second.id == "P7"
+    assert "'AA'" in second.reason
+    assert "'CC'" in second.reason
+    assert "P8" in letters
+    assert "CC" not in letters
+
+
+def test_bad_records_are_named_and_the_rest_is_done(letters: EmbeddingStore) -> None:
+    rows = [("B1", "AAXA"), ("B2", "AAXA"), ("B3", "A7"), ("B4", ""), ("G1", "DDDD"), ("G2", "EE")]
+    report = letters.add(rows, Letters())
+    assert report.embedded == 2
+    reasons = {record.id: record.reason for record in report.bad}
+    assert set(reasons) == {"B1", "B2", "B3", "B4"}
+    assert reasons["B1"] == "X is not for this model"
+    assert "character '7'" in reasons["B3"]
+    assert "G1" in letters
+    assert "B1" not in letters
+    again = letters.add(rows, Letters())
+    assert (again.embedded, again.already_there) == (0, 2)
+    assert len(again.bad) == 4
+
+
+def test_overflow_of_half_precision(tmp_path: Path) -> None:
+    embedder = Letters(scale=900.0)  # A is 58500, Y 80100
+    store = EmbeddingStore.create(tmp_path, embedder, dtype="float16")
+    report = store.add([("low", "AAA"), ("high", "AYA")], embedder)
+    assert report.embedded == 1
+    [bad] = report.bad
+    assert bad.id == "high"
+    assert "reach 8.01e+04, beyond 6.55e+04, the largest float16" in bad.reason
+    assert "bfloat16" in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (torch.full((2, 3), float("nan")), "NaN or infinite"),
+        (torch.ones(3, 3), r"shape \(3, 3\), not \(2, 3\)"),
+        (torch.ones(2, 4), r"shape \(2, 4\), not \(2, 3\)"),
+    ],
+)
+def test_embedders_are_not_trusted(tmp_path: Path, result: torch.Tensor, reason: str) -> None:
+    embedder = Letters()
+    embedder.embed = lambda sequences: [result for _ in sequences]  # type: ignore[method-assign]
+    [bad] = EmbeddingStore.create(tmp_path, embedder).add([("P", "MK")], embedder).bad
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(bad.reason)
+
+
+def test_no_room_on_the_disk(letters: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"need 0\.\d MB and the disk .* has 0\.0 MB left"):
+        letters.add([("P", "M" * 50000)], Letters())
+
+
+# Whose store it is
+
+
+@pytest.mark.parametrize("field", ["backbone", "revision", "recipe", "weights"])
+def test_another_model_is_refused_by_name(letters: EmbeddingStore, field: str) -> None:
+    other = Letters()
+    other.identity[field] = "other"
+    message = f"holds embeddings of letters .*you asked for .*other.*they differ in {field};"
+    for refuse in (
+        lambda: letters.check(other.identity),
+        lambda: letters.add([("P9", "MK")], other),
+        lambda: EmbeddingStore.create(letters.folder, other),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refuse()
+    letters.check(Letters().identity)
+
+
+def test_another_head_dtype_or_kind_is_refused(one_go: Path) -> None:
+    store = EmbeddingStore.open(one_go)
+    with pytest.raises(ValueError, match="holds projections by the head lrl .*differ in weights"):
+        EmbeddingStore.create(one_go, TinyEsm(), make_head(seed=2))
+    with pytest.raises(ValueError, match="keeps projections by the head lrl .*give that head"):
+        store.add([("P", "MK")], TinyEsm())
+    with pytest.raises(ValueError, match="keeps float16, you asked for float32"):
+        EmbeddingStore.create(one_go, TinyEsm(), make_head(), dtype="float32")
+    with pytest.raises(ValueError, match="keeps embeddings and projections, you asked for emb"):
+        EmbeddingStore.create(one_go, TinyEsm(), make_head(), kinds=["embeddings"])
+    assert EmbeddingStore.create(one_go, TinyEsm(), make_head()).header == store.header
+
+
+def test_what_cannot_be_made(tmp_path: Path) -> None:
+    def create(*words: Any, **options: Any) -> None:
+        EmbeddingStore.create(tmp_path / "none", *words, **options)
+
+    with pytest.raises(ValueError, match="dtype is int8; give one of float32, float16, bfloat16"):
+        create(Letters(), dtype="int8")
+    with pytest.raises(ValueError, match="kinds is .*; give one or both of embeddings, proj"):
+        create(Letters(), kinds=["plans"])
+    with pytest.raises(ValueError, match="projections need a head"):
+        create(Letters(), kinds=["projections"])
+    with pytest.raises(ValueError, match="takes residue embeddings of width 32, .* gives 3"):
+        create(Letters(), make_head())
+
+
+def test_identity_of_a_head() -> None:
+    assert head_identity(make_head()) == head_identity(make_head())
+    assert head_identity(make_head()) != head_identity(make_head(seed=2))
+    hinge = [PlasmaConfig(embedding_size=4, head="hinge", normalize=n) for n in (True, False)]
+    first, second = (head_identity(PlasmaModel(config)) for config in hinge)
+    assert first != second
+    assert describe(None) == "none"
+
+
+# Files that are not what they should be
+
+
+def damage(folder: Path, how: str) -> Path:
+    path = chunk_paths(folder)[0]
+    content = path.read_bytes()
+    if how == "garbage":
+        path.write_bytes(b"no safetensors" * 50)
+    elif how == "truncated":
+        path.write_bytes(content[:-1])
+    elif how == "header":
+        path.write_bytes(content[:20])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "folder":
+        path.unlink()
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("how", ["garbage", "truncated", "header", "empty", "folder"])
+def test_damaged_files_are_named(letters: EmbeddingStore, how: str) -> None:
+    path = damage(letters.folder, how)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged or no chunk .*delete that file"):
+        EmbeddingStore.open(letters.folder)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    store = EmbeddingStore.open(letters.folder)
+    assert "P1" not in store
+    assert store.add([("P1", "MKVLA"), ("P2", "ACD")], Letters()).embedded == 2
+
+
+def test_a_chunk_of_another_store_is_named(letters: EmbeddingStore, tmp_path: Path) -> None:
+    foreign = EmbeddingStore.create(tmp_path / "foreign", Letters("other"), dtype="float16")
+    foreign.add([("P1", "MKVLA")], Letters("other"))
+    path = letters.folder / "shard-00007-000000.safetensors"
+    shutil.copy(chunk_paths(foreign.folder)[0], path)
+    with pytest.raises(ValueError, match=f"{path.name} is no chunk of .*of a store of other .*fl"):
+        EmbeddingStore.open(letters.folder)
+    save_file({"embeddings/x": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=f"{path.name} is no chunk of .* but of none at all"):
+        EmbeddingStore.open(letters.folder)
+
+
+def test_header_missing_damaged_or_newer(letters: EmbeddingStore, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no embedding store in .*; make one with: plasma"):
+        EmbeddingStore.open(tmp_path / "nothing")
+    path = letters.folder / "store.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(ValueError, match="of format 2, and this plasma_hf reads 1; install a new"):
+        EmbeddingStore.open(letters.folder)
+    for text in ("{", "[]", "{}", json.dumps(content | {"more": 1}), json.dumps({"format": 1})):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"store\.json .*; delete it and run"):
+            EmbeddingStore.open(letters.folder)
+    path.unlink()
+    assert len(EmbeddingStore.create(letters.folder, Letters())) == 2
+
+
+# Opening and reading little
+
+
+def test_reading_one_record_opens_one_file(
+    one_go: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(one_go, tmp_path / "store")
+    opened: list[str] = []
+
+    def spy(path: Path) -> Any:
+        opened.append(path.name)
+        return chunk_files.open_chunk(path)
+
+    monkeypatch.setattr(store_index, "open_chunk", spy)
+    store = EmbeddingStore.open(tmp_path / "store")
+    paths = chunk_paths(store.folder)
+    assert opened == [path.name for path in paths]
+    assert len(paths) > 3
+    opened.clear()
+    want = store["P5"]
+    assert len(opened) == 1
+    for path in paths:
+        if path.name not in opened:
+            path.unlink()
+    assert torch.equal(store["P5"], want)
+    assert len(opened) == 1
+
+
+def test_open_files_are_bounded(one_go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_index, "OPEN_FILES", 2)
+    store = EmbeddingStore.open(one_go)
+    for key in store:
+        store[key]
+    with open("/proc/self/maps") as maps:
+        mapped = {line.split()[-1] for line in maps if str(one_go) in line}
+    assert 1 <= len(mapped) <= 2
+
+
+# Stopped, shared and resumed
+
+
+def start(*words: object, **more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(JOB), *map(str, words)]
+    return subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_three_times_and_resumed(fasta: Path, one_go: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    counts = []
+    draw = random.Random()
+    for _ in range(3):
+        process = start(fasta, folder, 0.1)
+        before = len(chunk_paths(folder)) if folder.is_dir() else 0
+        while process.poll() is None:
+            if folder.is_dir() and len(chunk_paths(folder)) > before:
+                break
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.2))
+        assert process.poll() is None, "the job was over before it was killed"
+        process.kill()
+        process.communicate()
+        counts.append(len(EmbeddingStore.open(folder)))
+    assert 0 < counts[0] < counts[1] < counts[2] < 300
+    (folder / "shard-00000-000099.safetensors.tmp").write_bytes(b"half a chunk")
+    report = run(fasta, folder)
+    assert report.already_there >= counts[2]
+    assert report.embedded + report.already_there == 300
+    assert records(folder) == records(one_go)
+    assert not list(folder.glob("*.tmp"))
+    assert EmbeddingStore.open(folder).ids == EmbeddingStore.open(one_go).ids
+
+
+def test_records_do_not_depend_on_chunks(fasta: Path, one_go: Path, tmp_path: Path) -> None:
+    store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype="float16")
+    job = store.prepare(fasta, RESIDUES_PER_BATCH)
+    store.run(job, TinyEsm(), make_head(), chunk_seconds=0.0)
+    assert len(chunk_paths(tmp_path)) == len(job.batches) > len(chunk_paths(one_go))
+    assert records(tmp_path) == records(one_go)
+    assert all(path.stat().st_size < 1.5 * CHUNK_BYTES for path in chunk_paths(one_go))
+
+
+def test_work_is_kept_when_something_breaks(tmp_path: Path) -> None:
+    class Interrupted(Letters):
+        def embed(self, sequences: list[str]) -> list[torch.Tensor]:
+            if len(sequences[0]) < 4:
+                raise KeyboardInterrupt
+            return super().embed(sequences)
+
+    store = EmbeddingStore.create(tmp_path, Letters())
+    rows = [("P1", "MKVLA"), ("P2", "MKV")]
+    with pytest.raises(KeyboardInterrupt):
+        store.add(rows, Interrupted(), residues_per_batch=5)
+    assert "P1" in EmbeddingStore.open(tmp_path)
+    assert "P2" not in EmbeddingStore.open(tmp_path)
+    assert store.add(rows, Letters(), residues_per_batch=5).embedded == 1
+
+
+def test_a_second_writer_is_refused(fasta: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    process = start(fasta, folder, 0.2)
+    while not folder.is_dir() or not chunk_paths(folder):
+        time.sleep(0.02)
+        assert process.poll() is None
+    with pytest.raises(ValueError, match="another process is writing shard 0 of"):
+        run(fasta, folder)
+    store = EmbeddingStore.open(folder)  # reading goes on
+    with pytest.raises(ValueError, match="another process is writing"):
+        store.remove([next(iter(store))])
+    process.kill()
+    process.communicate()
+    assert run(fasta, folder).already_there > 0
+
+
+def test_two_ranks_make_the_same_records(fasta: Path, one_go: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node", "2", str(JOB), str(fasta), str(folder), "0"]
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+    assert {path.name[:11] for path in chunk_paths(folder)} == {"shard-00000", "shard-00001"}
+    assert records(folder) == records(one_go)
+    assert EmbeddingStore.open(folder).ids == EmbeddingStore.open(one_go).ids
+    assert run(fasta, folder).already_there == 300
+    assert EmbeddingStore.open(folder).remove([f"P{i}" for i in range(300)]) == 300
+
+
+def test_one_rank_ends_what_two_began(
+    fasta: Path, one_go: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert rank_and_world_size() == (1, 2)
+    share = run(fasta, tmp_path)
+    assert 0 < share.embedded < 300
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(fasta, tmp_path).already_there == share.embedded
+    assert records(tmp_path) == records(one_go)
+
+
+def test_bad_input_is_said_by_the_first_rank_alone(
+    letters: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, count in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert len(letters.add([("B", "A7")], Letters()).bad) == count
+
+
+def test_a_lock_is_let_go(tmp_path: Path) -> None:
+    with shard_lock(tmp_path, 0), shard_lock(tmp_path, 1):
+        pass
+    with shard_lock(tmp_path, 0):
+        pass
+
+
+# Batches
+
+
+@given(
+    st.lists(st.text(alphabet="ACD", min_size=1, max_size=30), max_size=40),
+    st.integers(1, 100),
+    st.randoms(use_true_random=False),
+)
+def test_batches_hold_everything_once(sequences: list[str], budget: int, shuffle: Any) -> None:
+    batches = cut_batches(sequences, budget)
+    flat = [sequence for batch in batches for sequence in batch]
+    assert sorted(flat) == sorted(set(sequences))
+    lengths = [len(sequence) for sequence in flat]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(len(batch) == 1 or len(batch) * len(batch[0]) <= budget for batch in batches)
+    # As large as they may be: the next sequence would not have fitted.
+    for batch, _ in zip(batches, batches[1:], strict=False):
+        assert (len(batch) + 1) * len(batch[0]) > budget
+    shuffled = list(sequences)
+    shuffle.shuffle(shuffled)
+    assert cut_batches(shuffled + shuffled, budget) == batches
+
+
+def test_batch_budget() -> None:
+    assert cut_batches([], 1) == []
+    with pytest.raises(ValueError, match="residues_per_batch is 0; give at least 1"):
+        cut_batches(["MK"], 0)
