@@ -19,6 +19,7 @@ from plasma_hf.cli_embed import EMBED_HELP, DtypeName
 from plasma_hf.data import EmbeddingStore
 from plasma_hf.data.embedder import DTYPES
 from tests.store_job import TinyEsm, make_head
+from tests.test_cli import one_line
 
 ROOT = Path(__file__).parents[1]
 FASTA = ">P1\nMKVLA\n>P2\nACDW\n"
@@ -39,16 +40,6 @@ def embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embed with the tiny ESM, which needs no loading."""
     monkeypatch.setattr(cli_embed, "load_embedder", lambda *_: (TinyEsm(), make_head()))
-
-
-def one_line(result: Any) -> str:
-    """Check that a run failed as it should; return what it says."""
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    assert result.stderr.startswith("plasma-hf: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 def test_the_bundled_model(embed: Any) -> None:

@@ -3,7 +3,6 @@
 import gzip
 from pathlib import Path
 
-import gemmi
 import numpy as np
 import pytest
 import torch
@@ -15,38 +14,11 @@ from plasma_hf.data import EmbeddingStore
 from plasma_hf.models.alignment import find_segments
 from plasma_hf.models.backbone import Backbone
 from plasma_hf.models.protein import Protein, read_protein, read_records
+from tests.structures import FULL, write_structure
 
 QUERY = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ"
 CANDIDATE = "AYIAKQRQLSFVKSHFSRQLEERLGMIEVQ"
 PAIR = (QUERY, CANDIDATE)
-
-
-def write_structure(path, chains):
-    """Write chains of alanine-like residues; names decide which, `atoms` which atoms there are."""
-    structure = gemmi.Structure()
-    structure.add_model(gemmi.Model(1))
-    for name, (residues, atoms) in chains.items():
-        chain = gemmi.Chain(name)
-        for number, residue_name in enumerate(residues, start=1):
-            residue = gemmi.Residue()
-            residue.name, residue.seqid = residue_name, gemmi.SeqId(str(number))
-            residue.het_flag = "H" if residue_name == "MSE" else "A"
-            for k, atom_name in enumerate(atoms):
-                atom = gemmi.Atom()
-                atom.name, atom.element = atom_name, gemmi.Element(atom_name[0])
-                atom.pos = gemmi.Position(3.8 * number, k, 0)
-                residue.add_atom(atom)
-            chain.add_residue(residue)
-        structure[0].add_chain(chain)
-    structure.setup_entities()
-    if path.suffix == ".cif":
-        structure.make_mmcif_document().write_file(str(path))
-    else:
-        structure.write_pdb(str(path))
-    return path
-
-
-FULL = ("N", "CA", "C", "O")
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +33,12 @@ def files(tmp_path_factory):
     (folder / "notes.txt").write_text("MKV")
     with gzip.open(folder / "packed.fasta.gz", "wt") as file:
         file.write(f">packed\n{QUERY}\n")
-    chains = {"A": (["ALA", "GLY", "MSE", "HIS", "LYS"], FULL), "B": (["SER"] * 4, FULL)}
+    whole = [(name, FULL) for name in ("ALA", "GLY", "MSE", "HIS", "LYS")]
+    chains = {"A": whole, "B": [("SER", FULL)] * 4}
     write_structure(folder / "two.pdb", chains)
     write_structure(folder / "one.cif", {"A": chains["A"]})
-    write_structure(folder / "trace.pdb", {"A": (["ALA"] * 5, ("CA",))})
-    mixed = {"A": (["ALA"] * 5, ("CA",)), "B": (["SER"] * 4, FULL)}
+    write_structure(folder / "trace.pdb", {"A": [("ALA", ("CA",))] * 5})
+    mixed = {"A": [("ALA", ("CA",))] * 5, "B": chains["B"]}
     write_structure(folder / "mixed.pdb", mixed)
     return folder
 

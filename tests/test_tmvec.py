@@ -285,7 +285,7 @@ def test_inputs_that_cannot_be(tmvec, tmvec_t5):
     with pytest.raises(ValueError, match="no language model .*Rostlab/prot_t5_xl"):
         tmvec(input_ids=ids)
     named = TMVecModel(TMVecConfig(**SIZES, plm_name_or_path="Rostlab/ProstT5"))
-    with pytest.raises(ValueError, match="from_pretrained\\('Rostlab/ProstT5'"):
+    with pytest.raises(ValueError, match="load_backbone\\('Rostlab/ProstT5'"):
         named(input_ids=ids)
     with pytest.raises(ValueError, match=r"shape \(1, 2, 5\); give \(batch, residues, 16\)"):
         tmvec(inputs_embeds=torch.zeros(1, 2, 5))
@@ -296,7 +296,7 @@ def test_inputs_that_cannot_be(tmvec, tmvec_t5):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden_size": 32, "plm_config": t5_config()}, "width 16, TM-Vec takes hidden_size=32"),
+        ({"hidden_size": 32, "plm_config": t5_config()}, "width 16, TMVec takes hidden_size=32"),
         ({"hidden_size": 32, "plm_config": BertConfig().to_dict()}, "width 768"),
         ({"plm_config": {"model_type": "nobody"}}, "model_type='nobody'"),
         ({"protein_size": 0}, "protein_size=0; give a number above 0"),
@@ -311,5 +311,5 @@ def test_configurations_that_cannot_be(options, message):
 
 def test_a_language_model_of_another_width_is_refused(tmvec):
     other = T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    with pytest.raises(ValueError, match="width 8, TM-Vec takes hidden_size=16"):
+    with pytest.raises(ValueError, match="width 8, TMVec takes hidden_size=16"):
         tmvec.attach_language_model(T5EncoderModel(other))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
 
-from .language_model import language_model_config, width_of
+from .configuration_over_language_model import OverLanguageModelConfig
 from .protssn_statistics import MEASURED
 
 
 @strict
-class ProtSSNConfig(PreTrainedConfig):
+class ProtSSNConfig(OverLanguageModelConfig):
     """Configure ProtSSN and, optionally, the protein language model under it.
 
     ProtSSN was trained with one number of neighbours for graph and statistics. The released PLASMA
@@ -41,7 +40,6 @@ class ProtSSNConfig(PreTrainedConfig):
     """
 
     model_type = "protssn"
-    sub_configs = {"plm_config": AutoConfig}
 
     hidden_size: int = 1280
     message_size: int = 512
@@ -49,15 +47,10 @@ class ProtSSNConfig(PreTrainedConfig):
     k_neighbors: int = 20
     edge_statistics: int = 20
     initializer_range: float | int = 0.02
-    plm_config: dict[str, Any] | PreTrainedConfig | None = None
-    plm_name_or_path: str | None = None
-    plm_revision: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Resolve the language model's configuration and check the rest."""
-        if isinstance(self.plm_config, dict):
-            self.plm_config = language_model_config(self.plm_config)
-        for name in ("hidden_size", "message_size", "num_layers", "k_neighbors"):
+        """Check the numbers, then the language model."""
+        for name in ("message_size", "num_layers", "k_neighbors"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
         if self.edge_statistics not in MEASURED:
@@ -65,20 +58,4 @@ class ProtSSNConfig(PreTrainedConfig):
                 f"edge_statistics={self.edge_statistics}; ProtSSN was published with statistics of "
                 f"{', '.join(map(str, MEASURED))} neighbours, name the nearest of these."
             )
-        if isinstance(self.plm_config, PreTrainedConfig):
-            check_width(self.plm_config, self.hidden_size)
         super().__post_init__(**kwargs)
-
-
-def check_width(plm_config: PreTrainedConfig, hidden_size: int) -> None:
-    """Refuse a language model of another width than ProtSSN's.
-
-    Raises:
-        ValueError: If the widths differ.
-    """
-    if (width := width_of(plm_config)) != hidden_size:
-        raise ValueError(
-            f"the language model ({plm_config.model_type}) gives residue embeddings of width "
-            f"{width}, ProtSSN takes hidden_size={hidden_size}; use the language model it was "
-            f"trained on, or make a new one with ProtSSNConfig(hidden_size={width})."
-        )

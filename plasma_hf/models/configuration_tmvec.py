@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
 
-from .language_model import language_model_config, width_of
+from .configuration_over_language_model import OverLanguageModelConfig
 
 ACTIVATIONS = ("relu", "gelu")
 
@@ -26,7 +25,7 @@ UPSTREAM_FIELDS = {
 
 
 @strict
-class TMVecConfig(PreTrainedConfig):
+class TMVecConfig(OverLanguageModelConfig):
     """Configure TM-Vec and, optionally, the protein language model under it.
 
     Args:
@@ -52,9 +51,7 @@ class TMVecConfig(PreTrainedConfig):
     """
 
     model_type = "tmvec"
-    sub_configs = {"plm_config": AutoConfig}
 
-    hidden_size: int = 1024
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     intermediate_size: int = 2048
@@ -62,19 +59,14 @@ class TMVecConfig(PreTrainedConfig):
     activation: str = "relu"
     layer_norm_eps: float = 1e-5
     dropout: float | int = 0.1
-    plm_config: dict[str, Any] | PreTrainedConfig | None = None
-    plm_name_or_path: str | None = None
-    plm_revision: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Resolve the language model's configuration and check the rest."""
-        if isinstance(self.plm_config, dict):
-            self.plm_config = language_model_config(self.plm_config)
+        """Check the numbers, then the language model."""
         self._check()
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
-        counts = ("hidden_size", "num_attention_heads", "intermediate_size", "protein_size")
+        counts = ("num_attention_heads", "intermediate_size", "protein_size")
         for name in counts:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
@@ -90,22 +82,6 @@ class TMVecConfig(PreTrainedConfig):
             raise ValueError(f"activation={self.activation!r}; accepted are {choices}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a number from 0 to below 1.")
-        if isinstance(self.plm_config, PreTrainedConfig):
-            check_width(self.plm_config, self.hidden_size)
-
-
-def check_width(plm_config: PreTrainedConfig, hidden_size: int) -> None:
-    """Refuse a language model of another width than TM-Vec's.
-
-    Raises:
-        ValueError: If the widths differ.
-    """
-    if (width := width_of(plm_config)) != hidden_size:
-        raise ValueError(
-            f"the language model ({plm_config.model_type}) gives residue embeddings of width "
-            f"{width}, TM-Vec takes hidden_size={hidden_size}; use the language model it was "
-            f"trained on, or make a new one with TMVecConfig(hidden_size={width})."
-        )
 
 
 def read_upstream_params(path: str | Path) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .checkpoint_file import read_checkpoint
-from .configuration_protssn import ProtSSNConfig, check_width
-from .language_model import build_language_model
+from .configuration_protssn import ProtSSNConfig
+from .over_language_model import OverLanguageModel
 from .protein_graph import EDGE_FEATURES, ProteinGraph, protein_graph
 from .protssn_statistics import STANDARDISED_FROM, published_statistics
 from .residues import STANDARD_RESIDUES
@@ -86,7 +85,7 @@ class ProtSSNLayer(nn.Module):
         return nodes + self.node_output(hidden)
 
 
-class ProtSSNModel(PreTrainedModel):
+class ProtSSNModel(OverLanguageModel):
     """Embed residues by what a language model says of them and by where they are.
 
     The model takes ready residue embeddings or, over a language model, token ids, and in both
@@ -106,9 +105,8 @@ class ProtSSNModel(PreTrainedModel):
 
     config_class = ProtSSNConfig
     base_model_prefix = "protssn"
-    main_input_name = "input_ids"
     _no_split_modules = ["ProtSSNLayer"]
-    _supports_sdpa = True  # there is attention in the language model alone
+    trained_on = "facebook/esm2_t33_650M_UR50D"
 
     edge_mean: Tensor
     edge_std: Tensor
@@ -117,8 +115,6 @@ class ProtSSNModel(PreTrainedModel):
     def __init__(self, config: ProtSSNConfig) -> None:
         """Build the network, and the language model if the configuration has one."""
         super().__init__(config)
-        plm_config = config.plm_config
-        self.language_model = None if plm_config is None else build_language_model(plm_config)
         self.layers = nn.ModuleList(ProtSSNLayer(config) for _ in range(config.num_layers))
         self.residue_head = nn.Linear(config.hidden_size, len(STANDARD_RESIDUES))
         # Saved with the model: a folder says itself what its edges were standardised by.
@@ -167,25 +163,6 @@ class ProtSSNModel(PreTrainedModel):
         model.load_state_dict(ours)
         return model.eval()
 
-    def attach_language_model(
-        self, language_model: PreTrainedModel, name: str | None = None, revision: str | None = None
-    ) -> ProtSSNModel:
-        """Put a language model under ProtSSN, so that it takes token ids.
-
-        Args:
-            language_model: An encoder with one vector a token.
-            name: Its Hub id or folder; kept in the configuration.
-            revision: Which revision of it.
-
-        Raises:
-            ValueError: If its width is not ProtSSN's.
-        """
-        check_width(language_model.config, self.config.hidden_size)
-        self.language_model, self.config.plm_config = language_model, language_model.config
-        name = name or getattr(language_model.config, "name_or_path", None) or None
-        self.config.plm_name_or_path, self.config.plm_revision = name, revision
-        return self
-
     def set_neighbors(self, k_neighbors: int) -> ProtSSNModel:
         """Take graphs of so many neighbours from now on, and the statistics of such graphs.
 
@@ -225,50 +202,15 @@ class ProtSSNModel(PreTrainedModel):
             ValueError: If proteins are given not at all or twice, as token ids without a language
                 model to read them, without atoms, or in shapes that do not fit.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "give proteins either as input_ids or as inputs_embeds"
-                + ("; neither is here." if input_ids is None else ", not as both.")
-            )
-        if inputs_embeds is None:
-            inputs_embeds = self._read(input_ids, attention_mask)
-        mask = attention_mask if residue_mask is None else residue_mask
-        if mask is None:
-            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
-        mask = mask.bool()
-        self._check_shapes(inputs_embeds, mask)
+        embeddings, mask = self.read(input_ids, attention_mask, residue_mask, inputs_embeds)
         edge_index, edges = self._graph(backbone_atoms, mask.sum(1).tolist())
-        nodes = inputs_embeds[mask].to(self.residue_head.weight.dtype)
+        nodes = embeddings[mask].to(self.residue_head.weight.dtype)
         for layer in self.layers:
             nodes = layer(nodes, edge_index, edges)
         output = ProtSSNOutput(
             last_hidden_state=_place(nodes, mask), logits=_place(self.residue_head(nodes), mask)
         )
         return output.to_tuple() if return_dict is False else output
-
-    def _read(self, input_ids: Any, attention_mask: Tensor | None) -> Tensor:
-        if self.language_model is None:
-            name = self.config.plm_name_or_path or "facebook/esm2_t33_650M_UR50D"
-            raise ValueError(
-                "this ProtSSN has no language model under it and takes no input_ids; pass "
-                f"inputs_embeds, residue embeddings of {name!r}, or attach it: "
-                f"model.attach_language_model(AutoModel.from_pretrained({name!r}))."
-            )
-        output = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
-        return output.last_hidden_state
-
-    def _check_shapes(self, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.hidden_size
-        if embeddings.ndim != 3 or embeddings.shape[-1] != width:
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(embeddings.shape)}; give (batch, residues, "
-                f"{width}), from the language model that ProtSSN was trained on."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "True (or 1) at residues."
-            )
 
     def _graph(
         self, backbone_atoms: Tensor | None, lengths: Sequence[int]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .checkpoint_file import read_checkpoint
-from .configuration_tmvec import TMVecConfig, check_width, read_upstream_params
-from .language_model import build_language_model
+from .configuration_tmvec import TMVecConfig, read_upstream_params
+from .over_language_model import OverLanguageModel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
@@ -97,7 +95,7 @@ class TMVecEncoder(nn.Module):
         return hidden.masked_fill(outside, 0.0)
 
 
-class TMVecModel(PreTrainedModel):
+class TMVecModel(OverLanguageModel):
     """Embed proteins so that the cosine of two protein vectors predicts their TM-score.
 
     The model takes ready residue embeddings or, over a language model, token ids as well. What it
@@ -115,15 +113,12 @@ class TMVecModel(PreTrainedModel):
 
     config_class = TMVecConfig
     base_model_prefix = "tmvec"
-    main_input_name = "input_ids"
     _no_split_modules = ["TMVecLayer"]
-    _supports_sdpa = True
+    trained_on = "Rostlab/prot_t5_xl_half_uniref50-enc"
 
     def __init__(self, config: TMVecConfig) -> None:
         """Build the transformer, and the language model if the configuration has one."""
         super().__init__(config)
-        plm_config = config.plm_config
-        self.language_model = None if plm_config is None else build_language_model(plm_config)
         self.encoder = TMVecEncoder(config)
         self.dropout = nn.Dropout(config.dropout)
         self.mlp = nn.Linear(config.hidden_size, config.protein_size)
@@ -173,26 +168,6 @@ class TMVecModel(PreTrainedModel):
         model.load_state_dict(state)
         return model.eval()
 
-    def attach_language_model(
-        self, language_model: PreTrainedModel, name: str | None = None, revision: str | None = None
-    ) -> TMVecModel:
-        """Put a language model under TM-Vec, so that it takes token ids.
-
-        Args:
-            language_model: An encoder with one vector a token.
-            name: Its Hub id or folder; kept in the configuration.
-            revision: Which revision of it; None keeps what the configuration says of that name.
-
-        Raises:
-            ValueError: If its width is not TM-Vec's.
-        """
-        check_width(language_model.config, self.config.hidden_size)
-        self.language_model, self.config.plm_config = language_model, language_model.config
-        name = name or getattr(language_model.config, "name_or_path", None) or None
-        if revision is not None or name != self.config.plm_name_or_path:
-            self.config.plm_name_or_path, self.config.plm_revision = name, revision
-        return self
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -222,46 +197,10 @@ class TMVecModel(PreTrainedModel):
             ValueError: If proteins are given not at all or twice, as token ids without a language
                 model to read them, or in shapes that do not fit.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "give proteins either as input_ids or as inputs_embeds"
-                + ("; neither is here." if input_ids is None else ", not as both.")
-            )
-        if inputs_embeds is None:
-            inputs_embeds = self._read(input_ids, attention_mask)
-        mask = attention_mask if residue_mask is None else residue_mask
-        if mask is None:
-            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
-        self._check_shapes(inputs_embeds, mask)
-        mask = mask.bool()
-        hidden = self.encoder(inputs_embeds.to(self.mlp.weight.dtype), mask)
+        embeddings, mask = self.read(input_ids, attention_mask, residue_mask, inputs_embeds)
+        hidden = self.encoder(embeddings.to(self.mlp.weight.dtype), mask)
         residues = mask.sum(1, keepdim=True)
         mean = hidden.sum(1) / residues.clamp(min=1)
         protein = self.mlp(self.dropout(mean)).masked_fill(residues == 0, 0.0)
         output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=protein)
         return output.to_tuple() if return_dict is False else output
-
-    def _read(self, input_ids: Any, attention_mask: Tensor | None) -> Tensor:
-        if self.language_model is None:
-            name = self.config.plm_name_or_path or "Rostlab/prot_t5_xl_half_uniref50-enc"
-            raise ValueError(
-                "this TM-Vec has no language model under it and takes no input_ids; pass "
-                f"inputs_embeds, residue embeddings of {name!r}, or attach it: "
-                "model.attach_language_model(T5EncoderModel.from_pretrained("
-                f"{name!r}, dtype=torch.float32))."
-            )
-        output = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
-        return output.last_hidden_state
-
-    def _check_shapes(self, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.hidden_size
-        if embeddings.ndim != 3 or embeddings.shape[-1] != width:
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(embeddings.shape)}; give (batch, residues, "
-                f"{width}), from the language model that TM-Vec was trained on."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "True (or 1) at residues."
-            )
