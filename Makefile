@@ -22,6 +22,7 @@ fix: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev ## figures of the README; needs ../shared
 	$(BIN)/python -m tests.benchmarks.default_checkpoint
+	$(BIN)/python -m tests.benchmarks.speed
 
 clean:
 	rm -rf $(VENV)

@@ -24,7 +24,7 @@ from plasma_hf.data import EmbeddingStore, store_index
 from plasma_hf.data import chunks as chunk_files
 from plasma_hf.data.batches import cut_batches, rank_and_world_size, sequence_hash
 from plasma_hf.data.chunks import chunk_paths, shard_lock
-from plasma_hf.data.embedder import describe, head_identity
+from plasma_hf.data.embedder import describe
 from tests.store_job import CHUNK_BYTES, RESIDUES_PER_BATCH, TinyEsm, make_head, run
 
 ROOT = Path(__file__).parents[1]
@@ -168,17 +168,16 @@ def test_estimate_is_the_size_on_disk(fasta: Path, tmp_path: Path) -> None:
     assert store.prepare(fasta).n_bytes == 0
 
 
-def test_batches_come_by_length_and_hold_everything(one_go: Path) -> None:
+def test_a_stream_holds_everything_once(one_go: Path) -> None:
     store = EmbeddingStore.open(one_go)
     seen: list[str] = []
-    for keys, padded, mask in store.batches("projections", max_residues=2000):
-        assert padded.shape[:2] == mask.shape
-        assert padded.shape[0] * padded.shape[1] <= 2000
-        for key, rows, kept in zip(keys, padded, mask, strict=True):
-            assert torch.equal(rows[kept], store.projections(key))
-        seen += keys
-    lengths = [store.lengths[key] for key in seen]
-    assert lengths == sorted(lengths)
+    for batch in store.stream(max_residues=2000):
+        lengths = [store.lengths[key] for key in batch.keys]
+        assert lengths == sorted(lengths, reverse=True)
+        assert len(lengths) == 1 or lengths[0] * len(lengths) <= 2000
+        for key in batch.keys:
+            assert torch.equal(batch.read("projections", key), store.projections(key))
+        seen += batch.keys
     assert sorted(seen) == sorted(store)
 
 
@@ -337,10 +336,10 @@ def test_what_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_identity_of_a_head() -> None:
-    assert head_identity(make_head()) == head_identity(make_head())
-    assert head_identity(make_head()) != head_identity(make_head(seed=2))
+    assert make_head().head_identity == make_head().head_identity
+    assert make_head().head_identity != make_head(seed=2).head_identity
     hinge = [PlasmaConfig(embedding_size=4, head="hinge", normalize=n) for n in (True, False)]
-    first, second = (head_identity(PlasmaModel(config)) for config in hinge)
+    first, second = (PlasmaModel(config).head_identity for config in hinge)
     assert first != second
     assert describe(None) == "none"
 

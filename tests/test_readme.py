@@ -59,8 +59,9 @@ def test_map_and_links_name_what_is_there():
         assert (ROOT / room).exists(), room
 
 
-def test_the_figures_are_those_of_the_benchmark():
-    figures = (ROOT / "tests/benchmarks/results/default_checkpoint_figures.md").read_text()
+@pytest.mark.parametrize("name", ["default_checkpoint_figures", "speed"])
+def test_the_figures_are_those_of_the_benchmark(name):
+    figures = (ROOT / f"tests/benchmarks/results/{name}.md").read_text()
     assert figures.strip() in README
 
 

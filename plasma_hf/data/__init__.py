@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .collator import PairCollator
-from .embedder import Embedder, head_identity
+from .embedder import Embedder
 from .embedding_store import EmbeddingJob, EmbeddingReport, EmbeddingStore
 from .pairs import (
     BadRow,
@@ -25,7 +25,6 @@ __all__ = [
     "PairCollator",
     "ProteinPair",
     "SiteProtein",
-    "head_identity",
     "read_sequences",
     "read_site_table",
     "sample_matched_negatives",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -32,25 +31,6 @@ class Embedder(Protocol):
 
     def embed(self, sequences: Sequence[str]) -> Sequence[Tensor]:
         """Embed sequences of like length as one batch, `(residues, hidden)` float32 each."""
-
-
-def head_identity(head: PlasmaModel | None) -> dict[str, str] | None:
-    """Return what the projections of a head depend on: its form and a digest of its parameters.
-
-    Example:
-        >>> from plasma_hf import PlasmaConfig, PlasmaModel
-        >>> identity = head_identity(PlasmaModel(PlasmaConfig(embedding_size=8, head="hinge")))
-        >>> identity["head"], len(identity["weights"])
-        ('hinge', 64)
-    """
-    if head is None:
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(head.alignment_head.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    normalize = str(getattr(head.config, "normalize", True))
-    return {"head": head.config.head, "normalize": normalize, "weights": digest.hexdigest()}
 
 
 def head_width(head: PlasmaModel, hidden_size: int) -> int:

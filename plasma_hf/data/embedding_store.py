@@ -14,10 +14,9 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from ..models.padding import pad_residues
 from .batches import cut, cut_batches, rank_and_world_size, sequence_hash
-from .chunks import ChunkWriter, remove_stale, shard_lock
-from .embedder import Embedder, Record, RecordMaker, describe, head_identity
+from .chunks import ChunkWriter, open_chunk, remove_stale, shard_lock
+from .embedder import Embedder, Record, RecordMaker, describe
 from .sequences import BadRecord, Source, read_sequences
 from .store_header import StoreHeader
 from .store_index import StoreIndex
@@ -63,6 +62,23 @@ class EmbeddingReport:
     embedded: int = 0
     already_there: int = 0
     bad: list[BadRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """Hold the keys of some proteins of a store, and the file that they are in.
+
+    Attributes:
+        keys: hashes of the sequences, the longest first.
+        chunk: the file.
+    """
+
+    keys: list[str]
+    chunk: Any
+
+    def read(self, kind: str, key: str) -> Tensor:
+        """Map a record, `(residues, width)`, as it is kept; do not write to it."""
+        return self.chunk.get_tensor(f"{kind}/{key}")
 
 
 class EmbeddingStore:
@@ -142,7 +158,7 @@ class EmbeddingStore:
             if not (path / HEADER).exists():
                 StoreHeader.of(embedder, head, dtype, kinds).write(path / HEADER)
         store = cls.open(path)
-        store.check(embedder.identity, head_identity(head))
+        store.check(embedder.identity, None if head is None else head.head_identity)
         header = store.header
         if kinds is not None and set(kinds) != set(header.kinds):
             raise ValueError(
@@ -228,22 +244,20 @@ class EmbeddingStore:
         """Read what the head made of them, `(residues, head_size)`; see `read`."""
         return self.read(key, "projections", dtype)
 
-    def batches(
-        self, kind: str | None = None, max_residues: int = RESIDUES_PER_BATCH
-    ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """Go through all records, the shortest first, in padded batches.
+    def stream(self, max_residues: int = RESIDUES_PER_BATCH) -> Iterator[StoredBatch]:
+        """Go through all proteins, file by file, in batches of like length.
+
+        A file is unmapped when its last batch is let go of: memory does not grow with the store.
 
         Args:
-            kind: As in `read`.
-            max_residues: Most residues of a batch, padding included; a longer protein is alone.
-
-        Yields:
-            Hashes, tensors `(batch, residues, width)`, residue mask `(batch, residues)`.
+            max_residues: Most residues of a batch, as if padded; a longer protein is alone.
         """
-        lengths = self.lengths
-        keys = sorted(lengths, key=lambda key: (lengths[key], key))
-        for part in cut([lengths[key] for key in keys], max_residues):
-            yield keys[part], *pad_residues([self.read(key, kind) for key in keys[part]])
+        lengths = self._index.lengths
+        for path, keys in self._index.keys_by_chunk().items():
+            chunk = open_chunk(path)
+            keys.sort(key=lambda key: (-lengths[key], key))
+            for part in cut([lengths[key] for key in keys], max_residues):
+                yield StoredBatch(keys[part], chunk)
 
     def check_kind(self, kind: str) -> None:
         """Refuse a kind of record that the store does not keep.
@@ -336,7 +350,7 @@ class EmbeddingStore:
                 writing the same shard.
             OSError: If the disk has no room for the records.
         """
-        self.check(embedder.identity, head_identity(head))
+        self.check(embedder.identity, None if head is None else head.head_identity)
         if "projections" in self.header.kinds and head is None:
             raise ValueError(
                 f"the store {self.folder} keeps projections by the head "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .chunks import read_json, write_json
-from .embedder import DTYPES, KINDS, Embedder, describe, head_identity, head_width
+from .embedder import DTYPES, KINDS, Embedder, describe, head_width
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
@@ -72,7 +72,7 @@ class StoreHeader:
         hidden_size = embedder.hidden_size
         return cls(
             backbone=dict(embedder.identity),
-            head=head_identity(head) if projecting else None,
+            head=head.head_identity if projecting and head is not None else None,
             dtype=name,
             hidden_size=hidden_size,
             head_size=head_width(head, hidden_size) if projecting and head is not None else None,

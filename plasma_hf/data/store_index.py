@@ -75,6 +75,13 @@ class StoreIndex:
                 self.lengths[key] = chunk.get_slice(name).get_shape()[0]
                 self.chunks[key] = path
 
+    def keys_by_chunk(self) -> dict[Path, list[str]]:
+        """Return the hashes in each file, files in the order they were written."""
+        found: dict[Path, list[str]] = {}
+        for key, path in self.chunks.items():
+            found.setdefault(path, []).append(key)
+        return found
+
     def find(self, key: str) -> str | None:
         """Return the hash that an id, a hash or a sequence stands for, if there is a record."""
         if key in self.ids:

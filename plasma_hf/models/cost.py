@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cost_numba import hinge_cost_numba
+from .cost_triton import hinge_cost_triton
+from .kernels import kernels_for
+
 
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess of the candidate residue.
 
-    `C_ij = sum_k relu(q_ik - c_jk)`, which equals half of `|q_i - c_j|_1 + sum q_i - sum c_j`;
-    the second form needs no `(query_residues, candidate_residues, channels)` intermediate.
+    `C_ij = sum_k relu(q_ik - c_jk)`, which equals half of `|q_i - c_j|_1 + sum q_i - sum c_j`; no
+    form has a `(query_residues, candidate_residues, channels)` intermediate.
 
     Args:
         query: Projected query residues, `(batch, query_residues, channels)`.
@@ -26,7 +30,16 @@ def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
         >>> hinge_cost(q, c)
         tensor([[[2., 0.]]])
     """
+    kernels = kernels_for(query)
+    if kernels == "triton":
+        return hinge_cost_triton(query, candidate)
     query, candidate = at_least_float32(query), at_least_float32(candidate)
+    form = hinge_cost_numba if kernels == "numba" else hinge_cost_torch
+    return form(query, candidate)
+
+
+def hinge_cost_torch(query: Tensor, candidate: Tensor) -> Tensor:
+    """Do the same in plain torch: the form that the compiled ones are compared with."""
     distance = torch.cdist(query, candidate, p=1.0)
     excess = query.sum(-1).unsqueeze(-1) - candidate.sum(-1).unsqueeze(-2)
     return (distance + excess) / 2

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .diagonal_numba import diagonal_sums_numba
+from .kernels import kernels_for
+
 
 def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
     """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
@@ -24,6 +27,8 @@ def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
                  [0., 2., 0.],
                  [0., 0., 1.]]])
     """
+    if not learns(matrix) and kernels_for(matrix) == "numba":
+        return diagonal_sums_numba(matrix, before, after)
     rows, columns = matrix.shape[-2:]
     # float64: a stretch is a small difference of sums that grow with the protein.
     running = F.pad(_shear(matrix).cumsum(-2, dtype=torch.float64), (0, 0, 1, 0))
@@ -32,6 +37,11 @@ def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
     first = (row - before).clamp(min=0)
     sums = running[..., last, :] - running[..., first, :]
     return _unshear(sums.to(matrix.dtype), columns)
+
+
+def learns(tensor: Tensor) -> bool:
+    """Tell whether gradient is wanted, which not all compiled kernels have."""
+    return torch.is_grad_enabled() and tensor.requires_grad
 
 
 def _shear(matrix: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,19 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .aligned_pairs import AlignedPairs, align_pairs
 from .configuration_plasma import PlasmaConfig
 from .cost import at_least_float32, hinge_cost
 from .language_model import build_language_model
 from .losses import label_match_loss, score_loss
+from .one_against_many import Hit, score_many
 from .parameter_free import ParameterFree
+from .plan import make_plans
 from .pretrained_backbone import OWN_MODELS
 from .released_heads import read_released_head, write_released_head
 from .score import matched_mass, published_score, soft_score
-from .sinkhorn import log_kernel, sinkhorn
-from .support import supported_plan
+from .sinkhorn import log_kernel
+from .weights_digest import weights_digest
 from .with_backbone import WithBackbone
 
 if TYPE_CHECKING:
@@ -49,6 +53,14 @@ class PlasmaOutput(ModelOutput):
     cost: Tensor | None = None
     score_loss: Tensor | None = None
     label_match_loss: Tensor | None = None
+
+
+class AlignedBatch(NamedTuple):
+    """Hold cost, plan without support and plan with it, `(batch, query, candidate)` each."""
+
+    cost: Tensor
+    first_plan: Tensor
+    plan: Tensor
 
 
 class LearnedProjection(nn.Module):
@@ -186,6 +198,85 @@ class PlasmaModel(ParameterFree, WithBackbone):
         """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
         return self.alignment_head(at_least_float32(embeddings))
 
+    def _project_residues(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Project `(batch, residues, hidden)`, and leave out what is padding: it is work too."""
+        if mask.all():
+            return self.project(embeddings)
+        projected = self.project(embeddings[mask])
+        padded = projected.new_zeros(*mask.shape, projected.shape[-1])
+        return padded.index_put((mask,), projected)
+
+    @property
+    def head_identity(self) -> dict[str, str]:
+        """What projections depend on: the form of the head and a digest of its parameters."""
+        config, digest = self.config, weights_digest(self.alignment_head)
+        return {"head": config.head, "normalize": str(config.normalize), "weights": digest}
+
+    def align_pairs(
+        self,
+        queries: Sequence[Tensor],
+        candidates: Sequence[Tensor],
+        *,
+        query_projections: Sequence[Tensor] | None = None,
+        candidate_projections: Sequence[Tensor] | None = None,
+        return_plans: bool = True,
+    ) -> AlignedPairs:
+        """Align query p with candidate p, without gradient and without padding.
+
+        It computes what `forward` does, as fast as the machine allows.
+
+        Args:
+            queries: Residue embeddings, `(residues, hidden)` each; one may stand there repeatedly.
+            candidates: As many.
+            query_projections: What `project` makes of them, `(residues, head_size)` each, where it
+                is at hand.
+            candidate_projections: The same for the candidates.
+            return_plans: Return plans beside scores; without them less is computed.
+
+        Example:
+            >>> model = PlasmaModel(PlasmaConfig(embedding_size=8, head="hinge"))
+            >>> protein = torch.arange(96.0).sin().view(12, 8)
+            >>> aligned = model.align_pairs([protein, protein], [protein, protein[3:9]])
+            >>> aligned.scores.shape, [plan.shape for plan in aligned.plans]
+            (torch.Size([2]), [torch.Size([12, 12]), torch.Size([12, 6])])
+        """
+        return align_pairs(
+            self, queries, candidates, query_projections, candidate_projections, return_plans
+        )
+
+    def score_many(
+        self,
+        queries: Tensor | Sequence[Tensor],
+        store: Any,
+        *,
+        top_k: int = 10,
+        return_plans: bool = True,
+        precision: str = "float32",
+        progress: bool | None = None,
+    ) -> list[list[Hit]]:
+        """Score queries against every protein of an embedding store.
+
+        Queries are projected once, candidates pass by once for all queries, a batch at a time;
+        plans are made for the hits alone.
+
+        Args:
+            queries: Residue embeddings, `(residues, hidden)`, of one protein or several.
+            store: A `plasma_hf.data.EmbeddingStore`, best with the projections of this head.
+            top_k: Hits to keep for each query.
+            return_plans: Add their plans.
+            precision: "uint8" to look for hits by projections rounded to 8 bits, on a CPU with
+                numba; the best are then scored again exactly. "float32" computes as `forward`.
+            progress: Show progress; None where standard error is a terminal.
+
+        Returns:
+            The hits of each query, best first.
+
+        Raises:
+            ValueError: If the store was made by another head or another backbone's width.
+        """
+        several = [queries] if isinstance(queries, Tensor) else list(queries)
+        return score_many(self, several, store, top_k, return_plans, precision, progress=progress)
+
     def forward(
         self,
         query_embeddings: Tensor | None = None,
@@ -245,10 +336,19 @@ class PlasmaModel(ParameterFree, WithBackbone):
             raise ValueError(
                 f"{len(query)} queries and {len(candidate)} candidates; give as many of each."
             )
+        if query.shape[-1] != candidate.shape[-1]:
+            raise ValueError(
+                f"query embeddings have width {query.shape[-1]}, candidate embeddings "
+                f"{candidate.shape[-1]}; embed both with the same backbone."
+            )
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
-            cost, first_plan, plan = self._plan(query, candidate, query_mask, candidate_mask)
-            scores = self._score(first_plan, query, candidate, query_mask, candidate_mask)
+            sides = (
+                self._project_residues(query, query_mask),
+                self._project_residues(candidate, candidate_mask),
+            )
+            cost, first_plan, plan = self.align_projected(*sides, query_mask, candidate_mask)
+            scores = self.score_plan(first_plan, query, candidate, query_mask, candidate_mask)
             pair_loss, site_loss = self._losses(
                 scores,
                 plan,
@@ -311,44 +411,24 @@ class PlasmaModel(ParameterFree, WithBackbone):
                 "(batch, residues), True at residues."
             )
 
-    def _plan(
+    def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the cost, the plan without support and the plan with it."""
+    ) -> AlignedBatch:
+        """Make the plans of a padded batch from what `project` gave.
+
+        Args:
+            query: `(batch, query_residues, head_size)`.
+            candidate: `(batch, candidate_residues, head_size)`.
+            query_mask: True at residues, `(batch, query_residues)`.
+            candidate_mask: True at residues, `(batch, candidate_residues)`.
+        """
         config = self.config
-        if query.shape[-1] != candidate.shape[-1]:
-            raise ValueError(
-                f"query embeddings have width {query.shape[-1]}, candidate embeddings "
-                f"{candidate.shape[-1]}; embed both with the same backbone."
-            )
-        cost = hinge_cost(self.project(query), self.project(candidate))
+        cost = hinge_cost(query, candidate)
         kernel = log_kernel(cost, config.kernel_scale, query_mask, candidate_mask)
 
-        def solve(kernel: Tensor) -> Tensor:
-            return sinkhorn(
-                kernel,
-                query_mask,
-                candidate_mask,
-                eps=config.eps,
-                n_iters=config.n_iters,
-                tol=config.tol,
-                max_iters=config.max_iters,
-                domain=config.domain,
-            )
+        return AlignedBatch(cost, *make_plans(kernel, query_mask, candidate_mask, config))
 
-        first_plan = solve(kernel)
-        plan = supported_plan(
-            solve,
-            kernel,
-            first_plan,
-            rounds=config.support_rounds,
-            window=config.support_window,
-            gap=config.support_gap,
-            weight=config.support_weight,
-        )
-        return cost, first_plan, plan
-
-    def _score(
+    def score_plan(
         self,
         plan: Tensor,
         query: Tensor,
@@ -356,6 +436,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         query_mask: Tensor,
         candidate_mask: Tensor,
     ) -> Tensor:
+        """Score a padded batch, `(batch,)`, by its first plans and the backbone's embeddings."""
         config = self.config
         if config.score_form == "mass":
             return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)

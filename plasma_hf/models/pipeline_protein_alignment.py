@@ -15,7 +15,6 @@ from transformers import Pipeline
 
 from .alignment import find_segments
 from .backbone import Backbone
-from .padding import pad_residues
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, read_protein
 from .weights_digest import weights_digest
@@ -156,15 +155,11 @@ class ProteinAlignmentPipeline(Pipeline):
             return {"error": str(error)}
 
     def _forward(self, pairs: list[dict[str, Protein]], **_: Any) -> list[dict[str, Any]]:
-        embedded = {side: self._embed([pair[side] for pair in pairs]) for side in SIDES}
-        inputs = {}
-        for side, rows in embedded.items():
-            inputs[f"{side}_embeddings"], inputs[f"{side}_mask"] = pad_residues(rows)
-        output = self.model(**inputs, return_plan=True)
-        shapes = zip(*(map(len, embedded[side]) for side in SIDES), strict=True)
+        queries, candidates = (self._embed([pair[side] for pair in pairs]) for side in SIDES)
+        aligned = self.model.align_pairs(queries, candidates)
         return [
-            {"score": score, "plan": plan[:n, :m]}
-            for score, plan, (n, m) in zip(output.scores, output.plan, shapes, strict=True)
+            {"score": score, "plan": plan}
+            for score, plan in zip(aligned.scores, aligned.plans, strict=True)
         ]
 
     def postprocess(

@@ -7,6 +7,7 @@ makes the transport partial, so rows and columns of a plan sum to at most about 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -154,9 +155,12 @@ def sinkhorn(
     """
     scaling = DOMAINS[domain]
     if tol is not None:
-        return _ConvergedPlan.apply(
-            log_kernel, query_mask, candidate_mask, scaling, eps, tol, max_iters
-        )
+
+        def solve(log_kernel: Tensor) -> Tensor:
+            kernel = scaling(log_kernel, eps)
+            return kernel.plan(*_converge(kernel, query_mask, candidate_mask, tol, max_iters))
+
+        return ConvergedPlan.apply(log_kernel, solve)
     kernel = scaling(log_kernel, eps)
     candidate = kernel.start(candidate_mask)
     for _ in range(n_iters):
@@ -165,7 +169,7 @@ def sinkhorn(
     return kernel.plan(query, candidate)
 
 
-class _ConvergedPlan(torch.autograd.Function):
+class ConvergedPlan(torch.autograd.Function):
     """The converged plan, differentiated at the fixed point instead of through the iterations.
 
     At the fixed point every row and column satisfies `mass + slack = 1`. Differentiating these
@@ -173,24 +177,16 @@ class _ConvergedPlan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        log_kernel: Tensor,
-        query_mask: Tensor,
-        candidate_mask: Tensor,
-        scaling: type[Scaling],
-        eps: float,
-        tol: float,
-        max_iters: int,
-    ) -> Tensor:
-        kernel = scaling(log_kernel, eps)
-        plan = kernel.plan(*_converge(kernel, query_mask, candidate_mask, tol, max_iters))
+    def forward(ctx: Any, log_kernel: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        """Solve, by whatever gives the converged plan of a log-kernel."""
+        plan = solve(log_kernel)
         ctx.save_for_backward(plan)
         return plan
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Solve the linear system for the gradient of the log-kernel."""
         (plan,) = ctx.saved_tensors
         # float64: balanced pairs leave the system within eps of singular.
         m, g = plan.double(), grad.double()
@@ -202,7 +198,7 @@ class _ConvergedPlan(torch.autograd.Function):
         )
         candidate = columns - m.transpose(-1, -2) @ query
         kernel_grad = weighted - m * (query + candidate.transpose(-1, -2))
-        return kernel_grad.to(grad.dtype), None, None, None, None, None, None
+        return kernel_grad.to(grad.dtype), None
 
 
 def _converge(

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from .diagonal import diagonal_sums
+from .diagonal import diagonal_sums, learns
+from .diagonal_numba import diagonal_support_numba
+from .kernels import kernels_for
 from .sinkhorn import NEVER
 
 
@@ -25,6 +27,8 @@ def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Te
         window: Steps to each side.
         gap: Residues aside, the insertions and deletions that are tolerated.
     """
+    if not learns(plan) and kernels_for(plan) == "numba":
+        return diagonal_support_numba(plan, allowed, window, gap)
     kernel = 2 * gap + 1
     along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
     along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))

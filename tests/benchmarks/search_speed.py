@@ -1,0 +1,97 @@
+"""One protein against a store: pairs a second, memory, and where the time goes.
+
+Run as `python -m tests.benchmarks.search_speed FOLDER HEAD_SIZE REPEATS` by `measure_search`: a
+fresh process each, whose memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from plasma_hf.data import EmbeddingStore
+from tests.benchmarks.sampler import Sampler, memory
+from tests.benchmarks.speed_inputs import RandomEmbedder, make_model, store_sequences
+
+ROOT = Path(__file__).parents[2]
+TOP_K = 10
+
+
+def build_store(folder: Path, count: int, width: int, head_size: int, longest: int) -> None:
+    """Write a store of real lengths and random numbers, in float16, with projections."""
+    embedder, head = RandomEmbedder(width), make_model(width, head_size)
+    kinds = ("embeddings", "projections")
+    store = EmbeddingStore.create(folder, embedder, head, dtype="float16", kinds=kinds)
+    report = store.add(store_sequences(count, longest).items(), embedder, head)
+    assert report.embedded == count and not report.bad
+
+
+def measure_search(folder: Path, head_size: int, repeats: int) -> dict:
+    """Run `search` in a fresh process and return what it measured."""
+    command = [sys.executable, "-m", __spec__.name, str(folder), str(head_size), str(repeats)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def search(folder: Path, head_size: int, repeats: int) -> dict:
+    """Score one query against all of a store, scores and the best ten alone.
+
+    The first pass, in which kernels are loaded, is kept apart, and so is the last one, in which
+    the process is sampled.
+    """
+    store = EmbeddingStore.open(folder)
+    embedder = RandomEmbedder(store.header.hidden_size)
+    model, query = make_model(embedder.hidden_size, head_size), embedder.query
+    residues = sum(store.lengths.values())
+    before = memory("VmRSS")
+
+    found = {}
+
+    def run(precision: str = "float32") -> float:
+        start = time.perf_counter()
+        [hits] = model.score_many(
+            [query], store, top_k=TOP_K, return_plans=False, precision=precision
+        )
+        seconds = time.perf_counter() - start
+        assert len(hits) == min(TOP_K, len(store))
+        found[precision] = {hit.key for hit in hits}
+        return seconds
+
+    first, seconds = run(), [run() for _ in range(repeats)]
+    peak = memory("VmHWM")
+    run("uint8")
+    rounded = [run("uint8") for _ in range(repeats)]
+    with Sampler() as sampler:
+        run()
+    files = folder.glob("**/*.safetensors")
+    return {
+        "proteins": len(store),
+        "residues": residues,
+        "query_residues": len(query),
+        "width": embedder.hidden_size,
+        "threads": torch.get_num_threads(),
+        "first_seconds": first,
+        "seconds": seconds,
+        "seconds_uint8": rounded,
+        "same_hits_uint8": len(found["uint8"] & found["float32"]) / len(found["float32"]),
+        "rss_before": before,
+        "rss_peak": peak,
+        "anonymous_peak": sampler.anonymous_bytes,
+        "store_bytes": sum(file.stat().st_size for file in files),
+        "profile": {
+            "seconds": sampler.seconds,
+            "main": dict(sampler.main),
+            "beside": dict(sampler.beside),
+        },
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(search(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
