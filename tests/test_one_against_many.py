@@ -151,6 +151,8 @@ def test_eight_bits_find_the_same_hits(tmp_path, proteins, name):
         assert ours.score == pytest.approx(theirs.score, abs=1e-6)
     with pytest.raises(ValueError, match="precision='int4'; accepted are float32, uint8"):
         model.score_many(queries, store, precision="int4")
+    with pytest.raises(ValueError, match="top_k=0; give at least 1"):
+        model.score_many(queries, store, top_k=0)
 
 
 def test_one_query_few_proteins_and_no_plans(tmp_path, proteins):

@@ -65,6 +65,7 @@ def align_pairs(
     return _align_padded(model, queries, candidates, query, candidate, return_plans)
 
 
+@torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
 def project_each(model: PlasmaModel, proteins: Sequence[Tensor]) -> list[Tensor]:
     """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
     known = {id(protein): protein for protein in proteins}

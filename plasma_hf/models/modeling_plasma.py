@@ -272,7 +272,8 @@ class PlasmaModel(ParameterFree, WithBackbone):
             The hits of each query, best first.
 
         Raises:
-            ValueError: If the store was made by another head or another backbone's width.
+            ValueError: If the store is of another head or of a backbone of another width, or
+                `precision` or `top_k` are none.
         """
         several = [queries] if isinstance(queries, Tensor) else list(queries)
         return score_many(self, several, store, top_k, return_plans, precision, progress=progress)

@@ -94,6 +94,8 @@ def score_many(
     """Score queries against a store; see `PlasmaModel.score_many`."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; accepted are {', '.join(PRECISIONS)}.")
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}; give at least 1.")
     _check_store(model, store)
     projected = project_each(model, queries)
     coded = precision == "uint8" and bool(projected) and can_fuse(model, projected[0])
