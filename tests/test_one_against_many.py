@@ -73,6 +73,13 @@ def test_lists_that_do_not_fit():
     with pytest.raises(ValueError, match="1 queries and 2 candidates"):
         model.align_pairs(make_proteins([5]), make_proteins([5, 6]))
     assert model.align_pairs([], []).scores.shape == (0,)
+    anything = PlasmaModel(PlasmaConfig(embedding_size=None, head="hinge"))
+    message = "query embeddings have width 24, candidate embeddings 8; embed both with the same"
+    for kernels in ("numba", "torch"):
+        with use_kernels(kernels), pytest.raises(ValueError, match=message):
+            anything.align_pairs([torch.randn(5, 24)], [torch.randn(5, 8)])
+        with use_kernels(kernels), pytest.raises(ValueError, match=message):
+            anything(torch.randn(1, 5, 24), torch.randn(1, 5, 8))
 
 
 class Ready:

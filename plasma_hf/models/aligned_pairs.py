@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .align_numba import align_pairs_numba
-from .cost import at_least_float32, hinge_cost
+from .cost import at_least_float32, check_widths, hinge_cost
 from .kernels import kernels_for
 from .padding import pad_residues
 from .score_triton import align_scores_triton
@@ -55,6 +55,8 @@ def align_pairs(
         project_each(model, side) if given is None else given
         for side, given in ((queries, query_projections), (candidates, candidate_projections))
     )
+    for sides in zip(query, candidate, strict=True):
+        check_widths(*sides)
     if not len(queries):
         return AlignedPairs(torch.zeros(0), [] if return_plans else None)
     if can_fuse(model, query[0]):

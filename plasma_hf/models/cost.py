@@ -30,6 +30,7 @@ def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
         >>> hinge_cost(q, c)
         tensor([[[2., 0.]]])
     """
+    check_widths(query, candidate)
     kernels = kernels_for(query)
     if kernels == "triton":
         return hinge_cost_triton(query, candidate)
@@ -43,6 +44,19 @@ def hinge_cost_torch(query: Tensor, candidate: Tensor) -> Tensor:
     distance = torch.cdist(query, candidate, p=1.0)
     excess = query.sum(-1).unsqueeze(-1) - candidate.sum(-1).unsqueeze(-2)
     return (distance + excess) / 2
+
+
+def check_widths(query: Tensor, candidate: Tensor) -> None:
+    """Refuse residues of different widths; a compiled kernel would read past the narrower ones.
+
+    Raises:
+        ValueError: If the last axes differ.
+    """
+    if query.shape[-1] != candidate.shape[-1]:
+        raise ValueError(
+            f"query embeddings have width {query.shape[-1]}, candidate embeddings "
+            f"{candidate.shape[-1]}; embed both with the same backbone."
+        )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

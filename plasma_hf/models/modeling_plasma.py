@@ -337,11 +337,6 @@ class PlasmaModel(ParameterFree, WithBackbone):
             raise ValueError(
                 f"{len(query)} queries and {len(candidate)} candidates; give as many of each."
             )
-        if query.shape[-1] != candidate.shape[-1]:
-            raise ValueError(
-                f"query embeddings have width {query.shape[-1]}, candidate embeddings "
-                f"{candidate.shape[-1]}; embed both with the same backbone."
-            )
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
             sides = (
