@@ -133,7 +133,7 @@ def store_sequences(count: int, longest: int = LONGEST) -> dict[str, str]:
     """Draw real sequences of 50 to 1024 residues, or random ones where the file is not there."""
     rng = np.random.default_rng(0)
     if not SEQUENCES.is_file():
-        sizes = rng.integers(SHORTEST, longest // 2, count)
+        sizes = rng.integers(SHORTEST, longest + 1, count)
         return {f"P{i}": "".join(rng.choice(LETTERS, n)) for i, n in enumerate(sizes)}
     with gzip.open(SEQUENCES, "rt") as file:
         records = [record.split("\n", 1) for record in file.read().split(">")[1:]]
