@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .compiled_numba import Number, compiled, share_out, share_out_with
+from .compiled_numba import (
+    Number,
+    compiled,
+    full_registers,
+    scratch_floats,
+    share_out,
+    share_out_with,
+)
 from .cost_numba import BLOCK, WIDTH, hidden_nan, larger_sums, self_sums
 from .diagonal_numba import best_nearby, best_window, move_on
 from .plan_numba import SUMS, answer, converge, exponential, pass_over, scale
@@ -152,7 +159,7 @@ def _share_out_pairs(
 
     def scratch() -> Array:
         # Once a thread, not once a pair: fresh memory costs more than what is done in it.
-        return np.empty(matrices * max(areas, default=0), np.float32)
+        return scratch_floats(matrices * max(areas, default=0))
 
     def whole_pair(own: Array, number: int) -> None:
         pair = order[number]
@@ -223,6 +230,7 @@ def _finish(
         numbers: Stretch and mass, to be written.
         plan: `(query_residues, candidate_residues)`, to be written if not empty.
     """
+    full_registers()
     rows = len(query)
     _to_exponents(query, candidate, _matrix(scratch, 0, rows, len(candidate))[:rows], solver[0])
     _finish_exponents(scratch, solver, support, score, sent, gate, numbers, plan)
@@ -242,6 +250,7 @@ def _finish_codes(
     plan: Array,
 ) -> None:
     """Do the same from what `_sum_code_rows` wrote; kernel_scale is that of a quantum."""
+    full_registers()
     matrix = _matrix(scratch, 0, len(query), len(candidate))
     for i in range(len(query)):
         for j in range(matrix.shape[1]):
@@ -261,6 +270,7 @@ def _finish_exponents(
     plan: Array,
 ) -> None:
     """Go from exponents to the plan and the parts of the score."""
+    full_registers()
     rows, columns = len(sent), len(gate)
     rounds, window, gap, weight = support[1], support[2], support[3], support[4]
     threshold, steps = score
@@ -286,6 +296,7 @@ def _finish_exponents(
 
 @compiled
 def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
+    full_registers()
     rows, columns = len(query), len(candidate)
     offsets, own = np.zeros(matrix.shape[1], np.float32), np.empty(rows, np.float32)
     self_sums(candidate, offsets[:columns])
@@ -298,6 +309,7 @@ def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: N
 
 @compiled
 def _exponentiate(matrix: Array, columns: int) -> None:
+    full_registers()
     for i in range(len(matrix)):
         for j in range(columns):
             matrix[i, j] = exponential(matrix[i, j])
@@ -308,6 +320,7 @@ def _exponentiate(matrix: Array, columns: int) -> None:
 @compiled
 def _solve(matrix: Array, columns: int, solver: Settings, max_iters: int) -> None:
     """Turn a kernel into its plan, in its place."""
+    full_registers()
     (rows, width), (_, eps, n_iters, tol) = matrix.shape, solver
     u, v = np.empty(rows, np.float32), np.empty(width, np.float32)
     if tol >= 0:
@@ -326,6 +339,7 @@ def _solve(matrix: Array, columns: int, solver: Settings, max_iters: int) -> Non
 @compiled
 def _gates(plan: Array, threshold: Number, sent: Array, gate: Array) -> Number:
     """Write what gated residues send to gated residues; return the mass above the threshold."""
+    full_registers()
     (rows, width), columns, mass = plan.shape, len(gate), 0.0
     open_columns = np.zeros(width, np.float32)
     for i in range(rows):
@@ -343,6 +357,7 @@ def _gates(plan: Array, threshold: Number, sent: Array, gate: Array) -> Number:
 @compiled(fastmath=SUMS)
 def _above(row: Array, threshold: Number, open_columns: Array) -> Number:
     """Sum what is above the threshold and mark where; NaN is above it, so that it shows."""
+    full_registers()
     total = np.float32(0.0)
     for j in range(len(row)):
         below = row[j] <= threshold
@@ -353,6 +368,7 @@ def _above(row: Array, threshold: Number, open_columns: Array) -> Number:
 
 @compiled(fastmath=SUMS)
 def _dot(row: Array, weights: Array) -> Number:
+    full_registers()
     total = np.float32(0.0)
     for j in range(len(row)):
         total += row[j] * weights[j]
@@ -361,6 +377,7 @@ def _dot(row: Array, weights: Array) -> Number:
 
 @compiled
 def _add_support(logs: Array, nearby: Array, window: int, weight: Number, out: Array) -> None:
+    full_registers()
     rows, width = logs.shape
     sums = np.zeros(rows + width, np.float64)
     share = np.float64(weight) / (2 * window + 1)

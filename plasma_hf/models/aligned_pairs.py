@@ -140,13 +140,12 @@ def match_scores(
         shorter = torch.tensor([min(len(sent), len(gate)) for sent, gate in pairs])
         return (matches.mass / shorter.clamp(min=1)).clamp(0, 1)
     similarity = torch.zeros(len(queries))
-    for p, (sent, gate) in enumerate(zip(matches.sent, matches.gates, strict=True)):
-        # Few residues are matched, if any: the others are not even read.
-        senders, receivers = sent.nonzero()[:, 0], gate.nonzero()[:, 0]
-        if len(senders) and len(receivers):
-            transported = sent[senders] @ at_least_float32(queries[p][senders])
-            present = gate[receivers] @ at_least_float32(read_candidate(p)[receivers])
-            similarity[p] = F.cosine_similarity(transported, present, dim=-1)
+    # Few pairs have anything matched, and few residues in them: the others are not even read.
+    for p in (matches.mass != 0).nonzero()[:, 0].tolist():
+        senders, receivers = (side[p].nonzero()[:, 0] for side in (matches.sent, matches.gates))
+        transported = matches.sent[p][senders] @ at_least_float32(queries[p][senders])
+        present = matches.gates[p][receivers] @ at_least_float32(read_candidate(p)[receivers])
+        similarity[p] = F.cosine_similarity(transported, present, dim=-1)
     return _with_stretch(similarity, matches.stretch, model.config.diagonal_window)
 
 

@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 try:
     import numba
+    from numba.extending import intrinsic
 except ImportError:  # the files are importable, the kernels are not
     INSTALLED = False
 else:
     INSTALLED = True
 
+LINE = 16
+"""Floats in a cache line, and in the widest register."""
 Number = np.floating[Any] | float
 """What a kernel takes or returns as a number; results are float32 where arguments are."""
 
@@ -44,6 +48,37 @@ def compiled(function: Callable[..., Any] | None = None, *, fastmath: Any = ()) 
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written
         return numba.njit(**options)(function)
+
+
+def emitted(kind: Callable[..., Any]) -> Any:
+    """Make a function that compiled code can call of one that gives types and emitter."""
+    return intrinsic(kind) if INSTALLED else kind
+
+
+@emitted
+def full_registers(typing: Any) -> Any:
+    """Have the loops of the compiled function that calls this use registers of any width.
+
+    Left to itself LLVM uses half of a 512-bit register, for the sake of processors that slow down
+    when they see a whole one.
+
+    Args:
+        typing: Numba's.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        # llvmlite refuses attributes that it has not heard of; LLVM reads them as they stand.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return numba.types.void(), emit
+
+
+def scratch_floats(count: int) -> NDArray[np.float32]:
+    """Return unset memory that begins where a cache line does, so that no load straddles two."""
+    raw = np.empty(count + LINE, np.float32)
+    start = -(raw.ctypes.data // raw.itemsize) % LINE
+    return raw[start : start + count]
 
 
 def share_out(task: Callable[[int], None], tasks: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .compiled_numba import Number, compiled, share_out
+from .compiled_numba import Number, compiled, full_registers, share_out
 
 Array = NDArray[np.float32]
 Running = NDArray[np.float64]
@@ -71,6 +71,7 @@ def take_row(sums: Running, row: Array, place: int, sign: Number) -> None:
         place: Diagonal of the first entry, `rows - 1 - i`.
         sign: 1 or -1.
     """
+    full_registers()
     # float64: a stretch is a small difference of sums that grow with the protein.
     mine = sums[place : place + len(row)]  # sliced, since an index that may be negative is slow
     for j in range(len(row)):
@@ -88,6 +89,7 @@ def move_on(sums: Running, matrix: Array, i: int, before: int, after: int) -> No
         before: Rows before it that are in.
         after: Rows after it that are in.
     """
+    full_registers()
     rows = len(matrix)
     for new in range(0 if i == 0 else i + after, min(i + after + 1, rows)):
         take_row(sums, matrix[new], rows - 1 - new, 1.0)
@@ -97,6 +99,7 @@ def move_on(sums: Running, matrix: Array, i: int, before: int, after: int) -> No
 
 @compiled
 def _diagonal_sums(matrix: Array, before: int, after: int, out: Array) -> None:
+    full_registers()
     rows, columns = matrix.shape
     sums = np.zeros(rows + columns, np.float64)
     for i in range(rows):
@@ -117,6 +120,7 @@ def best_window(plan: Array, columns: int, window: int) -> Number:
         columns: Candidate residues.
         window: Steps of the stretch.
     """
+    full_registers()
     rows = len(plan)
     sums = np.zeros(rows + plan.shape[1], np.float64)
     starts = max(columns - window + 1, 1)
@@ -139,6 +143,7 @@ def best_nearby(plan: Array, gap: int, out: Array) -> None:
         gap: Residues aside.
         out: Where the averages go, same shape.
     """
+    full_registers()
     rows, columns = plan.shape
     along_query = np.empty(columns, np.float32)
     along_candidate = np.empty(columns, np.float32)
@@ -159,5 +164,6 @@ def best_nearby(plan: Array, gap: int, out: Array) -> None:
 
 @compiled
 def _raise_to(values: Array, others: Array) -> None:
+    full_registers()
     for j in range(len(values)):
         values[j] = values[j] if values[j] > others[j] else others[j]

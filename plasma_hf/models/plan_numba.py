@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .compiled_numba import Number, compiled, share_out
+from .compiled_numba import Number, compiled, full_registers, share_out
 
 Array = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -147,6 +147,7 @@ def pass_over(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array
         u: Where the query potentials `1 / (kernel @ v + eps)` go, `(query_residues,)`.
         column_sums: Where `u @ kernel` goes, `(candidate_residues,)`.
     """
+    full_registers()
     rows, columns = kernel.shape
     one, zero = np.float32(1.0), np.float32(0.0)
     column_sums[:] = zero
@@ -175,6 +176,7 @@ def pass_over(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array
 @compiled
 def answer(sums: Array, eps: Number, out: Array) -> None:
     """Turn sums of a side into its potentials, `1 / (sums + eps)`."""
+    full_registers()
     for j in range(len(out)):
         out[j] = np.float32(1.0) / (sums[j] + eps)
 
@@ -182,6 +184,7 @@ def answer(sums: Array, eps: Number, out: Array) -> None:
 @compiled
 def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
     """Write the plan `u kernel v`, in whichever place, also that of the kernel."""
+    full_registers()
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             out[i, j] = u[i] * kernel[i, j] * v[j]
@@ -190,6 +193,7 @@ def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
 @compiled
 def exponentials(logs: Array, out: Array) -> None:
     """Write `exp(logs)`, in whichever place, also in the same."""
+    full_registers()
     for i in range(logs.shape[0]):
         for j in range(logs.shape[1]):
             out[i, j] = exponential(logs[i, j])
@@ -197,6 +201,7 @@ def exponentials(logs: Array, out: Array) -> None:
 
 @compiled
 def _published(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
+    full_registers()
     exponentials(logs, kernel)
     sums = np.empty(logs.shape[1], np.float32)
     for t in range(len(u)):
@@ -216,6 +221,7 @@ def _published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Arr
         grad: Of the plan, shaped like `kernel`.
         out: Where the gradient of the log-kernel goes.
     """
+    full_registers()
     (n_iters, rows), columns = u.shape, v.shape[1]
     du, dv = np.empty(rows, np.float32), np.zeros(columns, np.float32)
     # Minus the gradients of the sums whose inverses the potentials are.
@@ -239,6 +245,7 @@ def _published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Arr
 @compiled(fastmath=SUMS)
 def _pass_back(kernel: Array, u: Array, b: Array, du: Array, a: Array, dv: Array) -> None:
     """Carry gradients from one side's sums to the other side's potentials, in one pass."""
+    full_registers()
     rows, columns = kernel.shape
     dv[:] = np.float32(0.0)
     for i in range(rows):
@@ -255,6 +262,7 @@ def _gather_row(
     kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, out: Array
 ) -> None:
     """Sum what all iterations say about one row of the log-kernel."""
+    full_registers()
     n_iters, columns = b.shape
     for j in range(columns):
         out[j] = grad[j] * u[n_iters - 1] * v[n_iters, j]
@@ -275,6 +283,7 @@ def _converged(
     max_iters: int,
     plan: Array,
 ) -> None:
+    full_registers()
     exponentials(logs, plan)
     u, v = np.empty(len(query_mask), np.float32), np.empty(len(candidate_mask), np.float32)
     converge(plan, query_mask, candidate_mask, eps, tol, max_iters, u, v)
@@ -304,6 +313,7 @@ def converge(
         u: Where the query potentials go.
         v: Where the candidate potentials go.
     """
+    full_registers()
     query_count, candidate_count = query_mask.sum(), candidate_mask.sum()
     new_u, new_v = np.empty_like(u), np.empty_like(v)
     sums = np.empty_like(v)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .compiled_numba import compiled
-from .half_numba import to_codes, widened
+from .half_numba import to_codes
 from .tile_uint8_numba import CODE_COLUMNS, CODE_ROWS, CODES, sum_of_excess
 
 LARGEST = 255
@@ -59,12 +59,7 @@ def quantise(projection: Tensor, low: float, high: float) -> Tensor:
         >>> quantise(torch.tensor([[-9.0, -1.0, 0.0, 0.4, 999.0]]), -1.0, 254.0).tolist()
         [[0, 0, 1, 1, 255]]
     """
-    step = quantum(low, high)
-    values = widened(projection.detach().cpu())
-    # In numpy: for a protein's few numbers torch would wake all its threads.
-    if values.numel() and np.isnan(values.numpy().min()):
-        raise ValueError("The projection has NaN, which no code stands for; use float32.")
-    return to_codes(values, low, step)
+    return to_codes(projection.detach().cpu(), low, quantum(low, high))
 
 
 def whole_vectors(codes: Tensor) -> Codes:

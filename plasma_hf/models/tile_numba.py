@@ -13,11 +13,10 @@ try:
     from llvmlite import binding, ir
     from numba import types
     from numba.core import cgutils
-    from numba.extending import intrinsic
 except ImportError:
     pass
 
-from .compiled_numba import INSTALLED
+from .compiled_numba import INSTALLED, emitted
 
 
 def _registers() -> tuple[int, int]:
@@ -266,12 +265,7 @@ def _emit_pull(context: Any, builder: Any, signature: Any, values: Any) -> Any:
     return context.get_dummy_value()
 
 
-def _emitted(kind: Callable[..., Any]) -> Any:
-    """Make a function that compiled code can call of one that gives types and emitter."""
-    return intrinsic(kind) if INSTALLED else kind
-
-
-@_emitted
+@emitted
 def sum_of_larger(
     typing: Any, query: Any, i: Any, candidate: Any, j: Any, out: Any, row: Any
 ) -> Any:
@@ -290,7 +284,7 @@ def sum_of_larger(
     return types.void(*kinds), _emit_sum_of_larger
 
 
-@_emitted
+@emitted
 def sum_of_rows(typing: Any, rows: Any, first: Any, out: Any) -> Any:
     """Sum `LANES` rows over channels, in exactly the order in which `sum_of_larger` sums.
 
@@ -303,7 +297,7 @@ def sum_of_rows(typing: Any, rows: Any, first: Any, out: Any) -> Any:
     return types.void(rows, types.int64, out), _emit_sum_of_rows
 
 
-@_emitted
+@emitted
 def pull(
     typing: Any,
     query: Any,
