@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
-COLUMNS = ("uid", "interpro_id", "seq_full", "label")
-LETTERS = frozenset("ACDEFGHIKLMNPQRSTVWYBJOUXZ")
+from .site_table import BadRow, SiteProtein, read_site_table
+
+__all__ = [
+    "BadRow",
+    "ProteinPair",
+    "SiteProtein",
+    "read_site_table",
+    "sample_matched_negatives",
+    "sample_matched_pairs",
+    "sample_positives",
+]
+
 LENGTH_TOLERANCE = 0.05
 # A partner is drawn among so many nearest in length: enough for chance, few enough that
 # negatives keep the length ratios of the positives.
 NEAREST = 8
-
-
-@dataclass(frozen=True)
-class SiteProtein:
-    """Hold one protein and the residues of its site.
-
-    Attributes:
-        uid: accession of the protein.
-        family: entry that the site belongs to; a protein may appear under several.
-        sequence: one-letter residues.
-        site_labels: 1 inside the site, 0 outside, one per residue.
-    """
-
-    uid: str
-    family: str
-    sequence: str
-    site_labels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """Say which row of a table was left out, and why.
-
-    Attributes:
-        row: number of the row in the table, the first below the header being 1.
-        uid: accession in that row, empty if it has none.
-        reason: what is wrong with it.
-    """
-
-    row: int
-    uid: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -66,79 +41,6 @@ class ProteinPair:
     query: SiteProtein
     candidate: SiteProtein
     label: int
-
-
-def read_site_table(path: str | PathLike[str]) -> tuple[list[SiteProtein], list[BadRow]]:
-    """Read a VenusX-style CSV table of sites, leaving out and reporting the rows that are wrong.
-
-    Args:
-        path: CSV file with the columns `uid`, `interpro_id`, `seq_full` and `label`, the last a
-            JSON list of 0 and 1 as long as the sequence. Other columns are ignored.
-
-    Returns:
-        The valid proteins in the order of the file, and one report for each row left out.
-
-    Raises:
-        ValueError: if a column is missing.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "sites.csv"
-        >>> rows = ["uid,interpro_id,seq_full,label", 'A,F,MKV,"[0, 1, 1]"', 'B,F,MK,"[0]"']
-        >>> _ = path.write_text(chr(10).join(rows))
-        >>> proteins, bad_rows = read_site_table(path)
-        >>> proteins
-        [SiteProtein(uid='A', family='F', sequence='MKV', site_labels=(0, 1, 1))]
-        >>> bad_rows[0].reason
-        'label holds 1 values for 2 residues'
-    """
-    proteins: dict[tuple[str, str], SiteProtein] = {}
-    bad_rows = []
-    for number, row in enumerate(_rows(path), start=1):
-        try:
-            protein = _parse(row)
-            if (protein.uid, protein.family) in proteins:
-                raise ValueError("repeats the uid and interpro_id of an earlier row")
-            proteins[protein.uid, protein.family] = protein
-        except ValueError as error:
-            bad_rows.append(BadRow(number, row["uid"] or "", str(error)))
-    return list(proteins.values()), bad_rows
-
-
-def _rows(path: str | PathLike[str]) -> Iterator[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"{path} has no column {', '.join(missing)}; "
-                f"give a CSV table with a header holding {', '.join(COLUMNS)}"
-            )
-        yield from reader
-
-
-def _parse(row: dict[str, str]) -> SiteProtein:
-    empty = [name for name in COLUMNS if not row[name]]
-    if empty:
-        raise ValueError(f"nothing in {', '.join(empty)}")
-    sequence = row["seq_full"]
-    strange = sorted(set(sequence) - LETTERS)
-    if strange:
-        raise ValueError(f"seq_full holds {' '.join(map(repr, strange))}, not residue letters")
-    labels = _parse_labels(row["label"])
-    if len(labels) != len(sequence):
-        raise ValueError(f"label holds {len(labels)} values for {len(sequence)} residues")
-    return SiteProtein(row["uid"], row["interpro_id"], sequence, labels)
-
-
-def _parse_labels(text: str) -> tuple[int, ...]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"label is not JSON: {error}") from error
-    if not isinstance(values, list) or any(value not in (0, 1) for value in values):
-        raise ValueError("label is not a list of 0 and 1")
-    return tuple(int(value) for value in values)
 
 
 def sample_matched_pairs(
@@ -175,7 +77,7 @@ def sample_matched_pairs(
     ordered = _ordered(proteins)
     _check_counts(n_positive, n_negative)
     rng = np.random.default_rng(seed)
-    positives = _sample_positives(ordered, n_positive, rng)
+    positives = sample_positives(ordered, n_positive, rng)
     return positives + sample_matched_negatives(ordered, positives, n_negative, rng)
 
 
@@ -184,6 +86,7 @@ def sample_matched_negatives(
     positives: Sequence[ProteinPair],
     n_negative: int,
     seed: int | np.random.Generator,
+    groups: Mapping[str, Collection[str]] | None = None,
 ) -> list[ProteinPair]:
     """Draw negative pairs in the lengths of given positive ones; see `sample_matched_pairs`.
 
@@ -192,6 +95,8 @@ def sample_matched_negatives(
         positives: pairs to copy the lengths from, in turn.
         n_negative: number of pairs of different families.
         seed: seed, or the numpy generator to go on with.
+        groups: by uid, what else the two proteins of a negative must not share: families outside
+            the proteins given, sequence clusters.
 
     Returns:
         The negative pairs, negative i matched to positive i modulo their number.
@@ -208,7 +113,7 @@ def sample_matched_negatives(
     """
     ordered = _ordered(proteins)
     _check_counts(len(positives), n_negative)
-    sampler = _NegativeSampler(ordered, np.random.default_rng(seed))
+    sampler = _NegativeSampler(ordered, np.random.default_rng(seed), groups or {})
     return [sampler.draw(positives[i % len(positives)]) for i in range(n_negative)]
 
 
@@ -228,58 +133,101 @@ def _check_counts(n_positive: int, n_negative: int) -> None:
         )
 
 
-def _sample_positives(
-    proteins: list[SiteProtein], count: int, rng: np.random.Generator
+def sample_positives(
+    proteins: Iterable[SiteProtein],
+    count: int,
+    seed: int | np.random.Generator,
+    distinct: bool = False,
 ) -> list[ProteinPair]:
+    """Draw pairs of one family, families evenly; see `sample_matched_pairs`.
+
+    Args:
+        proteins: proteins with their families, in any order; the order has no influence.
+        count: number of pairs.
+        seed: seed, or the numpy generator to go on with.
+        distinct: draw two proteins that share several families for one of these only.
+
+    Returns:
+        The positive pairs.
+
+    Raises:
+        ValueError: if the proteins are too few, or one is given twice for the same family.
+
+    Example:
+        >>> proteins = [SiteProtein(uid, "A", "MKVL", (0, 1, 1, 0)) for uid in ("P1", "P2")]
+        >>> [pair] = sample_positives(proteins, 1, seed=0)
+        >>> sorted([pair.query.uid, pair.candidate.uid])
+        ['P1', 'P2']
+    """
+    rng = np.random.default_rng(seed)
     members = defaultdict(list)
-    for protein in proteins:
+    for protein in _ordered(proteins):
         members[protein.family].append(protein)
     left = {family: comb(len(group), 2) for family, group in members.items() if len(group) > 1}
-    if count > sum(left.values()):
-        raise ValueError(
-            f"n_positive is {count} but the proteins form {sum(left.values())} pairs within "
-            "families; ask for fewer, or give more proteins"
-        )
+    available = sum(left.values())
     open_families = sorted(left)
-    drawn: dict[tuple[str, frozenset[int]], ProteinPair] = {}
-    while len(drawn) < count:
+    drawn: set[tuple[str, frozenset[int]]] = set()
+    positives: dict[object, ProteinPair] = {}
+    while len(positives) < count:
+        if count > available or not open_families:
+            raise ValueError(
+                f"n_positive is {count} but the proteins form "
+                f"{len(positives) if count <= available else available} pairs within "
+                "families; ask for fewer, or give more proteins"
+            )
         family = open_families[rng.integers(len(open_families))]
         group = members[family]
         i, j = (int(index) for index in rng.choice(len(group), size=2, replace=False))
         key = (family, frozenset((i, j)))
         if key in drawn:
             continue
-        drawn[key] = ProteinPair(group[i], group[j], label=1)
+        drawn.add(key)
         left[family] -= 1
         if not left[family]:
             open_families.remove(family)
-    return list(drawn.values())
+        pair = ProteinPair(group[i], group[j], label=1)
+        positives.setdefault(_uids(pair) if distinct else key, pair)
+    return list(positives.values())
+
+
+def _uids(pair: ProteinPair) -> frozenset[str]:
+    return frozenset((pair.query.uid, pair.candidate.uid))
 
 
 class _NegativeSampler:
     """Draw unused pairs of different families with the lengths of a given pair."""
 
-    def __init__(self, proteins: list[SiteProtein], rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        proteins: list[SiteProtein],
+        rng: np.random.Generator,
+        groups: Mapping[str, Collection[str]],
+    ) -> None:
         self.proteins = proteins
         self.rng = rng
         self.lengths = np.array([len(protein.sequence) for protein in proteins])
-        self.drawn: dict[int, set[int]] = defaultdict(set)
+        self.drawn: dict[str, set[str]] = defaultdict(set)
         self.rows: dict[str, list[int]] = defaultdict(list)
         self.members: dict[str, set[str]] = defaultdict(set)
         self.families: dict[str, set[str]] = defaultdict(set)
         for row, protein in enumerate(proteins):
             self.rows[protein.uid].append(row)
-            self.members[protein.family].add(protein.uid)
-            self.families[protein.uid].add(protein.family)
+            # Group names may look like families: the two are kept apart.
+            keys = [f"family {protein.family}"]
+            keys += [f"group {name}" for name in groups.get(protein.uid, ())]
+            for key in keys:
+                self.members[key].add(protein.uid)
+                self.families[protein.uid].add(key)
 
     def draw(self, positive: ProteinPair) -> ProteinPair:
         """Draw one negative that was not drawn before, in the lengths of the positive."""
         query, candidate = self._choose(
             len(positive.query.sequence), len(positive.candidate.sequence)
         )
-        self.drawn[query].add(candidate)
-        self.drawn[candidate].add(query)
-        return ProteinPair(self.proteins[query], self.proteins[candidate], label=0)
+        pair = ProteinPair(self.proteins[query], self.proteins[candidate], label=0)
+        self.drawn[pair.query.uid].add(pair.candidate.uid)
+        self.drawn[pair.candidate.uid].add(pair.query.uid)
+        return pair
 
     def _choose(self, query_length: int, candidate_length: int) -> tuple[int, int]:
         everyone = np.arange(len(self.proteins))
@@ -300,11 +248,10 @@ class _NegativeSampler:
 
     def _partners(self, query: int) -> NDArray[np.int64]:
         allowed = np.ones(len(self.proteins), dtype=bool)
-        allowed[list(self.drawn[query])] = False
+        uid = self.proteins[query].uid
         # A protein listed under several families is no partner for a member of any of them.
-        for family in self.families[self.proteins[query].uid]:
-            for uid in self.members[family]:
-                allowed[self.rows[uid]] = False
+        taken = self.drawn[uid].union(*(self.members[key] for key in self.families[uid]))
+        allowed[[row for other in taken for row in self.rows[other]]] = False
         return np.flatnonzero(allowed)
 
     def _nearest(self, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
@@ -312,7 +259,8 @@ class _NegativeSampler:
             return rows
         # Shuffling first makes the choice among equally near proteins a matter of chance.
         rows = self.rng.permutation(rows)
-        distance = np.abs(self.lengths[rows] - length)
+        # Sixteen bits are sorted by radix, several times faster; no two proteins differ by more.
+        distance = np.minimum(np.abs(self.lengths[rows] - length), 65_535).astype(np.uint16)
         order = np.argsort(distance, kind="stable")[:NEAREST]
         near = order[distance[order] <= LENGTH_TOLERANCE * length]
         return self.rng.permutation(rows[near if near.size else order[:1]])

@@ -122,8 +122,8 @@ def align_pairs_numba(
         plan = none if out.plans is None else out.plans[pair].numpy()
         finish_pair(*pairs[pair], scratch, *settings, sent, gate, numbers[pair], plan)
 
-    sum_rows = _sum_rows if quantum is None else _sum_code_rows
-    _share_out_pairs(pairs, 3 if settings[1][1] else 1, sum_rows, finish)
+    sums = sum_rows if quantum is None else _sum_code_rows
+    _share_out_pairs(pairs, 3 if settings[1][1] else 1, sums, finish)
     out.stretch.copy_(torch.from_numpy(numbers[:, 0]))
     out.mass.copy_(torch.from_numpy(numbers[:, 1]))
     return out
@@ -151,7 +151,7 @@ def _share_out_pairs(
     pairs: list[tuple[Any, Any]], matrices: int, sum_rows: Any, finish: Any
 ) -> None:
     """Give pairs to threads, the largest first; a lone pair is shared by its query rows."""
-    areas = [_area(q, c) for q, c in pairs]
+    areas = [area(q, c) for q, c in pairs]
     order = sorted(
         (p for p, (q, c) in enumerate(pairs) if q.size and c.size), key=areas.__getitem__
     )
@@ -175,12 +175,13 @@ def _share_out_pairs(
         finish(own, order[0])
 
 
-def _area(query: Array, candidate: Array) -> int:
+def area(query: Array, candidate: Array) -> int:
+    """Return the floats of a scratch matrix for two proteins."""
     return (-(-len(query) // WIDTH) * WIDTH) * (-(-len(candidate) // WIDTH) * WIDTH)
 
 
 @compiled
-def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
+def matrix_of(scratch: Array, number: int, rows: int, columns: int) -> Array:
     """Return scratch as a matrix of whole tiles and vectors."""
     height, width = -(-rows // WIDTH) * WIDTH, -(-columns // WIDTH) * WIDTH
     area = height * width
@@ -188,9 +189,9 @@ def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
 
 
 @compiled
-def _sum_rows(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
+def sum_rows(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
     """Write the sums that the cost is made of, of query rows `first` to `last`."""
-    matrix = _matrix(scratch, 0, len(query), len(candidate))
+    matrix = matrix_of(scratch, 0, len(query), len(candidate))
     for start in range(first, last, BLOCK):
         larger_sums(query, candidate, start, min(start + BLOCK, last), matrix[start:])
 
@@ -198,7 +199,7 @@ def _sum_rows(query: Array, candidate: Array, scratch: Array, first: int, last: 
 @compiled
 def _sum_code_rows(query: Codes, candidate: Codes, scratch: Array, first: int, last: int) -> None:
     """Write costs in quanta, of query rows `first` to `last`."""
-    matrix = _matrix(scratch, 0, len(query), len(candidate))
+    matrix = matrix_of(scratch, 0, len(query), len(candidate))
     for start in range(first, last, BLOCK):
         excess_sums(query, candidate, start, min(start + BLOCK, last), matrix[start:])
 
@@ -221,7 +222,7 @@ def _finish(
     Args:
         query: `(query_residues, channels)`.
         candidate: `(candidate_residues, channels)`.
-        scratch: What `_sum_rows` wrote, and room for as much twice more with support.
+        scratch: What `sum_rows` wrote, and room for as much twice more with support.
         solver: kernel_scale, eps, n_iters, and tol, negative for none.
         support: max_iters, and rounds, window, gap and weight of the support.
         score: threshold and steps of the stretch.
@@ -232,7 +233,7 @@ def _finish(
     """
     full_registers()
     rows = len(query)
-    _to_exponents(query, candidate, _matrix(scratch, 0, rows, len(candidate))[:rows], solver[0])
+    to_exponents(query, candidate, matrix_of(scratch, 0, rows, len(candidate))[:rows], solver[0])
     _finish_exponents(scratch, solver, support, score, sent, gate, numbers, plan)
 
 
@@ -251,7 +252,7 @@ def _finish_codes(
 ) -> None:
     """Do the same from what `_sum_code_rows` wrote; kernel_scale is that of a quantum."""
     full_registers()
-    matrix = _matrix(scratch, 0, len(query), len(candidate))
+    matrix = matrix_of(scratch, 0, len(query), len(candidate))
     for i in range(len(query)):
         for j in range(matrix.shape[1]):
             matrix[i, j] *= -solver[0]
@@ -274,11 +275,11 @@ def _finish_exponents(
     rows, columns = len(sent), len(gate)
     rounds, window, gap, weight = support[1], support[2], support[3], support[4]
     threshold, steps = score
-    matrix = _matrix(scratch, 0, rows, columns)[:rows]
+    matrix = matrix_of(scratch, 0, rows, columns)[:rows]
     logs, nearby = matrix, matrix
     if rounds > 0:
-        logs = _matrix(scratch, 1, rows, columns)[:rows]
-        nearby = _matrix(scratch, 2, rows, columns)[:rows]
+        logs = matrix_of(scratch, 1, rows, columns)[:rows]
+        nearby = matrix_of(scratch, 2, rows, columns)[:rows]
         logs[:] = matrix
     for number in range(rounds + 1):
         if number > 0:
@@ -295,7 +296,8 @@ def _finish_exponents(
 
 
 @compiled
-def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
+def to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
+    """Turn what `sum_rows` wrote into `-kernel_scale * cost`, in its place."""
     full_registers()
     rows, columns = len(query), len(candidate)
     offsets, own = np.zeros(matrix.shape[1], np.float32), np.empty(rows, np.float32)

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_protssn import ProtSSNConfig
+from .configuration_residue_encoder import ResidueEncoderConfig
 from .configuration_substitution import SubstitutionConfig
 from .configuration_tmvec import TMVecConfig
 from .language_model import language_model_config, width_of
@@ -22,15 +23,17 @@ PIPELINES = {
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 OWN_CONFIGS: dict[str, Any] = {
-    config.model_type: config for config in (SubstitutionConfig, TMVecConfig, ProtSSNConfig)
+    config.model_type: config
+    for config in (SubstitutionConfig, ResidueEncoderConfig, TMVecConfig, ProtSSNConfig)
 }
 """Configurations of the backbones that this package brings, by model type."""
 
 CHOICES = {
-    "head": ("lrl", "hinge"),
+    "head": ("lrl", "hinge", "residual"),
     "domain": ("linear", "log"),
     "score_form": ("published", "soft", "mass"),
     "score_loss_form": ("published", "probability", "affine"),
+    "label_match_form": ("published", "symmetric"),
 }
 
 
@@ -42,8 +45,8 @@ class PlasmaConfig(PreTrainedConfig):
         embedding_size: Width of a residue embedding; a backbone's width replaces it. None lets
             the parameter-free head take any width.
         head: "lrl" learns a projection before the hinge cost; "hinge" has no parameter
-            (PLASMA-PF).
-        head_size: Width of the learnt projection.
+            (PLASMA-PF); "residual" starts as "hinge" and learns a correction to it.
+        head_size: Width of the learnt projection, or the inner width of the learnt correction.
         normalize: Layer-normalise embeddings before the cost; read by the "hinge" head alone.
         kernel_scale: What multiplies the cost in the exponent. The JSON of the released heads
             calls it "temperature", the paper its inverse tau.
@@ -63,7 +66,11 @@ class PlasmaConfig(PreTrainedConfig):
         diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
         softness: Width of the gates of the soft score.
         score_loss_form: "published", "probability" or "affine", see `score_loss`.
+        label_match_form: "published" looks for the candidate's labelled residues, "symmetric"
+            for those of both sides, each weighing half.
         label_match_weight: Weight of the label match loss beside the score loss.
+        correspondence_weight: Weight of the correspondence loss, where a batch has residue
+            correspondences.
         plm_config: The backbone's configuration in full, or as a dict, or None for a head that
             takes ready embeddings.
         plm_name_or_path: Where the backbone's weights come from.
@@ -99,7 +106,9 @@ class PlasmaConfig(PreTrainedConfig):
     diagonal_window: int = 10
     softness: float | int = 0.05
     score_loss_form: str = "published"
+    label_match_form: str = "published"
     label_match_weight: float | int = 1.0
+    correspondence_weight: float | int = 1.0
     plm_config: dict[str, Any] | PreTrainedConfig | None = None
     plm_name_or_path: str | None = None
     plm_revision: str | None = None
@@ -124,6 +133,11 @@ class PlasmaConfig(PreTrainedConfig):
     def tau(self) -> float:
         """Entropic temperature of the paper, the inverse of `kernel_scale`."""
         return 1 / self.kernel_scale
+
+    @property
+    def solved_as_published(self) -> bool:
+        """Tell whether plans take a fixed number of iterations in the linear domain, no more."""
+        return self.domain == "linear" and self.tol is None and self.support_rounds == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""

@@ -110,16 +110,16 @@ def _pulled(query: Tensor, candidate: Tensor, grad: Tensor) -> tuple[Tensor, Ten
         q_out, c_out = for_query.numpy(), for_candidate.numpy()
         blocks, parts = -(-rows // BLOCK), query.shape[2] // PULL_LANES
 
-        def weigh(number: int) -> None:
+        def weigh_block(number: int) -> None:
             pair, first = number // blocks, number % blocks * (BLOCK // PULL_ROWS)
-            _weigh(g[pair], first, places[pair], weights[pair], counts[pair])
+            weigh(g[pair], first, places[pair], weights[pair], counts[pair])
 
         def part(number: int) -> None:
             pair, at = number // parts, number % parts * PULL_LANES
             found = places[pair], weights[pair], counts[pair]
-            _pull_part(q[pair], c[pair], *found, at, q_out[pair], c_out[pair])
+            pull_part(q[pair], c[pair], *found, at, q_out[pair], c_out[pair])
 
-        share_out(weigh, batch * blocks)
+        share_out(weigh_block, batch * blocks)
         share_out(part, batch * parts)
     return for_query[..., :channels], for_candidate[..., :channels]
 
@@ -179,7 +179,7 @@ def hidden_nan(row_sum: Number) -> Number:
 
 
 @compiled
-def _weigh(grad: Array, first: int, places: Any, weights: Array, counts: Any) -> None:
+def weigh(grad: Array, first: int, places: Any, weights: Array, counts: Any) -> None:
     """List the columns with any gradient in the rows of each tile, from tile `first` on.
 
     Masked residues, and those far from matching anything, have none.
@@ -200,7 +200,7 @@ def _weigh(grad: Array, first: int, places: Any, weights: Array, counts: Any) ->
 
 
 @compiled
-def _pull_part(
+def pull_part(
     query: Array,
     candidate: Array,
     places: Any,
@@ -210,6 +210,18 @@ def _pull_part(
     for_query: Array,
     for_candidate: Array,
 ) -> None:
+    """Write `PULL_LANES` channels of both gradients of the cost, see `pull`.
+
+    Args:
+        query: `(query_residues, channels)`.
+        candidate: `(candidate_residues, channels)`.
+        places: What `weigh` wrote, as are the next two.
+        weights: Gradients of the cost by tile.
+        counts: Columns of each tile with any.
+        channel: The first channel.
+        for_query: Where the gradient goes, shaped as `query`.
+        for_candidate: Shaped as `candidate`.
+    """
     # Close together the candidate rows stay in the nearest caches for all tiles.
     packed = np.empty((len(candidate), PULL_LANES), np.float32)
     sums = np.zeros((len(candidate), PULL_LANES), np.float32)

@@ -17,9 +17,12 @@ from transformers.utils import ModelOutput
 from .aligned_pairs import AlignedPairs, align_pairs
 from .configuration_plasma import PlasmaConfig
 from .cost import at_least_float32, hinge_cost
+from .kernels import kernels_for
 from .language_model import build_language_model
-from .losses import label_match_loss, score_loss
+from .losses import mean_losses, pair_losses
 from .one_against_many import Hit, score_many
+from .pair_batch import PairBatch
+from .pair_plans_numba import pair_plans_numba
 from .parameter_free import ParameterFree
 from .plan import make_plans
 from .pretrained_backbone import OWN_MODELS
@@ -39,12 +42,16 @@ class PlasmaOutput(ModelOutput):
     """What PLASMA says about a batch of pairs.
 
     Args:
-        loss: Score loss plus weighted label match loss, given the labels for them.
+        loss: Mean over pairs of what each would lose alone: score loss plus weighted label match
+            loss plus weighted correspondence loss, of those that labels are given for.
         scores: One score in [0, 1] a pair, `(batch,)`.
         plan: `(batch, query_residues, candidate_residues)`, with `return_plan=True`.
         cost: Same shape, with `return_plan=True`; what the kernel is made of.
-        score_loss: The part of the loss that comes from pair labels.
-        label_match_loss: The part that comes from site labels, unweighted.
+        score_loss: Mean over pairs of the loss that comes from pair labels.
+        label_match_loss: Mean over positive pairs of the loss that comes from site labels,
+            unweighted; 0 where no pair is positive.
+        correspondence_loss: Mean over pairs of the loss that comes from residue correspondences,
+            unweighted.
     """
 
     loss: Tensor | None = None
@@ -53,12 +60,13 @@ class PlasmaOutput(ModelOutput):
     cost: Tensor | None = None
     score_loss: Tensor | None = None
     label_match_loss: Tensor | None = None
+    correspondence_loss: Tensor | None = None
 
 
 class AlignedBatch(NamedTuple):
     """Hold cost, plan without support and plan with it, `(batch, query, candidate)` each."""
 
-    cost: Tensor
+    cost: Any  # a tensor, but in training, where it is not kept
     first_plan: Tensor
     plan: Tensor
 
@@ -98,6 +106,31 @@ class LayerNormalization(nn.Module):
         return nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
 
 
+class ZeroLinear(nn.Linear):
+    """Start at 0, which transformers decides by the class of a module."""
+
+
+class ResidualProjection(nn.Module):
+    """Correct the parameter-free head, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual".
+
+    x is what the head "hinge" gives. W2 and b2 start at 0, so that an untrained head aligns as
+    PLASMA-PF does.
+    """
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Build the layers."""
+        super().__init__()
+        width: Any = config.embedding_size  # the configuration has checked that there is one
+        self.hidden = nn.Linear(width, config.head_size)
+        self.output = ZeroLinear(config.head_size, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return `(..., hidden)` as it came in shape."""
+        start = nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+        return self.norm(start + self.output(torch.relu(self.hidden(start))))
+
+
 class ScoreAffine(nn.Module):
     """Hold the learnt scale and shift from score to logit; adapters save modules alone."""
 
@@ -111,7 +144,7 @@ class ScoreAffine(nn.Module):
         return self.weight
 
 
-HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization}
+HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": ResidualProjection}
 
 
 class PlasmaModel(ParameterFree, WithBackbone):
@@ -150,7 +183,10 @@ class PlasmaModel(ParameterFree, WithBackbone):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             # PyTorch's own defaults, with which the released heads were trained.
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
@@ -190,21 +226,22 @@ class PlasmaModel(ParameterFree, WithBackbone):
         return model.eval()
 
     def save_upstream(self, folder: str | Path) -> Path:
-        """Write the head in the layout of the released heads and return the folder it is in."""
+        """Write the head in the layout of the released heads and return the folder it is in.
+
+        Raises:
+            ValueError: If the head is of a form that was never released.
+        """
+        if self.config.head == "residual":
+            raise ValueError(
+                'the layout of the released heads has no place for head="residual"; save with '
+                'model.save_pretrained(), or train with head="lrl".'
+            )
         state = self.alignment_head.state_dict(prefix="alignment_head.")
         return write_released_head(self.config, state, Path(folder))
 
     def project(self, embeddings: Tensor) -> Tensor:
         """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
         return self.alignment_head(at_least_float32(embeddings))
-
-    def _project_residues(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Project `(batch, residues, hidden)`, and leave out what is padding: it is work too."""
-        if mask.all():
-            return self.project(embeddings)
-        projected = self.project(embeddings[mask])
-        padded = projected.new_zeros(*mask.shape, projected.shape[-1])
-        return padded.index_put((mask,), projected)
 
     @property
     def head_identity(self) -> dict[str, str]:
@@ -293,6 +330,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         query_site_labels: Tensor | None = None,
         candidate_site_labels: Tensor | None = None,
         labels: Tensor | None = None,
+        correspondences: Tensor | None = None,
         return_plan: bool = False,
         return_dict: bool | None = None,
     ) -> PlasmaOutput | tuple[Tensor, ...]:
@@ -316,6 +354,8 @@ class PlasmaModel(ParameterFree, WithBackbone):
             query_site_labels: 0/1 a residue, `(batch, query_residues)`.
             candidate_site_labels: 0/1 a residue, `(batch, candidate_residues)`.
             labels: 1 where the two share a site, `(batch,)`.
+            correspondences: Residues (i, j) that are known to correspond, `(batch, n, 2)`; rows
+                of -1 are padding.
             return_plan: Return plan and cost too.
             return_dict: Return a `PlasmaOutput` (default) or a tuple.
 
@@ -339,32 +379,47 @@ class PlasmaModel(ParameterFree, WithBackbone):
             )
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
-            sides = (
-                self._project_residues(query, query_mask),
-                self._project_residues(candidate, candidate_mask),
-            )
-            cost, first_plan, plan = self.align_projected(*sides, query_mask, candidate_mask)
-            scores = self.score_plan(first_plan, query, candidate, query_mask, candidate_mask)
-            pair_loss, site_loss = self._losses(
-                scores,
-                plan,
-                labels,
+            site_labels = (
                 _masked_labels("query", query_site_labels, query_mask),
                 _masked_labels("candidate", candidate_site_labels, candidate_mask),
             )
-        parts = [
-            *([] if pair_loss is None else [pair_loss]),
-            *([] if site_loss is None else [self.config.label_match_weight * site_loss]),
-        ]
-        output = PlasmaOutput(
-            loss=torch.stack(parts).sum() if parts else None,
-            scores=scores,
-            plan=plan if return_plan else None,
-            cost=cost if return_plan else None,
-            score_loss=pair_loss,
-            label_match_loss=site_loss,
-        )
+            sides = ((query, candidate), (query_mask, candidate_mask), site_labels)
+            output = self._align_batch(PairBatch(*sides, labels, correspondences), return_plan)
         return output.to_tuple() if return_dict is False else output
+
+    def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
+        """Align pairs together, or one by one where padding would be much of the work."""
+        alone = kernels_for(batch.embeddings[0]) == "numba" and batch.mostly_padding
+        parts = batch.singles(self.project) if alone else [batch.projected(self.project)]
+        if alone and not return_plan and self.config.solved_as_published:
+            aligned = self._plans_with_gradient(parts)
+        else:
+            aligned = [self.align_projected(*part.projections, *part.masks) for part in parts]
+        scores = [
+            self.score_plan(a.first_plan, *part.embeddings, *part.masks)
+            for a, part in zip(aligned, parts, strict=True)
+        ]
+        config: Any = self.config
+        affine = self.score_affine() if config.score_loss_form == "affine" else None
+        losses = [
+            pair_losses(part, score, a.plan, config, affine)
+            for part, score, a in zip(parts, scores, aligned, strict=True)
+        ]
+        all_losses = {name: torch.cat([part[name] for part in losses]) for name in losses[0]}
+        return PlasmaOutput(
+            scores=torch.cat(scores),
+            plan=batch.joined([a.plan for a in aligned]) if return_plan else None,
+            cost=batch.joined([a.cost for a in aligned]) if return_plan else None,
+            **mean_losses(all_losses, batch, config),
+        )
+
+    def _plans_with_gradient(self, singles: list[PairBatch]) -> list[AlignedBatch]:
+        """Make the plans of pairs without padding by kernels that keep no cost."""
+        query, candidate = zip(*(single.projections for single in singles), strict=True)
+        config = self.config
+        scale = float(config.kernel_scale)
+        plans = pair_plans_numba(query, candidate, scale, config.eps, config.n_iters)
+        return [AlignedBatch(None, plan, plan) for plan in plans]
 
     def _side(
         self,
@@ -373,7 +428,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         mask: Tensor | None,
         tokens: tuple[Tensor | None, ...],
     ) -> tuple[Tensor, Tensor]:
-        """Return embeddings (zero where masked) and residue mask of one side of the pairs."""
+        """Return embeddings, whatever stands at padding, and residue mask of one side."""
         input_ids, *further = tokens
         if (embeddings is None) == (input_ids is None):
             raise ValueError(
@@ -386,8 +441,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         self._check_side(side, embeddings, mask)
-        mask = mask.bool()
-        return at_least_float32(embeddings).masked_fill(~mask.unsqueeze(-1), 0.0), mask
+        return at_least_float32(embeddings), mask.bool()
 
     def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:
         width = self.config.embedding_size
@@ -441,22 +495,6 @@ class PlasmaModel(ParameterFree, WithBackbone):
             options["softness"] = config.softness
         form = soft_score if config.score_form == "soft" else published_score
         return form(plan, query, candidate, query_mask, candidate_mask, **options)
-
-    def _losses(
-        self,
-        scores: Tensor,
-        plan: Tensor,
-        labels: Tensor | None,
-        query_site_labels: Tensor | None,
-        candidate_site_labels: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        pair_loss = site_loss = None
-        if labels is not None:
-            affine = self.score_affine() if self.config.score_loss_form == "affine" else None
-            pair_loss = score_loss(scores, labels, self.config.score_loss_form, affine)
-        if query_site_labels is not None and candidate_site_labels is not None:
-            site_loss = label_match_loss(plan, query_site_labels, candidate_site_labels, labels)
-        return pair_loss, site_loss
 
 
 def build_backbone(config: Any) -> PreTrainedModel:

@@ -71,7 +71,7 @@ class _PublishedPlan(torch.autograd.Function):
         out = torch.empty_like(kernel)
         tensors = (kernel, u, v, grad.contiguous().to(kernel.dtype), out)
         arrays = [tensor.numpy() for tensor in tensors]
-        share_out(lambda pair: _published_backward(*(array[pair] for array in arrays)), len(kernel))
+        share_out(lambda pair: published_backward(*(array[pair] for array in arrays)), len(kernel))
         return out, None, None, None
 
 
@@ -203,15 +203,30 @@ def exponentials(logs: Array, out: Array) -> None:
 def _published(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
     full_registers()
     exponentials(logs, kernel)
-    sums = np.empty(logs.shape[1], np.float32)
-    for t in range(len(u)):
-        pass_over(kernel, v[t], eps, u[t], sums)
-        answer(sums, eps, v[t + 1])
+    iterate(kernel, u, v, eps)
     scale(kernel, u[-1], v[-1], plan)
 
 
+@compiled
+def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
+    """Run the published form and keep the potentials of every iteration.
+
+    Args:
+        kernel: `(query_residues, candidate_residues)`.
+        u: Where the query potentials go, `(n_iters, query_residues)`.
+        v: Where the candidate potentials go after the first, which are given,
+            `(n_iters + 1, candidate_residues)`.
+        eps: Slack of each residue.
+    """
+    full_registers()
+    sums = np.empty(kernel.shape[1], np.float32)
+    for t in range(len(u)):
+        pass_over(kernel, v[t], eps, u[t], sums)
+        answer(sums, eps, v[t + 1])
+
+
 @compiled(fastmath=SUMS)
-def _published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
+def published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
     """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors.
 
     Args:

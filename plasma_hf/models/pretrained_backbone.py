@@ -24,6 +24,7 @@ from .backbone import STANDING_ON_ANOTHER, Backbone
 from .backbones import NON_COMMERCIAL, RECIPES, KnownBackbone, find_backbone, find_recipe
 from .language_model import load_language_model
 from .modeling_protssn import ProtSSNModel
+from .modeling_residue_encoder import ResidueEncoderModel
 from .modeling_substitution import SubstitutionModel
 from .modeling_tmvec import TMVecModel
 from .processing_plasma import PlasmaProcessor
@@ -33,7 +34,8 @@ from .weights_digest import weights_digest
 logger = logging.get_logger(__name__)
 
 OWN_MODELS: dict[str, Any] = {
-    model.config_class.model_type: model for model in (SubstitutionModel, TMVecModel, ProtSSNModel)
+    model.config_class.model_type: model
+    for model in (SubstitutionModel, ResidueEncoderModel, TMVecModel, ProtSSNModel)
 }
 """Backbones that this package brings, by model type."""
 

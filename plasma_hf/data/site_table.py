@@ -1,0 +1,346 @@
+"""Tables of proteins with labelled sites, read row by row, with a report of what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from os import PathLike, fspath
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+COLUMNS = ("uid", "interpro_id", "seq_full", "label")
+LETTERS = frozenset("ACDEFGHIKLMNPQRSTVWYBJOUXZ")
+LFS_POINTER = "version https://git-lfs.github.com/spec/"
+# Reasons of one kind, for the counts of a report.
+KINDS = {
+    "empty": "nothing in ",
+    "alphabet": "seq_full holds ",
+    "label length": "label holds ",
+    "label": "label is ",
+    "duplicate": "repeats ",
+    "coordinates": "start and end ",
+    "fragment": "seq_fragment ",
+    "file": "the line ",
+    "label differs": "label marks ",
+    "other sequence": "uid stands ",
+}
+
+Source: TypeAlias = "str | PathLike[str] | Iterable[Mapping[str, Any]]"
+
+
+@dataclass(frozen=True)
+class SiteProtein:
+    """Hold one protein and the residues of its site.
+
+    Attributes:
+        uid: accession of the protein.
+        family: entry that the site belongs to; a protein may appear under several.
+        sequence: one-letter residues.
+        site_labels: 1 inside the site, 0 outside, one per residue.
+    """
+
+    uid: str
+    family: str
+    sequence: str
+    site_labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Say which row of a table was left out or is doubtful, and why.
+
+    Attributes:
+        row: number of the row in the table, the first below the header being 1.
+        uid: accession in that row, empty if it has none.
+        reason: what is wrong with it.
+    """
+
+    row: int
+    uid: str
+    reason: str
+
+
+@dataclass
+class SiteTableReport:
+    """Say what a table held: rows used, rows left out, and rows used that look doubtful.
+
+    Attributes:
+        source: the table.
+        n_rows: rows read.
+        n_good: rows used.
+        bad: rows left out.
+        notes: remarks on rows that were used.
+    """
+
+    source: str = ""
+    n_rows: int = 0
+    n_good: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    notes: list[BadRow] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give counts, and every row with its reason, for JSON."""
+        listed = {
+            name: [vars(row) for row in rows]
+            for name, rows in (("bad", self.bad), ("notes", self.notes))
+        }
+        counts = {"rows": self.n_rows, "good": self.n_good, "reasons": _counts(self.bad)}
+        return {"source": self.source, **counts, "remarks": _counts(self.notes), **listed}
+
+    def to_markdown(self) -> str:
+        """Write the report as Markdown: a sentence, and a table that names every row.
+
+        Example:
+            >>> report = SiteTableReport("t.csv", 2, 1, [BadRow(2, "P1", "label is not JSON")])
+            >>> print(report.to_markdown())
+            t.csv: 2 rows, 1 used, 1 left out (label 1), 0 with remarks.
+            <BLANKLINE>
+            | row | uid | left out: reason |
+            |---|---|---|
+            | 2 | P1 | label is not JSON |
+        """
+        head = (
+            f"{self.source}: {self.n_rows} rows, {self.n_good} used, {len(self.bad)} left out"
+            f"{_bracketed(self.bad)}, {len(self.notes)} with remarks{_bracketed(self.notes)}."
+        )
+        lines = [head]
+        for title, rows in (("left out: reason", self.bad), ("used: remark", self.notes)):
+            if rows:
+                lines += ["", f"| row | uid | {title} |", "|---|---|---|"]
+                lines += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
+        return "\n".join(lines)
+
+
+def read_site_table(source: Source) -> tuple[list[SiteProtein], list[BadRow]]:
+    """Read a VenusX-style table of sites, leaving out and reporting the rows that are wrong.
+
+    Args:
+        source: as in `iter_site_rows`.
+
+    Returns:
+        The valid proteins in the order of the file, and one report for each row left out.
+
+    Raises:
+        ValueError: if a column is missing, or the file is a Git-LFS pointer.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "sites.csv"
+        >>> rows = ["uid,interpro_id,seq_full,label", 'A,F,MKV,"[0, 1, 1]"', 'B,F,MK,"[0]"']
+        >>> _ = path.write_text(chr(10).join(rows))
+        >>> proteins, bad_rows = read_site_table(path)
+        >>> proteins
+        [SiteProtein(uid='A', family='F', sequence='MKV', site_labels=(0, 1, 1))]
+        >>> bad_rows[0].reason
+        'label holds 1 values for 2 residues'
+    """
+    report = SiteTableReport()
+    return [protein for protein, _ in iter_site_rows(source, report)], report.bad
+
+
+def iter_site_rows(
+    source: Source, report: SiteTableReport
+) -> Iterator[tuple[SiteProtein, Mapping[str, Any]]]:
+    """Read a table of sites one row at a time; only ids are kept of the rows before.
+
+    A row is left out where a column is empty, the sequence has strange letters, the label is not
+    one 0 or 1 for each residue, `start`, `end` or `seq_fragment` (where the table has them)
+    contradict the sequence or share no residue with the label, or uid and interpro_id were there
+    before. A row is used with a remark where the label marks other residues than `start` and `end`
+    do, or none, or where its uid was there before with another sequence.
+
+    Args:
+        source: CSV file (also `.gz`), Parquet file, `datasets.Dataset` or mappings with `uid`,
+            `interpro_id`, `seq_full` and `label`, the last a list of 0 and 1 (in CSV as JSON) as
+            long as the sequence. `start` and `end` are counted from 1, the end included, and like
+            `seq_fragment` joined by `|`. Other columns are ignored.
+        report: Report to fill.
+
+    Yields:
+        Each valid protein, and the row it came from.
+
+    Raises:
+        ValueError: If a column is missing, or the file is a Git-LFS pointer.
+
+    Example:
+        >>> report = SiteTableReport()
+        >>> row = {"uid": "A", "interpro_id": "F", "seq_full": "MKV", "label": [0, 1, 1]}
+        >>> [protein.uid for protein, _ in iter_site_rows([row, row], report)]
+        ['A']
+        >>> report.bad[0].reason
+        'repeats the uid and interpro_id of row 1'
+    """
+    report.source = str(source) if isinstance(source, str | PathLike) else type(source).__name__
+    seen: dict[tuple[str, str], int] = {}
+    sequences: dict[str, int] = {}
+    for number, row in enumerate(_rows(source), start=1):
+        report.n_rows = number
+        try:
+            protein = _parse(row)
+            note = _check_coordinates(row, protein)
+            first = seen.setdefault((protein.uid, protein.family), number)
+            if first != number:
+                raise ValueError(f"repeats the uid and interpro_id of row {first}")
+        except ValueError as error:
+            report.bad.append(BadRow(number, str(row.get("uid") or ""), str(error)))
+            continue
+        if sequences.setdefault(protein.uid, hash(protein.sequence)) != hash(protein.sequence):
+            note = "uid stands for another sequence in an earlier row"
+        if note:
+            report.notes.append(BadRow(number, protein.uid, note))
+        report.n_good += 1
+        yield protein, row
+
+
+def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(source, str | PathLike):
+        rows: Iterator[Mapping[str, Any]] = iter(source)
+        first = next(rows, None)
+        if first is not None:
+            _check_columns(first, "the first row")
+            yield from chain([first], rows)
+        return
+    if Path(source).suffix == ".parquet":
+        yield from _rows(_parquet(source))
+        return
+    with _open(source) as file:
+        yield from _csv_rows(file, fspath(source))
+
+
+def _open(path: str | PathLike[str]) -> IO[str]:
+    # A byte that is no UTF-8 then spoils its row, not the file.
+    options: dict[str, Any] = {"newline": "", "encoding": "utf-8-sig", "errors": "replace"}
+    return (
+        gzip.open(path, "rt", **options) if fspath(path).endswith(".gz") else open(path, **options)
+    )
+
+
+def _parquet(path: str | PathLike[str]) -> Iterable[Mapping[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a Parquet file; to read it: pip install 'plasma-hf[train]'"
+        ) from error
+    batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
+    return (row for batch in batches for row in batch.to_pylist())
+
+
+def _csv_rows(file: IO[str], name: str) -> Iterator[Mapping[str, Any]]:
+    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+        raise ValueError(
+            f"{name} is a Git-LFS pointer, not the table; fetch it with `git lfs pull`, or "
+            "download it with huggingface_hub"
+        )
+    file.seek(0)
+    reader = csv.DictReader(file)
+    _check_columns(reader.fieldnames or (), name)
+    while True:
+        try:
+            row: dict[str, Any] = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = {"error": f"the line cannot be read: {error}"}
+        if None in row:
+            row["error"] = "the line holds more values than the header has columns"
+        yield row
+
+
+def _check_columns(given: Iterable[str], name: str) -> None:
+    missing = [column for column in COLUMNS if column not in given]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {', '.join(missing)}; "
+            f"give a CSV table with a header holding {', '.join(COLUMNS)}"
+        )
+
+
+def _parse(row: Mapping[str, Any]) -> SiteProtein:
+    if "error" in row:
+        raise ValueError(row["error"])
+    empty = [name for name in COLUMNS if row[name] in (None, "") or not str(row[name]).strip()]
+    if empty:
+        raise ValueError(f"nothing in {', '.join(empty)}")
+    sequence = row["seq_full"]
+    strange = sorted(set(sequence) - LETTERS)
+    if strange:
+        raise ValueError(f"seq_full holds {' '.join(map(repr, strange))}, not residue letters")
+    labels = _parse_labels(row["label"])
+    if len(labels) != len(sequence):
+        raise ValueError(f"label holds {len(labels)} values for {len(sequence)} residues")
+    return SiteProtein(row["uid"], row["interpro_id"], sequence, labels)
+
+
+def _parse_labels(given: Any) -> tuple[int, ...]:
+    try:
+        values = json.loads(given) if isinstance(given, str) else given
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"label is not JSON: {error}") from error
+    if not isinstance(values, list) or any(value not in (0, 1) for value in values):
+        raise ValueError("label is not a list of 0 and 1")
+    return tuple(int(value) for value in values)
+
+
+def _check_coordinates(row: Mapping[str, Any], protein: SiteProtein) -> str:
+    """Compare coordinates and fragments with sequence and label; give a remark, if there is one."""
+    marked = {i for i, value in enumerate(protein.site_labels) if value}
+    given = [str(row.get(name) or "").split("|") for name in ("start", "end")]
+    if given == [[""], [""]]:
+        return "" if marked else "label marks no residue"
+    spans = _parse_spans(given[0], given[1], len(protein.sequence))
+    fragments = str(row.get("seq_fragment") or "")
+    expected = "|".join(protein.sequence[start:end] for start, end in spans)
+    if fragments and fragments != expected:
+        raise ValueError(
+            f"seq_fragment is {_short(fragments)}, but start and end cut out {_short(expected)}"
+        )
+    covered = {i for start, end in spans for i in range(start, end)}
+    if marked and not marked & covered:
+        raise ValueError("start and end cover no residue that label marks")
+    if marked != covered:
+        common = len(marked & covered)
+        return f"label marks {len(marked)} residues, {common} of the {len(covered)} covered"
+    return ""
+
+
+def _parse_spans(starts: list[str], ends: list[str], length: int) -> list[tuple[int, int]]:
+    """Read coordinates from 1, ends included, as spans from 0, ends excluded."""
+    if len(starts) != len(ends):
+        raise ValueError(f"start and end hold {len(starts)} and {len(ends)} values")
+    spans = []
+    for start, end in zip(starts, ends, strict=True):
+        if not (start.strip().isdecimal() and end.strip().isdecimal()):
+            raise ValueError(f"start and end are {start!r} and {end!r}, not whole numbers")
+        if not 1 <= int(start) <= int(end) <= length:
+            raise ValueError(
+                f"start and end are {start} and {end}, outside 1 to {length} or reversed"
+            )
+        spans.append((int(start) - 1, int(end)))
+    return spans
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 24 else text[:21] + "...")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _kind(reason: str) -> str:
+    return next((kind for kind, start in KINDS.items() if reason.startswith(start)), "other")
+
+
+def _counts(rows: Iterable[BadRow]) -> dict[str, int]:
+    return dict(Counter(_kind(row.reason) for row in rows).most_common())
+
+
+def _bracketed(rows: Iterable[BadRow]) -> str:
+    counts = ", ".join(f"{kind} {count}" for kind, count in _counts(rows).items())
+    return f" ({counts})" if counts else ""
