@@ -16,6 +16,9 @@ import typer
 # torch and transformers are imported inside the verbs: `--help` has no use for them.
 from .cli_embed import EMBED_HELP, embed
 from .cli_errors import fail, one_line_errors, report
+from .cli_evaluate import EVALUATE_HELP, evaluate
+from .cli_train import train_app
+from .cli_train_encoder import TRAIN_ENCODER_HELP, train_encoder
 from .formats import FIELDS, FORMATS, AlignedPair, Format
 
 if TYPE_CHECKING:
@@ -145,6 +148,9 @@ def align(
 
 
 app.command(help=EMBED_HELP)(embed)
+app.command(help=EVALUATE_HELP)(evaluate)
+train_app.command("encoder", help=TRAIN_ENCODER_HELP)(train_encoder)
+app.add_typer(train_app, name="train")
 
 
 def _read_sides(a: str, b: str) -> tuple[list[list[Protein]], bool]:

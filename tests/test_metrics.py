@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from plasma_hf.metrics import (
     average_precision,
     f1_max,
+    label_mass_precision,
     label_match_score,
+    mean_over_pairs,
     mean_reciprocal_rank,
     recall_at_k,
+    residue_truth,
     roc_auc,
+    symmetric_label_match_score,
 )
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "data" / "golden" / "metrics"
@@ -49,6 +53,10 @@ def test_binary_metrics_equal_golden_values() -> None:
         single = f1_max(labels, scores.astype(np.float32), mode="grid1000")
         want_single = want["f1_max_grid1000_upstream_float32_scores"]
         assert single == pytest.approx(want_single, abs=1e-6), case
+        called = scores >= want["f1_max_exact_threshold"]
+        f1 = 2 * (called * labels).sum() / (called.sum() + labels.sum())
+        assert f1 == pytest.approx(want["f1_max_exact"], abs=1e-12), case
+        assert (len(labels), labels.sum()) == (want["n"], want["n_pos"]), case
 
 
 @needs_golden
@@ -64,7 +72,18 @@ def test_label_match_equals_golden_values() -> None:
         want_score = want["label_match_score"]
         want_score = np.nan if want_score is None else want_score
         assert scores[-1] == pytest.approx(want_score, abs=1e-6, nan_ok=True), case
+        assert 1 - scores[-1] == pytest.approx(want["label_match_loss"], abs=1e-6, nan_ok=True)
+        assert want["label_match_loss_if_negative_pair"] == 0  # negatives are in no mean
     assert len(scores) == sum(name.endswith(".plan") for name in tensors)
+    golden = golden_json("label_match_expected.json")
+    want = golden["mean_label_match_score_if_all_positive"]
+    assert mean_over_pairs(scores).mean == pytest.approx(want, abs=1e-6)
+    positive = [score for score, label in zip(scores, [1, 0, 1, 1], strict=True) if label]
+    want = golden["mean_label_match_score_labels_1_0_1_1"]
+    assert mean_over_pairs(positive).mean == pytest.approx(want, abs=1e-6)
+    assert golden["empty_candidate_labels_is_nan_upstream"]
+    plan, query, candidate = (tensors[f"p0.{part}"] for part in ("plan", "labels_q", "labels_c"))
+    assert np.isnan(label_match_score(plan, query, 0 * candidate))
 
 
 @needs_golden
@@ -210,6 +229,72 @@ def test_label_match_lies_in_the_unit_interval(seed: int, n: int, m: int) -> Non
     candidate = rng.integers(0, 2, m)
     candidate[0] = 1
     assert 0.0 <= label_match_score(plan, query, candidate) <= 1.0
+
+
+def test_symmetric_label_match_is_the_mean_of_both_directions() -> None:
+    rng = np.random.default_rng(0)
+    plan, query, candidate = rng.random((4, 3)) / 4, [1, 0, 1, 1], [0, 1, 1]
+    forward = label_match_score(plan, query, candidate)
+    backward = label_match_score(plan.T, candidate, query)
+    assert forward != backward
+    want = (forward + backward) / 2
+    assert symmetric_label_match_score(plan, query, candidate) == pytest.approx(want)
+    assert symmetric_label_match_score(plan.T, candidate, query) == pytest.approx(want)
+    assert np.isnan(symmetric_label_match_score(plan, [0] * 4, candidate))
+
+
+def test_label_mass_precision_on_cases_done_by_hand() -> None:
+    plan = [[0.5, 0.25, 0.25], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    assert label_mass_precision(plan, [1, 0, 0], [1, 1, 0]) == pytest.approx(0.75)
+    assert label_mass_precision(plan, [1, 0, 1], [1, 0, 0]) == pytest.approx(0.25)
+    assert label_mass_precision(plan, [0, 1, 0], [1, 1, 1]) == 0.0  # sends nothing
+    assert np.isnan(label_mass_precision(plan, [0, 0, 0], [1, 1, 1]))
+    assert np.isnan(label_mass_precision(plan, [1, 0, 0], [0, 0, 0]))
+
+
+def test_residue_truth_on_a_case_done_by_hand() -> None:
+    plan = np.array([[0.9, 0.6, 0.0], [0.0, 0.6, 0.7], [0.0, 0.0, 0.0], [0.0, 0.0, 0.8]])
+    truth = residue_truth(plan, [[0, 0], [1, 1], [2, 2]])
+    assert truth.n_true == 3
+    assert truth.best_partner == pytest.approx(1 / 3)  # a row of zeros finds nothing
+    # Column 0 finds its row, column 1 shares the highest weight between two rows.
+    assert truth.best_partner_symmetric == pytest.approx((1 / 3 + 1.5 / 3) / 2)
+    assert truth.mass == pytest.approx((0.9 + 0.6 + 0.0) / 3)
+    assert (truth.n_called, truth.n_correct) == (5, 2)
+    assert truth.precision == pytest.approx(0.4)
+
+
+def test_residue_truth_does_not_judge_what_the_truth_says_nothing_of() -> None:
+    truth = residue_truth(np.eye(4), [[1, 1]])
+    assert (truth.n_called, truth.n_correct, truth.precision) == (1, 1, 1.0)
+    assert np.isnan(residue_truth(np.zeros((2, 2)), [[0, 0]]).precision)
+    assert residue_truth(np.eye(2), [[0, 0]], threshold=1.0).n_called == 0
+
+
+@pytest.mark.parametrize(
+    ("plan", "pairs", "message"),
+    [
+        (np.eye(2)[0], [[0, 0]], "give finite"),
+        ([[np.nan]], [[0, 0]], "1 NaN"),
+        (np.eye(2), [], "give at least one"),
+        (np.eye(2), [[0, 2]], "outside of the plan"),
+        (np.eye(2), [[-1, 0]], "outside of the plan"),
+    ],
+)
+def test_residue_truth_refuses_bad_input(plan: Any, pairs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        residue_truth(plan, pairs)
+
+
+def test_a_mean_leaves_no_pair_out_unsaid() -> None:
+    values, names = [0.2, np.nan, 0.4, np.nan], ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="2 of 4 pairs have no value: b, d; score them"):
+        mean_over_pairs(values, names)
+    found = mean_over_pairs(values, names, allow_skipped=True)
+    assert (found.mean, found.scored, found.skipped) == (pytest.approx(0.3), 2, ("b", "d"))
+    assert np.isnan(mean_over_pairs([np.nan], allow_skipped=True).mean)
+    with pytest.raises(ValueError, match="pair 0, pair 1, pair 2, pair 3, pair 4 and 1 more"):
+        mean_over_pairs([np.nan] * 6)
 
 
 def test_retrieval_ties_by_rule() -> None:

@@ -26,7 +26,8 @@ from .chunks import (
 from .embedder import describe
 from .store_header import StoreHeader
 
-OPEN_FILES = 64
+OPEN_FILES = 16
+"""Chunks that stay mapped at a time; what was read of them counts as resident memory."""
 
 
 class StoreIndex:

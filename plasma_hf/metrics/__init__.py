@@ -1,19 +1,28 @@
-"""Metrics of alignments: ranking pairs, matching site labels, retrieving partners.
+"""Metrics of alignments: ranking pairs, matching site labels and residues, retrieving partners.
 
-Plain functions on numpy arrays (torch tensors are converted); none of them needs torch.
+Plain functions on numpy arrays (torch tensors are converted); none of them needs torch. The
+folders under `modules` offer some of them to `evaluate.load(folder)`.
 """
 
 from __future__ import annotations
 
 from .binary import average_precision, f1_max, roc_auc
-from .label_match import label_match_score
+from .label_match import label_mass_precision, label_match_score, symmetric_label_match_score
+from .pair_mean import PairMean, mean_over_pairs
+from .residue_truth import ResidueTruth, residue_truth
 from .retrieval import mean_reciprocal_rank, recall_at_k
 
 __all__ = [
+    "PairMean",
+    "ResidueTruth",
     "average_precision",
     "f1_max",
+    "label_mass_precision",
     "label_match_score",
+    "mean_over_pairs",
     "mean_reciprocal_rank",
     "recall_at_k",
+    "residue_truth",
     "roc_auc",
+    "symmetric_label_match_score",
 ]

@@ -72,7 +72,8 @@ class ResidueEncoderModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv1d):
             init.kaiming_normal_(module.weight, nonlinearity="linear")
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)

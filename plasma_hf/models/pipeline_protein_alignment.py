@@ -24,6 +24,10 @@ READ_AHEAD = 16
 
 SIDES = ("query", "candidate")
 
+BUNDLED = Path(__file__).parents[1] / "checkpoints"
+HEAD = "plasma_head_"
+"""How the folders of bundled heads begin; the task follows."""
+
 
 class ProteinAlignmentPipeline(Pipeline):
     """Align pairs of proteins.
@@ -35,6 +39,9 @@ class ProteinAlignmentPipeline(Pipeline):
     A result is `{"score": float, "segments": [...]}`, each segment with `query_start`,
     `query_end`, `candidate_start`, `candidate_end` (0-based, ends exclusive), `score` and `pairs`,
     a list of `[query index, candidate index, plan weight]`.
+
+    With `task_head="active_site"` (or another of those that come with the package) a head that was
+    trained on such sites aligns, in place of the default model.
 
     A head that names its backbone loads it at the first sequence. With `store=EmbeddingStore(...)`
     a sequence that is in the store is not embedded again.
@@ -66,8 +73,13 @@ class ProteinAlignmentPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args: Any, store: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, store: Any = None, task_head: str | None = None, **kwargs: Any
+    ) -> None:
         """Build the pipeline; a substitution encoder brings its own processor."""
+        if task_head is not None:
+            # `pipeline` has loaded the default model by now, whose place a bundled head takes.
+            kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)
         super().__init__(*args, **kwargs)
         self.store = store
         backbone = getattr(self.model.config, "plm_config", None)
@@ -283,6 +295,19 @@ class ProteinAlignmentPipeline(Pipeline):
         backbone = Backbone(self.model.backbone, self.processor)
         embedded = dict(zip(unique, backbone.embed(list(unique.values())), strict=True))
         return {id(p): embedded[key] for p, key in zip(proteins, keys, strict=True)}
+
+
+def _bundled_head(model_class: Any, task: str) -> Any:
+    """Load the head for a task from the checkpoints that come with the installed package.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    folders = {folder.name.removeprefix(HEAD): folder for folder in BUNDLED.glob(f"{HEAD}*")}
+    if task not in folders:
+        there = ", ".join(map(repr, sorted(folders))) or "none, in a folder of remote code"
+        raise ValueError(f"task_head={task!r}; the heads that are bundled are {there}.")
+    return model_class.from_pretrained(folders[task]).eval()
 
 
 def len_of(protein: Protein) -> int:

@@ -47,7 +47,7 @@ def lora_config(model: PlasmaModel, rank: int = 8, **options: Any) -> LoraConfig
             "weights; load it first with model.load_backbone()."
         )
     # A head without parameters is a placeholder; there is nothing of it to save.
-    parts = {"alignment_head": model.config.head == "lrl", "score_affine": True}
+    parts = {"alignment_head": model.config.head != "hinge", "score_affine": True}
     saved = [name for name, learns in parts.items() if learns and hasattr(model, name)]
     fields = {"target_modules": ATTENTION, "modules_to_save": saved or None, "r": rank}
     return LoraConfig(**fields | options)

@@ -6,13 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import comb
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from Bio.Align import Alignment, PairwiseAligner, substitution_matrices
 from numpy.typing import NDArray
 
 from plasma_hf.data import (
@@ -22,6 +19,14 @@ from plasma_hf.data import (
     sample_matched_negatives,
     sample_matched_pairs,
 )
+from plasma_hf.evaluation import align_sequences as align
+from plasma_hf.evaluation import plan_of_path
+from plasma_hf.evaluation.sequence_alignment import (
+    Per,
+    composition_cosine,
+    identity,
+    length_ratio,
+)
 from plasma_hf.metrics import label_match_score, roc_auc
 
 SITES = Path(__file__).parents[3] / "shared" / "data" / "sites"
@@ -29,10 +34,6 @@ ACTIVE_SITES = SITES / "active_site.csv"
 LOW_IDENTITY = 0.20
 # Positives drawn in search of enough low ones, as a multiple of those asked for.
 POOL = 40
-Per = Literal["shorter", "columns"]
-RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-# BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
-TO_BLOSUM = str.maketrans("UOJ", "CKX")
 # "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k
 # residues cost 11 + (k - 1) (EMBOSS), or comes on top of it, 11 + k (BLAST).
 GAP_OPEN = {"smith_waterman": 11, "smith_waterman_blast": 12}
@@ -136,139 +137,13 @@ def _split_positives(
     positives = []
     for pair in sample_matched_pairs(proteins, pool_size, 0, seed):
         query, candidate = pair.query.sequence, pair.candidate.sequence
-        low = identity(query, candidate, global_pairs(query, candidate), per) < LOW_IDENTITY
+        low = identity(query, candidate, align(query, candidate, "global")[1], per) < LOW_IDENTITY
         if wanted[low]:
             wanted[low] -= 1
             positives.append(pair)
         if not any(wanted.values()):
             return positives
     raise ValueError(f"{pool_size} draws lack {wanted[True]} positives of low identity; ask fewer")
-
-
-@cache
-def aligner(mode: str, gap_open: int) -> PairwiseAligner:
-    """Build an aligner with BLOSUM62, end gaps charged, 1 for each further gap residue.
-
-    Args:
-        mode: `"local"` (Smith-Waterman) or `"global"` (Needleman-Wunsch).
-        gap_open: cost of the first residue of a gap.
-
-    Returns:
-        The aligner.
-
-    Example:
-        >>> aligner("global", 11).score("MKVLA", "MKA") == 5 + 5 + 4 - 12
-        True
-    """
-    made = PairwiseAligner(mode=mode)
-    made.substitution_matrix = substitution_matrices.load("BLOSUM62")
-    made.open_gap_score = -float(gap_open)
-    made.extend_gap_score = -1.0
-    return made
-
-
-def align(query: str, candidate: str, mode: str, gap_open: int) -> tuple[float, NDArray[np.int64]]:
-    """Align two sequences.
-
-    Args:
-        query: one-letter residues.
-        candidate: one-letter residues.
-        mode: `"local"` or `"global"`.
-        gap_open: cost of the first residue of a gap.
-
-    Returns:
-        The score of the alignment, and its residue pairs, 0-based, shape `(pairs, 2)`. Without
-        any positive local score they are 0 and empty.
-
-    Example:
-        >>> score, pairs = align("MKVLA", "WKVL", "local", 11)
-        >>> score, pairs.tolist()
-        (13.0, [[1, 1], [2, 2], [3, 3]])
-    """
-    made = aligner(mode, gap_open)
-    found = made.align(query.translate(TO_BLOSUM), candidate.translate(TO_BLOSUM))
-    if mode == "local" and found.score <= 0:
-        return 0.0, np.empty((0, 2), dtype=np.int64)
-    return float(found.score), residue_pairs(found[0])
-
-
-def residue_pairs(alignment: Alignment) -> NDArray[np.int64]:
-    """List the aligned residues, 0-based, shape `(pairs, 2)`."""
-    blocks = [
-        np.stack([np.arange(*query), np.arange(*candidate)], axis=1)
-        for query, candidate in zip(*alignment.aligned, strict=True)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty((0, 2), dtype=np.int64)
-
-
-def pairs_label_match(pair: ProteinPair, pairs: NDArray[np.int64]) -> float:
-    """Score residue pairs as a plan of zeros and ones.
-
-    Args:
-        pair: the two proteins.
-        pairs: aligned residues, shape `(pairs, 2)`.
-
-    Returns:
-        The label match score.
-    """
-    plan = np.zeros((len(pair.query.sequence), len(pair.candidate.sequence)))
-    plan[pairs[:, 0], pairs[:, 1]] = 1.0
-    return label_match_score(plan, pair.query.site_labels, pair.candidate.site_labels)
-
-
-def global_pairs(query: str, candidate: str) -> NDArray[np.int64]:
-    """Align globally and list the aligned residues, shape `(pairs, 2)`."""
-    return align(query, candidate, "global", GAP_OPEN["smith_waterman"])[1]
-
-
-def identity(query: str, candidate: str, pairs: NDArray[np.int64], per: Per = "shorter") -> float:
-    """Divide the identical aligned residues by a length.
-
-    Args:
-        query: one-letter residues.
-        candidate: one-letter residues.
-        pairs: residues of a global alignment, shape `(pairs, 2)`.
-        per: `"shorter"` divides by the length of the shorter protein, `"columns"` by the number
-            of columns of the alignment, gaps included. Unrelated proteins of like length have
-            about .20 in the first measure and .16 in the second.
-
-    Returns:
-        The identity, between 0 and 1.
-
-    Example:
-        >>> pairs = np.array([[0, 0], [1, 1], [2, 2]])
-        >>> identity("MKVL", "MAV", pairs), identity("MKVL", "MAV", pairs, per="columns")
-        (0.6666666666666666, 0.5)
-    """
-    equal = sum(query[i] == candidate[j] for i, j in pairs.tolist())
-    columns = len(query) + len(candidate) - len(pairs)
-    return equal / (columns if per == "columns" else min(len(query), len(candidate)))
-
-
-def length_score(query: str, candidate: str) -> float:
-    """Divide the shorter length by the longer one.
-
-    Example:
-        >>> length_score("MKVL", "MKV")
-        0.75
-    """
-    short, long = sorted((len(query), len(candidate)))
-    return short / long
-
-
-def composition_score(query: str, candidate: str) -> float:
-    """Compute the cosine between the counts of the 20 residues, 0 where there are none.
-
-    Example:
-        >>> composition_score("MKKM", "KM")
-        1.0
-    """
-    first, second = (
-        np.array([sequence.count(letter) for letter in RESIDUES], dtype=float)
-        for sequence in (query, candidate)
-    )
-    norm = np.sqrt((first @ first) * (second @ second))
-    return float(first @ second / norm) if norm else 0.0
 
 
 def run_baselines(pair: ProteinPair) -> PairResult:
@@ -293,14 +168,18 @@ def run_baselines(pair: ProteinPair) -> PairResult:
         start = time.perf_counter()
         result.scores[method], aligned[method] = align(query, candidate, "local", gap_open)
         result.seconds[method] = time.perf_counter() - start
-    aligned["identity"] = global_pairs(query, candidate)
-    result.identity = identity(query, candidate, aligned["identity"])
+    aligned["identity"] = align(query, candidate, "global")[1]
+    result.identity = identity(query, candidate, aligned["identity"], per="shorter")
     result.identity_columns = identity(query, candidate, aligned["identity"], per="columns")
     result.scores["identity"] = result.identity
-    result.scores["length"] = length_score(query, candidate)
-    result.scores["composition"] = composition_score(query, candidate)
+    result.scores["length"] = length_ratio(query, candidate)
+    result.scores["composition"] = composition_cosine(query, candidate)
     if pair.label:
-        result.label_match = {name: pairs_label_match(pair, aligned[name]) for name in aligned}
+        sites = (pair.query.site_labels, pair.candidate.site_labels)
+        result.label_match = {
+            name: label_match_score(plan_of_path(path, len(query), len(candidate)), *sites)
+            for name, path in aligned.items()
+        }
     return result
 
 

@@ -1,0 +1,188 @@
+"""One run of training a head: store the embeddings, train, evaluate, save, with a card."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.batches import sequence_hash
+from ..data.embedding_store import EmbeddingStore
+from ..data.pairs import ProteinPair
+from ..models.backbone import Backbone
+from ..models.modeling_plasma import PlasmaModel
+from .pair_rows import PairRows, TrainingCollator
+from .plasma_trainer import PlasmaTrainer
+from .presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from ..data.splits import PairSplits
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.json"
+HELD_OUT = {"interpolation": "test", "extrapolation": "test_hard"}
+"""What the two test sets of a split are called in the figures."""
+
+
+@dataclass(frozen=True)
+class PlasmaRun:
+    """Hold what a run depends on, beside pairs and backbone.
+
+    Attributes:
+        folder: where model, card, `metrics.json` and checkpoints go.
+        preset: a name of `PRESETS`, or a recipe of one's own.
+        seed: of the head's first weights and of the order of pairs.
+        fraction: share of the training pairs to use, drawn with the seed.
+        store: folder of the embeddings; in `folder` by default.
+        store_dtype: what a new store keeps.
+        config: fields of `PlasmaConfig` that go before the preset.
+        arguments: fields of `TrainingArguments` that go before the preset.
+        details: what the card says beside, by name.
+    """
+
+    folder: str | PathLike[str]
+    preset: str | Preset = "improved"
+    seed: int = 1
+    fraction: float = 1.0
+    store: str | PathLike[str] | None = None
+    store_dtype: str = "float16"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def train(
+        self, splits: PairSplits, backbone: Backbone, *, resume: bool = False
+    ) -> dict[str, dict[str, float]]:
+        """Train a head on the pairs of a split, evaluate it, and save it.
+
+        Embeddings and pairs stream: neither the store nor a set of plans is held in memory.
+
+        Args:
+            splits: A `PairSplits`: train, validation, test and test_hard.
+            backbone: What `load_backbone` gives; it stays frozen.
+            resume: Go on from the last checkpoint in the folder, if there is one.
+
+        Returns:
+            Figures by set: "eval" (validation), "interpolation", "extrapolation".
+
+        Raises:
+            ValueError: If there is nothing to train on, an option is out of range, or the folder
+                has checkpoints of another run.
+        """
+        checkpoint = self._checkpoint(resume)
+        preset = self.recipe
+        arguments = preset.training_arguments(
+            Path(self.folder) / CHECKPOINTS, **{"seed": self.seed} | dict(self.arguments)
+        )
+        pairs = sample_share(splits.train, self.fraction, self.seed)
+        held_out = {name: getattr(splits, side) for name, side in HELD_OUT.items()}
+        store = self._store([pairs, splits.validation, *held_out.values()], backbone)
+        set_seed(self.seed)
+        model = PlasmaModel(preset.plasma_config(backbone.hidden_size, **self.config))
+        trainer = PlasmaTrainer(
+            model,
+            arguments,
+            data_collator=TrainingCollator(store),
+            train_dataset=PairRows(pairs, preset.correspondences),
+            eval_dataset=PairRows(splits.validation),
+            callbacks=preset.callbacks(),
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        for name, value in preset.aligning.items():
+            setattr(model.config, name, value)
+        trainer.evaluate()
+        for name, test in held_out.items():
+            if len(test):
+                trainer.evaluate(PairRows(test), metric_key_prefix=name)
+        self._save(trainer, model, backbone, splits, len(pairs))
+        return trainer.figures
+
+    @property
+    def recipe(self) -> Preset:
+        """The recipe itself."""
+        return PRESETS[self.preset] if isinstance(self.preset, str) else self.preset
+
+    def _checkpoint(self, resume: bool) -> str | None:
+        folder = Path(self.folder) / CHECKPOINTS
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is not None and not resume:
+            raise ValueError(
+                f"{folder} holds checkpoints of an earlier run; go on with it by --resume "
+                "(resume=True), or give another folder."
+            )
+        return last
+
+    def _store(self, parts: Iterable[Sequence[ProteinPair]], backbone: Backbone) -> EmbeddingStore:
+        folder = Path(self.store or Path(self.folder) / "store")
+        there = (folder / "store.json").exists()
+        store = EmbeddingStore.create(
+            folder, backbone, dtype=None if there else self.store_dtype, kinds=["embeddings"]
+        )
+        sequences = {
+            protein.sequence
+            for part in parts
+            for pair in part
+            for protein in (pair.query, pair.candidate)
+        }
+        # By hash: one accession may stand for several sequences in a table, and several for one.
+        named = [(sequence_hash(sequence), sequence) for sequence in sorted(sequences)]
+        done = store.add(named, backbone)
+        if done.bad:
+            raise ValueError(f"{done.bad[0].id}: {done.bad[0].reason}")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # until the other ranks have embedded their share
+        return EmbeddingStore.open(folder)
+
+    def _save(
+        self,
+        trainer: PlasmaTrainer,
+        model: PlasmaModel,
+        backbone: Backbone,
+        splits: PairSplits,
+        n_pairs: int,
+    ) -> None:
+        model.attach_backbone(backbone)
+        trainer.card_details = {
+            "preset": self.recipe.name,
+            "protocol": splits.protocol,
+            "training pairs": n_pairs,
+            **self.details,
+        }
+        trainer.save_model(str(self.folder))
+        if trainer.is_world_process_zero():
+            backbone.processor.save_pretrained(self.folder)
+            written = {
+                "figures": trainer.figures,
+                "settings": trainer.details(),
+                "config": dict(self.recipe.config) | dict(self.config),
+                "splits": {"protocol": splits.protocol, "seed": splits.seed},
+            }
+            (Path(self.folder) / METRICS).write_text(json.dumps(written, indent=2) + "\n")
+
+
+def sample_share(pairs: Sequence[ProteinPair], fraction: float, seed: int) -> Sequence[ProteinPair]:
+    """Draw a share of the training pairs, as the published code does with the same seed.
+
+    Raises:
+        ValueError: If the share is out of (0, 1] or leaves no pair.
+
+    Example:
+        >>> sample_share(list("abcdefgh"), 0.25, seed=1)
+        ['c', 'e']
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction}; give a share above 0, up to 1.")
+    count = int(len(pairs) * fraction)
+    if count == 0:
+        raise ValueError(
+            f"fraction={fraction} of {len(pairs)} training pairs leaves none; give a larger share."
+        )
+    return pairs if fraction == 1 else random.Random(seed).sample(list(pairs), count)

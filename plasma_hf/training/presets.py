@@ -1,0 +1,119 @@
+"""Recipes of training by name: the published one, and the one that is the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from ..models.configuration_plasma import PlasmaConfig
+
+EVERY_RUN: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "restore_callback_states_from_checkpoint": True,
+    "greater_is_better": False,
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    "logging_steps": 50,
+    "per_device_eval_batch_size": 16,
+    "report_to": "none",
+}
+"""Arguments that do not depend on the recipe."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hold a recipe: what differs from the defaults of the model and of `Trainer`.
+
+    Attributes:
+        name: what it is called.
+        config: fields of `PlasmaConfig`.
+        arguments: fields of `TrainingArguments`.
+        patience: evaluations without improvement after which training stops.
+        min_delta: what counts as improvement.
+        aligning: fields of `PlasmaConfig` that are set once training is done.
+        correspondences: whether residues that correspond by their site labels are targets.
+
+    Example:
+        >>> PRESETS["published"].plasma_config(embedding_size=420).head_size
+        512
+        >>> PRESETS["published"].training_arguments("out", use_cpu=True).train_batch_size
+        1
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    patience: int = 3
+    min_delta: float = 0.0
+    aligning: Mapping[str, Any] = field(default_factory=dict)
+    correspondences: bool = False
+
+    def plasma_config(self, embedding_size: int, **changes: Any) -> PlasmaConfig:
+        """Configure the head; `changes` go before the recipe."""
+        return PlasmaConfig(**{"embedding_size": embedding_size} | dict(self.config) | changes)
+
+    def training_arguments(
+        self, output_dir: str | PathLike[str], **changes: Any
+    ) -> TrainingArguments:
+        """Configure the training; `changes` go before the recipe."""
+        fields = EVERY_RUN | dict(self.arguments) | {"output_dir": str(output_dir)} | changes
+        return TrainingArguments(**fields)
+
+    def callbacks(self) -> list[EarlyStoppingCallback]:
+        """Stop early, by the metric that the arguments name."""
+        return [EarlyStoppingCallback(self.patience, self.min_delta)]
+
+
+PUBLISHED = Preset(
+    name="published",
+    config={"head": "lrl", "head_size": 512, "kernel_scale": 0.1, "n_iters": 20},
+    # AdamW without weight decay is Adam.
+    arguments={
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 20,
+        "metric_for_best_model": "eval_score_loss",
+    },
+    patience=3,
+    min_delta=1e-4,
+)
+"""The recipe of the released heads: one pair an update, stopped by the score loss alone."""
+
+IMPROVED = Preset(
+    name="improved",
+    config={
+        "head": "residual",
+        "head_size": 512,
+        "kernel_scale": 0.2,
+        "score_form": "mass",
+        "score_loss_form": "affine",
+        "label_match_form": "symmetric",
+    },
+    arguments={
+        "learning_rate": 3e-3,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "max_grad_norm": 1.0,
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 3,
+        "metric_for_best_model": "eval_loss",
+    },
+    patience=3,
+    # Support costs as much as the rest of a step, and what it sharpens has to match before.
+    aligning={"support_rounds": 3},
+    correspondences=True,
+)
+"""The default: it starts as PLASMA-PF and learns a correction from every part of the pair."""
+
+PRESETS = {preset.name: preset for preset in (IMPROVED, PUBLISHED)}

@@ -1,0 +1,138 @@
+"""`plasma-hf train plasma` as its users meet it, on a small table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from plasma_hf import PlasmaModel
+from plasma_hf.cli_train import train_app
+from plasma_hf.data import EmbeddingStore, ProteinPair
+from plasma_hf.data.pairs import read_site_table
+from plasma_hf.training import PlasmaRun
+from plasma_hf.training.plasma_run import sample_share
+from tests.training_job import make_pairs
+
+
+def make_splits(proteins: Any, protocol: str = "strict", seed: int = 1, **options: Any) -> Any:
+    """Pair neighbours of the table; what is split how is tested elsewhere."""
+    made = [
+        ProteinPair(proteins[i], proteins[i + 1 + (i // 2) % 2 * 2], 1 - (i // 2) % 2)
+        for i in range(0, len(proteins) - 3, 2)
+    ]
+    third = len(made) // 3
+    return SimpleNamespace(
+        train=made,
+        validation=made[:third],
+        test=made[third : 2 * third],
+        test_hard=made[-third:],
+        protocol=protocol,
+        seed=seed,
+    )
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run `plasma-hf train` in a folder with a table of sites."""
+    stub = ModuleType("plasma_hf.data.splits")
+    stub.make_splits = make_splits  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "plasma_hf.data.splits", stub)
+    monkeypatch.chdir(tmp_path)
+    with open("sites.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uid", "interpro_id", "seq_full", "label"])
+        for number, pair in enumerate(pair for pair in make_pairs(24) if pair.label):
+            for side in (pair.query, pair.candidate):
+                labels = json.dumps(list(side.site_labels))
+                writer.writerow([side.uid, f"IPR{number}", side.sequence, labels])
+    return lambda *words: CliRunner().invoke(train_app, ["plasma", "--sites", "sites.csv", *words])
+
+
+QUICK = ("--output", "out", "--epochs", "1", "--device", "cpu", "--width", "8")
+
+
+def test_a_run_leaves_a_model_a_card_and_figures(train: Any) -> None:
+    result = train(*QUICK, "--batch-size", "4")
+    assert (result.exit_code, result.stdout) == (0, ""), result.output
+    assert "extrapolation, 3 pairs: " in result.stderr
+    written = json.loads(Path("out/metrics.json").read_text())
+    assert set(written["figures"]) == {"eval", "interpolation", "extrapolation"}
+    assert written["settings"]["preset"] == "improved"
+    card = Path("out/README.md").read_text()
+    assert f"{written['figures']['extrapolation']['label_match_score']:.3f}" in card
+    model = PlasmaModel.from_pretrained("out")
+    assert model.config.plm_name_or_path == "substitution" and model.backbone is not None
+    assert model.config.head_size == 8
+    assert EmbeddingStore.open("out/store").header.dtype == "float16"
+
+
+def test_the_same_command_gives_the_same_head(train: Any) -> None:
+    assert train(*QUICK).exit_code == 0
+    assert train(*QUICK, "--output", "again", "--store", "out/store").exit_code == 0
+    heads = [PlasmaModel.from_pretrained(folder).state_dict() for folder in ("out", "again")]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+    figures = [json.loads(Path(f, "metrics.json").read_text())["figures"] for f in ("out", "again")]
+    assert figures[0] == figures[1]
+
+
+def test_an_earlier_run_is_not_written_over(train: Any) -> None:
+    assert train(*QUICK).exit_code == 0
+    again = train(*QUICK)
+    assert again.exit_code == 2 and "--resume" in again.stderr
+    resumed = train(*QUICK, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+
+
+def test_published_preset_by_options(train: Any) -> None:
+    words = ("--preset", "published", "--kernel-scale", "0.3", "--iterations", "5")
+    assert train(*QUICK, *words, "--fraction", "0.5").exit_code == 0
+    config = PlasmaModel.from_pretrained("out").config
+    assert (config.head, config.kernel_scale, config.n_iters) == ("lrl", 0.3, 5)
+    settings = json.loads(Path("out/metrics.json").read_text())["settings"]
+    assert settings["pairs per update"] == 1 and settings["training pairs"] == 5
+
+
+def test_bad_rows_are_named_and_the_rest_is_used(train: Any) -> None:
+    with open("sites.csv", "a") as file:
+        file.write('B1,IPR0,MKV,"[0]"\nB2,IPR0,M7V,"[0, 0, 1]"\n')
+    result = train(*QUICK)
+    assert result.exit_code == 2
+    assert "(B1): label holds 1 values for 3 residues" in result.stderr
+    assert "(B2): seq_full holds '7'" in result.stderr
+    assert Path("out/metrics.json").exists()
+
+
+def test_what_cannot_be_trained(train: Any) -> None:
+    for words, said in (
+        (("--fraction", "0.01"), "leaves none"),
+        (("--fraction", "2"), "above 0"),
+        (("--sites", "nowhere.csv"), "nowhere.csv"),
+    ):
+        result = train(*QUICK, *words)
+        assert result.exit_code == 2 and said in result.stderr, result.output
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_share_is_drawn_as_published() -> None:
+    import random
+
+    random.seed(42)
+    assert sample_share(list(range(100)), 0.1, 42) == random.sample(range(100), 10)
+
+
+def test_a_run_in_python(train: Any) -> None:
+    from plasma_hf.cli_train import _load_backbone
+
+    splits = make_splits(read_site_table("sites.csv")[0])
+    arguments = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
+    run = PlasmaRun("folder", config={"head_size": 8}, arguments=arguments)
+    figures = run.train(splits, _load_backbone("default", None, "cpu", False))
+    assert 0 <= figures["extrapolation"]["label_match_score"] <= 1
