@@ -12,10 +12,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models.configuration_plasma import PlasmaConfig
 from .models.configuration_protssn import ProtSSNConfig
+from .models.configuration_residue_encoder import ResidueEncoderConfig
 from .models.configuration_substitution import SubstitutionConfig
 from .models.configuration_tmvec import TMVecConfig
 from .models.modeling_plasma import PlasmaModel, PlasmaOutput
 from .models.modeling_protssn import ProtSSNModel
+from .models.modeling_residue_encoder import ResidueEncoderModel
 from .models.modeling_substitution import SubstitutionModel
 from .models.modeling_tmvec import TMVecModel
 from .models.pipeline_protein_alignment import ProteinAlignmentPipeline
@@ -45,6 +47,7 @@ DEFAULT_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "plasma_pf_subs
 for config, model in (
     (PlasmaConfig, PlasmaModel),
     (SubstitutionConfig, SubstitutionModel),
+    (ResidueEncoderConfig, ResidueEncoderModel),
     (TMVecConfig, TMVecModel),
     (ProtSSNConfig, ProtSSNModel),
 ):
