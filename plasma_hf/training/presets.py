@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from ..models.configuration_plasma import PlasmaConfig
@@ -63,8 +64,8 @@ class Preset:
         self, output_dir: str | PathLike[str], **changes: Any
     ) -> TrainingArguments:
         """Configure the training; `changes` go before the recipe."""
-        fields = EVERY_RUN | dict(self.arguments) | {"output_dir": str(output_dir)} | changes
-        return TrainingArguments(**fields)
+        own = {"output_dir": str(output_dir), "dataloader_pin_memory": torch.cuda.is_available()}
+        return TrainingArguments(**EVERY_RUN | dict(self.arguments) | own | changes)
 
     def callbacks(self) -> list[EarlyStoppingCallback]:
         """Stop early, by the metric that the arguments name."""
