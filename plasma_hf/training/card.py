@@ -12,6 +12,7 @@ SETS = {
     "interpolation": "interpolation (families of training)",
     "extrapolation": "extrapolation (families held out)",
 }
+SPLITS = {"eval": "validation", "interpolation": "test", "extrapolation": "test_hard"}
 COLUMNS = {
     "roc_auc": "ROC-AUC",
     "f1_max": "F1-max",
@@ -56,6 +57,7 @@ def training_card(
             task_type="protein-alignment",
             dataset_type="protein-pairs",
             dataset_name=SETS.get(name, name),
+            dataset_split=SPLITS.get(name, name),  # results of one split are listed together
             metric_type=metric,
             metric_value=round(values[metric], 4),
         )

@@ -169,19 +169,24 @@ def _speed(ours: list, theirs: list[PairResult]) -> str:
 def build() -> str:
     """Write the default checkpoint, without the code that the package has anyway."""
     target = Path(DEFAULT_CHECKPOINT)
-    target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         build_model().save_pretrained(scratch)
         PROCESSOR.save_pretrained(scratch)
-        for file in Path(scratch).iterdir():
-            if file.suffix != ".py":
-                shutil.copy(file, target / file.name)
+        bundle(Path(scratch), target)
+    return f"wrote {target}"
+
+
+def bundle(saved: Path, target: Path) -> None:
+    """Copy a saved model, without the code that the package has anyway."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in saved.iterdir():
+        if file.suffix in (".json", ".safetensors", ".md") and file.name != "metrics.json":
+            shutil.copy(file, target / file.name)
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         fields = json.loads((target / name).read_text())
         for key in ("auto_map", "custom_pipelines"):
             fields.pop(key, None)
         (target / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    return f"wrote {target}"
 
 
 PROCESSOR = PlasmaProcessor()

@@ -1,0 +1,98 @@
+"""Train the heads that come with the package, and measure each beside PLASMA-PF.
+
+Run as `python -m tests.benchmarks.bundled_heads [--tasks active_site ...] [--out FOLDER]`; needs
+`../shared`. A head is bundled where it is not below PLASMA-PF, read in the same way, on families
+held out of its training; the table says which, and goes to `results/bundled_heads.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
+from plasma_hf.data import make_splits, read_site_table
+from plasma_hf.evaluation import EmbeddedOnce, PlasmaAligner, SmithWaterman, run_aligner
+from plasma_hf.evaluation.figures import figures
+from plasma_hf.training import PlasmaRun
+from tests.benchmarks.default_checkpoint import RESULTS, bundle
+from tests.benchmarks.site_pairs import SITES
+
+CHECKPOINTS = Path(DEFAULT_CHECKPOINT).parent
+TASKS = {
+    "active_site": ["active_site"],
+    "binding_site": ["binding_site"],
+    "motif": ["interpro_domain", "interpro_conserved_site"],
+}
+FRACTIONS = {"active_site": (0.75, 0.05)}
+PAIRS = {"active_site": 6000}
+SHOWN = ("roc_auc", "label_match")
+
+
+def train(task: str, out: Path) -> Path:
+    """Train the head of a task; one that is there is not trained again."""
+    folder = out / task
+    if (folder / "metrics.json").exists():
+        return folder
+    run = PlasmaRun(
+        folder,
+        arguments={"num_train_epochs": 1, "use_cpu": True},
+        details={
+            "name": f"PLASMA head for {task.replace('_', ' ')}s",
+            "sites": ", ".join(f"{table}.csv" for table in TASKS[task]),
+            "data": "UniProtKB/Swiss-Prot (CC BY 4.0)" if task != "motif" else "InterPro (CC0)",
+        },
+    )
+    run.train(splits_of(task), load_backbone("substitution"), resume=True)
+    return folder
+
+
+def splits_of(task: str):
+    """Return the pairs of a task, seed 1, strict protocol."""
+    proteins = []
+    for table in TASKS[task]:
+        proteins += read_site_table(SITES / f"{table}.csv")[0]
+    fractions = FRACTIONS.get(task, (0.65, 0.15))
+    return make_splits(proteins, seed=1, pairs=PAIRS.get(task), fractions=fractions)
+
+
+def compare(task: str, folder: Path) -> dict[str, dict[str, float]]:
+    """Measure the head, PLASMA-PF read in the same way, and Smith-Waterman on held-out families."""
+    source = EmbeddedOnce(load_backbone("substitution"))
+    aligners = [
+        PlasmaAligner(PlasmaModel.from_pretrained(folder, load_backbone=False), source, "head"),
+        PlasmaAligner(
+            PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT, load_backbone=False),
+            source,
+            "PLASMA-PF (the default)",
+        ),
+        SmithWaterman(),
+    ]
+    pairs = splits_of(task).test_hard
+    return {a.name: figures(run_aligner(a, pairs)).values for a in aligners}
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bundled_heads")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(words)
+    lines = ["| task | aligner | ROC-AUC | label match |", "|---|---|--:|--:|"]
+    for task in options.tasks:
+        folder = train(task, options.out)
+        found = compare(task, folder)
+        (options.out / f"{task}.json").write_text(json.dumps(found) + "\n")
+        for name, values in found.items():
+            cells = " | ".join(f"{values[metric]:.3f}" for metric in SHOWN)
+            lines.append(f"| {task} | {name} | {cells} |")
+        head, pf = found["head"], found["PLASMA-PF (the default)"]
+        if all(head[metric] >= pf[metric] for metric in SHOWN):
+            bundle(folder, CHECKPOINTS / f"plasma_head_{task}")
+    print("\n".join(lines))
+    (RESULTS / "bundled_heads.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
