@@ -70,10 +70,11 @@ def test_no_aligned_fasta(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no list of records"),
+        ("{", "no JSON"),
+        ("{}", "give a list of records"),
         ('[{"seq_a": "MK"}]', "seq_b"),
-        ('[{"seq_a": "MK", "seq_b": "MK", "pairs": [[0, 2]]}]', "record 0 has a pair outside"),
-        ('[{"seq_a": "MK", "seq_b": "MK", "pairs": [[-1, 0]]}]', "record 0 has a pair outside"),
+        ('[{"seq_a": "MK", "seq_b": "MK", "pairs": [[0, 2]]}]', "record 1: a pair lies outside"),
+        ('[{"seq_a": "MK", "seq_b": "MK", "pairs": [[-1, 0]]}]', "record 1: a pair lies outside"),
     ],
 )
 def test_no_records(tmp_path, text, said):

@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset
 from transformers import pipeline
 
-from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.data import EmbeddingStore
+from plasma_hf.models import pipeline_protein_alignment
 from plasma_hf.models.alignment import find_segments
 from plasma_hf.models.backbone import Backbone
 from plasma_hf.models.protein import Protein, read_protein, read_records
@@ -232,3 +233,14 @@ def test_the_default_checkpoint_is_small_and_described(align):
     assert sum(f.stat().st_size for f in folder.iterdir()) < 100_000
     assert not list(folder.glob("*.py"))
     assert (folder / "README.md").read_text().startswith("---\n")
+
+
+def test_a_bundled_head_takes_the_place_of_the_default(tmp_path, monkeypatch):
+    config = PlasmaConfig(plm_config=SubstitutionConfig(), head="residual", head_size=8)
+    PlasmaModel(config).save_pretrained(tmp_path / "plasma_head_zinc_site")
+    monkeypatch.setattr(pipeline_protein_alignment, "BUNDLED", tmp_path)
+    align = pipeline("protein-alignment", task_head="zinc_site")
+    assert align.model.config.head == "residual" and not align.model.training
+    assert align(PAIR)["score"] >= 0
+    with pytest.raises(ValueError, match="'motif'; the heads that are bundled are 'zinc_site'"):
+        pipeline("protein-alignment", task_head="motif")

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.residues import RESIDUE_LETTERS
+from .sequences import BadRecord
 
 Pairs = NDArray[np.int64]
 GAPS = "-."
@@ -26,19 +28,25 @@ class ResidueAlignment:
     Attributes:
         query: One-letter residues.
         candidate: One-letter residues.
-        pairs: Corresponding residues, 0-based, `(pairs, 2)`.
+        pairs: Corresponding residues, 0-based, `(pairs, 2)`: trusted columns alone, where the
+            source says which these are.
         name: Where it comes from.
+        names: Of the two proteins.
+        columns: All that are aligned, trusted or not, `(pairs, 2)`; None for `pairs`.
     """
 
     query: str
     candidate: str
     pairs: Pairs
     name: str = ""
+    names: tuple[str, str] = ("", "")
+    columns: Pairs | None = None
 
     @cached_property
     def identity(self) -> float:
-        """Identical residues per corresponding pair, 0 without any."""
-        same = [self.query[i] == self.candidate[j] for i, j in self.pairs]
+        """Identical residues per aligned pair, 0 without any."""
+        columns = self.pairs if self.columns is None else self.columns
+        same = [self.query[i] == self.candidate[j] for i, j in columns]
         return float(np.mean(same)) if same else 0.0
 
 
@@ -109,15 +117,18 @@ def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
     return FamilyAlignment(Path(path).name.split(".")[0], joined)
 
 
-def read_reference_alignments(path: str | PathLike[str]) -> list[ResidueAlignment]:
+def read_reference_alignments(
+    path: str | PathLike[str], bad: list[BadRecord] | None = None
+) -> list[ResidueAlignment]:
     """Read reference alignments of pairs from JSON, also .gz.
 
     Args:
-        path: A list of records with `seq_a`, `seq_b` and `pairs`, and where the columns that can
-            be trusted are known, `core_pairs`, which are then taken instead.
+        path: A list of records with `seq_a`, `seq_b` and `pairs` (`[[i, j], ...]`, 0-based), where
+            they are known with names `a` and `b`, and with `core_pairs`, the trusted columns.
+        bad: Takes the records that cannot be used; without it the first of them raises.
 
     Raises:
-        ValueError: If a record lacks a field, or a pair lies outside the sequences.
+        ValueError: If the file is no list of records, or a record cannot be used.
 
     Example:
         >>> import tempfile, pathlib
@@ -128,20 +139,34 @@ def read_reference_alignments(path: str | PathLike[str]) -> list[ResidueAlignmen
     """
     try:
         records = json.loads(_text(path))
-        return [_reference(record, f"{path}, record {i}") for i, record in enumerate(records)]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no list of records with seq_a, seq_b and pairs: {error!r}"
-        ) from error
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no JSON, or gzipped JSON: {error}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path} holds a {type(records).__name__}; give a list of records")
+    wrong: list[BadRecord] = []
+    found = []
+    for number, record in enumerate(records, start=1):
+        try:
+            found.append(_reference(record))
+        except (ValueError, TypeError, AttributeError) as error:
+            wrong.append(BadRecord(f"record {number}", str(error)))
+        except KeyError as error:
+            wrong.append(BadRecord(f"record {number}", f"it lacks {error.args[0]}"))
+    if bad is not None:
+        bad += wrong
+    elif wrong:
+        raise ValueError(f"{path}, {wrong[0].id}: {wrong[0].reason}")
+    return found
 
 
 def read_alignments(
-    paths: Iterable[str | PathLike[str]],
+    paths: Iterable[str | PathLike[str]], bad: list[BadRecord] | None = None
 ) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
     """Read files of either form, or folders of them.
 
     Args:
         paths: `.json` and `.json.gz` files are records of pairs, all others aligned FASTA.
+        bad: As in `read_reference_alignments`.
 
     Returns:
         The families, and the pairs.
@@ -153,7 +178,7 @@ def read_alignments(
     pairs: list[ResidueAlignment] = []
     for file in _files(paths):
         if ".json" in file.suffixes:
-            pairs += read_reference_alignments(file)
+            pairs += read_reference_alignments(file, bad)
         else:
             families.append(read_family_alignment(file))
     return families, pairs
@@ -169,17 +194,20 @@ def _files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
     return files
 
 
-def _reference(record: dict[str, object], where: str) -> ResidueAlignment:
-    query, candidate = str(record["seq_a"]).upper(), str(record["seq_b"]).upper()
-    found = record.get("core_pairs") or record["pairs"]
-    pairs = np.asarray(found, dtype=np.int64).reshape(-1, 2)
-    if len(pairs) and not (
-        0 <= pairs.min() and (pairs.max(0) < (len(query), len(candidate))).all()
-    ):
-        raise ValueError(
-            f"{where} has a pair outside its sequences of {len(query)} and {len(candidate)}"
-        )
-    return ResidueAlignment(query, candidate, pairs, str(record.get("set", "")))
+def _reference(record: dict[str, Any]) -> ResidueAlignment:
+    query, candidate = record["seq_a"].upper(), record["seq_b"].upper()
+    columns, core = (
+        np.asarray(found or [], dtype=np.int64).reshape(-1, 2)
+        for found in (record["pairs"], record.get("core_pairs"))
+    )
+    for pairs in (columns, core):
+        if len(pairs) and (pairs.min() < 0 or (pairs.max(0) >= (len(query), len(candidate))).any()):
+            lengths = f"{len(query)} and {len(candidate)}"
+            raise ValueError(f"a pair lies outside of its sequences of {lengths} residues")
+    names = str(record.get("a", "")), str(record.get("b", ""))
+    trusted, group = core if len(core) else columns, str(record.get("set", ""))
+    aligned = columns if len(columns) else trusted
+    return ResidueAlignment(query, candidate, trusted, group, names, aligned)
 
 
 def _without_gaps(row: str) -> str:

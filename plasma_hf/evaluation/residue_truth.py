@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import nan
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.alignments import ResidueAlignment, read_reference_alignments
 from ..data.pairs import ProteinPair, SiteProtein
+from ..data.sequences import BadRecord
 from ..metrics import ResidueTruth, residue_truth
 from .aligner import Aligner, pair_name
 from .aligner import Path as TruePairs
@@ -39,8 +38,7 @@ class ReferencePair:
 
     Attributes:
         pair: The proteins; they have no labelled site.
-        true_pairs: Residues that correspond, 0-based, `(pairs, 2)`: trusted columns alone, where
-            the reference says which these are.
+        true_pairs: Residues that correspond, 0-based, `(pairs, 2)`.
         identity: Identical residues by aligned residue pair, over all columns.
     """
 
@@ -48,15 +46,24 @@ class ReferencePair:
     true_pairs: TruePairs
     identity: float
 
+    @classmethod
+    def of(cls, alignment: ResidueAlignment) -> ReferencePair:
+        """Take the proteins and their truth from an alignment."""
+        letters = (alignment.query, alignment.candidate)
+        query, candidate = (
+            SiteProtein(name, alignment.name, sequence, (0,) * len(sequence))
+            for name, sequence in zip(alignment.names, letters, strict=True)
+        )
+        return cls(ProteinPair(query, candidate, label=1), alignment.pairs, alignment.identity)
+
 
 def read_reference_pairs(
     path: str | PathLike[str],
 ) -> tuple[list[ReferencePair], list[str]]:
-    """Read reference alignments of pairs from JSON, also .gz.
+    """Read what aligners are judged by; see `plasma_hf.data.alignments`.
 
     Args:
-        path: A list of records with `a`, `b` (names), `seq_a`, `seq_b`, `pairs` (`[[i, j], ...]`,
-            0-based), and where trusted columns are known, `core_pairs`, which are then the truth.
+        path: A list of records in JSON, also .gz, as `read_reference_alignments` takes it.
 
     Returns:
         The pairs, and a line on each record that cannot be used.
@@ -65,53 +72,22 @@ def read_reference_pairs(
         ValueError: If the file is no list of records.
 
     Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "reference.json"
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "reference.json"
         >>> _ = path.write_text('[{"a": "P1", "b": "P2", "seq_a": "MKV", "seq_b": "RV",'
         ...     '"pairs": [[1, 0], [2, 1]]}, {"a": "P3", "b": "P4", "seq_a": "MKV"}]')
         >>> [reference], bad = read_reference_pairs(path)
         >>> reference.true_pairs.tolist(), reference.identity, bad
         ([[1, 0], [2, 1]], 0.5, ['record 2: it lacks seq_b'])
     """
-    data = Path(path).read_bytes()
-    try:
-        records = json.loads(gzip.decompress(data) if Path(path).suffix == ".gz" else data)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no JSON, or gzipped JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path} holds a {type(records).__name__}; give a list of records")
-    read, bad = [], []
-    for number, record in enumerate(records, start=1):
-        try:
-            read.append(_reference(record))
-        except (ValueError, TypeError) as error:
-            bad.append(f"record {number}: {error}")
-        except KeyError as error:
-            bad.append(f"record {number}: it lacks {error.args[0]}")
-    return read, bad
-
-
-def _reference(record: dict[str, Any]) -> ReferencePair:
-    group = str(record.get("set", ""))
-    sides = [
-        SiteProtein(str(record.get(name, "")), group, sequence, (0,) * len(sequence))
-        for name, sequence in (("a", record["seq_a"].upper()), ("b", record["seq_b"].upper()))
-    ]
-    aligned, core = (
-        np.asarray(found or [], dtype=np.int64).reshape(-1, 2)
-        for found in (record["pairs"], record.get("core_pairs"))
-    )
-    query, candidate = sides
-    truth = core if len(core) else aligned
-    lengths = tuple(len(side.sequence) for side in sides)
-    if not len(truth):
-        raise ValueError("it has no aligned residues")
-    for pairs in (aligned, truth):
-        if len(pairs) and (pairs.min() < 0 or (pairs.max(axis=0) >= lengths).any()):
-            raise ValueError(f"a pair lies outside of its sequences of {lengths} residues")
-    both = aligned if len(aligned) else truth
-    same = [query.sequence[i] == candidate.sequence[j] for i, j in both.tolist()]
-    return ReferencePair(ProteinPair(query, candidate, label=1), truth, float(np.mean(same)))
+    bad: list[BadRecord] = []
+    alignments = read_reference_alignments(path, bad)
+    problems = [f"{record.id}: {record.reason}" for record in bad]
+    for alignment in alignments:
+        if not len(alignment.pairs):
+            names = " and ".join(alignment.names)
+            problems.append(f"{names} ({alignment.name}): no residues are aligned")
+    return [ReferencePair.of(found) for found in alignments if len(found.pairs)], problems
 
 
 @dataclass

@@ -86,7 +86,7 @@ def read_sources(
     """
     wrong: list[BadRecord] = [] if bad is None else bad
     out = set(exclude_families)
-    families, pairs = read_alignments(alignments)
+    families, pairs = read_alignments(alignments, wrong)
     proteins = [protein for table in sites for protein in _read_sites(table, wrong)]
     plain = [
         protein.sequence or "" for file in sequences for protein in read_sequences(file, bad=wrong)
