@@ -272,7 +272,9 @@ def _pass_back(kernel: Array, u: Array, b: Array, du: Array, a: Array, dv: Array
             dv[j] -= a[i] * row[j]
 
 
-@compiled(fastmath=SUMS)
+# Without liberties: with them its sums came out different in the process that compiled it and in
+# those that loaded it from the disk.
+@compiled
 def _gather_row(
     kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, out: Array
 ) -> None:
