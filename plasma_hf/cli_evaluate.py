@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-# torch and transformers are imported where they are needed: `--help` has no use for them.
 from .cli_errors import fail, one_line_errors, report
+
+# torch and transformers are imported where they are needed: `--help` has no use for them.
+from .cli_protocol import ProtocolName
 
 if TYPE_CHECKING:
     from .cli_line_up import LineUp
@@ -33,13 +35,6 @@ class BaselineName(StrEnum):
     composition = "composition"
     tm_align = "tm-align"
     foldseek = "foldseek"
-
-
-class ProtocolName(StrEnum):
-    """How pairs are drawn."""
-
-    strict = "strict"
-    upstream = "upstream"
 
 
 class SplitName(StrEnum):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-# torch and transformers are imported where they are needed: `--help` has no use for them.
 from .cli_errors import fail, one_line_errors, report
+
+# torch and transformers are imported where they are needed: `--help` has no use for them.
+from .cli_protocol import ProtocolName
 
 if TYPE_CHECKING:
     from .models.backbone import Backbone
@@ -25,13 +27,6 @@ class PresetName(StrEnum):
 
     improved = "improved"
     published = "published"
-
-
-class ProtocolName(StrEnum):
-    """Ways to split proteins into sets, as typer takes a choice."""
-
-    strict = "strict"
-    upstream = "upstream"
 
 
 class HeadName(StrEnum):

@@ -12,7 +12,9 @@ SETS = {
     "interpolation": "interpolation (families of training)",
     "extrapolation": "extrapolation (families held out)",
 }
-SPLITS = {"eval": "validation", "interpolation": "test", "extrapolation": "test_hard"}
+HELD_OUT = {"interpolation": "test", "extrapolation": "test_hard"}
+"""What the two test sets of a split are called in the figures."""
+SPLITS = {"eval": "validation"} | HELD_OUT
 COLUMNS = {
     "roc_auc": "ROC-AUC",
     "f1_max": "F1-max",

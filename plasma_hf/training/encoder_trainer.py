@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..models.configuration_plasma import PlasmaConfig
 from ..models.configuration_residue_encoder import ResidueEncoderConfig
 from ..models.modeling_plasma import PlasmaModel
 from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.tokenization_substitution import substitution_tokenizer
+from .checkpoints import last_whole_checkpoint
 from .encoder_data import EncoderBatches, EncoderSources
 from .encoder_objective import EncoderObjective, ObjectiveWeights
 
@@ -175,23 +174,6 @@ def train_residue_encoder(
         encoder.eval().save_pretrained(folder)
         substitution_tokenizer().save_pretrained(folder)
     return encoder.eval()
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint of a Trainer that was written to its end, None without one.
-
-    A process that is killed while it writes leaves a torn one; the state of the Trainer is what
-    is written last.
-    """
-    found = {int(c.name.split("-")[-1]): c for c in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    for _, checkpoint in sorted(found.items(), reverse=True):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s is not complete and is passed over", checkpoint)
-            continue
-        return checkpoint
-    return None
 
 
 def _arguments(folder: Path, settings: EncoderTraining, options: dict[str, Any]) -> Any:

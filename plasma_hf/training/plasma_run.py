@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.batches import sequence_hash
 from ..data.embedding_store import EmbeddingStore
 from ..data.pairs import ProteinPair
 from ..models.backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
+from .card import HELD_OUT
+from .checkpoints import last_whole_checkpoint
 from .pair_rows import PairRows, TrainingCollator
 from .plasma_trainer import PlasmaTrainer
 from .presets import PRESETS, Preset
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.json"
-HELD_OUT = {"interpolation": "test", "extrapolation": "test_hard"}
-"""What the two test sets of a split are called in the figures."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +111,13 @@ class PlasmaRun:
 
     def _checkpoint(self, resume: bool) -> str | None:
         folder = Path(self.folder) / CHECKPOINTS
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = last_whole_checkpoint(folder)
         if last is not None and not resume:
             raise ValueError(
                 f"{folder} holds checkpoints of an earlier run; go on with it by --resume "
                 "(resume=True), or give another folder."
             )
-        return last
+        return None if last is None else str(last)
 
     def _store(self, parts: Iterable[Sequence[ProteinPair]], backbone: Backbone) -> EmbeddingStore:
         folder = Path(self.store or Path(self.folder) / "store")

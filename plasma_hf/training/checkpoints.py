@@ -1,0 +1,28 @@
+"""Where a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = logging.getLogger(__name__)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint of a Trainer that was written to its end, None without one.
+
+    A process that is killed while it writes leaves a torn one; the state of the Trainer is what
+    is written last.
+    """
+    found = {int(c.name.split("-")[-1]): c for c in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    for _, checkpoint in sorted(found.items(), reverse=True):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            logger.warning("%s is not complete and is passed over", checkpoint)
+            continue
+        return checkpoint
+    return None
