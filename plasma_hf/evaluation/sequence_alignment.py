@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.blosum import TO_BLOSUM, blosum_aligner
 from .aligner import Path
 
 Mode = Literal["local", "global", "free-ends"]
 Per = Literal["shorter", "columns"]
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-# BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
-TO_BLOSUM = str.maketrans("UOJ", "CKX")
 # "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k
 # residues cost 11 + (k - 1), as here and in EMBOSS, or comes on top of it, 11 + k, as in BLAST.
 GAP_OPEN = 11
@@ -44,28 +42,14 @@ def align_sequences(
         >>> score, path.tolist()
         (13.0, [[1, 1], [2, 2], [3, 3]])
     """
-    found = _aligner(mode, gap_open).align(
+    within = "local" if mode == "local" else "global"
+    aligner = blosum_aligner(within, gap_open, 0.0 if mode == "free-ends" else None)
+    found = aligner.align(
         query.upper().translate(TO_BLOSUM), candidate.upper().translate(TO_BLOSUM)
     )
     if mode == "local" and found.score <= 0:
         return 0.0, np.empty((0, 2), dtype=np.int64)
     return float(found.score), _path(found[0])
-
-
-@cache
-def _aligner(mode: Mode, gap_open: int) -> Any:
-    try:
-        from Bio.Align import PairwiseAligner, substitution_matrices
-    except ImportError as error:
-        raise ImportError(
-            "alignments of sequences need biopython; run: pip install biopython"
-        ) from error
-    made = PairwiseAligner(mode="local" if mode == "local" else "global")
-    made.substitution_matrix = substitution_matrices.load("BLOSUM62")
-    made.open_gap_score, made.extend_gap_score = -float(gap_open), -1.0
-    if mode == "free-ends":
-        made.end_gap_score = 0.0
-    return made
 
 
 def _path(alignment: Any) -> Path:

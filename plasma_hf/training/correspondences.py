@@ -6,17 +6,14 @@ alignment it is plain to see, and serves to teach an encoder the cases where it 
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.blosum import TO_BLOSUM, blosum_aligner
+
 Pairs = NDArray[np.int64]
 
-GAP_OPEN, GAP_EXTEND = 11.0, 1.0
-# BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
-TO_BLOSUM = str.maketrans("UOJ", "CKX")
+GAP_OPEN, END_GAP = 11.0, 0.5
 GAP_PENALTY = -4.0
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
 
@@ -45,7 +42,8 @@ def confident_pairs(
         (11, 2)
     """
     query, candidate = query.translate(TO_BLOSUM), candidate.translate(TO_BLOSUM)
-    aligned = _aligner().align(query, candidate)[0]
+    aligner = blosum_aligner("global", GAP_OPEN, END_GAP)
+    aligned = aligner.align(query, candidate)[0]
     columns = aligned.indices.T  # (columns, 2), -1 for a gap
     paired = (columns >= 0).all(axis=1)
     if not paired.any():
@@ -54,7 +52,7 @@ def confident_pairs(
     same = sum(query[i] == candidate[j] for i, j in pairs)
     if same < least_identity * len(columns):
         return NO_PAIRS
-    matrix = _aligner().substitution_matrix
+    matrix = aligner.substitution_matrix
     scores = np.full(len(columns), GAP_PENALTY)
     scores[paired] = [matrix[query[i], candidate[j]] for i, j in pairs]
     ones = np.ones(2 * reach + 1)
@@ -88,18 +86,3 @@ def shared_words(query: str, candidate: str, length: int = 3) -> float:
     words = [{s[i : i + length] for i in range(len(s) - length + 1)} for s in (query, candidate)]
     fewest = min(map(len, words))
     return len(words[0] & words[1]) / fewest if fewest else 0.0
-
-
-@cache
-def _aligner() -> Any:
-    try:
-        from Bio.Align import PairwiseAligner, substitution_matrices
-    except ImportError as error:
-        raise ImportError(
-            "correspondences within families need biopython; install it with: pip install biopython"
-        ) from error
-    made = PairwiseAligner(mode="global")
-    made.substitution_matrix = substitution_matrices.load("BLOSUM62")
-    made.open_gap_score, made.extend_gap_score = -GAP_OPEN, -GAP_EXTEND
-    made.open_end_gap_score = made.extend_end_gap_score = -GAP_EXTEND / 2
-    return made
