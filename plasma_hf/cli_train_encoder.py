@@ -28,7 +28,7 @@ A run that was stopped goes on with --resume, and ends in the same weights.
 \b
 Examples:
   plasma-hf train encoder --alignments pfam/ --sites active_site.csv \\
-      --output encoder --steps 3000
+      --output encoder --steps 2000
   plasma-hf train encoder --alignments pfam/ --sites active_site.csv \\
       --exclude-uids test.txt --output encoder --resume
   plasma-hf train encoder --alignments pfam/ --sites active_site.csv \\
@@ -50,7 +50,7 @@ def train_encoder(
     sequences: Annotated[
         list[Path] | None, typer.Option(help="Sequences for masked residues; can be repeated.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 2000,
     pairs_per_batch: Annotated[int, typer.Option(min=1, help="Pairs in a batch.")] = 8,
     max_residues: Annotated[int, typer.Option(min=20, help="Crop longer proteins.")] = 200,
     width: Annotated[int, typer.Option(min=2, help="Channels of the network.")] = 128,
@@ -63,7 +63,7 @@ def train_encoder(
     ] = 1.0,
     unrelated_weight: Annotated[
         float, typer.Option(min=0, help="Residues of unrelated proteins choose none.")
-    ] = 1.0,
+    ] = 0.5,
     plan_weight: Annotated[
         float, typer.Option(min=0, help="The plan has its mass on corresponding residues.")
     ] = 0.0,
@@ -73,6 +73,10 @@ def train_encoder(
     masked_weight: Annotated[
         float, typer.Option(min=0, help="Masked residues of --sequences are guessed.")
     ] = 0.0,
+    kept: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share kept of what was learnt; 0 leaves the windows."),
+    ] = 0.4,
     exclude_uids: Annotated[
         Path | None,
         typer.Option(help="File of proteins not to learn from, nor from those like them."),
@@ -119,6 +123,7 @@ def train_encoder(
             weights=weights,
             seed=seed,
             device=device,
+            kept=kept,
         )
         _train(sources, output, settings, width, blocks, resume)
     if not complete:

@@ -32,7 +32,7 @@ class ObjectiveWeights:
     """
 
     correspondence: float = 1.0
-    unrelated: float = 1.0
+    unrelated: float = 0.5
     plan: float = 0.0
     site: float = 0.0
     masked: float = 0.0

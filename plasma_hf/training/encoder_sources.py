@@ -41,7 +41,7 @@ class EncoderSources:
     proteins: Sequence[SiteProtein] = ()
     sequences: Sequence[str] = ()
     weights: dict[str, float] = field(
-        default_factory=lambda: {"families": 3.0, "pairs": 0.5, "sites": 3.0, "unrelated": 2.0}
+        default_factory=lambda: {"families": 3.0, "pairs": 0.5, "sites": 9.0, "unrelated": 2.0}
     )
 
     def describe(self) -> dict[str, int]:
