@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 # torch and transformers are imported inside the verbs: `--help` has no use for them.
+from .cli_default_command import EvaluateGroup
 from .cli_embed import EMBED_HELP, embed
 from .cli_errors import fail, one_line_errors, report
 from .cli_evaluate import EVALUATE_HELP, evaluate
+from .cli_evaluate_protalign import EVALUATE_PROTALIGN_HELP, evaluate_protalign
+from .cli_index import index_app
+from .cli_search import SEARCH_HELP, search
 from .cli_train import train_app
 from .cli_train_encoder import TRAIN_ENCODER_HELP, train_encoder
+from .cli_train_protalign import TRAIN_PROTALIGN_HELP, train_protalign
 from .formats import FIELDS, FORMATS, AlignedPair, Format
 
 if TYPE_CHECKING:
@@ -147,10 +152,22 @@ def align(
         raise typer.Exit(2)
 
 
-app.command(help=EMBED_HELP)(embed)
-app.command(help=EVALUATE_HELP)(evaluate)
+evaluate_app = typer.Typer(
+    cls=EvaluateGroup,
+    no_args_is_help=True,
+    help="Evaluate models; without a name it is PLASMA.",
+    rich_markup_mode=None,
+    add_completion=False,
+)
+evaluate_app.command("plasma", help=EVALUATE_HELP)(evaluate)
+evaluate_app.command("protalign", help=EVALUATE_PROTALIGN_HELP)(evaluate_protalign)
 train_app.command("encoder", help=TRAIN_ENCODER_HELP)(train_encoder)
+train_app.command("protalign", help=TRAIN_PROTALIGN_HELP)(train_protalign)
+app.command(help=EMBED_HELP)(embed)
+app.command(help=SEARCH_HELP)(search)
 app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(index_app, name="index")
 
 
 def _read_sides(a: str, b: str) -> tuple[list[list[Protein]], bool]:

@@ -24,6 +24,7 @@ from plasma_hf.metrics import (
     roc_auc,
     symmetric_label_match_score,
 )
+from plasma_hf.metrics.retrieval import best_ranks, ranks_within_family
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "data" / "golden" / "metrics"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values not at {GOLDEN}")
@@ -310,6 +311,13 @@ def test_family_members_do_not_count_against_each_other() -> None:
     assert recall_at_k(similarity, 1) == pytest.approx(1 / 3)
     assert mean_reciprocal_rank(similarity, ["a", "a", "b"]) == pytest.approx((0.5 + 0.5 + 1) / 3)
     assert mean_reciprocal_rank(similarity, ["a", "a", "a"]) == 1.0
+
+
+def test_ranks_within_the_family_leave_other_families_out() -> None:
+    similarity = [[0.1, 0.2, 0.9], [0.1, 0.2, 0.9], [0.0, 0.0, 1.0]]
+    assert ranks_within_family(similarity, ["a", "a", "b"]).tolist() == [2, 1, 1]
+    assert ranks_within_family(similarity, ["a"] * 3).tolist() == best_ranks(similarity).tolist()
+    assert ranks_within_family(np.zeros((2, 2)), ["a", "a"]).tolist() == [1.5, 1.5]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))

@@ -1,20 +1,25 @@
-"""Read proteins and their labelled sites, keep their embeddings, draw pairs and batch them."""
+"""Read proteins, sites and structures, keep embeddings, draw pairs and batch them."""
 
 from __future__ import annotations
 
+from ..models.structure import Structure, read_structure, read_structures
 from .clusters import cluster_sequences
 from .collator import PairCollator
 from .embedder import Embedder
 from .embedding_store import EmbeddingJob, EmbeddingReport, EmbeddingStore
 from .leakage import LeakageReport, leakage_report
 from .pairs import ProteinPair, sample_matched_negatives, sample_matched_pairs
+from .pdbbind import PdbbindRelease, open_pdbbind
 from .sequences import BadRecord, read_sequences
 from .site_table import BadRow, SiteProtein, SiteTableReport, iter_site_rows, read_site_table
 from .splits import PairSplits, iter_pairs, make_splits, pair_rows
+from .structure_rows import StructurePair, pair_of, pair_to_row, read_structure_folder, row_to_pair
+from .structure_splits import ClusterSplit, split_by_cluster
 
 __all__ = [
     "BadRecord",
     "BadRow",
+    "ClusterSplit",
     "Embedder",
     "EmbeddingJob",
     "EmbeddingReport",
@@ -22,17 +27,28 @@ __all__ = [
     "LeakageReport",
     "PairCollator",
     "PairSplits",
+    "PdbbindRelease",
     "ProteinPair",
     "SiteProtein",
     "SiteTableReport",
+    "Structure",
+    "StructurePair",
     "cluster_sequences",
     "iter_pairs",
     "iter_site_rows",
     "leakage_report",
     "make_splits",
+    "open_pdbbind",
+    "pair_of",
     "pair_rows",
+    "pair_to_row",
     "read_sequences",
     "read_site_table",
+    "read_structure",
+    "read_structure_folder",
+    "read_structures",
+    "row_to_pair",
     "sample_matched_negatives",
     "sample_matched_pairs",
+    "split_by_cluster",
 ]

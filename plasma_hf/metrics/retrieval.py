@@ -47,7 +47,7 @@ def recall_at_k(
     """
     if k < 1:
         raise ValueError(f"k is {k}; give a whole number of at least 1")
-    return float(np.mean(_best_ranks(similarity, family_ids, ties) <= k))
+    return float(np.mean(best_ranks(similarity, family_ids, ties) <= k))
 
 
 def mean_reciprocal_rank(
@@ -71,19 +71,71 @@ def mean_reciprocal_rank(
         >>> mean_reciprocal_rank([[0.9, 0.1], [0.8, 0.3]])
         0.75
     """
-    return float(np.mean(1.0 / _best_ranks(similarity, family_ids, ties)))
+    return float(np.mean(1.0 / best_ranks(similarity, family_ids, ties)))
 
 
-def _best_ranks(
-    similarity: ArrayLike, family_ids: ArrayLike | None, ties: str
+def best_ranks(
+    similarity: ArrayLike, family_ids: ArrayLike | None = None, ties: Ties = "midrank"
 ) -> NDArray[np.float64]:
+    """Rank the best relevant candidate of each query, from 1; see `recall_at_k`.
+
+    Args:
+        similarity: larger for a likelier partner, shape `(queries, candidates)`, square.
+        family_ids: one family per row and column, shape `(queries,)`.
+        ties: rule for equal similarities.
+
+    Returns:
+        Ranks `(queries,)`; by "midrank" they may end in one half.
+
+    Raises:
+        ValueError: as `recall_at_k`.
+
+    Example:
+        >>> best_ranks([[0.9, 0.1], [0.8, 0.3]])
+        array([1., 2.])
+    """
     similarity = _checked(similarity)
+    relevant = _relevant(len(similarity), family_ids)
+    return _ranks(similarity, relevant, ~relevant, ties)
+
+
+def ranks_within_family(
+    similarity: ArrayLike, family_ids: ArrayLike, ties: Ties = "midrank"
+) -> NDArray[np.float64]:
+    """Rank the partner of each query among the candidates of its own family, from 1.
+
+    Args:
+        similarity: larger for a likelier partner, shape `(queries, candidates)`, square.
+        family_ids: one family per row and column, shape `(queries,)`.
+        ties: rule for equal similarities.
+
+    Returns:
+        Ranks of column i for row i, `(queries,)`.
+
+    Raises:
+        ValueError: as `recall_at_k`.
+
+    Example:
+        >>> ranks_within_family([[1, 2, 9], [0, 1, 9], [0, 0, 1]], ["P", "P", "Q"])
+        array([2., 1., 1.])
+    """
+    similarity = _checked(similarity)
+    partner = _relevant(len(similarity), None)
+    return _ranks(similarity, partner, _relevant(len(similarity), family_ids) & ~partner, ties)
+
+
+def _ranks(
+    similarity: NDArray[np.float64],
+    relevant: NDArray[np.bool_],
+    others: NDArray[np.bool_],
+    ties: str,
+) -> NDArray[np.float64]:
+    """Count the others ahead of the best relevant candidate; all `(queries, candidates)`."""
     if ties not in TIE_SHARE:
         raise ValueError(f"ties is {ties!r}; use one of {', '.join(map(repr, TIE_SHARE))}")
-    relevant = _relevant(len(similarity), family_ids)  # (queries, candidates)
     best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
-    greater = ((similarity > best) & ~relevant).sum(axis=1)
-    equal = ((similarity == best) & ~relevant).sum(axis=1)
+    greater = ((similarity > best) & others).sum(axis=1)
+    equal = ((similarity == best) & others).sum(axis=1)
     return 1.0 + greater + TIE_SHARE[ties] * equal
 
 

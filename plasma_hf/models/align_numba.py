@@ -43,6 +43,7 @@ class Matches:
         gates: 1 where a candidate residue is matched, `(candidate_residues,)`.
         stretch: Largest sum along a diagonal stretch of the plan, `(pairs,)`.
         mass: Sum of plan entries above the threshold, `(pairs,)`.
+        collinear: Largest sum of plan entries in order, `(pairs,)`; 0 if it was not asked for.
         plans: Plans with support, `(query_residues, candidate_residues)`, if asked for.
     """
 
@@ -50,6 +51,7 @@ class Matches:
     gates: list[Tensor]
     stretch: Tensor
     mass: Tensor
+    collinear: Tensor
     plans: list[Tensor] | None
 
 
@@ -68,6 +70,7 @@ def align_pairs_numba(
     support_weight: float = 16.0,
     threshold: float = 0.5,
     diagonal_window: int = 10,
+    collinear: bool = False,
     return_plans: bool = False,
     quantum: float | None = None,
 ) -> Matches:
@@ -88,11 +91,12 @@ def align_pairs_numba(
         support_weight: Bonus in the exponent.
         threshold: Plan entry above which a residue is matched.
         diagonal_window: Steps of the stretch; 0 gives a stretch of 0.
+        collinear: Whether to sum what is in order.
         return_plans: Whether to write plans at all.
         quantum: Difference between neighbouring codes, with codes only.
 
     Returns:
-        Gates, stretch and mass of the plan without support, and the plan with it.
+        Gates, stretch, mass and collinear mass of the plan without support, and the plan with it.
 
     Raises:
         ValueError: For codes without quantum or the reverse, and for codes on one side only.
@@ -104,16 +108,17 @@ def align_pairs_numba(
         (np.float32(kernel_scale), np.float32(eps), n_iters, -1.0 if tol is None else float(tol)),
         (max_iters, support_rounds if return_plans else 0, support_window, support_gap)
         + (np.float32(support_weight),),
-        (np.float32(threshold), diagonal_window),
+        (np.float32(threshold), diagonal_window, collinear),
     )
     out = Matches(
         sent=list(torch.zeros(sum(len(q) for q, _ in pairs)).split([len(q) for q, _ in pairs])),
         gates=list(torch.zeros(sum(len(c) for _, c in pairs)).split([len(c) for _, c in pairs])),
         stretch=torch.zeros(len(pairs)),
         mass=torch.zeros(len(pairs)),
+        collinear=torch.zeros(len(pairs)),
         plans=[torch.zeros(len(q), len(c)) for q, c in pairs] if return_plans else None,
     )
-    numbers, none = np.zeros((len(pairs), 2)), np.empty((0, 0), np.float32)
+    numbers, none = np.zeros((len(pairs), 3)), np.empty((0, 0), np.float32)
 
     finish_pair = _finish if quantum is None else _finish_codes
 
@@ -126,6 +131,7 @@ def align_pairs_numba(
     _share_out_pairs(pairs, 3 if settings[1][1] else 1, sums, finish)
     out.stretch.copy_(torch.from_numpy(numbers[:, 0]))
     out.mass.copy_(torch.from_numpy(numbers[:, 1]))
+    out.collinear.copy_(torch.from_numpy(numbers[:, 2]))
     return out
 
 
@@ -225,10 +231,10 @@ def _finish(
         scratch: What `sum_rows` wrote, and room for as much twice more with support.
         solver: kernel_scale, eps, n_iters, and tol, negative for none.
         support: max_iters, and rounds, window, gap and weight of the support.
-        score: threshold and steps of the stretch.
+        score: threshold, steps of the stretch, and whether to sum what is in order.
         sent: `(query_residues,)`, to be written.
         gate: `(candidate_residues,)`, to be written.
-        numbers: Stretch and mass, to be written.
+        numbers: Stretch, mass and collinear mass, to be written.
         plan: `(query_residues, candidate_residues)`, to be written if not empty.
     """
     full_registers()
@@ -274,7 +280,7 @@ def _finish_exponents(
     full_registers()
     rows, columns = len(sent), len(gate)
     rounds, window, gap, weight = support[1], support[2], support[3], support[4]
-    threshold, steps = score
+    threshold, steps, in_order = score
     matrix = matrix_of(scratch, 0, rows, columns)[:rows]
     logs, nearby = matrix, matrix
     if rounds > 0:
@@ -291,6 +297,7 @@ def _finish_exponents(
         if number == 0:
             numbers[1] = _gates(matrix, threshold, sent, gate)
             numbers[0] = best_window(matrix, columns, steps) if steps > 0 else 0.0
+            numbers[2] = _collinear(matrix, columns) if in_order else 0.0
     if plan.size:
         plan[:] = matrix[:, :columns]
 
@@ -354,6 +361,21 @@ def _gates(plan: Array, threshold: Number, sent: Array, gate: Array) -> Number:
         if sent[i] != 0.0:
             sent[i] = _dot(plan[i], open_columns)
     return mass
+
+
+@compiled
+def _collinear(plan: Array, columns: int) -> Number:
+    """Sum the plan along its best path, see `collinear_mass`."""
+    full_registers()
+    best, ahead = np.zeros(columns + 1, np.float32), np.empty(columns, np.float32)
+    for i in range(len(plan)):
+        for j in range(columns):
+            ahead[j] = max(best[j] + plan[i, j], best[j + 1])
+        furthest = np.float32(0.0)
+        for j in range(columns):
+            furthest = max(furthest, ahead[j])
+            best[j + 1] = furthest
+    return best[columns]
 
 
 @compiled(fastmath=SUMS)

@@ -81,7 +81,7 @@ def can_fuse(model: PlasmaModel, example: Tensor) -> bool:
     return (
         kernels_for(at_least_float32(example)) == "numba"
         and config.domain == "linear"
-        and config.score_form in ("published", "mass")
+        and config.score_form != "soft"
     )
 
 
@@ -114,6 +114,7 @@ def fused_matches(
         support_weight=config.support_weight,
         threshold=config.threshold,
         diagonal_window=config.diagonal_window,
+        collinear=config.score_form == "collinear",
         return_plans=return_plans,
     )
 
@@ -135,10 +136,11 @@ def match_scores(
     Returns:
         Scores, `(pairs,)`.
     """
-    if model.config.score_form == "mass":
+    mass = {"mass": matches.mass, "collinear": matches.collinear}.get(model.config.score_form)
+    if mass is not None:
         pairs = zip(matches.sent, matches.gates, strict=True)
         shorter = torch.tensor([min(len(sent), len(gate)) for sent, gate in pairs])
-        return (matches.mass / shorter.clamp(min=1)).clamp(0, 1)
+        return (mass / shorter.clamp(min=1)).clamp(0, 1)
     similarity = torch.zeros(len(queries))
     # Few pairs have anything matched, and few residues in them: the others are not even read.
     for p in (matches.mass != 0).nonzero()[:, 0].tolist():

@@ -31,7 +31,7 @@ OWN_CONFIGS: dict[str, Any] = {
 CHOICES = {
     "head": ("lrl", "hinge", "residual"),
     "domain": ("linear", "log"),
-    "score_form": ("published", "soft", "mass"),
+    "score_form": ("published", "soft", "mass", "collinear"),
     "score_loss_form": ("published", "probability", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
@@ -60,8 +60,8 @@ class PlasmaConfig(PreTrainedConfig):
         support_window: Residues to each side whose matches count as support.
         support_gap: Insertions and deletions that support tolerates.
         support_weight: Bonus in the exponent for a pair with perfect support.
-        score_form: "published", "soft" (gradient through every part) or "mass" (matched share of
-            the shorter protein).
+        score_form: "published", "soft" (gradient through every part), "mass" (matched share of
+            the shorter protein) or "collinear" (its share that is aligned in order).
         threshold: Plan entry above which residues count as matched.
         diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
         softness: Width of the gates of the soft score.

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from .residues import clean_sequence
-
-try:
-    import gemmi
-except ImportError:  # structures are optional; sequences need nothing beyond torch
-    gemmi = None  # type: ignore[assignment]
+from .structure import (
+    STRUCTURE_SUFFIXES,
+    Structure,
+    read_structure,
+    read_structures,
+    split_place,
+)
 
 logger = logging.getLogger(__name__)
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
-STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 FILE_SUFFIXES = FASTA_SUFFIXES + STRUCTURE_SUFFIXES
 BACKBONE_ATOMS = ("N", "CA", "C")
 
@@ -152,24 +153,20 @@ def read_record(path: str) -> Protein:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is unreadable, holds several proteins, or not the one named.
     """
-    file, _, wanted = path.rpartition(":") if not Path(path).exists() else (path, "", "")
-    if not file:
-        file, wanted = path, ""
+    file, wanted = split_place(path)
+    if _suffix(Path(file)) in STRUCTURE_SUFFIXES:
+        return _from_structure(read_structure(path, atoms=BACKBONE_ATOMS))
     records = list(read_records(file))
-    kind = "record" if _suffix(Path(file)) in FASTA_SUFFIXES else "chain"
-    names = ", ".join(record.id.rpartition(":")[2] for record in records[:20])
-    if wanted == "*" and kind == "chain":
-        return _join_chains(f"{Path(file).name}:*", records)
+    names = ", ".join(record.id for record in records[:20])
     if wanted:
         for record in records:
             if wanted in (record.id, record.id.rpartition(":")[2]):
                 return record
-        raise ValueError(f"{file} has no {kind} {wanted!r}; it has: {names}.")
+        raise ValueError(f"{file} has no record {wanted!r}; it has: {names}.")
     if len(records) > 1:
         raise ValueError(
-            f"{file} holds {len(records)} {kind}s: {names}; name one, as in "
-            f"'{file}:{records[0].id.rpartition(':')[2]}'"
-            + (f", or take all as one protein with '{file}:*'." if kind == "chain" else ".")
+            f"{file} holds {len(records)} records: {names}; name one, as in "
+            f"'{file}:{records[0].id}'."
         )
     return records[0]
 
@@ -191,9 +188,11 @@ def read_records(path: str | Path) -> Iterator[Protein]:
             + (f"has {suffix!r}, which is not one of" if suffix else "has no ending; give one of")
             + f" {', '.join(FILE_SUFFIXES)} (each also with .gz)."
         )
+    if suffix in STRUCTURE_SUFFIXES:
+        return map(_from_structure, read_structures(file, atoms=BACKBONE_ATOMS))
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; check the path.")
-    return iter(_read_fasta(file) if suffix in FASTA_SUFFIXES else _read_structure(file))
+    return iter(_read_fasta(file))
 
 
 def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
@@ -243,71 +242,9 @@ def _read_fasta(file: Path) -> list[Protein]:
     return records
 
 
-def _read_structure(file: Path) -> list[Protein]:
-    if gemmi is None:
-        raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
-    try:
-        structure = gemmi.read_structure(str(file))
-        structure.merge_chain_parts()
-        structure.setup_entities()
-        model = structure[0]
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{file} is no readable structure file: {error}.") from error
-    chains = [(chain.name, _amino_acids(chain)) for chain in model]
-    chains = [(name, residues) for name, residues in chains if residues]
-    if not chains:
-        raise ValueError(f"{file} holds no protein chain.")
-    proteins = [
-        Protein(f"{file.name}:{name}", _spell(residues), backbone_atoms=_backbone_atoms(residues))
-        for name, residues in chains
-    ]
-    kept = [protein for protein in proteins if _has_backbone(protein)]
-    if not kept:
-        raise ValueError(
-            f"{file} has no residue with the backbone atoms {', '.join(BACKBONE_ATOMS)}; give a "
-            "structure with backbone atoms, or the sequence itself."
-        )
-    for (name, _), protein in zip(chains, proteins, strict=True):
-        if not _has_backbone(protein):
-            logger.warning("chain %r of %s has no backbone atoms and is left out", name, file)
-    return kept
-
-
-def _amino_acids(chain: Any) -> list[Any]:
-    polymer = chain.get_polymer().first_conformer()  # one residue a place
-    return [r for r in polymer if gemmi.find_tabulated_residue(r.name).is_amino_acid()]
-
-
-def _backbone_atoms(residues: list[Any]) -> Tensor:
-    """Return N, CA and C `(residues, 3, 3)`; of alternative places the one most often taken."""
-    absent = (float("nan"),) * 3
-    places = []
-    for residue in residues:
-        for name in BACKBONE_ATOMS:
-            atoms = residue[name] if name in residue else ()
-            places.append(max(atoms, key=lambda atom: atom.occ).pos.tolist() if atoms else absent)
-    return torch.tensor(places, dtype=torch.float32).view(-1, len(BACKBONE_ATOMS), 3)
-
-
-def _has_backbone(protein: Protein) -> bool:
-    atoms = protein.backbone_atoms
-    return atoms is not None and bool(atoms.isfinite().flatten(1).all(1).any())
-
-
-def _join_chains(name: str, chains: list[Protein]) -> Protein:
-    return Protein(
-        name,
-        "".join(chain.sequence or "" for chain in chains),
-        backbone_atoms=torch.cat(
-            [c.backbone_atoms for c in chains if c.backbone_atoms is not None]
-        ),
-    )
-
-
-def _spell(residues: list[Any]) -> str:
-    """Spell the observed residues; a modified one by its parent, an unknown one as X."""
-    letters = (gemmi.find_tabulated_residue(r.name).one_letter_code for r in residues)
-    return "".join(letter.upper() if letter.strip() else "X" for letter in letters)
+def _from_structure(structure: Structure) -> Protein:
+    atoms = structure.backbone[:, : len(BACKBONE_ATOMS)]
+    return Protein(structure.id, structure.sequence, backbone_atoms=atoms)
 
 
 def _check_protein(protein: Protein, name: str) -> Protein:

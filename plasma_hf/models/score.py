@@ -1,4 +1,4 @@
-"""From a plan to one number for the pair, in three forms."""
+"""From a plan to one number for the pair, in four forms."""
 
 from __future__ import annotations
 
@@ -105,6 +105,35 @@ def matched_mass(
     mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
     shorter = torch.minimum(query_mask.sum(-1), candidate_mask.sum(-1)).clamp(min=1)
     return (mass / shorter).clamp(0, 1)
+
+
+def collinear_mass(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
+    """Score by the share of the shorter protein that is aligned in order: `(batch,)`, in [0, 1].
+
+    The largest sum of plan entries (i, j) in which both i and j rise from one to the next, divided
+    by the residues of the shorter protein. A plan knows no order, so unrelated proteins have lone
+    matches all over it; these do not add up, an alignment does. Gaps cost nothing, and every entry
+    counts, however small. The gradient reaches the entries on the best path.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+
+    Example:
+        >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]]), torch.ones(1, 2).bool()
+        >>> collinear_mass(plan, every, every), collinear_mass(plan.flip(1), every, every)
+        (tensor([0.7500]), tensor([0.5000]))
+    """
+    there = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
+    plan = plan.masked_fill(~there, 0.0)
+    # best[j]: the best path that ends among the rows so far, before candidate residue j.
+    best = plan.new_zeros(plan.shape[0], plan.shape[2] + 1)
+    for row in plan.unbind(-2):
+        ahead = torch.maximum(best[:, :-1] + row, best[:, 1:])
+        best = F.pad(ahead.cummax(-1).values, (1, 0))
+    shorter = torch.minimum(query_mask.sum(-1), candidate_mask.sum(-1)).clamp(min=1)
+    return (best[:, -1] / shorter).clamp(0, 1)
 
 
 def _matched_similarity(

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .backbone import Backbone, residue_embeddings
-from .language_model import width_of
+from .language_model import build_language_model, width_of
 from .padding import pad_residues
-from .pretrained_backbone import load_backbone
+from .pretrained_backbone import OWN_MODELS, load_backbone
 from .processing_plasma import PlasmaProcessor
 from .weights_digest import weights_digest
 
@@ -25,6 +25,7 @@ class WithBackbone(PreTrainedModel):
     """
 
     backbone: Any
+    takes_embeddings = "query_embeddings and candidate_embeddings"  # for an error message
     _fetched: Backbone | None = None  # the backbone as it came from its id
 
     @classmethod
@@ -124,7 +125,8 @@ class WithBackbone(PreTrainedModel):
             raise ValueError(
                 f"this head takes residue embeddings of width {config.embedding_size}, "
                 f"{type(encoder).__name__} gives {width}; attach the backbone the head was made "
-                f"for, or make a head with PlasmaConfig(embedding_size={width})."
+                f"for, or make a head with {type(config).__name__}"
+                f"({config.attribute_map.get('embedding_size', 'embedding_size')}={width})."
             )
         name = name or getattr(backbone, "name", None) or encoder.config.name_or_path or None
         made_for = config.plm_name_or_path
@@ -163,7 +165,7 @@ class WithBackbone(PreTrainedModel):
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
-                "query_embeddings and candidate_embeddings, or put its backbone under it with "
+                f"{self.takes_embeddings}, or put its backbone under it with "
                 "model.load_backbone()."
             )
         return pad_residues(
@@ -208,3 +210,10 @@ class WithBackbone(PreTrainedModel):
         self._keys_to_ignore_on_save = set() if keep else set(names)
         self.config.backbone_saved = keep and self.backbone is not None
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def build_backbone(config: Any) -> PreTrainedModel:
+    """Build an untrained backbone from its configuration."""
+    if config.model_type in OWN_MODELS:
+        return OWN_MODELS[config.model_type](config)
+    return build_language_model(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..models.modeling_plasma import PlasmaModel
+from ..models.with_backbone import WithBackbone
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -12,16 +12,19 @@ if TYPE_CHECKING:
 # The names of query and value in ESM-2 and BERT, T5, and the newer models in that order.
 ATTENTION = r"backbone\.(.*\.)?(query|value|q|v|q_proj|v_proj)"
 
+ENCODERS = ("backbone", "structure_encoder")
 
-def lora_config(model: PlasmaModel, rank: int = 8, **options: Any) -> LoraConfig:
-    """Return a LoRA configuration for a PLASMA model: its backbone's attention, and its head whole.
 
-    The adapter goes on the PLASMA model, `get_peft_model(model, lora_config(model))`, and is saved
+def lora_config(model: WithBackbone, rank: int = 8, **options: Any) -> LoraConfig:
+    """Return a LoRA configuration: the attention of a model's backbone, and its head whole.
+
+    The adapter goes on the whole model, `get_peft_model(model, lora_config(model))`, and is saved
     and loaded alone. It names the model it was made for by the folder or Hub id of that model, so
     save a new model before.
 
     Args:
-        model: A PLASMA model with a backbone.
+        model: A PLASMA model with a backbone, or ProtAlign with a sequence encoder; its structure
+            encoder stays as it is.
         rank: Inner width of the matrices.
         **options: Further fields of `peft.LoraConfig`: target_modules, lora_alpha, lora_dropout.
 
@@ -31,7 +34,7 @@ def lora_config(model: PlasmaModel, rank: int = 8, **options: Any) -> LoraConfig
 
     Example:
         >>> from transformers import EsmConfig
-        >>> from plasma_hf import PlasmaConfig
+        >>> from plasma_hf import PlasmaConfig, PlasmaModel
         >>> esm = EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=16,
         ...     num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> lora_config(PlasmaModel(PlasmaConfig(plm_config=esm)), rank=4).modules_to_save
@@ -47,7 +50,10 @@ def lora_config(model: PlasmaModel, rank: int = 8, **options: Any) -> LoraConfig
             "weights; load it first with model.load_backbone()."
         )
     # A head without parameters is a placeholder; there is nothing of it to save.
-    parts = {"alignment_head": model.config.head != "hinge", "score_affine": True}
-    saved = [name for name, learns in parts.items() if learns and hasattr(model, name)]
+    saved = [
+        name
+        for name, part in model.named_children()
+        if name not in ENCODERS and any(p.requires_grad for p in part.parameters())
+    ]
     fields = {"target_modules": ATTENTION, "modules_to_save": saved or None, "r": rank}
     return LoraConfig(**fields | options)

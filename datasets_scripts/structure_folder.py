@@ -1,0 +1,254 @@
+"""Any folder of protein structures: PDB and mmCIF files in, sequences with coordinates out.
+
+`load_dataset` runs no scripts any more, so the builder is used as a class:
+
+    StructureFolder("structures/").download_and_prepare()
+
+or from the shell:
+
+    python datasets_scripts/structure_folder.py structures/ --out chains --split-by-cluster
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any
+
+import datasets
+import typer
+
+from plasma_hf.data.dataset_folder import (
+    SPLITS,
+    digest_files,
+    list_bad,
+    push_folder,
+    write_card,
+    write_parquet,
+    write_report,
+)
+from plasma_hf.data.sequences import BadRecord
+from plasma_hf.data.structure_rows import (
+    POLICIES,
+    find_structure_files,
+    pair_of,
+    pair_to_row,
+    read_structure_file,
+    row_features,
+)
+from plasma_hf.data.structure_splits import split_by_cluster
+
+TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "dataset_structure_folder.md"
+
+
+@dataclass
+class StructureFolderConfig(datasets.BuilderConfig):
+    """Say which structures to take and how to split them.
+
+    Attributes:
+        folder: Folder of structure files.
+        chains: What to make of the chains of a file, as for `read_structure_folder`.
+        min_residues: Structures of fewer residues are left out.
+        max_residues: Structures of more residues are left out.
+        family_from_folder: Take the folder that a file is in for the family of its structures.
+        by_cluster: Split into train, validation and test that share no sequence cluster.
+        seed: Seed of that split.
+        state: Digest of the files, so that a changed folder is read anew.
+    """
+
+    folder: str = ""
+    chains: str = "each"
+    min_residues: int = 20
+    max_residues: int = 100_000
+    family_from_folder: bool = False
+    by_cluster: bool = False
+    seed: int = 0
+    state: str = ""
+
+
+class StructureFolder(datasets.GeneratorBasedBuilder):
+    """Build a data set of sequences and backbone coordinates from a folder of structures.
+
+    Files are read one at a time; those that are wrong are left out and named in `bad`. With
+    `by_cluster` each file is read twice, first for its sequences.
+
+    Args:
+        folder: Folder of structure files.
+        cache_dir: Folder for prepared data sets.
+        options: Attributes of `StructureFolderConfig`, and what `datasets.DatasetBuilder` takes.
+
+    Attributes:
+        bad: Files and chains left out; filled while the data set is prepared.
+        clustered_by: What split the structures: method and identity; empty if not split.
+    """
+
+    BUILDER_CONFIG_CLASS = StructureFolderConfig
+    DEFAULT_WRITER_BATCH_SIZE = 100  # rows are large
+
+    def __init__(
+        self, folder: str | PathLike[str], cache_dir: str | None = None, **options: Any
+    ) -> None:
+        """List the files."""
+        if options.get("chains", "each") not in POLICIES:
+            raise ValueError(
+                f"there is no choice of chains {options['chains']!r}; give {', '.join(POLICIES)}"
+            )
+        self.files = dict((name, file) for file, name in find_structure_files(folder))
+        self.bad: list[BadRecord] = []
+        self.clustered_by = ""
+        options |= {"dataset_name": "structure_folder", "config_name": "default"}
+        options |= {"folder": str(folder), "state": digest_files(self.files.values())}
+        super().__init__(cache_dir=cache_dir, **options)
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=row_features())
+
+    def _split_generators(
+        self, dl_manager: datasets.DownloadManager
+    ) -> list[datasets.SplitGenerator]:
+        self.bad.clear()
+        if not self.config.by_cluster:
+            wanted = dict.fromkeys(self.files)
+            return [datasets.SplitGenerator("train", gen_kwargs={"wanted": wanted})]
+        return [
+            datasets.SplitGenerator(name, gen_kwargs={"wanted": wanted})
+            for name, wanted in self._by_cluster().items()
+            if wanted
+        ]
+
+    def _by_cluster(self) -> dict[str, dict[str, set[int]]]:
+        """Give, by split and file, which of the structures of the file are in it."""
+        places, sequences = [], []
+        for name in self.files:
+            for number, row in self._rows(name, self.bad):
+                places.append((name, number))
+                sequences.append(row["sequence"])
+        split = split_by_cluster(sequences, seed=self.config.seed)
+        self.clustered_by = f"{split.method}, {split.identity:.0%} identity"
+        found: dict[str, dict[str, set[int]]] = {part: {} for part in SPLITS}
+        for part, wanted in found.items():
+            for place in getattr(split, part):
+                name, number = places[place]
+                wanted.setdefault(name, set()).add(number)
+        return found
+
+    def _rows(self, name: str, bad: list[BadRecord]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Give the structures of a file that have a fitting size, numbered."""
+        shortest, longest = self.config.min_residues, self.config.max_residues
+        family = name.rpartition("/")[0] if self.config.family_from_folder else ""
+        structures = read_structure_file(self.files[name], name, bad, self.config.chains)
+        for number, structure in enumerate(structures):
+            if shortest <= len(structure) <= longest:
+                yield number, pair_to_row(pair_of(structure, family or None))
+            else:
+                reason = f"it has {len(structure)} residues, not {shortest} to {longest}"
+                bad.append(BadRecord(structure.id, reason))
+
+    def _generate_examples(
+        self, wanted: Mapping[str, set[int] | None]
+    ) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+        # What is wrong was noted when the splits were made, if they were.
+        bad: list[BadRecord] = [] if self.clustered_by else self.bad
+        empty = True
+        for name, numbers in wanted.items():
+            for number, row in self._rows(name, bad):
+                if numbers is None or number in numbers:
+                    empty = False
+                    yield (name, number), row
+        if empty:
+            raise ValueError(f"no structure can be used. {list_bad(bad)}")
+
+
+def export(builder: StructureFolder, out: str | PathLike[str]) -> Path:
+    """Write a data set as a folder of Parquet files with a card and a report of what was left out.
+
+    The folder loads with `datasets.load_dataset(out)`.
+
+    Args:
+        builder: The data set.
+        out: Folder, made if need be.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If no structure can be used.
+    """
+    out = write_parquet(builder, out)
+    splits = {name: split.num_examples for name, split in builder.info.splits.items()}
+    values = {"splits": splits, "clustered_by": builder.clustered_by}
+    values |= {"bad": [vars(record) for record in builder.bad]}
+    write_report(out, values, list_bad(builder.bad))
+    tags = ["biology", "protein", "protein structure"]
+    data = {"license": "unknown", "tags": tags, "pretty_name": "Protein structures"}
+    write_card(
+        *(builder, out, TEMPLATE, data),
+        source=Path(builder.config.folder).resolve().name,
+        n_files=len(builder.files),
+        n_bad=len(builder.bad),
+        clustered_by=builder.clustered_by,
+    )
+    return out
+
+
+Chains = StrEnum("Chains", [(name, name) for name in POLICIES])
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of PDB and mmCIF files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, made if need be.")],
+    chains: Annotated[
+        Chains, typer.Option(help="What to make of the chains of a file.")
+    ] = Chains.each,
+    min_residues: Annotated[int, typer.Option(help="Leave out shorter structures.")] = 20,
+    max_residues: Annotated[int, typer.Option(help="Leave out longer structures.")] = 100_000,
+    family_from_folder: Annotated[
+        bool, typer.Option("--family-from-folder", help="A file's folder names its family.")
+    ] = False,
+    by_cluster: Annotated[
+        bool,
+        typer.Option("--split-by-cluster", help="Train, validation, test by sequence cluster."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of that split.")] = 0,
+    push_to: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload it to the Hub.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="For all to see there.")] = False,
+) -> None:
+    """Read a folder of protein structures and write them as Parquet with a card.
+
+    Files that cannot be read are named on standard error and in report.md, the others are used,
+    and the exit code is 2.
+
+    Example: python datasets_scripts/structure_folder.py structures/ --out chains
+    """
+    datasets.disable_progress_bars()
+    options = {"min_residues": min_residues, "max_residues": max_residues, "seed": seed}
+    options |= {"family_from_folder": family_from_folder, "by_cluster": by_cluster}
+    try:
+        builder = StructureFolder(folder, chains=chains.value, **options)
+        export(builder, out)
+        if push_to:
+            push_folder(out, push_to, private=not public)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"structure_folder: {error}", err=True)
+        raise typer.Exit(2) from None
+    for record in builder.bad:
+        typer.echo(f"{record.id}: {record.reason}", err=True)
+    splits = ", ".join(f"{name} {s.num_examples}" for name, s in builder.info.splits.items())
+    typer.echo(f"{out}: {splits}; {len(builder.bad)} left out", err=True)
+    if builder.bad:
+        raise typer.Exit(2)
+
+
+# Made here, once: a builder changes names of its module, Path among them, for streaming, and typer
+# could not read the options after that.
+app = typer.Typer(add_completion=False)
+app.command()(main)
+command = typer.main.get_command(app)
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,134 @@
+"""Configuration of ProtAlign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .configuration_plasma import backbone_config
+from .configuration_protein_mpnn import ProteinMPNNConfig
+from .language_model import width_of
+
+PIPELINES = {
+    "protein-retrieval": {
+        "impl": "pipeline_protein_retrieval.ProteinRetrievalPipeline",
+        "pt": ("AutoModel",),
+        "type": "text",
+    }
+}
+"""What a saved folder offers to `pipeline(...)` where this package is not installed."""
+
+CHOICES = {"loss": ("clip", "siglip"), "siglip_sign": ("pseudocode", "paper")}
+FIRST_TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
+
+
+@strict
+class ProtAlignConfig(PreTrainedConfig):
+    """Configure ProtAlign: two attention pools, their loss and, optionally, encoders under them.
+
+    Args:
+        sequence_size: Width of a residue embedding of a sequence; a sequence encoder's width
+            replaces it.
+        structure_size: Width of a residue embedding of a structure; a structure encoder's width
+            replaces it.
+        hidden_size: Width of the space that sequences and structures share.
+        num_heads: Heads of each attention pool.
+        num_queries: Learnt queries of each attention pool; their answers are averaged.
+        attention_dropout: Share of attention weights dropped in training.
+        layer_norm_eps: Slack of the layer norm.
+        normalize: Compare cosines. False compares the vectors as the layer norm leaves them, as
+            the paper's equations are printed.
+        loss: "clip" or "siglip".
+        logit_temperature: What cosines are divided by, at first if it is learnt. None is 0.07 for
+            "clip" and 0.1 for "siglip".
+        learn_temperature: Learn it. None does so for "siglip" alone.
+        logit_bias: What "siglip" adds to its logits, at first if it is learnt.
+        learn_bias: Learn it.
+        siglip_sign: "pseudocode" adds the bias; "paper" subtracts it, as printed.
+        loss_chunk: Sequences that "siglip" compares at a time; None for all at once.
+        plm_config: The sequence encoder's configuration in full, or as a dict, or None for a model
+            that takes ready embeddings.
+        plm_name_or_path: Where the sequence encoder's weights come from.
+        plm_revision: Which revision of them.
+        plm_recipe: How sequences are written for it, a name of `RECIPES`.
+        backbone_saved: Whether a saved model has the sequence encoder's weights as well.
+        structure_config: The structure encoder's configuration in full, or as a dict, or None for
+            a model that takes ready embeddings. Its weights are always saved along.
+
+    Raises:
+        ValueError: If a number is out of range or a choice unknown.
+
+    Example:
+        >>> ProtAlignConfig(loss="siglip").logit_temperature
+        0.1
+    """
+
+    model_type = "protalign"
+    sub_configs = {"plm_config": AutoConfig, "structure_config": ProteinMPNNConfig}
+    attribute_map = {"embedding_size": "sequence_size"}  # the name that all heads answer to
+
+    sequence_size: int = 1280
+    structure_size: int = 128
+    hidden_size: int = 128
+    num_heads: int = 4
+    num_queries: int = 1
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float | int = 1e-5
+    normalize: bool = True
+    loss: str = "clip"
+    logit_temperature: float | int | None = None
+    learn_temperature: bool | None = None
+    logit_bias: float | int = -10.0
+    learn_bias: bool = True
+    siglip_sign: str = "pseudocode"
+    loss_chunk: int | None = None
+    plm_config: dict[str, Any] | PreTrainedConfig | None = None
+    plm_name_or_path: str | None = None
+    plm_revision: str | None = None
+    plm_recipe: str | None = None
+    backbone_saved: bool = True
+    structure_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Resolve the encoders' configurations, fill in what the loss decides, check the rest."""
+        custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
+        if isinstance(self.plm_config, dict):
+            self.plm_config = backbone_config(self.plm_config)
+        if isinstance(self.structure_config, dict):
+            fields = {k: v for k, v in self.structure_config.items() if k != "model_type"}
+            self.structure_config = ProteinMPNNConfig(**fields)
+        if self.plm_config is not None:
+            self.sequence_size = width_of(self.plm_config)
+        if self.structure_config is not None:
+            self.structure_size = width_of(self.structure_config)
+        self._check_ranges()
+        if self.logit_temperature is None:
+            self.logit_temperature = FIRST_TEMPERATURE[self.loss]
+        if self.learn_temperature is None:
+            self.learn_temperature = self.loss == "siglip"
+        super().__post_init__(**kwargs)
+        # As remote code, the folder's own pipeline is the one to use; installed, the package's.
+        if __name__.startswith("transformers_modules"):
+            self.custom_pipelines = custom_pipelines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field, and the pipelines that a saved folder offers."""
+        return super().to_dict() | {"custom_pipelines": PIPELINES}
+
+    def _check_ranges(self) -> None:
+        for name, accepted in CHOICES.items():
+            if (value := getattr(self, name)) not in accepted:
+                raise ValueError(
+                    f"{name}={value!r}; accepted are {' and '.join(map(repr, accepted))}."
+                )
+        positive = ("sequence_size", "structure_size", "hidden_size", "num_heads", "num_queries")
+        for name in (*positive, "logit_temperature", "loss_chunk"):
+            if (number := getattr(self, name)) is not None and number <= 0:
+                raise ValueError(f"{name}={number}; give a number above 0.")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is no multiple of num_heads={self.num_heads}; "
+                "each head takes an equal part."
+            )

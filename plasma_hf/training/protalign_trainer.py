@@ -1,0 +1,169 @@
+"""`Trainer` for ProtAlign: negatives of all ranks, retrieval figures, and a card of every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, Trainer
+
+from ..metrics.retrieval import best_ranks
+from .gathered import gather_ranks
+from .protalign_card import protalign_card
+from .protalign_data import ApartInBatches
+
+NOT_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+class ProtAlignTrainer(Trainer):
+    """Train a ProtAlign model on pairs of sequence and structure.
+
+    All of `Trainer` holds. What is added:
+
+    - Every rank compares its pairs with those of all ranks; the update is that of one process with
+      all of them. Accumulated batches are not compared with each other.
+    - Pairs of one group, where the data set has `groups`, are in different batches as far as they
+      fit. The order depends on seed and epoch alone.
+    - `evaluate` lets every sequence search all structures of the data set, and the reverse.
+      `eval_selection` is R@1 of sequences, and among equals R@5: what the best model is chosen by.
+      `eval_loss` compares all pairs of the set with each other, however they were batched.
+    - `save_model` writes a model card with the figures of every evaluation of this run.
+
+    Args:
+        *args: As `Trainer` takes them: model, arguments, data collator, data sets.
+        **kwargs: The same by name.
+
+    Example:
+        >>> import tempfile
+        >>> from plasma_hf.models.configuration_protalign import ProtAlignConfig
+        >>> from plasma_hf.models.modeling_protalign import ProtAlignModel
+        >>> from plasma_hf.training.protalign_presets import PROTALIGN_PRESETS
+        >>> model = ProtAlignModel(ProtAlignConfig(sequence_size=8, structure_size=8))
+        >>> protein = torch.ones(4, 8)
+        >>> row = {"sequence_embeddings": protein, "structure_embeddings": protein}
+        >>> arguments = PROTALIGN_PRESETS["improved"].training_arguments(
+        ...     tempfile.mkdtemp(), use_cpu=True, disable_tqdm=True)
+        >>> trainer = ProtAlignTrainer(model, arguments, train_dataset=[row], eval_dataset=[row])
+        >>> trainer.evaluate()["eval_recall_at_1"]
+        1.0
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Fill in what pairs need."""
+        kwargs.setdefault("compute_metrics", self._metrics)
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # what it would print is in the log history
+        self.args.remove_unused_columns = False  # a pair is the collator's affair
+        model: Any = self.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner.gather = gather_ranks
+        self.figures: dict[str, dict[str, float]] = {}
+        self.card_details: dict[str, Any] = {}
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss as it was logged, in an order by time."""
+        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        groups = getattr(rows, "groups", None)
+        groups = list(range(len(rows))) if groups is None else groups
+        return ApartInBatches(groups, args.train_batch_size * args.world_size, seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batch all pairs: what `dataloader_drop_last` drops, it drops in training alone."""
+        dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropping
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Return no loss, sequence features and, in the place of labels, structure features."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs, return_loss=False)
+        return None, output.sequence_features, output.structure_features
+
+    def _metrics(self, prediction: Any) -> dict[str, float]:
+        """Add the loss to the figures, unless it looks at more than these features."""
+        model: Any = self.model
+        figures = retrieval_metrics(prediction)
+        if not model.config.normalize:
+            return figures
+        # Of the whole set: a batch of it may hold a pair twice, where ranks fill up their share.
+        both = (prediction.predictions, prediction.label_ids)
+        sequences, structures = (torch.as_tensor(side, device=self.args.device) for side in both)
+        with torch.no_grad():
+            return figures | {"loss": float(model.pair_loss(sequences, structures))}
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate as `Trainer` does, and keep the figures for the card."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        prefix = f"{metric_key_prefix}_"
+        named = {name.removeprefix(prefix): v for name, v in metrics.items() if prefix in name}
+        self.figures[metric_key_prefix] = {k: v for k, v in named.items() if k not in NOT_FIGURES}
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; where it is not for a checkpoint, with a card of the run's figures."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            folder = Path(output_dir or str(self.args.output_dir))
+            model: Any = self.model
+            protalign_card(model.config, self.figures, self.details()).save(folder / "README.md")
+
+    def details(self) -> dict[str, Any]:
+        """Return what there is to say of the run so far, by name."""
+        args = self.args
+        return {
+            "learning rate": args.learning_rate,
+            "pairs compared": args.train_batch_size * args.world_size,
+            "updates": self.state.global_step,
+            "epochs": round(self.state.epoch or 0, 2),
+            "seed": args.seed,
+        } | self.card_details
+
+
+def retrieval_metrics(prediction: Any) -> dict[str, float]:
+    """Compute the figures of an evaluation, as `compute_metrics` of a `Trainer`.
+
+    Args:
+        prediction: An `EvalPrediction` with sequence features as predictions and structure
+            features as labels, `(pairs, shared)` each, of length 1.
+
+    Returns:
+        Recall at 1 and 5 and mean reciprocal rank both ways, `pairs`, and `selection`.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> retrieval_metrics(EvalPrediction(np.eye(4), np.eye(4)))["selection"]
+        1.2
+    """
+    similarity = np.asarray(prediction.predictions) @ np.asarray(prediction.label_ids).T
+    figures: dict[str, float] = {"pairs": len(similarity)}
+    for prefix, matrix in (("", similarity), ("reverse_", similarity.T)):
+        ranks = best_ranks(matrix)
+        figures |= {f"{prefix}recall_at_{k}": float((ranks <= k).mean()) for k in (1, 5)}
+        figures[f"{prefix}mrr"] = float((1 / ranks).mean())
+    # R@1 goes up in steps of 1 / pairs, and R@5 must not make up for one.
+    figures["selection"] = figures["recall_at_1"] + figures["recall_at_5"] / (len(similarity) + 1)
+    return figures

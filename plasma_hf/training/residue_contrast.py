@@ -1,0 +1,295 @@
+"""Training of ProtAlign's two encoders residue by residue, before anything is pooled.
+
+Residue i of a chain's sequence and residue i of its structure are one residue, seen twice. Among
+some thousand residues of many chains, each view has to choose the other; and the structure has to
+tell the amino acid. A thousand choices a batch teach two encoders far more than one choice a chain
+does, and what they then have in common is what a pool of either can be compared by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, TrainingArguments, set_seed
+
+from ..data.structure_rows import StructurePair
+from ..models.modeling_protalign import ProtAlignModel
+from ..models.processing_protalign import ProtAlignProcessor
+from ..models.residues import STANDARD_RESIDUES
+from ..models.structure import Structure
+from .checkpoints import last_whole_checkpoint
+from .encoder_trainer import EncoderTrainer
+
+NOT_ASKED = -100
+
+
+@dataclass(frozen=True)
+class ResidueTraining:
+    """Settings of a run; the same settings and data give the same weights.
+
+    Attributes:
+        steps: Batches to learn from.
+        chains: Chains in a batch, each of another cluster.
+        max_residues: Longer chains are cropped to a stretch of so many.
+        residues: Residues of a batch that choose each other.
+        shared_size: Width in which they are compared.
+        logit_temperature: What their cosines are divided by.
+        recovery_weight: How much the amino acid told from the structure counts.
+        noise: Standard deviation of what is added to coordinates, angstrom.
+        learning_rate: At its highest; it rises for a twentieth of the steps and falls to 0.
+        weight_decay: Of the matrices.
+        save_steps: Steps between checkpoints.
+        seed: Of initial weights and draws.
+        device: "cpu" to stay off a GPU, None for one if it is there.
+    """
+
+    steps: int = 1200
+    chains: int = 32
+    max_residues: int = 96
+    residues: int = 1024
+    shared_size: int = 64
+    logit_temperature: float = 0.1
+    recovery_weight: float = 1.0
+    noise: float = 0.1
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    save_steps: int = 200
+    seed: int = 0
+    device: str | None = None
+
+
+class ChainBatches(Dataset):
+    """Batches of cropped chains; item k is batch k, whatever came before.
+
+    Args:
+        pairs: What to draw from; sequence and structure of a pair have the same residues.
+        clusters: Cluster of each; one chain of a cluster at most is in a batch.
+        processor: Of the model.
+        settings: Of the run.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[StructurePair],
+        clusters: Sequence[str],
+        processor: ProtAlignProcessor,
+        settings: ResidueTraining,
+    ) -> None:
+        """Group the chains by cluster."""
+        self.pairs, self.processor, self.settings = pairs, processor, settings
+        groups: dict[str, list[int]] = {}
+        for number, (pair, cluster) in enumerate(zip(pairs, clusters, strict=True)):
+            if pair.sequence != pair.structure.sequence:
+                raise ValueError(
+                    f"{pair.id} has a sequence of {len(pair.sequence)} residues that is not that "
+                    "of its structure; give the residues observed in the structure."
+                )
+            if pair.structure.residue_mask.any():
+                groups.setdefault(cluster, []).append(number)
+        if not groups:
+            raise ValueError("there is no chain with backbone atoms to learn from.")
+        self.groups = [groups[name] for name in sorted(groups)]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self.settings.steps
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """Return the model's inputs, `amino_acids` `(batch, residues)` and `chosen`, see forward.
+
+        `chosen` are the places, among all residues of the batch one after another, of those that
+        are compared.
+        """
+        if not 0 <= step < self.settings.steps:
+            raise IndexError(f"batch {step} of {self.settings.steps}")
+        rng = np.random.default_rng([self.settings.seed, step])
+        count = min(self.settings.chains, len(self.groups))
+        groups = [self.groups[int(g)] for g in rng.choice(len(self.groups), count, replace=False)]
+        chains = [self.pairs[group[int(rng.integers(len(group)))]].structure for group in groups]
+        cropped = [crop(chain, self.settings.max_residues, rng) for chain in chains]
+        batch = dict(self.processor([chain.sequence for chain in cropped], cropped))
+        there = batch["structure_residue_mask"].flatten().nonzero().flatten().numpy()
+        chosen = rng.permutation(there)[: self.settings.residues]
+        batch["chosen"] = torch.from_numpy(np.sort(chosen))
+        batch["amino_acids"] = nn.utils.rnn.pad_sequence(
+            [amino_acids(chain.sequence) for chain in cropped],
+            batch_first=True,
+            padding_value=NOT_ASKED,
+        )
+        return batch
+
+
+def crop(structure: Structure, limit: int, rng: np.random.Generator) -> Structure:
+    """Cut a chain to a stretch of at most `limit` residues that holds one with all atoms."""
+    if len(structure) <= limit:
+        return structure
+    anchors = structure.residue_mask.nonzero().flatten().tolist()
+    anchor = anchors[int(rng.integers(len(anchors)))]
+    start = min(max(0, anchor - int(rng.integers(limit))), len(structure) - limit)
+    kept = slice(start, start + limit)
+    return replace(
+        structure,
+        sequence=structure.sequence[kept],
+        backbone=structure.backbone[kept],
+        author_numbers=structure.author_numbers[kept],
+        chain_ids=structure.chain_ids[kept],
+    )
+
+
+def amino_acids(sequence: str) -> Tensor:
+    """Number the standard amino acids of a sequence, `(residues,)`; -100 for any other letter.
+
+    Example:
+        >>> amino_acids("ACX").tolist()
+        [0, 1, -100]
+    """
+    return torch.tensor([STANDARD_RESIDUES.find(letter) for letter in sequence]).masked_fill(
+        torch.tensor([letter not in STANDARD_RESIDUES for letter in sequence]), NOT_ASKED
+    )
+
+
+class ResidueContrast(nn.Module):
+    """Two encoders and what they are trained for.
+
+    Args:
+        model: ProtAlign over both encoders; its pools are left alone.
+        settings: Of the run.
+    """
+
+    def __init__(self, model: ProtAlignModel, settings: ResidueTraining) -> None:
+        """Put two projections and a guess of amino acids beside the encoders."""
+        super().__init__()
+        self.model, self.settings = model, settings
+        config, shared = model.config, settings.shared_size
+        self.sequence_view = nn.Linear(config.sequence_size, shared)
+        self.structure_view = nn.Linear(config.structure_size, shared)
+        self.guess = nn.Linear(config.structure_size, len(STANDARD_RESIDUES))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        sequence_mask: Tensor,
+        backbone: Tensor,
+        structure_residue_mask: Tensor,
+        residue_index: Tensor,
+        chain_index: Tensor,
+        amino_acids: Tensor,
+        chosen: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the parts of the loss, and their weighted sum as `loss`."""
+        sequences, _ = self.model.embed(input_ids, attention_mask, sequence_mask)
+        atoms = (backbone, structure_residue_mask, residue_index, chain_index)
+        structures = self.model.structure_encoder(*atoms).last_hidden_state
+        with torch.autocast(input_ids.device.type, enabled=False):
+            sequences = sequences.float().flatten(0, 1)[chosen]
+            structures = structures.float().flatten(0, 1)[chosen]
+            sequences = F.layer_norm(sequences, sequences.shape[-1:])
+            parts = {
+                "contrast": self._contrast(sequences, structures),
+                "recovery": F.cross_entropy(
+                    self.guess(structures), amino_acids.flatten()[chosen], ignore_index=NOT_ASKED
+                ),
+            }
+        loss = parts["contrast"] + self.settings.recovery_weight * parts["recovery"]
+        return {"loss": loss} | parts
+
+    def _contrast(self, sequences: Tensor, structures: Tensor) -> Tensor:
+        first = F.normalize(self.sequence_view(sequences), dim=-1)
+        second = F.normalize(self.structure_view(structures), dim=-1)
+        logits = first @ second.T / self.settings.logit_temperature
+        own = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def train_encoders(
+    model: ProtAlignModel,
+    pairs: Sequence[StructurePair],
+    clusters: Sequence[str],
+    folder: str | Path,
+    settings: ResidueTraining | None = None,
+    *,
+    resume: bool = False,
+    **options: Any,
+) -> ProtAlignModel:
+    """Train both encoders of a model, in place, residue by residue, and freeze them.
+
+    Args:
+        model: ProtAlign over both encoders, with its processor.
+        pairs: Chains to learn from.
+        clusters: Cluster of each, as `cluster_sequences` finds them.
+        folder: Where checkpoints go.
+        settings: Of the run.
+        resume: Go on at the last checkpoint, if there is one.
+        **options: Further fields of `TrainingArguments`.
+
+    Raises:
+        ValueError: If the model lacks an encoder, or there is nothing to learn from.
+        FileExistsError: If the folder has checkpoints and `resume` is False.
+        ImportError: If accelerate is not installed.
+    """
+    settings, folder = settings or ResidueTraining(), Path(folder)
+    model.check_encoder("sequence")
+    model.check_encoder("structure")
+    processor = model.processor
+    if processor is None:
+        raise ValueError("the model has no processor; set model.processor.")
+    last = last_whole_checkpoint(folder)
+    if last is not None and not resume:
+        raise FileExistsError(
+            f"{folder} has the checkpoints of an earlier run; go on with it by resume=True "
+            "(--resume), or give another folder."
+        )
+    set_seed(settings.seed)
+    encoders = (model.sequence_encoder, model.structure_encoder)
+    model.requires_grad_(False)
+    for encoder in encoders:
+        encoder.requires_grad_(True)
+    noise = model.structure_encoder.config.augment_eps
+    model.structure_encoder.config.augment_eps = settings.noise
+    trainer = EncoderTrainer(
+        model=ResidueContrast(model, settings),
+        args=_arguments(folder, settings, options),
+        train_dataset=ChainBatches(pairs, clusters, processor, settings),
+        data_collator=_only_batch,
+    )
+    trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    model.structure_encoder.config.augment_eps = noise
+    model.requires_grad_(True)
+    for encoder in encoders:
+        encoder.requires_grad_(False)
+    return model.eval()
+
+
+def _arguments(folder: Path, settings: ResidueTraining, options: dict[str, Any]) -> Any:
+    fields: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": 1,  # an item of the data set is a batch
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(0.05 * settings.steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": 1.0,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 1,
+        "logging_steps": max(1, min(50, settings.steps // 10)),
+        "seed": settings.seed,
+        "use_cpu": settings.device == "cpu",
+        "report_to": "none",
+        "remove_unused_columns": False,
+    }
+    return TrainingArguments(**fields | options)
+
+
+def _only_batch(items: list[Any]) -> Any:
+    return items[0]

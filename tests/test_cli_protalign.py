@@ -1,0 +1,143 @@
+"""`plasma-hf train protalign` and `evaluate protalign` as their users meet them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from plasma_hf import ProtAlignModel
+from plasma_hf.cli_default_command import EvaluateGroup
+from plasma_hf.cli_evaluate_protalign import EVALUATE_PROTALIGN_HELP, evaluate_protalign
+from plasma_hf.cli_train_protalign import TRAIN_PROTALIGN_HELP, train_protalign
+from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
+from tests.structure_files import make_pairs, write_pdb
+
+COMMANDS = {
+    "train": (train_protalign, TRAIN_PROTALIGN_HELP),
+    "evaluate": (evaluate_protalign, EVALUATE_PROTALIGN_HELP),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: Any) -> Path:
+    """Folder with a few structures, a broken one, and a small structure encoder."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name in ("pdb", "with_broken"):
+        (folder / name).mkdir()
+        for pair in make_pairs(30):
+            write_pdb(pair.structure, folder / name / f"{pair.id}.pdb")
+    (folder / "with_broken" / "broken.pdb").write_text("HEADER nothing\n")
+    config = ProteinMPNNConfig(hidden_size=16, num_layers=1, k_neighbors=8)
+    ProteinMPNNEncoder(config).save_pretrained(folder / "encoder")
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a verb in that folder, quickly."""
+    monkeypatch.chdir(folder)
+    app = typer.Typer()
+    for name, (function, text) in COMMANDS.items():
+        app.command(name, help=text)(function)
+    quick = ["--structure-encoder", "encoder", "--device", "cpu", "--epochs", "2"]
+
+    def invoke(verb: str, *words: str, structures: str = "pdb") -> Any:
+        return CliRunner().invoke(app, [verb, "--structures", structures, *quick, *words])
+
+    return invoke
+
+
+@pytest.fixture
+def trained(run: Any, folder: Path) -> Path:
+    """A trained model, made once."""
+    if not (folder / "out").exists():
+        result = run("train", "--output", "out")
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
+        assert "test, 3 pairs: recall_at_1" in result.stderr
+    return folder / "out"
+
+
+def test_a_run_leaves_a_model_a_card_and_figures(trained: Path, run: Any) -> None:
+    written = json.loads((trained / "metrics.json").read_text())
+    assert set(written["figures"]) == {"eval", "test"}
+    assert written["settings"]["split seed"] == 0 and written["settings"]["preset"] == "improved"
+    assert f"{written['figures']['test']['mrr']:.3f}" in (trained / "README.md").read_text()
+    model = ProtAlignModel.from_pretrained(trained)
+    assert model.config.structure_size == 16 and model.sequence_encoder is not None
+    again = run("train", "--output", "out")
+    assert again.exit_code == 2 and "--resume" in again.stderr
+    assert run("train", "--output", "out", "--resume").exit_code == 0
+
+
+def test_a_trained_model_is_judged_without_training(trained: Path, run: Any) -> None:
+    words = ("--model", "out", "--part", "all", "--figure", "2", "--figure", "4", "--clusters")
+    result = run("evaluate", *words, "--least-cosine", "-1", "--out", "judged")
+    assert result.exit_code == 0, result.output
+    assert "| out |" in result.stdout and "Test pairs: 30 (seed 0)" in result.stdout
+    written = json.loads(Path("judged/evaluation.json").read_text())
+    names = [row["name"] for row in written["tables"][0]["rows"]]
+    assert names == ["out", "length alone", "sequence oracle"]
+    assert len(written["clusters"][0]) == 30
+    for name in ("figure2", "figure4"):
+        assert {path.suffix for path in Path("judged").glob(f"{name}.*")} == {".png", ".json"}
+    other = run("evaluate", "--model", "out", "--seed", "1", "--out", "other")
+    assert "trained on the split of seed 0" in other.stderr
+
+
+def test_tables_and_figures_train_what_they_need_once(run: Any) -> None:
+    words = ("--seed", "0", "--seed", "1", "--table", "2", "--figure", "3", "--out", "study")
+    result = run("evaluate", *words, structures="with_broken")
+    assert result.exit_code == 2  # by the broken file alone
+    assert "broken.pdb" in result.stderr
+    written = json.loads(Path("study/evaluation.json").read_text())
+    assert [table["title"] for table in written["tables"]] == ["model", "table 2"]
+    names = [row["name"] for row in written["tables"][0]["rows"]]
+    assert names == ["ProtAlign", "mean-pool + linear", "length alone", "sequence oracle"]
+    assert [row["name"] for row in written["tables"][1]["rows"]] == ["CLIP", "SigLIP"]
+    assert set(written["tables"][1]["rows"][0]["figures"]["mrr"]["by_seed"]) == {"0", "1"}
+    assert len(json.loads(Path("study/figure3.json").read_text())["losses"]["SigLIP"]) == 2
+    times = {path: path.stat().st_mtime_ns for path in Path("study/runs").glob("*/metrics.json")}
+    assert len(times) == 6  # ProtAlign and CLIP are the same
+    run("evaluate", "--figure", "3", "--out", "study", structures="with_broken")
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    again = json.loads(Path("study/evaluation.json").read_text())["tables"][0]["rows"][0]
+    first = written["tables"][0]["rows"][0]
+    name = "recall_at_1"
+    assert again["figures"][name]["by_seed"]["0"] == first["figures"][name]["by_seed"]["0"]
+
+
+def test_what_cannot_be_done_is_said_in_one_line(trained: Path, run: Any) -> None:
+    for words, said in (
+        (("train", "--output", "x", "--structure-encoder", "nowhere"), "nor new"),
+        (("train", "--output", "x", "--min-residues", "500"), "give more structures"),
+        (("evaluate", "--out", "x", "--model", "encoder"), "protein_mpnn"),
+        (("evaluate", "--out", "x", "--model", "out", "--table", "2"), "leave --model out"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2 and said in result.stderr, result.output
+        assert said in result.stderr.strip().splitlines()[-1]
+    missing = run("train", "--output", "x", structures="nowhere")
+    assert missing.exit_code == 2 and "nowhere" in missing.stderr
+
+
+def test_evaluate_takes_options_without_a_command_as_before() -> None:
+    app = typer.Typer(cls=EvaluateGroup, no_args_is_help=True)
+
+    @app.command()
+    def plasma(sites: str = "none") -> None:
+        typer.echo(f"plasma {sites}")
+
+    @app.command()
+    def protalign() -> None:
+        typer.echo("protalign")
+
+    assert CliRunner().invoke(app, ["--sites", "a"]).stdout.strip() == "plasma a"
+    assert CliRunner().invoke(app, ["plasma"]).stdout.strip() == "plasma none"
+    assert CliRunner().invoke(app, ["protalign"]).stdout.strip() == "protalign"
+    assert "protalign" in CliRunner().invoke(app, ["--help"]).stdout

@@ -1,0 +1,362 @@
+"""Indexes: built, killed, resumed, refused, added to, taken from, searched."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from plasma_hf.data import BadRecord
+from plasma_hf.models import retrieval_index
+from plasma_hf.models.structure import read_structures
+from plasma_hf.search import (
+    Index,
+    IndexHeader,
+    RetrievalRecord,
+    add_records,
+    build_index,
+    index_writer,
+    read_records,
+    remove_records,
+)
+from tests.index_job import RECORDS_PER_SHARD, WIDTH, Composition, make_records, run, write_helix
+
+ROOT = Path(__file__).parents[1]
+FEW = [("P1", "MKVLA"), ("P2", "WWFF", "a.fasta:P2"), ("P3", "GGGA")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "index.lock"}
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    build_index(Composition(), FEW, tmp_path / "few", records_per_shard=2)
+    return tmp_path / "few"
+
+
+@pytest.fixture(scope="module")
+def builder() -> Iterator[subprocess.Popen[str]]:
+    """A process that forks a build whenever it is told where; it imports meanwhile."""
+    command = [sys.executable, "-m", "tests.index_job", "0.01"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def one_go(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one_go")
+    assert run(folder).embedded == 10_000
+    return folder
+
+
+def kill_when(builder: Any, folder: Path, shards: int) -> None:
+    """Let another process build, and kill it when there are so many shards."""
+    builder.stdin.write(f"{folder}\n")
+    builder.stdin.flush()
+    pid = int(builder.stdout.readline())
+    until = time.monotonic() + 100
+    while len(list(folder.glob("records-*.arrow"))) < shards and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    assert int(builder.stdout.readline()) == signal.SIGKILL, "it was over before it was killed"
+
+
+def test_ten_thousand_records_killed_twice_and_resumed(
+    builder: Any, one_go: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "index"
+    for shards in (2, 7):
+        kill_when(builder, folder, shards)
+        with pytest.raises(FileNotFoundError, match="is not finished; run the command that builds"):
+            Index.open(folder)
+    there = len(list(folder.glob("records-*.arrow")))
+    assert 7 <= there < 20
+    report = run(folder)
+    assert report.already_there == there * RECORDS_PER_SHARD
+    assert report.embedded == 10_000 - report.already_there
+    assert not report.bad
+    assert contents(folder) == contents(one_go)
+    index = Index.open(folder, Composition())
+    assert len(index) == 10_000
+    assert index.records["id"][:2] == ["P0", "P1"]
+
+
+def test_a_query_among_ten_thousand(one_go: Path) -> None:
+    index, model = Index.open(one_go), Composition()
+    queries = model.embed_sequences([sequence for _, sequence, _ in make_records(10_000)[::500]])
+    found = index.search(queries, k=3)
+    assert [hits[0]["id"] for hits in found] == [f"P{i}" for i in range(0, 10_000, 500)]
+    first = found[0][0]
+    assert (first["rank"], first["score"], first["row"]) == (1, 1.0, 0)
+    assert (first["kind"], first["source"]) == ("sequence", "made.fasta:P0")
+    vectors = np.array(index.records["vector"], dtype=np.float64)
+    for query, hits in zip(queries.double().numpy(), found, strict=True):
+        scores = vectors @ query
+        assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores)[:-4:-1], abs=2e-6)
+    assert index.search(queries[:1], 3)[0] == found[0]  # alone as among others
+
+
+def test_a_build_again_does_nothing_and_other_records_are_refused(few: Path) -> None:
+    model, before = Composition(), contents(few)
+    report = build_index(model, FEW, few, records_per_shard=2)
+    assert (report.embedded, report.already_there, model.calls) == (0, 3, 0)
+    assert contents(few) == before
+    for other in (FEW[:2], [*FEW, ("P4", "MK")]):
+        with pytest.raises(ValueError, match="holds an index of 3 records already, and these are"):
+            build_index(model, other, few, records_per_shard=2)
+    assert (model.calls, contents(few)) == (0, before)
+    build_index(model, FEW[:2], few, records_per_shard=2, overwrite=True)
+    assert Index.open(few).records["id"][:] == ["P1", "P2"]
+    assert len(contents(few)) == 3  # one shard, its vectors, the header
+
+
+def test_bad_records_are_reported_also_by_the_one_who_resumes(tmp_path: Path) -> None:
+    records = [
+        *FEW,
+        ("digit", "MK7"),
+        ("P1", "MKVLA"),
+        ("P2", "AAAA"),
+        ("pyrrolysine", "MKO"),
+        ("number", 3),
+        ("P4", "CC"),
+    ]
+    told = [BadRecord("file.fasta", "it was wrong before")]
+    for report in (
+        build_index(Composition(), records, tmp_path / "index", bad=told[:]),
+        build_index(Composition(), records, tmp_path / "index", bad=told[:]),
+    ):
+        reasons = {bad.id: bad.reason for bad in report.bad}
+        assert list(reasons) == ["file.fasta", "digit", "P1", "P2", "number", "pyrrolysine"]
+        assert "character '7'" in reasons["digit"]
+        assert "comes again, with the same content" in reasons["P1"]
+        assert "comes again, with other content" in reasons["P2"]
+        assert reasons["pyrrolysine"].startswith("it cannot be embedded: pyrrolysine is too much")
+    assert Index.open(tmp_path / "index").records["id"][:] == ["P1", "P2", "P3", "P4"]
+
+
+def test_a_foreign_index_is_refused_naming_both_models(few: Path) -> None:
+    other = Composition(seed=1, name="tiny/other")
+    mine, theirs = Index.open(few).header.made_by, retrieval_index.ModelIdentity.of(other)
+    message = (
+        rf"made by tiny/composition \(weights {mine.weights[:8]}, recipe raw\), and this model is "
+        rf"tiny/other \(weights {theirs.weights[:8]}, recipe raw\)"
+    )
+    before = contents(few)
+    for use in (
+        lambda: Index.open(few, other),
+        lambda: Index.open(few).check(other),
+        lambda: add_records(few, other, [("P4", "MK")]),
+        lambda: build_index(other, FEW, few),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert contents(few) == before
+    recipe = Composition()
+    recipe.config.plm_recipe = "spaced"
+    with pytest.raises(ValueError, match="recipe spaced"):
+        Index.open(few, recipe)
+    Index.open(few, Composition(name="the/same/elsewhere"))
+
+
+def test_add(few: Path) -> None:
+    model = Composition()
+    more = [FEW[0], ("P2", "AAAA"), ("P4", "MKMK"), ("P5", "MKO")]
+    report = add_records(few, model, more)
+    assert (report.embedded, report.already_there, report.replaced) == (1, 1, 0)
+    assert [bad.id for bad in report.bad] == ["P2", "P5"]
+    assert "holds this id with other content, which stays" in report.bad[0].reason
+    index = Index.open(few, model)
+    assert index.records["id"][:] == ["P1", "P2", "P3", "P4"]
+    assert index.header.kinds == {"sequence": 4}
+    assert index.search(model.embed_sequences(["MKMK"]), 1)[0][0]["id"] == "P4"
+
+    report = add_records(few, model, [("P2", "AAAA"), ("P3", "MKO")], replace_changed=True)
+    assert (report.embedded, report.replaced) == (1, 1)
+    assert [bad.id for bad in report.bad] == ["P3"]
+    records = Index.open(few).records
+    kept = dict(zip(records["id"], records["residues"], strict=True))
+    assert kept == {"P1": "MKVLA", "P3": "GGGA", "P4": "MKMK", "P2": "AAAA"}
+
+
+def test_remove(few: Path) -> None:
+    assert remove_records(few, ["P1", "nobody", "P1"]) == ["nobody"]
+    index, model = Index.open(few), Composition()
+    assert index.records["id"][:] == ["P2", "P3"]
+    assert {h["id"] for h in index.search(model.embed_sequences(["MKVLA"]), 9)[0]} == {"P2", "P3"}
+    assert remove_records(few, ["P2", "P3"]) == []
+    assert list(contents(few)) == ["index.json"]
+    assert Index.open(few).search(model.embed_sequences(["MKVLA"])) == [[]]
+    assert add_records(few, model, FEW).embedded == 3
+    with pytest.raises(FileNotFoundError, match="there is no index in 'nowhere'; build one with"):
+        remove_records("nowhere", ["P1"])
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("step", ["write_shard", "_write_faiss", "write_json", "_sweep"])
+def test_stopped_at_any_step_the_index_is_the_old_or_the_new_one(
+    few: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    model = Composition()
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    changes = {
+        "add": lambda: add_records(few, model, [("P4", "MK"), ("P1", "AA")], replace_changed=True),
+        "remove": lambda: remove_records(few, ["P1"]),
+    }
+    for name, change in changes.items():
+        old = Index.open(few).records["id"][:]
+        with monkeypatch.context() as patched:
+            patched.setattr(index_writer, step, stop)
+            if (name, step) != ("remove", "write_shard"):
+                with pytest.raises(KeyboardInterrupt):
+                    change()
+        now = Index.open(few)
+        assert (now.records["id"][:] == old) == (step != "_sweep")
+        assert len(now.search(model.embed_sequences(["MK"]), 9)[0]) == len(now)
+        change()
+        expected = {"add": ["P2", "P3", "P4", "P1"], "remove": ["P2", "P3", "P4"]}[name]
+        assert Index.open(few).records["id"][:] == expected
+    header = IndexHeader.read(few)
+    assert set(contents(few)) == {"index.json", header.vectors, *header.shards}
+
+
+def test_equal_scores_keep_the_order_of_the_index(tmp_path: Path) -> None:
+    records = [(f"P{i}", "MKV" if i % 3 else "WYF") for i in range(300)]
+    model = Composition()
+    build_index(model, records, tmp_path / "index", records_per_shard=70)
+    index = Index.open(tmp_path / "index")
+    [hits] = index.search(model.embed_sequences(["VKM"]), 4)
+    assert [hit["id"] for hit in hits] == ["P1", "P2", "P4", "P5"]
+    assert {hit["score"] for hit in hits} == {1.0}
+    [hits] = index.search(model.embed_sequences(["VKM"]), 1000)
+    expected = [f"P{i}" for i in range(300) if i % 3] + [f"P{i}" for i in range(0, 300, 3)]
+    assert [hit["id"] for hit in hits] == expected
+
+
+def test_an_approximate_index(tmp_path: Path) -> None:
+    model = Composition()
+    build_index(model, make_records(500), tmp_path / "index", factory="IVF4,Flat")
+    index = Index.open(tmp_path / "index", model)
+    assert index.header.factory == "IVF4,Flat"
+    [hits] = index.search(model.embed_sequences([make_records(500)[7][1]]), 2)
+    assert (hits[0]["id"], hits[0]["score"]) == ("P7", 1.0)
+
+
+def test_structures_and_sequences_from_files(tmp_path: Path) -> None:
+    folder = tmp_path / "structures"
+    (folder / "deep").mkdir(parents=True)
+    write_helix(folder / "two.pdb", {"A": "MKVLAAGMKV", "B": "GGGGSSSGGG"})
+    write_helix(folder / "deep" / "one.pdb", {"A": "WWWWFFFYWW"})
+    (folder / "rubbish.pdb").write_text("no atoms here\n")
+    fasta = tmp_path / "some.fasta"
+    fasta.write_text(">P1\nMKVLA\n>P2\nMK7\n")
+    bad: list[BadRecord] = []
+    records = list(read_records([folder, fasta, tmp_path / "no.pdb"], bad))
+    assert [(r.id, r.kind) for r in records] == [
+        ("deep/one.pdb:A", "structure"),
+        ("two.pdb:A", "structure"),
+        ("two.pdb:B", "structure"),
+        ("P1", "sequence"),
+    ]
+    assert [record.id for record in bad] == ["rubbish.pdb", "P2", str(tmp_path / "no.pdb")]
+    assert records[1].source == f"{folder / 'two.pdb'}:A"
+    [as_sequence, _] = read_records([folder / "two.pdb"], bad, "sequence")
+    assert (as_sequence.kind, as_sequence.residues) == ("sequence", "MKVLAAGMKV")
+    bad.clear()
+    assert not list(read_records([fasta], bad, "structure"))
+    assert "holds sequences" in bad[0].reason
+    with pytest.raises(ValueError, match="there is no kind 'fold'; give 'sequence' or 'structure'"):
+        list(read_records([fasta], bad, "fold"))
+
+    build_index(Composition(), records, tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    assert index.header.kinds == {"sequence": 1, "structure": 3}
+    again = index.read(1)
+    assert (again.kind, again.sha) == ("structure", records[1].sha)
+    assert index.read(3).content == "MKVLA"
+    write_helix(folder / "two.pdb", {"A": "MKVLAAGMKW"})
+    with pytest.raises(ValueError, match="has changed since it was indexed"):
+        index.read(1)
+    (folder / "two.pdb").unlink()
+    with pytest.raises(FileNotFoundError):
+        index.read(1)
+
+
+def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
+    one, two = (
+        read_structures(write_helix(tmp_path / f"{first}.pdb", {"A": "MKVLA"}, first))[0]
+        for first in (1, 5)
+    )
+    shas = {RetrievalRecord("r", content).sha for content in (one, two, one.sequence)}
+    assert len(shas) == 3
+    assert RetrievalRecord("other", one).sha in shas
+
+
+def test_the_folder_is_plain(few: Path) -> None:
+    header = json.loads((few / "index.json").read_text())
+    assert (header["count"], header["width"], header["format"]) == (3, WIDTH, 1)
+    assert header["made_by"]["model"] == "tiny/composition"
+    [[shard, count], _] = header["shards"]
+    assert count == 2
+    rows = Dataset.from_file(str(few / shard))
+    assert rows["id"][:] == ["P1", "P2"]
+    assert rows["source"][:] == ["", "a.fasta:P2"]
+    suffixes = {file.suffix for file in few.iterdir()}
+    assert suffixes <= {".json", ".arrow", ".faiss", ".lock"}
+
+
+def test_damage_and_newer_formats(few: Path) -> None:
+    header = json.loads((few / "index.json").read_text())
+    for name in (header["shards"][1][0], header["vectors"]):
+        whole = (few / name).read_bytes()
+        for damaged in (whole[: len(whole) // 2], b""):
+            (few / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match="is missing or damaged .*build the index again"):
+                Index.open(few)
+        (few / name).write_bytes(whole)
+    (few / "index.json").write_text(json.dumps(header | {"format": 2}))
+    with pytest.raises(ValueError, match="its format is not 1; update plasma-hf"):
+        IndexHeader.read(few)
+    (few / "index.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no header of an index"):
+        IndexHeader.read(few)
+
+
+def test_bad_queries(few: Path) -> None:
+    index = Index.open(few)
+    with pytest.raises(ValueError, match=r"shape \(1, 7\); give \(queries, 16\)"):
+        index.search(torch.ones(1, 7))
+    with pytest.raises(ValueError, match="0 hits are asked for"):
+        index.search(torch.ones(1, WIDTH), 0)
+
+
+def test_without_faiss(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for use in (lambda: Index.open(few), lambda: build_index(Composition(), FEW, few / "other")):
+        with pytest.raises(ImportError, match=r"pip install 'plasma-hf\[search\]'"):
+            use()
+
+
+def test_one_writer_at_a_time(few: Path) -> None:
+    with (
+        index_writer._locked(few),
+        pytest.raises(ValueError, match="another process is writing the index"),
+    ):
+        add_records(few, Composition(), FEW)

@@ -1,0 +1,361 @@
+"""Structures: which residues, which of their atoms, which chains and models."""
+
+import dataclasses
+import gzip
+
+import gemmi
+import pytest
+import torch
+
+from plasma_hf.models import structure as structure_module
+from plasma_hf.models.structure import (
+    BACKBONE_ATOMS,
+    Structure,
+    is_structure,
+    join_structures,
+    read_structure,
+    read_structures,
+    split_place,
+)
+from tests.structures import FULL, atom_at, write_structure
+
+
+def pdb_atom(  # noqa: PLR0913
+    name, residue, number, place, chain="A", altloc=" ", occupancy=1.0, record="ATOM"
+):
+    """Write one line; the number may end with an insertion code; the place may be 24 columns."""
+    code = number[-1] if number[-1].isalpha() else " "
+    if not isinstance(place, str):
+        place = "".join(f"{value:8.3f}" for value in place)
+    return (
+        f"{record:6}    1  {name:3}{altloc}{residue} {chain}{number.rstrip(code):>4}{code}   "
+        f"{place}{occupancy:6.2f}  0.00          {name[0]:>2}"
+    )
+
+
+def pdb_residue(residue, number, x, **options):
+    places = [(x, k, 0) for k in range(4)]
+    return [
+        pdb_atom(*atom, **options)
+        for atom in zip(FULL, [residue] * 4, [number] * 4, places, strict=True)
+    ]
+
+
+def write_lines(path, *parts):
+    lines = [line for part in parts for line in ([part] if isinstance(part, str) else part)]
+    path.write_text("\n".join([*lines, "END", ""]))
+    return path
+
+
+def as_twin(path):
+    """Write the mmCIF twin of a PDB file."""
+    model = gemmi.read_structure(str(path))
+    model.setup_entities()
+    twin = path.with_suffix(".cif")
+    model.make_mmcif_document().write_file(str(twin))
+    return twin
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif", ".ent.gz", ".pdb.gz", ".cif.gz", ""])
+def test_atoms_are_those_of_the_file(tmp_path, suffix):
+    plain = tmp_path / ("p.cif" if "cif" in suffix else "p.pdb")
+    chain = [("ALA", FULL), ("GLY", ("N", "C", "O")), ("TRP", FULL), ("HOH", ("O",))]
+    write_structure(plain, {"A": chain})
+    path = tmp_path / f"p{suffix}"
+    data = plain.read_bytes()
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    structure = read_structure(path)
+    assert (structure.id, structure.sequence, len(structure)) == (f"p{suffix}:A", "AGW", 3)
+    assert structure.author_numbers == ("1", "2", "3") and structure.chain_ids == ("A",) * 3
+    assert structure.backbone.dtype == torch.float32
+    wanted = torch.tensor([[[3.8 * n, k, 0] for k in range(4)] for n in (1, 2, 3)])
+    # The residue without CA has its other atoms one place earlier.
+    wanted[1] = torch.tensor([[7.6, 0, 0], [torch.nan] * 3, [7.6, 1, 0], [7.6, 2, 0]])
+    torch.testing.assert_close(structure.backbone, wanted, equal_nan=True)
+    assert structure.residue_mask.tolist() == [True, False, True]
+
+
+def test_gaps_and_insertion_codes_are_in_the_author_numbers(tmp_path):
+    numbers = ["-1", "0", "52", "52A", "52B", "53", "60"]
+    parts = [pdb_residue("ALA", number, 4 * i) for i, number in enumerate(numbers)]
+    path = write_lines(tmp_path / "p.pdb", *parts)
+    for file in (path, as_twin(path)):
+        structure = read_structure(file)
+        assert structure.author_numbers == tuple(numbers)
+        assert structure.backbone[:, 0, 0].tolist() == [4.0 * i for i in range(7)]
+
+
+def test_of_alternates_one_label_counts_for_all_atoms(tmp_path):
+    lines = []
+    for name, (a, b) in zip(FULL, [(0.6, 0.4), (0.2, 0.8), (0.6, 0.4), (0.1, 0.9)], strict=True):
+        lines.append(pdb_atom(name, "SER", "1", (1, 1, 1), altloc="A", occupancy=a))
+        lines.append(pdb_atom(name, "SER", "1", (2, 2, 2), altloc="B", occupancy=b))
+    equal = [
+        pdb_atom(name, "SER", "2", (x, x, x), altloc=label, occupancy=0.5)
+        for name in FULL
+        for label, x in (("B", 4), ("A", 5))
+    ]
+    path = write_lines(tmp_path / "p.pdb", lines, equal)
+    for file in (path, as_twin(path)):
+        backbone = read_structure(file).backbone
+        assert backbone[0].eq(2).all(), "B is occupied more, also where N is not"
+        assert backbone[1].eq(4).all(), "the first of equals"
+
+
+def test_an_atom_under_another_label_alone_is_not_lost(tmp_path):
+    lines = pdb_residue("SER", "1", 1)
+    lines[1:2] = [
+        pdb_atom("CA", "SER", "1", (2, 2, 2), altloc="A", occupancy=0.3),
+        pdb_atom("CA", "SER", "1", (3, 3, 3), altloc="B", occupancy=0.7),
+    ]
+    lines[-1] = pdb_atom("O", "SER", "1", (4, 4, 4), altloc="A", occupancy=0.3)
+    backbone = read_structure(write_lines(tmp_path / "p.pdb", lines)).backbone[0]
+    assert backbone[:, 0].tolist() == [1, 3, 1, 4]
+
+
+@pytest.mark.parametrize("order", ["one after the other", "atom by atom", "chain by chain"])
+def test_of_two_residues_in_one_place_the_more_occupied_counts(tmp_path, order):
+    # TRP has more atoms, and still the more occupied GLY is taken.
+    a = pdb_residue("TRP", "2", 1, altloc="A", occupancy=0.4)
+    a.append(pdb_atom("CB", "TRP", "2", (9, 9, 9), altloc="A", occupancy=0.4))
+    b = pdb_residue("GLY", "2", 2, altloc="B", occupancy=0.6)
+    middle, last = [*a, *b], pdb_residue("VAL", "3", 4)
+    if order == "atom by atom":
+        middle = [line for pair in zip(a, b, strict=False) for line in pair]
+    if order == "chain by chain":
+        middle, last = a, [*last, *b]
+    path = write_lines(tmp_path / "p.pdb", pdb_residue("ALA", "1", 0), middle, last)
+    structure = read_structure(path)
+    assert (structure.sequence, structure.author_numbers) == ("AGV", ("1", "2", "3"))
+    assert structure.backbone[:, 0, 0].tolist() == [0, 2, 4]
+
+
+def test_residues_numbered_alike_are_all_there(tmp_path):
+    parts = [pdb_residue(name, "7", x) for x, name in ((0, "ALA"), (4, "GLY"), (8, "SER"))]
+    structure = read_structure(write_lines(tmp_path / "p.pdb", *parts))
+    assert structure.sequence == "AGS" and structure.author_numbers == ("7",) * 3
+
+
+def test_modified_residues_belong_to_the_chain_and_free_ones_do_not(tmp_path):
+    chain = [
+        *pdb_residue("ALA", "1", 0),
+        *pdb_residue("MSE", "2", 4, record="HETATM"),
+        *pdb_residue("SEP", "3", 8, record="HETATM"),
+        *pdb_residue("Q9Q", "4", 12, record="HETATM"),  # a residue that no table knows
+        *pdb_residue("UNK", "5", 16),
+        *pdb_residue("VAL", "6", 20),
+        pdb_atom("N", "NH2", "7", (24, 0, 0), record="HETATM"),  # a cap is no residue
+        "TER",
+    ]
+    free = [
+        *pdb_residue("GLU", "301", 40, record="HETATM"),
+        pdb_atom("O", "HOH", "401", (50, 0, 0), record="HETATM"),
+    ]
+    path = write_lines(tmp_path / "p.pdb", chain, free)
+    for file in (path, as_twin(path)):
+        structure = read_structure(file)
+        assert structure.sequence == "AMSXXV"
+        assert structure.author_numbers == tuple("123456") and structure.residue_mask.all()
+
+
+def test_nucleic_acids_and_ligands_are_no_protein(tmp_path):
+    base = [pdb_atom(n, " DA", "1", (1, 1, 1), chain="B") for n in ("P", "C1'", "N9")]
+    heme = [pdb_atom("FE", "HEM", "1", (1, 1, 1), chain="C", record="HETATM")]
+    path = write_lines(tmp_path / "p.pdb", pdb_residue("ALA", "1", 0), "TER", base, "TER", heme)
+    assert [s.id for s in read_structures(path)] == ["p.pdb:A"]
+    with pytest.raises(ValueError, match=r"p.pdb has no chain 'B'; it has: A\."):
+        read_structures(path, chains="B")
+    with pytest.raises(ValueError, match="none.pdb holds no protein chain"):
+        read_structures(write_lines(tmp_path / "none.pdb", base, "TER", heme))
+
+
+def test_a_chain_in_several_parts_is_one(tmp_path):
+    parts = [
+        pdb_residue("ALA", "1", 0),
+        "TER",
+        pdb_residue("GLY", "1", 4, chain="B"),
+        "TER",
+        pdb_residue("VAL", "2", 8),
+        "TER",
+        pdb_atom("O", "HOH", "90", (50, 0, 0), record="HETATM"),
+    ]
+    a, b = read_structures(write_lines(tmp_path / "p.pdb", *parts))
+    assert (a.id, a.sequence, b.id, b.sequence) == ("p.pdb:A", "AV", "p.pdb:B", "G")
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+def test_models_are_counted_from_one(tmp_path, suffix):
+    models = [
+        (f"MODEL     {number:4}", *pdb_residue("ALA", "1", x), "TER", "ENDMDL")
+        for number, x in ((5, 10), (9, 20))
+    ]
+    path = write_lines(tmp_path / "p.pdb", *models)
+    path = as_twin(path) if suffix == ".cif" else path
+    places = [read_structures(path, model=n)[0].backbone[0, 0, 0].item() for n in (1, 2)]
+    assert places == [10, 20]
+    with pytest.raises(ValueError, match=r"has no model 3; it has 2, counted from 1"):
+        read_structures(path, model=3)
+    with pytest.raises(ValueError, match="has no model 0"):
+        read_structures(path, model=0)
+
+
+@pytest.fixture
+def two_chains(tmp_path):
+    a, b = [("ALA", FULL), ("GLY", FULL)], [("SER", FULL)]
+    return write_structure(tmp_path / "two.pdb", {"A": a, "B": b})
+
+
+def test_chains_are_chosen_by_name(two_chains, tmp_path):
+    assert [s.sequence for s in read_structures(two_chains)] == ["AG", "S"]
+    assert [s.sequence for s in read_structures(two_chains, chains=["B", "A"])] == ["S", "AG"]
+    assert read_structure(f"{two_chains}:B").id == "two.pdb:B"
+    with pytest.raises(ValueError, match=r"two.pdb has no chain 'X'; it has: A, B\."):
+        read_structure(f"{two_chains}:X")
+    with pytest.raises(ValueError, match=r"holds 2 chains: A, B; name one, .*:A', or .*two.pdb:\*"):
+        read_structure(two_chains)
+    both = read_structure(f"{two_chains}:*")
+    assert (both.id, both.sequence, both.chain_ids) == ("two.pdb:*", "AGS", ("A", "A", "B"))
+    assert both.author_numbers == ("1", "2", "1")
+    assert split_place(two_chains) == (str(two_chains), None)
+    odd = two_chains.rename(tmp_path / "a:b.pdb")
+    assert split_place(odd) == (str(odd), None) and len(read_structures(odd)) == 2
+
+
+def test_a_chain_without_a_name(tmp_path):
+    path = write_lines(tmp_path / "p.pdb", pdb_residue("ALA", "1", 0, chain=" "))
+    structure = read_structure(path)
+    assert structure.id == "p.pdb:" and structure.chain_ids == ("",)
+    assert read_structure(f"{path}:").sequence == "A"
+
+
+def test_a_trace_is_refused_by_name_unless_wanted(tmp_path, caplog):
+    trace = [("ALA", ("CA",)), ("GLY", ("CA",)), ("SER", ("CA",))]
+    path = write_structure(tmp_path / "p.pdb", {"A": [("ALA", FULL)], "T": trace})
+    assert [s.id for s in read_structures(path)] == ["p.pdb:A"]
+    assert "chain 'T' of" in caplog.text and "no residue with N, CA, C, O" in caplog.text
+    a, t = read_structures(path, atoms=("CA",))
+    assert t.sequence == "AGS" and t.backbone.isfinite().all(-1).tolist() == [[0, 1, 0, 0]] * 3
+    assert not t.residue_mask.any() and a.residue_mask.all()
+    with pytest.raises(ValueError, match=r"p.pdb has no residue with .* N, CA, C, O in chain T;"):
+        read_structure(f"{path}:T")
+    assert read_structure(f"{path}:T", atoms=("CA",)).sequence == "AGS"
+    for wrong in ("ca", ("CB",), ()):
+        with pytest.raises(ValueError, match=r"atoms is .*; give some of .*'CA'"):
+            read_structures(path, atoms=wrong)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "     nan   1.000   1.000",
+        "********   1.000   1.000",
+        "   1.000     abc   1.000",
+        " " * 24,
+        "9999.000" * 3,
+        "   1.0001.2.333   1.000",
+    ],
+)
+def test_coordinates_that_are_none_are_missing(tmp_path, place):
+    lines = pdb_residue("ALA", "1", 1)
+    lines[1] = pdb_atom("CA", "ALA", "1", place)
+    structure = read_structure(
+        write_lines(tmp_path / "p.pdb", lines, pdb_residue("GLY", "2", 4)), atoms=("N",)
+    )
+    assert structure.sequence == "AG" and structure.residue_mask.tolist() == [False, True]
+    assert structure.backbone[0, 1].isnan().all() and structure.backbone[0, 2].isfinite().all()
+
+
+def test_numbers_of_other_widths_are_read(tmp_path):
+    line = pdb_atom("N", "ALA", "1", "  -1.5  12.0000       3 ")
+    lines = [line, *pdb_residue("ALA", "1", 1)[1:]]
+    backbone = read_structure(write_lines(tmp_path / "p.pdb", lines)).backbone
+    assert backbone[0, 0].tolist() == [-1.5, 12, 3]
+
+
+def test_coordinates_of_mmcif_that_are_none_are_missing(tmp_path):
+    path = write_structure(tmp_path / "p.cif", {"A": [("ALA", FULL), ("GLY", FULL)]})
+    text = path.read_text()
+    for absent in ("?", ".", "1e300", "inf"):
+        path.write_text(text.replace(" 3.8 ", f" {absent} "))
+        assert read_structure(path).residue_mask.tolist() == [False, True]
+
+
+def test_mmcif_without_what_the_authors_call_things(tmp_path):
+    path = write_structure(tmp_path / "p.cif", {"A": [("ALA", FULL), ("GLY", FULL)]})
+    document = gemmi.cif.read(str(path))
+    atoms = document.sole_block().find_loop("_atom_site.id").get_loop()
+    for tag in [tag for tag in atoms.tags if ".auth_" in tag]:
+        atoms.remove_column(tag)
+    for number, row in enumerate(document.sole_block().find("_atom_site.", ["label_seq_id"])):
+        row[0] = str(7 + number // 4)
+    document.write_file(str(path))
+    structure = read_structure(path)
+    assert structure.sequence == "AG" and structure.author_numbers == ("7", "8")
+
+
+def test_old_files_have_other_things_in_the_last_columns(tmp_path):
+    # Files before 1996 number their lines where element and charge are now.
+    lines = [
+        f"{line[:72]}1ACB{number:4}" for number, line in enumerate(pdb_residue("ALA", "1", 0), 96)
+    ]
+    assert read_structure(write_lines(tmp_path / "p.pdb", lines)).residue_mask.all()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "neither atoms as a PDB file has them"),
+        (b"MKVLA\n", "neither atoms as a PDB file has them"),
+        (b"ATOM\n", "neither atoms as a PDB file has them"),
+        (b"ATOM  \n", "line is too short"),
+        (b"data_x\n", "holds no atoms"),
+        (b"data_x\nloop_\n_atom_site.id\n_atom_site.Cartn_x\n1\n", "Wrong number of values"),
+        (b"\x1f\x8b\x08broken", "no readable gzip file"),
+        (gzip.compress(b"ATOM" * 500)[:-9], "no readable gzip file"),
+        (b"\x83\xaadataBlocks\x91", r"is BinaryCIF, which gemmi does not read; .* as mmCIF"),
+        (gzip.compress(b"\x83\xaadataBlocks\x91"), "is BinaryCIF"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_file_and_reason(tmp_path, data, reason):
+    for name in ("x.pdb", "x.cif", "x.bcif", "x"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=rf"(?s){name} .*{reason}"):
+            read_structures(tmp_path / name)
+
+
+def test_no_file_and_no_gemmi(tmp_path, two_chains, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="there is no file '.*none.pdb'"):
+        read_structure(tmp_path / "none.pdb")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_structures(tmp_path)
+    monkeypatch.setattr(structure_module, "gemmi", None)
+    with pytest.raises(ImportError, match="pip install gemmi"):
+        read_structures(two_chains)
+
+
+def test_parts_of_a_structure_are_of_one_length():
+    good = {
+        "id": "p",
+        "sequence": "MK",
+        "backbone": torch.zeros(2, 4, 3),
+        "author_numbers": ("1", "2"),
+        "chain_ids": ("A", "A"),
+    }
+    assert Structure(**good).residue_mask.all() and BACKBONE_ATOMS == FULL
+    for part in (
+        {"sequence": "M"},
+        {"backbone": torch.zeros(2, 3, 3)},
+        {"author_numbers": ("1",)},
+        {"chain_ids": ()},
+    ):
+        with pytest.raises(ValueError, match=r"p has \d residues, a backbone of shape"):
+            Structure(**good | part)
+    with pytest.raises(ValueError, match="no structures were given to join as all"):
+        join_structures("all", [])
+
+
+def test_a_structure_of_another_copy_of_the_code_is_one():
+    names = [field.name for field in dataclasses.fields(Structure)]
+    twin = dataclasses.make_dataclass("Structure", names)
+    assert is_structure(twin("p", "M", torch.zeros(1, 4, 3), ("1",), ("A",)))
+    assert not is_structure("p.pdb") and not is_structure(atom_at("N", (0, 0, 0)))
