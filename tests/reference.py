@@ -42,6 +42,16 @@ def score(plan, q, c, threshold=0.5, window=10):
     return max(0.0, cosine * collinearity(plan, window))
 
 
+def collinear_score(plan):
+    n, m = plan.shape
+    best = np.zeros((n + 1, m + 1))
+    for i in range(n):
+        for j in range(m):
+            best[i + 1, j + 1] = max(best[i, j] + plan[i, j], best[i, j + 1], best[i + 1, j])
+    share = min(1.0, best[n, m] / min(n, m))
+    return 1 - (1 - share) ** max(1.0, np.sqrt(max(n, m) / 100))
+
+
 def support(plan, window, gap):
     n, m = plan.shape
 

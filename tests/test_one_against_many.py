@@ -12,6 +12,7 @@ CONFIGS = {
     "published": {},
     "hinge": {"head": "hinge", "kernel_scale": 0.3},
     "mass": {"score_form": "mass"},
+    "collinear": {"score_form": "collinear"},
     "soft": {"score_form": "soft"},
     "converged": {"tol": 1e-4},
     "log": {"domain": "log"},

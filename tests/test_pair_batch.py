@@ -17,6 +17,7 @@ FORMS = [
     {"head": "lrl", "head_size": 40},  # no multiple of what the kernels take at a time
     {"head": "hinge", "score_form": "soft", "score_loss_form": "affine"},
     {"head": "hinge", "score_form": "mass", "support_rounds": 1},
+    {"head": "hinge", "score_form": "collinear", "score_loss_form": "affine"},
     {"head": "hinge", "tol": 1e-5},
 ]
 

@@ -15,6 +15,7 @@ WIDTH = 12
 FORMS = {
     "published": {},
     "soft": {"score_form": "soft"},
+    "collinear": {"score_form": "collinear"},
     "mass": {"score_form": "mass", "support_rounds": 2, "support_window": 3, "support_gap": 1},
     "converged": {"tol": 1e-4, "domain": "log"},
     "linear converged": {"tol": 1e-4, "score_form": "soft"},
@@ -119,6 +120,28 @@ def test_a_pair_does_not_know_its_batch(shapes, form, head, left, right, data):
     assert abs(wanted - batch.label_match_loss) < 1e-5
 
 
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 30), m=st.integers(1, 30), long=st.booleans(), seed=st.integers(0, 99))
+@torch.no_grad()
+def test_the_collinear_score_is_that_of_the_best_path(n, m, long, seed):
+    m += 150 * long
+    pair = make_pair(n, m, seed)
+    model = make_model(score_form="collinear")
+    out = run(model, [pair], [1])
+    assert abs(float(out.scores) - reference.collinear_score(out.plan[0].double().numpy())) < 1e-5
+    fused = model.align_pairs([pair["query_embeddings"]], [pair["candidate_embeddings"]])
+    assert abs(float(fused.scores) - float(out.scores)) < 1e-5
+
+
+def test_what_is_out_of_order_scores_less():
+    torch.manual_seed(0)
+    model = make_model(score_form="collinear")
+    query = torch.randn(40, WIDTH)
+    shuffled = query[torch.randperm(40)]
+    same, out_of_order = model.align_pairs([query, query], [query, shuffled]).scores.tolist()
+    assert same > 0.9 and out_of_order < 0.5
+
+
 def test_an_all_negative_batch_has_a_finite_loss():
     model = make_model("lrl")
     out = run(model, [make_pair(9, 12), make_pair(5, 5)], [0, 0])
@@ -139,7 +162,7 @@ def test_fully_masked_pairs_neither_spread_nor_score(form):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("form", ["published", "soft", "mass", "converged"])
+@pytest.mark.parametrize("form", ["published", "soft", "mass", "collinear", "converged"])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2000), (2000, 1), (2000, 700)])
 @torch.no_grad()
 def test_lengths_1_and_2000(form, n, m):

@@ -365,7 +365,7 @@ def _gates(plan: Array, threshold: Number, sent: Array, gate: Array) -> Number:
 
 @compiled
 def _collinear(plan: Array, columns: int) -> Number:
-    """Sum the plan along its best path, see `collinear_mass`."""
+    """Sum the plan along its best path, see `collinear_score`."""
     full_registers()
     best, ahead = np.zeros(columns + 1, np.float32), np.empty(columns, np.float32)
     for i in range(len(plan)):

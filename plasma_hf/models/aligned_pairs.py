@@ -14,6 +14,7 @@ from .align_numba import align_pairs_numba
 from .cost import at_least_float32, check_widths, hinge_cost
 from .kernels import kernels_for
 from .padding import pad_residues
+from .score import of_lengths
 from .score_triton import align_scores_triton
 from .sinkhorn import log_kernel
 
@@ -136,11 +137,13 @@ def match_scores(
     Returns:
         Scores, `(pairs,)`.
     """
-    mass = {"mass": matches.mass, "collinear": matches.collinear}.get(model.config.score_form)
-    if mass is not None:
-        pairs = zip(matches.sent, matches.gates, strict=True)
-        shorter = torch.tensor([min(len(sent), len(gate)) for sent, gate in pairs])
-        return (mass / shorter.clamp(min=1)).clamp(0, 1)
+    if model.config.score_form in ("mass", "collinear"):
+        lengths = [
+            torch.tensor([len(side) for side in sides]) for sides in (matches.sent, matches.gates)
+        ]
+        if model.config.score_form == "collinear":
+            return of_lengths(matches.collinear, *lengths)
+        return (matches.mass / torch.minimum(*lengths).clamp(min=1)).clamp(0, 1)
     similarity = torch.zeros(len(queries))
     # Few pairs have anything matched, and few residues in them: the others are not even read.
     for p in (matches.mass != 0).nonzero()[:, 0].tolist():

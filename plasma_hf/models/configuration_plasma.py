@@ -61,7 +61,7 @@ class PlasmaConfig(PreTrainedConfig):
         support_gap: Insertions and deletions that support tolerates.
         support_weight: Bonus in the exponent for a pair with perfect support.
         score_form: "published", "soft" (gradient through every part), "mass" (matched share of
-            the shorter protein) or "collinear" (its share that is aligned in order).
+            the shorter protein) or "collinear" (what is aligned in order, see `collinear_score`).
         threshold: Plan entry above which residues count as matched.
         diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
         softness: Width of the gates of the soft score.

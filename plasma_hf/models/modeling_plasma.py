@@ -28,7 +28,7 @@ from .parameter_free import ParameterFree
 from .plan import make_plans
 from .pretrained_backbone import OWN_MODELS
 from .released_heads import read_released_head, write_released_head
-from .score import collinear_mass, matched_mass, published_score, soft_score
+from .score import collinear_score, matched_mass, published_score, soft_score
 from .sinkhorn import log_kernel
 from .weights_digest import weights_digest
 from .with_backbone import WithBackbone
@@ -416,7 +416,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         if config.score_form == "mass":
             return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)
         if config.score_form == "collinear":
-            return collinear_mass(plan, query_mask, candidate_mask)
+            return collinear_score(plan, query_mask, candidate_mask)
         options = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
         if config.score_form == "soft":
             options["softness"] = config.softness

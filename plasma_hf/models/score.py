@@ -10,6 +10,10 @@ from .diagonal import diagonal_sums
 from .sinkhorn import NEVER
 
 
+USUAL_RESIDUES = 100
+"""Length up to which a collinear score is the share itself."""
+
+
 def published_score(
     plan: Tensor,
     query: Tensor,
@@ -107,13 +111,13 @@ def matched_mass(
     return (mass / shorter).clamp(0, 1)
 
 
-def collinear_mass(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
-    """Score by the share of the shorter protein that is aligned in order: `(batch,)`, in [0, 1].
+def collinear_score(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
+    """Score by what is aligned in order: `(batch,)`, in [0, 1].
 
-    The largest sum of plan entries (i, j) in which both i and j rise from one to the next, divided
-    by the residues of the shorter protein. A plan knows no order, so unrelated proteins have lone
-    matches all over it; these do not add up, an alignment does. Gaps cost nothing, and every entry
-    counts, however small. The gradient reaches the entries on the best path.
+    The largest sum of plan entries (i, j) in which both i and j rise from one to the next. A plan
+    knows no order, so unrelated proteins have lone matches all over it; these do not add up, an
+    alignment does. Gaps cost nothing, and every entry counts, however small. See `of_lengths` for
+    what becomes of the sum. The gradient reaches the entries on the best path.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
@@ -121,9 +125,9 @@ def collinear_mass(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> 
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
 
     Example:
-        >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]]), torch.ones(1, 2).bool()
-        >>> collinear_mass(plan, every, every), collinear_mass(plan.flip(1), every, every)
-        (tensor([0.7500]), tensor([0.5000]))
+        >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.ones(1, 2).bool()
+        >>> collinear_score(plan, every, every), collinear_score(plan.flip(1), every, every)
+        (tensor([1.]), tensor([0.5000]))
     """
     there = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
     plan = plan.masked_fill(~there, 0.0)
@@ -132,8 +136,26 @@ def collinear_mass(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> 
     for row in plan.unbind(-2):
         ahead = torch.maximum(best[:, :-1] + row, best[:, 1:])
         best = F.pad(ahead.cummax(-1).values, (1, 0))
-    shorter = torch.minimum(query_mask.sum(-1), candidate_mask.sum(-1)).clamp(min=1)
-    return (best[:, -1] / shorter).clamp(0, 1)
+    return of_lengths(best[:, -1], query_mask.sum(-1), candidate_mask.sum(-1))
+
+
+def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
+    """Relate a collinear mass to the lengths of both proteins: `(batch,)`, in [0, 1].
+
+    The share s of the shorter protein becomes 1 - (1 - s)^p with p = sqrt(longer / 100), at least
+    1: the same share is the rarer by chance, the more residues there are to choose from. A small
+    share so counts in proportion to the square root of the longer protein, as the standardised
+    similarities of embedding-based alignment do (Pantolini et al., Bioinformatics 2024).
+
+    Args:
+        mass: `(batch,)`.
+        query_residues: Lengths, `(batch,)`.
+        candidate_residues: Likewise.
+    """
+    shorter = torch.minimum(query_residues, candidate_residues).clamp(min=1)
+    longer = torch.maximum(query_residues, candidate_residues).clamp(min=1)
+    share = (mass / shorter).clamp(0, 1)
+    return 1 - (1 - share) ** (longer / USUAL_RESIDUES).sqrt().clamp(min=1)
 
 
 def _matched_similarity(

@@ -111,8 +111,9 @@ IMPROVED = Preset(
         "metric_for_best_model": "eval_loss",
     },
     patience=3,
-    # Support costs as much as the rest of a step, and what it sharpens has to match before.
-    aligning={"support_rounds": 3},
+    # Support costs as much as the rest of a step, and what it sharpens has to match before. The
+    # collinear score teaches the best path alone.
+    aligning={"support_rounds": 3, "score_form": "collinear"},
     correspondences=True,
 )
 """The default: it starts as PLASMA-PF and learns a correction from every part of the pair."""

@@ -33,11 +33,11 @@ from tests.benchmarks.site_pairs import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-SCORE_FORMS = ("published", "soft", "mass")
+SCORE_FORMS = ("published", "soft", "mass", "collinear")
 DEFAULT = {
     "head": "hinge",
     "kernel_scale": 0.2,
-    "score_form": "mass",
+    "score_form": "collinear",
     "support_rounds": 3,
     "support_window": 25,
     "support_gap": 3,
@@ -114,8 +114,8 @@ def scan(n: int = 50) -> str:
     pairs = load_pairs(1, n, n, n_low=n // 2, per="columns")
     labels = [pair.label for pair in pairs]
     lines = [
-        "| change | label match | ROC-AUC published | soft | mass | median ms |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| change | label match | ROC-AUC published | soft | mass | collinear | median ms |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for changes in tqdm(VARIATIONS, desc="variations"):
         model = build_model(**changes)
