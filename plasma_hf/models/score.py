@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from .diagonal import diagonal_sums
 from .sinkhorn import NEVER
 
-
 USUAL_RESIDUES = 100
 """Length up to which a collinear score is the share itself."""
 
