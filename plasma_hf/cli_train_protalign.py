@@ -13,6 +13,8 @@ import typer
 from .cli_errors import fail, one_line_errors, report
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .data.structure_rows import StructurePair
     from .models.backbone import Backbone
     from .models.modeling_protein_mpnn import ProteinMPNNEncoder
@@ -48,6 +50,10 @@ Train ProtAlign on protein structures and their own sequences, and measure it.
 .gz), or a Parquet file of sequences and structures. Training, validation and test share no
 sequence cluster; of chains with equal sequences one is used.
 
+--residue-steps trains the structure encoder first, and with it the bundled sequence encoder: the
+residues of a chain's sequence and those of its structure find each other. It pays where no
+published weights of ProteinMPNN are given.
+
 With --train-encoders none, embeddings are computed once and two attention pools train on them.
 structure trains the structure encoder along, all both encoders, lora the sequence encoder by small
 matrices beside its weights.
@@ -61,6 +67,7 @@ is 2. It is also 2 where a file or an option cannot be used.
 
 \b
 Examples:
+  plasma-hf train protalign --structures pdb/ --residue-steps 1600 --output protalign
   plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign
   plasma-hf train protalign --structures chains.jsonl.gz --loss siglip --seed 3 --output siglip
   plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign \\
@@ -94,6 +101,9 @@ def train_protalign(
     structure_encoder: Annotated[
         str, typer.Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
     ] = "new",
+    residue_steps: Annotated[
+        int, typer.Option(min=0, help="Batches in which residues find each other, before all else.")
+    ] = 0,
     train_encoders: Annotated[
         TrainedName, typer.Option(help="Which encoders train.")
     ] = TrainedName.none,
@@ -136,7 +146,11 @@ def train_protalign(
         parts = split_pairs(pairs, seed, identity=identity)
         backbone = load_sequence_backbone(sequence_backbone, recipe, device, trust_remote_code)
         encoder = load_structure_encoder(structure_encoder, seed, device)
-        if structure_encoder == "new" and train_encoders.value in ("none", "lora"):
+        if residue_steps:
+            _train_residues(
+                parts.train, backbone, encoder, residue_steps, output, seed, device, resume
+            )
+        elif structure_encoder == "new" and train_encoders.value in ("none", "lora"):
             report("the structure encoder is new and does not train: it gives random features")
         run = ProtAlignRun(
             output,
@@ -153,6 +167,38 @@ def train_protalign(
         _report(figures, output)
     if not complete and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)
+
+
+def _train_residues(
+    pairs: Sequence[StructurePair],
+    backbone: Backbone,
+    encoder: ProteinMPNNEncoder,
+    steps: int,
+    output: Path,
+    seed: int,
+    device: str | None,
+    resume: bool,
+) -> None:
+    """Train encoders in place, see `train_encoders`; a language model stays as it is."""
+    from .models.configuration_protalign import ProtAlignConfig
+    from .models.modeling_protalign import ProtAlignModel
+    from .models.modeling_residue_encoder import ResidueEncoderModel
+    from .training.protalign_run import processor_of
+    from .training.residue_contrast import ResidueTraining, train_encoders
+
+    sizes = {"sequence_size": backbone.hidden_size, "structure_size": encoder.config.hidden_size}
+    model = ProtAlignModel(ProtAlignConfig(**sizes))
+    model.attach_backbone(backbone).attach_structure_encoder(encoder)
+    model.processor = processor_of(model, backbone)
+    train_encoders(
+        model,
+        pairs,
+        [pair.family or pair.id for pair in pairs],
+        output / "residues",
+        ResidueTraining(steps=steps, seed=seed, device=device),
+        sequences=isinstance(backbone.model, ResidueEncoderModel),
+        resume=resume,
+    )
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

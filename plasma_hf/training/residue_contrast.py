@@ -149,7 +149,7 @@ def amino_acids(sequence: str) -> Tensor:
 
     Example:
         >>> amino_acids("ACX").tolist()
-        [0, 1, -100]
+        [0, 4, -100]
     """
     return torch.tensor([STANDARD_RESIDUES.find(letter) for letter in sequence]).masked_fill(
         torch.tensor([letter not in STANDARD_RESIDUES for letter in sequence]), NOT_ASKED
@@ -217,6 +217,7 @@ def train_encoders(
     folder: str | Path,
     settings: ResidueTraining | None = None,
     *,
+    sequences: bool = True,
     resume: bool = False,
     **options: Any,
 ) -> ProtAlignModel:
@@ -228,6 +229,7 @@ def train_encoders(
         clusters: Cluster of each, as `cluster_sequences` finds them.
         folder: Where checkpoints go.
         settings: Of the run.
+        sequences: Train the sequence encoder as well, not the structure encoder alone.
         resume: Go on at the last checkpoint, if there is one.
         **options: Further fields of `TrainingArguments`.
 
@@ -249,10 +251,9 @@ def train_encoders(
             "(--resume), or give another folder."
         )
     set_seed(settings.seed)
-    encoders = (model.sequence_encoder, model.structure_encoder)
     model.requires_grad_(False)
-    for encoder in encoders:
-        encoder.requires_grad_(True)
+    model.sequence_encoder.requires_grad_(sequences)
+    model.structure_encoder.requires_grad_(True)
     noise = model.structure_encoder.config.augment_eps
     model.structure_encoder.config.augment_eps = settings.noise
     trainer = EncoderTrainer(
@@ -265,8 +266,8 @@ def train_encoders(
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.structure_encoder.config.augment_eps = noise
     model.requires_grad_(True)
-    for encoder in encoders:
-        encoder.requires_grad_(False)
+    model.sequence_encoder.requires_grad_(False)
+    model.structure_encoder.requires_grad_(False)
     return model.eval()
 
 

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from plasma_hf import DEFAULT_CHECKPOINT, load_backbone
+from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT, load_backbone
 from plasma_hf.data.structure_rows import StructurePair, pair_of, read_structure_folder
 from plasma_hf.data.structure_splits import split_by_cluster
 from plasma_hf.evaluation.retrieval import chance_floors, retrieval_values
 from plasma_hf.evaluation.retrieval_baselines import MeanPoolModel, length_similarity
 from plasma_hf.evaluation.retrieval_study import model_vectors
 from plasma_hf.metrics import recall_at_k
+from plasma_hf.models.backbone import Backbone
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_protalign import ProtAlignModel
@@ -100,7 +101,7 @@ START = "/tmp/w/fin2/enc-1"  # TODO
 def pools(out: Path) -> None:
     """Train the pools on frozen encoders, and the baseline beside them, with five seeds."""
     model = encoders(out)
-    backbone = load_backbone(out / "encoders")
+    backbone = Backbone(model.sequence_encoder, model.processor, "residue_encoder")
     for name, kind in POOLS.items():
         for seed in SEEDS:
             run = ProtAlignRun(
@@ -210,10 +211,7 @@ def main(words: list[str] | None = None) -> None:
         print(text)
         (RESULTS / "bundled_protalign.md").write_text(text + "\n")
     if "build" in options.steps:
-        bundle(
-            folder_of(options.out, "attention", 0),
-            Path(DEFAULT_CHECKPOINT).parent / "protalign_small",
-        )
+        bundle(folder_of(options.out, "attention", 0), Path(DEFAULT_RETRIEVAL_CHECKPOINT))
 
 
 if __name__ == "__main__":
