@@ -186,7 +186,10 @@ def _train_residues(
     from .training.protalign_run import processor_of
     from .training.residue_contrast import ResidueTraining, train_encoders
 
-    sizes = {"sequence_size": backbone.hidden_size, "structure_size": encoder.config.hidden_size}
+    sizes: dict[str, Any] = {
+        "sequence_size": backbone.hidden_size,
+        "structure_size": encoder.config.hidden_size,
+    }
     model = ProtAlignModel(ProtAlignConfig(**sizes))
     model.attach_backbone(backbone).attach_structure_encoder(encoder)
     model.processor = processor_of(model, backbone)
