@@ -21,7 +21,6 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format
 
 benchmark: $(VENV)/.dev ## figures of the README; needs ../shared
-	$(BIN)/python -m tests.benchmarks.default_checkpoint
 	$(BIN)/python -m tests.benchmarks.speed
 
 clean:

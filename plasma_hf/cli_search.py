@@ -123,6 +123,8 @@ def _read_queries(
     from .models.retrieval_record import record_of
     from .search import read_records
 
+    if sequence is not None and "." in sequence and Path(sequence).is_file():
+        fail(f"--sequence {sequence} is a file; give it as --fasta or --structure")
     if sequence is not None:
         return [record_of({"id": "query", "sequence": sequence})]
     place = fasta or structure or ""

@@ -1,6 +1,8 @@
 """Every notebook runs from the top, in a process that may open the sockets of its kernel."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path):
     command = [sys.executable, "-c", RUN, path.name]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=path.parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -31,3 +33,12 @@ def test_what_is_kept_of_it_is_short_and_names_no_machine(path):
     assert len(text) < 200_000
     assert str(ROOT) not in text
     assert '"name": "stderr"' not in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_kept_of_it_was_run_from_the_top(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+    links = re.findall(r"\]\(([^)#]+\.ipynb)\)", path.read_text())
+    assert all((path.parent / link).is_file() for link in links)

@@ -67,7 +67,7 @@ def test_map_and_links_name_what_is_there():
         assert (ROOT / room).exists(), room
 
 
-@pytest.mark.parametrize("name", ["default_checkpoint_figures", "speed"])
+@pytest.mark.parametrize("name", ["bundled_protalign", "speed"])
 def test_the_figures_are_those_of_the_benchmark(name):
     figures = (ROOT / f"tests/benchmarks/results/{name}.md").read_text()
     assert figures.strip() in README

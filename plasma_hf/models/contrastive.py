@@ -215,8 +215,9 @@ class PairLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of pairs, see `clip_loss` and `siglip_loss`."""
         if self.config.learn_temperature:
-            with torch.no_grad():  # left beyond the limit it would get no gradient to come back
-                self.log_scale.clamp_(max=self.MAX_LOG_SCALE)
+            # Left beyond the limit it would get no gradient to come back. It is not changed as
+            # autograd sees it: a batch may be compared more than once.
+            self.log_scale.data.clamp_(max=self.MAX_LOG_SCALE)
         if self.config.loss == "clip":
             return clip_loss(sequences, structures, 1 / self.scale, groups, gather)
         chunk = self.config.loss_chunk

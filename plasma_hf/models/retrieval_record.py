@@ -123,7 +123,7 @@ def records_in(place: str | Path, bad: list[tuple[str, str]]) -> Iterator[Retrie
     """Read all records of a FASTA or structure file, or of the structures below a folder.
 
     Args:
-        place: File or folder.
+        place: File or folder; or one record or chain, as `file:record` or `file:chain`.
         bad: List to which what cannot be used is added, as (id, reason).
 
     Raises:
@@ -141,12 +141,24 @@ def records_in(place: str | Path, bad: list[tuple[str, str]]) -> Iterator[Retrie
         for file in files:
             name = file.relative_to(path).as_posix()
             yield from _reporting(_chains(file, name), name, bad)
+    elif not path.exists():
+        yield _named_record(str(place))
     elif is_structure_file(path):
         yield from _chains(path, path.name)
     else:
         for protein in read_records(path):
             record = RetrievalRecord(protein.id, protein.sequence or "", f"{path}:{protein.id}")
             yield from _reporting([record], protein.id, bad)
+
+
+def _named_record(place: str) -> RetrievalRecord:
+    """Read the one record that is named behind a file."""
+    if not Path(split_place(place)[0]).is_file():
+        raise FileNotFoundError(
+            f"there is no file or folder {place!r}; check the path. A sequence goes into a list: "
+            "candidates=['MKVLA']."
+        )
+    return _of_path(place, "candidate")
 
 
 def _reporting(
@@ -192,6 +204,11 @@ def _of_mapping(value: Mapping[str, Any], name: str) -> RetrievalRecord:
 
 def _of_path(place: str, name: str) -> RetrievalRecord:
     file = Path(split_place(place)[0])
+    if file.is_dir():
+        raise ValueError(
+            f"{name} is the folder {place!r}, not one protein; give a file in it. What to search "
+            "can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
+        )
     if is_structure_file(file):
         structure = read_structure(place)
         chain = structure.id.rpartition(":")[2]

@@ -15,13 +15,13 @@ DATASET = "dataset_info.json"
 
 
 def read_records(
-    inputs: Iterable[str | Path], bad: list[BadRecord], kind: str | None = None
+    inputs: str | Path | Iterable[str | Path], bad: list[BadRecord], kind: str | None = None
 ) -> Iterator[RetrievalRecord]:
     r"""Read records one after the other, leaving out and reporting what is wrong.
 
     Args:
-        inputs: Structure files, folders with structure files, and whatever `read_sequences`
-            reads: FASTA, CSV, TSV, Parquet and JSON Lines files, saved data sets.
+        inputs: One or several places: structure files, folders with structure files, and whatever
+            `read_sequences` reads: FASTA, CSV, TSV, Parquet and JSON Lines files, saved data sets.
         bad: List to which what is left out is added.
         kind: "sequence" to take the sequences of structures, "structure" to refuse whatever has no
             atoms; by default each as it comes.
@@ -41,7 +41,7 @@ def read_records(
     """
     if kind not in (None, *KINDS):
         raise ValueError(f"there is no kind {kind!r}; give {' or '.join(map(repr, KINDS))}")
-    for place in inputs:
+    for place in [inputs] if isinstance(inputs, str | Path) else inputs:
         try:
             yield from _read_place(Path(place), bad, kind)
         except (ValueError, OSError, ImportError) as error:
@@ -54,7 +54,14 @@ def as_records(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Retrieva
     Args:
         values: Content is a sequence or a `Structure`; or whatever `record_of` reads.
         bad: List to which what is wrong is added.
+
+    Raises:
+        TypeError: If a path is given in the place of records.
     """
+    if isinstance(values, str | Path):
+        raise TypeError(
+            f"records is the path {str(values)!r}; give what is in it: read_records(path, bad)."
+        )
     for number, value in enumerate(values, start=1):
         name = f"record {number}"
         try:

@@ -37,6 +37,7 @@ class ProtAlignPreset:
         mask_identity: identity of two sequences from which on their pairs are no negatives of each
             other; None for never.
         augment_eps: noise on coordinates, in angstrom, where the structure encoder trains.
+        left_out: largest share of a protein that is left out, see `ProtAlignTrainer`.
 
     Example:
         >>> PROTALIGN_PRESETS["published"].protalign_config(sequence_size=420).logit_temperature
@@ -50,6 +51,7 @@ class ProtAlignPreset:
     arguments: Mapping[str, Any]
     mask_identity: float | None = None
     augment_eps: float = 0.0
+    left_out: float = 0.0
 
     def protalign_config(self, **changes: Any) -> ProtAlignConfig:
         """Configure the model; `changes` go before the recipe."""
@@ -88,6 +90,7 @@ IMPROVED = ProtAlignPreset(
     },
     mask_identity=0.9,
     augment_eps=0.1,
+    left_out=0.3,
 )
 """The default: more updates, which slow down, and no near copies as negatives."""
 

@@ -103,6 +103,7 @@ class ProtAlignRun:
             ),
             train_dataset=StructurePairs(parts.train, self._groups(parts.train)),
             eval_dataset=StructurePairs(parts.validation),
+            left_out=self.recipe.left_out,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.evaluate()

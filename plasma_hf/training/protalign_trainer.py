@@ -16,6 +16,15 @@ from .gathered import gather_ranks
 from .protalign_card import protalign_card
 from .protalign_data import ApartInBatches
 
+MASKS = ("sequence_mask", "structure_mask", "structure_residue_mask")
+STRUCTURE_INPUTS = (
+    "structure_embeddings",
+    "structure_mask",
+    "backbone",
+    "structure_residue_mask",
+    "residue_index",
+    "chain_index",
+)
 NOT_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -31,10 +40,13 @@ class ProtAlignTrainer(Trainer):
     - `evaluate` lets every sequence search all structures of the data set, and the reverse.
       `eval_selection` is R@1 of sequences, and among equals R@5: what the best model is chosen by.
       `eval_loss` compares all pairs of the set with each other, however they were batched.
+    - With `left_out` a stretch of either protein is left out, another each time, and two such views
+      of one structure have to find each other as well: forms of a protein differ in what is seen.
     - `save_model` writes a model card with the figures of every evaluation of this run.
 
     Args:
         *args: As `Trainer` takes them: model, arguments, data collator, data sets.
+        left_out: Largest share of a protein's residues that is left out in training.
         **kwargs: The same by name.
 
     Example:
@@ -52,15 +64,16 @@ class ProtAlignTrainer(Trainer):
         1.0
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, left_out: float = 0.0, **kwargs: Any) -> None:
         """Fill in what pairs need."""
         kwargs.setdefault("compute_metrics", self._metrics)
+        self.left_out = left_out
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # what it would print is in the log history
         self.args.remove_unused_columns = False  # a pair is the collator's affair
         model: Any = self.model
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        inner.gather = gather_ranks
+        self.inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.inner.gather = gather_ranks
         self.figures: dict[str, dict[str, float]] = {}
         self.card_details: dict[str, Any] = {}
 
@@ -76,6 +89,26 @@ class ProtAlignTrainer(Trainer):
         groups = getattr(rows, "groups", None)
         groups = list(range(len(rows))) if groups is None else groups
         return ApartInBatches(groups, args.train_batch_size * args.world_size, seed)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the loss of pairs, and with `left_out` that of two views of the structures."""
+        if not self.left_out:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        first, second = (leave_out(inputs, self.left_out) for _ in range(2))
+        output = model(**first)
+        views = self.inner.get_structure_features(
+            **{name: second[name] for name in STRUCTURE_INPUTS if name in second}
+        )
+        loss = output.loss + self.inner.pair_loss(
+            views, output.structure_features, inputs.get("groups"), self.inner.gather
+        )
+        return (loss, output) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batch all pairs: what `dataloader_drop_last` drops, it drops in training alone."""
@@ -141,6 +174,36 @@ class ProtAlignTrainer(Trainer):
             "epochs": round(self.state.epoch or 0, 2),
             "seed": args.seed,
         } | self.card_details
+
+
+def leave_out(inputs: dict[str, Any], share: float) -> dict[str, Any]:
+    """Mask a stretch of every protein of a batch, of random place and length.
+
+    Args:
+        inputs: Of `ProtAlignModel.forward`.
+        share: Largest part of the residues that is left out.
+
+    Returns:
+        The inputs with new masks; every protein keeps residues.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> protein = {"sequence_embeddings": torch.ones(1, 10, 4)}
+        >>> protein["sequence_mask"] = torch.ones(1, 10).bool()
+        >>> 5 <= leave_out(protein, 0.5)["sequence_mask"].sum() <= 10
+        tensor(True)
+    """
+    changed = dict(inputs)
+    for name in MASKS:
+        if (mask := inputs.get(name)) is None:
+            continue
+        mask = mask.bool()
+        place = mask.cumsum(1) - 1  # among the residues
+        count = mask.sum(1, keepdim=True)
+        length = (torch.rand(len(mask), 1, device=mask.device) * share * count).floor()
+        start = (torch.rand(len(mask), 1, device=mask.device) * (count - length + 1)).floor()
+        changed[name] = mask & ((place < start) | (place >= start + length))
+    return changed
 
 
 def retrieval_metrics(prediction: Any) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Train the ProtAlign that comes with the package, and measure it beside a mean of residues.
 
-Run as `python -m tests.benchmarks.bundled_protalign --out FOLDER [--steps encoders pools figures]`;
-needs `../shared`. Test are the clusters of the bound and unbound structures and a tenth of the
-others: no step of training sees them. Tables go to `results/bundled_protalign.md`.
+Run as `python -m tests.benchmarks.bundled_protalign --out FOLDER [--start ENCODER]`; needs
+`../shared`. The sequence encoder starts as `plasma-hf train encoder` left it, or untrained. Test
+are the clusters of the bound and unbound structures and a tenth of the others: no step of training
+sees them. Tables go to `results/bundled_protalign.md`; `--steps` names single steps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT, load_backbone
+from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT
 from plasma_hf.data.structure_rows import StructurePair, pair_of, read_structure_folder
 from plasma_hf.data.structure_splits import split_by_cluster
 from plasma_hf.evaluation.retrieval import chance_floors, retrieval_values
@@ -29,6 +30,7 @@ from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_protalign import ProtAlignModel
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.training.protalign_parts import PairParts
 from plasma_hf.training.protalign_run import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, train_encoders
@@ -37,7 +39,8 @@ from tests.benchmarks.default_checkpoint import RESULTS, bundle
 STRUCTURES = Path(__file__).parents[3] / "shared" / "data" / "structures"
 BOUND_UNBOUND = "db5_bound_unbound/"
 SEEDS = range(5)
-SHORTEST, LONGEST = 20, 1200
+EPOCHS = 12
+SHORTEST, LONGEST, POOLED = 20, 1200, 200
 ENCODER = {"hidden_size": 64, "k_neighbors": 16, "dropout": 0.0}
 RESIDUES = ResidueTraining(steps=1600, chains=24, max_residues=64, device="cpu", save_steps=250)
 POOLS = {"attention": ProtAlignModel, "mean-pool + linear": MeanPoolModel}
@@ -77,7 +80,7 @@ def one_of_each(some: list[StructurePair]) -> list[StructurePair]:
     return list({pair.family: pair for pair in reversed(some)}.values())[::-1]
 
 
-def encoders(out: Path) -> ProtAlignModel:
+def encoders(out: Path, start: Path | None = None) -> ProtAlignModel:
     """Train both encoders residue by residue; what is there is not trained again."""
     folder = out / "encoders"
     if (folder / "model.safetensors").exists():
@@ -87,7 +90,12 @@ def encoders(out: Path) -> ProtAlignModel:
     model = ProtAlignModel(
         ProtAlignConfig(sequence_size=420, structure_size=structures.config.hidden_size)
     )
-    model.attach_backbone(load_backbone(START)).attach_structure_encoder(structures)
+    sequences = (
+        ResidueEncoderModel(ResidueEncoderConfig())
+        if start is None
+        else ResidueEncoderModel.from_pretrained(start)
+    )
+    model.attach_backbone(sequences).attach_structure_encoder(structures)
     found, clusters = parts()
     train_encoders(model, found.train, clusters, out / "checkpoints", RESIDUES, resume=True)
     model.save_pretrained(folder, save_backbone=True)
@@ -95,13 +103,13 @@ def encoders(out: Path) -> ProtAlignModel:
     return model
 
 
-START = "/tmp/w/fin2/enc-1"  # TODO
-
-
 def pools(out: Path) -> None:
     """Train the pools on frozen encoders, and the baseline beside them, with five seeds."""
     model = encoders(out)
     backbone = Backbone(model.sequence_encoder, model.processor, "residue_encoder")
+    whole = parts()[0]
+    # A batch is padded to its longest chain, and few chains are long.
+    short = replace(whole, train=[p for p in whole.train if len(p.sequence) <= POOLED])
     for name, kind in POOLS.items():
         for seed in SEEDS:
             run = ProtAlignRun(
@@ -109,11 +117,11 @@ def pools(out: Path) -> None:
                 seed=seed,
                 store=out / "store",
                 model_class=kind,
-                arguments={"use_cpu": True},
+                arguments={"use_cpu": True, "num_train_epochs": EPOCHS},
                 details={"name": "ProtAlign, bundled", "data": "PDB (CC0)"},
             )
-            if not run.is_finished(parts()[0]):
-                run.train(parts()[0], backbone, copy.deepcopy(model.structure_encoder), resume=True)
+            if not run.is_finished(short):
+                run.train(short, backbone, copy.deepcopy(model.structure_encoder), resume=True)
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
@@ -168,10 +176,8 @@ def bound_unbound(model: ProtAlignModel) -> float:
     place = {key[0]: i for i, key in enumerate(keys) if key[2].startswith("u")}
     paired = [(i, place[keys[i][0]]) for i in ours if keys[i][0] in place]
     bound, free = (vectors[list(side)].numpy() for side in zip(*paired, strict=True))
-    names = [keys[i][0] for i, _ in paired]
     similarity = bound @ free.T
     same = same_proteins([forms[i].sequence for i, _ in paired])
-    del names
     shares = [recall_at_k(matrix, 1, same) for matrix in (similarity, similarity.T)]
     return float(np.mean(shares))
 
@@ -200,10 +206,11 @@ def main(words: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bundled_protalign")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="what plasma-hf train encoder wrote")
     parser.add_argument("--steps", nargs="+", default=["encoders", "pools", "figures", "build"])
     options = parser.parse_args(words)
     if "encoders" in options.steps:
-        encoders(options.out)
+        encoders(options.out, options.start)
     if "pools" in options.steps:
         pools(options.out)
     if "figures" in options.steps:

@@ -1,8 +1,7 @@
-"""Choose, measure and write the default checkpoint.
+"""Choose and write the default checkpoint.
 
-Run as `python -m tests.benchmarks.default_checkpoint [scan] [figures] [build]`:
-`scan` varies one setting at a time on pairs of seed 1, `figures` compares the default with the
-baselines on pairs of seed 2, `build` writes the checkpoint. The tables go to `results/`.
+Run as `python -m tests.benchmarks.default_checkpoint [scan] [build]`: `scan` varies one setting at
+a time on pairs of seed 1 and writes a table to `results/`, `build` writes the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,15 +21,7 @@ from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, PlasmaProce
 from plasma_hf.data import ProteinPair
 from plasma_hf.metrics import label_match_score, roc_auc
 from plasma_hf.models.configuration_substitution import SubstitutionConfig
-from tests.benchmarks.site_pairs import (
-    GAP_OPEN,
-    METHODS,
-    PairResult,
-    load_pairs,
-    run_baselines,
-    summary,
-    to_markdown,
-)
+from tests.benchmarks.site_pairs import load_pairs
 
 RESULTS = Path(__file__).parent / "results"
 SCORE_FORMS = ("published", "soft", "mass", "collinear")
@@ -80,21 +71,10 @@ def label_match(pair: ProteinPair, plan: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def run_pair(model: PlasmaModel, pair: ProteinPair) -> tuple[dict[str, float], float, float]:
-    """Return the score in each form, the label match score (NaN if negative) and seconds."""
-    start = time.perf_counter()
-    encoded = PROCESSOR(query=pair.query.sequence, candidate=pair.candidate.sequence)
-    out = model(**encoded, return_plan=True)
-    seconds = time.perf_counter() - start
-    scores = {model.config.score_form: float(out.scores)}
-    return scores, label_match(pair, out.plan[0]), seconds
-
-
-@torch.no_grad()
 def run_pair_in_all_forms(
     model: PlasmaModel, pair: ProteinPair
 ) -> tuple[dict[str, float], float, float]:
-    """Do what `run_pair` does, with a score in each form, from one plan."""
+    """Return the score in each form, the label match score (NaN if negative) and seconds."""
     start = time.perf_counter()
     sides = [PROCESSOR.encode([s.sequence]) for s in (pair.query, pair.candidate)]
     (query, query_mask), (candidate, candidate_mask) = (
@@ -129,43 +109,6 @@ def scan(n: int = 50) -> str:
     return "\n".join(lines)
 
 
-def figures(n: int = 600) -> str:
-    """Compare the default with the baselines on `n + n` pairs of seed 2, drawn in two ways."""
-    draws = {
-        "Positives as they come": 0,
-        "Half of the positives under 20 % identity": n // 2,
-    }
-    text = []
-    for title, n_low in draws.items():
-        pairs = load_pairs(2, n, n, n_low=n_low, per="columns")
-        model = PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT)
-        ours = [run_pair(model, pair) for pair in tqdm(pairs, desc=title)]
-        theirs = [run_baselines(pair) for pair in tqdm(pairs, desc="baselines")]
-        text += [f"### {title}", "", _table(ours, theirs), "", _speed(ours, theirs), ""]
-    return "\n".join(text).strip()
-
-
-def _table(ours: list, theirs: list[PairResult]) -> str:
-    scores = {"PLASMA-PF, default": [next(iter(s.values())) for s, _, _ in ours]}
-    matches = {"PLASMA-PF, default": [match for _, match, _ in ours]}
-    for name in METHODS:
-        scores[name] = [result.scores[name] for result in theirs]
-        if name in (*GAP_OPEN, "identity"):
-            matches[name] = [result.label_match.get(name, np.nan) for result in theirs]
-    labels = [result.label for result in theirs]
-    return to_markdown(summary(scores, matches, labels, [r.identity_columns for r in theirs]))
-
-
-def _speed(ours: list, theirs: list[PairResult]) -> str:
-    mine = np.median([seconds for *_, seconds in ours])
-    waterman = np.median([result.seconds["smith_waterman"] for result in theirs])
-    return (
-        f"Median time a pair: default {1000 * mine:.0f} ms (embedding, plan with support, score), "
-        f"Smith-Waterman {1000 * waterman:.1f} ms (score and traceback), "
-        f"ratio {mine / waterman:.1f}; one core."
-    )
-
-
 def build() -> str:
     """Write the default checkpoint, without the code that the package has anyway."""
     target = Path(DEFAULT_CHECKPOINT)
@@ -180,8 +123,8 @@ def bundle(saved: Path, target: Path) -> None:
     """Copy a saved model, without the code that the package has anyway."""
     target.mkdir(parents=True, exist_ok=True)
     for file in saved.iterdir():
-        if file.suffix in (".json", ".safetensors", ".md") and file.name != "metrics.json":
-            shutil.copy(file, target / file.name)
+        if file.suffix in (".json", ".safetensors", ".md") and file.name not in ("metrics.json", "run.json"):
+            shutil.copyfile(file, target / file.name)
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         fields = json.loads((target / name).read_text())
         for key in ("auto_map", "custom_pipelines"):
@@ -193,9 +136,9 @@ PROCESSOR = PlasmaProcessor()
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or ["scan", "figures"]
+    wanted = sys.argv[1:] or ["scan"]
     for step in wanted:
-        result = {"scan": scan, "figures": figures, "build": build}[step]()
+        result = {"scan": scan, "build": build}[step]()
         print(result)
         if step != "build":
             RESULTS.mkdir(exist_ok=True)

@@ -1,0 +1,117 @@
+"""The bundled ProtAlign finds structures of a folder: no model named, no network."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT, ProtAlignModel
+from plasma_hf.cli import app
+from plasma_hf.data import read_structure
+from plasma_hf.models.configuration_protalign import ProtAlignConfig
+from plasma_hf.models.retrieval_record import record_of, records_in
+from plasma_hf.search import build_index, read_records
+
+STRUCTURES = Path(__file__).parents[1] / "demo" / "structures"
+CHAINS = {
+    "1acb_E": 241,
+    "1ay7_B": 89,
+    "1eaw_B": 56,
+    "1ppe_E": 223,
+    "1r0r_E": 274,
+    "2cga_B": 245,
+    "2sni_E": 275,
+    "9pti_A": 58,
+}
+
+
+def chain(name: str):
+    return read_structure(STRUCTURES / f"{name}.pdb.gz")
+
+
+@pytest.fixture(scope="module")
+def search():
+    return pipeline("protein-retrieval", candidates=str(STRUCTURES), device="cpu")
+
+
+def test_the_structures_are_small_whole_and_of_one_chain() -> None:
+    bad: list = []
+    records = list(read_records(STRUCTURES, bad))
+    assert not bad
+    found = {record.id.split(".")[0]: len(record.residues) for record in records}
+    assert found == CHAINS
+    assert all(record.content.residue_mask.all() for record in records)
+    assert [record.id.rpartition(":")[2] for record in records] == [name[-1] for name in CHAINS]
+    assert sum(file.stat().st_size for file in STRUCTURES.iterdir()) < 400_000
+    named = (STRUCTURES / "README.md").read_text()
+    assert all(f"`{name}.pdb.gz`" in named and f"| {n} |" in named for name, n in CHAINS.items())
+
+
+def test_the_bundled_model_is_small() -> None:
+    folder = Path(DEFAULT_RETRIEVAL_CHECKPOINT)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+
+
+@pytest.mark.parametrize("name", ["1ay7_B", "1eaw_B"])
+def test_a_sequence_finds_its_structure_on_the_command_line(name: str) -> None:
+    words = ["search", "--sequence", chain(name).sequence, "--structures", str(STRUCTURES)]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu", "--format", "tsv"])
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    rows = list(csv.DictReader(io.StringIO(result.stdout), delimiter="\t"))
+    assert len(rows) == 5
+    assert f"{name}.pdb.gz:{name[-1]}" in [row["id"] for row in rows[:3]]
+
+
+def test_the_sequence_of_an_enzyme_finds_enzymes_before_inhibitors(search) -> None:
+    hits = search(chain("1ppe_E").sequence)
+    assert {hit["id"][:4] for hit in hits} == {"1ppe", "1acb", "2cga", "2sni", "1r0r"}
+
+
+@pytest.mark.parametrize(
+    ("query", "relatives"),
+    [("1acb_E", {"2cga", "1ppe"}), ("2sni_E", {"1r0r"}), ("9pti_A", {"1eaw"})],
+)
+def test_a_structure_finds_itself_and_then_its_relatives(search, query, relatives) -> None:
+    first, *others = search(STRUCTURES / f"{query}.pdb.gz", top_k=1 + len(relatives))
+    assert (first["id"][:4], round(first["score"], 4)) == (query[:4], 1.0)
+    assert {hit["id"][:4] for hit in others} == relatives
+
+
+def test_an_index_of_the_bundled_model_is_explained(search, tmp_path: Path) -> None:
+    bad: list = []
+    assert build_index(search.model, read_records(STRUCTURES, bad), tmp_path).embedded == 8
+    indexed = pipeline("protein-retrieval", index=tmp_path, device="cpu")
+    sequence = chain("1ay7_B").sequence
+    hits = indexed(sequence, explain=True)
+    assert [hit["id"] for hit in hits] == [hit["id"] for hit in search(sequence)]
+    best = next(hit for hit in hits if hit["id"].startswith("1ay7"))["explain"]
+    weights = search.model.explain_sequence(sequence)
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
+    assert best["query"][0]["weight"] == pytest.approx(float(weights.max()))
+    assert best["query"][0]["residue"] == str(int(torch.argmax(weights)) + 1)
+
+
+def test_what_is_no_place_to_search_is_said(tmp_path: Path) -> None:
+    one = STRUCTURES / "1ay7_B.pdb.gz"
+    assert [record.id for record in records_in(f"{one}:B", [])] == ["1ay7_B.pdb.gz:B"]
+    for missing in ("no/where", "MKVLA", f"{one.name}:B"):
+        with pytest.raises(FileNotFoundError, match="there is no file or folder .* into a list"):
+            list(records_in(missing, []))
+    with pytest.raises(ValueError, match="query is the folder .*, not one protein; give a file"):
+        record_of(STRUCTURES)
+    model = ProtAlignModel(ProtAlignConfig(sequence_size=8, structure_size=8))
+    with pytest.raises(TypeError, match=r"records is the path .* read_records\(path, bad\)"):
+        build_index(model, str(STRUCTURES), tmp_path)
+
+
+def test_a_file_given_as_a_sequence() -> None:
+    words = ["search", "--sequence", str(STRUCTURES / "1ay7_B.pdb.gz"), "--structures", "x"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "is a file; give it as --fasta or --structure" in result.stderr
