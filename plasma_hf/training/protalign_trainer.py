@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer
 
 from ..metrics.retrieval import best_ranks
+from .card import training_card
 from .gathered import gather_ranks
-from .protalign_card import protalign_card
 from .protalign_data import ApartInBatches
 
 MASKS = ("sequence_mask", "structure_mask", "structure_residue_mask")
@@ -162,7 +162,7 @@ class ProtAlignTrainer(Trainer):
         if not _internal_call and self.is_world_process_zero():
             folder = Path(output_dir or str(self.args.output_dir))
             model: Any = self.model
-            protalign_card(model.config, self.figures, self.details()).save(folder / "README.md")
+            training_card(model.config, self.figures, self.details()).save(folder / "README.md")
 
     def details(self) -> dict[str, Any]:
         """Return what there is to say of the run so far, by name."""

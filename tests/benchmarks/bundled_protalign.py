@@ -43,6 +43,13 @@ EPOCHS = 12
 SHORTEST, LONGEST, POOLED = 20, 1200, 200
 ENCODER = {"hidden_size": 64, "k_neighbors": 16, "dropout": 0.0}
 RESIDUES = ResidueTraining(steps=1600, chains=24, max_residues=64, device="cpu", save_steps=250)
+DETAILS = {
+    "name": "ProtAlign, bundled",
+    "data": "PDB (CC0); its sequence encoder began with Pfam and balifam alignments (CC0) and with "
+    "sites of UniProtKB/Swiss-Prot (CC BY 4.0)",
+    "encoders": f"trained before, residue by residue, in {RESIDUES.steps} batches of "
+    f"{RESIDUES.chains} chains",
+}
 POOLS = {"attention": ProtAlignModel, "mean-pool + linear": MeanPoolModel}
 SHOWN = ("recall_at_1", "recall_at_5", "mrr", "reverse_recall_at_1", "reverse_recall_at_5")
 TITLES = ("R@1", "R@5", "MRR", "R@1, structure to sequence", "R@5, structure to sequence")
@@ -118,7 +125,7 @@ def pools(out: Path) -> None:
                 store=out / "store",
                 model_class=kind,
                 arguments={"use_cpu": True, "num_train_epochs": EPOCHS},
-                details={"name": "ProtAlign, bundled", "data": "PDB (CC0)"},
+                details=DETAILS,
             )
             if not run.is_finished(short):
                 run.train(short, backbone, copy.deepcopy(model.structure_encoder), resume=True)

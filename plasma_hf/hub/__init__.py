@@ -1,0 +1,9 @@
+"""To the Hub: complete folders, checked before they leave."""
+
+from __future__ import annotations
+
+from .completeness import check_hub_folder
+from .export import export_to_hub_folder
+from .push import push
+
+__all__ = ["check_hub_folder", "export_to_hub_folder", "push"]
