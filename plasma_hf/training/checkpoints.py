@@ -26,3 +26,22 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
+
+
+def checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
+    """Return the last whole checkpoint of a folder, or None where there is none.
+
+    Args:
+        folder: Of the checkpoints.
+        resume: Whether to go on with an earlier run.
+
+    Raises:
+        FileExistsError: If there is one and `resume` is False.
+    """
+    last = last_whole_checkpoint(folder)
+    if last is not None and not resume:
+        raise FileExistsError(
+            f"{folder} has the checkpoints of an earlier run; go on with it by resume=True "
+            "(--resume), or give another folder."
+        )
+    return last

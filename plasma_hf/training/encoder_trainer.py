@@ -17,7 +17,7 @@ from ..models.configuration_residue_encoder import ResidueEncoderConfig
 from ..models.modeling_plasma import PlasmaModel
 from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.tokenization_substitution import substitution_tokenizer
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import checkpoint_to_resume
 from .encoder_data import EncoderBatches, EncoderSources
 from .encoder_objective import EncoderObjective, ObjectiveWeights
 
@@ -147,12 +147,7 @@ def train_residue_encoder(
     """
     settings, folder = settings or EncoderTraining(), Path(folder)
     checkpoints = folder / "checkpoints"
-    last = last_whole_checkpoint(checkpoints)
-    if last is not None and not resume:
-        raise FileExistsError(
-            f"{checkpoints} has the checkpoints of an earlier run; go on with it by resume=True "
-            "(--resume), or give another folder."
-        )
+    last = checkpoint_to_resume(checkpoints, resume)
     set_seed(settings.seed)
     encoder = start or ResidueEncoderModel(config or ResidueEncoderConfig())
     head = PlasmaModel(PlasmaConfig(embedding_size=encoder.config.hidden_size, **settings.head))
@@ -166,9 +161,9 @@ def train_residue_encoder(
     )
     trainer = EncoderTrainer(
         model=EncoderObjective(encoder.train(), head, settings.weights),
-        args=_arguments(checkpoints, settings, options),
+        args=batch_arguments(checkpoints, settings, options),
         train_dataset=batches,
-        data_collator=_only_batch,
+        data_collator=only_batch,
     )
     trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -203,7 +198,8 @@ def keep_share(encoder: ResidueEncoderModel, share: float) -> None:
     encoder.residual.bias.mul_(share)
 
 
-def _arguments(folder: Path, settings: EncoderTraining, options: dict[str, Any]) -> Any:
+def batch_arguments(folder: Path, settings: Any, options: dict[str, Any]) -> TrainingArguments:
+    """Configure `Trainer` for a data set whose items are batches, by settings of either kind."""
     fields: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": settings.steps,
@@ -224,5 +220,6 @@ def _arguments(folder: Path, settings: EncoderTraining, options: dict[str, Any])
     return TrainingArguments(**fields | options)
 
 
-def _only_batch(items: list[Any]) -> Any:
+def only_batch(items: list[Any]) -> Any:
+    """Collate a batch of one batch."""
     return items[0]

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 
 from ..data.structure_rows import StructurePair
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.residues import STANDARD_RESIDUES
 from ..models.structure import Structure
-from .checkpoints import last_whole_checkpoint
-from .encoder_trainer import EncoderTrainer
+from .checkpoints import checkpoint_to_resume
+from .encoder_trainer import EncoderTrainer, batch_arguments, only_batch
 
 NOT_ASKED = -100
 
@@ -44,7 +44,8 @@ class ResidueTraining:
         logit_temperature: What their cosines are divided by.
         recovery_weight: How much the amino acid told from the structure counts.
         noise: Standard deviation of what is added to coordinates, angstrom.
-        learning_rate: At its highest; it rises for a twentieth of the steps and falls to 0.
+        learning_rate: At its highest.
+        warmup: Share of the steps in which it rises; it falls along a cosine after.
         weight_decay: Of the matrices.
         save_steps: Steps between checkpoints.
         seed: Of initial weights and draws.
@@ -60,6 +61,7 @@ class ResidueTraining:
     recovery_weight: float = 1.0
     noise: float = 0.1
     learning_rate: float = 2e-3
+    warmup: float = 0.05
     weight_decay: float = 0.01
     save_steps: int = 200
     seed: int = 0
@@ -244,12 +246,7 @@ def train_encoders(
     processor = model.processor
     if processor is None:
         raise ValueError("the model has no processor; set model.processor.")
-    last = last_whole_checkpoint(folder)
-    if last is not None and not resume:
-        raise FileExistsError(
-            f"{folder} has the checkpoints of an earlier run; go on with it by resume=True "
-            "(--resume), or give another folder."
-        )
+    last = checkpoint_to_resume(folder, resume)
     set_seed(settings.seed)
     model.requires_grad_(False)
     model.sequence_encoder.requires_grad_(sequences)
@@ -258,9 +255,9 @@ def train_encoders(
     model.structure_encoder.config.augment_eps = settings.noise
     trainer = EncoderTrainer(
         model=ResidueContrast(model, settings),
-        args=_arguments(folder, settings, options),
+        args=batch_arguments(folder, settings, options),
         train_dataset=ChainBatches(pairs, clusters, processor, settings),
-        data_collator=_only_batch,
+        data_collator=only_batch,
     )
     trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -269,28 +266,3 @@ def train_encoders(
     model.sequence_encoder.requires_grad_(False)
     model.structure_encoder.requires_grad_(False)
     return model.eval()
-
-
-def _arguments(folder: Path, settings: ResidueTraining, options: dict[str, Any]) -> Any:
-    fields: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": settings.steps,
-        "per_device_train_batch_size": 1,  # an item of the data set is a batch
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": round(0.05 * settings.steps),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": 1.0,
-        "save_steps": settings.save_steps,
-        "save_total_limit": 1,
-        "logging_steps": max(1, min(50, settings.steps // 10)),
-        "seed": settings.seed,
-        "use_cpu": settings.device == "cpu",
-        "report_to": "none",
-        "remove_unused_columns": False,
-    }
-    return TrainingArguments(**fields | options)
-
-
-def _only_batch(items: list[Any]) -> Any:
-    return items[0]
