@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .hub import check_hub_folder, export_to_hub_folder, push
 from .models.configuration_plasma import PlasmaConfig
 from .models.configuration_protalign import ProtAlignConfig
 from .models.configuration_protein_mpnn import ProteinMPNNConfig
@@ -41,13 +42,13 @@ __all__ = [
     "ProtAlignConfig",
     "ProtAlignModel",
     "ProtSSNModel",
-    "ProteinAlignmentPipeline",
     "ProteinMPNNEncoder",
-    "ProteinRetrievalPipeline",
-    "SubstitutionModel",
     "TMVecModel",
     "__version__",
+    "check_hub_folder",
+    "export_to_hub_folder",
     "load_backbone",
+    "push",
 ]
 
 DEFAULT_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "plasma_pf_substitution")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
 """Files that may hold a pickle, and with it any code."""
@@ -76,15 +77,17 @@ def download_command(name: str, revision: str | None) -> str:
 
 
 def _cached(name: str, revision: str | None) -> Path:
-    """Return the folder that the cache of the Hub has of a repository."""
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise FileNotFoundError(
-            f"{name}{at} is no folder here and is not in the cache of the Hub; "
-            f"{download_command(name, revision)}."
-        ) from error
+    """Return the folder that the cache of the Hub has of a repository, complete or not."""
+    for file in ("config.json", ADAPTER[0]):
+        with suppress(HFValidationError):  # a path
+            found = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(found, str):
+                return Path(found).parent
+    at = f" at revision {revision}" if revision else ""
+    raise FileNotFoundError(
+        f"{name}{at} is no folder here and is not in the cache of the Hub; "
+        f"{download_command(name, revision)}."
+    )
 
 
 def code_of(folder: str | Path, modules: dict[str, str]) -> set[str]:

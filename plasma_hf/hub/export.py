@@ -123,7 +123,7 @@ def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
     name = getattr(config, "plm_name_or_path", None)
     options = {}
     if hasattr(config, "backbone_saved"):
-        local = bool(name) and Path(name).is_dir()
+        local = name is not None and Path(name).is_dir()
         if local and (backbone is None or save_backbone is False):
             raise ValueError(
                 f"the backbone of this head is {name}, a folder of this machine, which nobody else "

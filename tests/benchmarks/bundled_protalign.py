@@ -141,14 +141,15 @@ def figures(out: Path) -> str:
     test = parts()[0].test
     families = [pair.family for pair in test]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in POOLS}
-    unbound: dict[str, list[float]] = {name: [] for name in POOLS}
+    unbound: list[float] = []
     for name, kind in POOLS.items():
         for seed in SEEDS:
             model = kind.from_pretrained(folder_of(out, name, seed))
             sequences, structures = model_vectors(model, test)
             values = retrieval_values(sequences @ structures.T, families)
             rows[name].append({key: float(value.mean()) for key, value in values.items()})
-            unbound[name].append(bound_unbound(model))
+            if kind is ProtAlignModel:
+                unbound.append(bound_unbound(model))
     found = {name: _spread(runs) for name, runs in rows.items()}
     found["length alone"] = {
         key: (float(value.mean()), 0.0)
@@ -167,9 +168,8 @@ def figures(out: Path) -> str:
     for name, values in found.items():
         cells = [_cell(*values[key]) for key in SHOWN]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "Bound and unbound forms of a protein, the other form at rank 1:", ""]
-    for name, shares in unbound.items():
-        lines.append(f"- {name}: {', '.join(f'{share:.3f}' for share in shares)} (by seed)")
+    shares = ", ".join(f"{share:.3f}" for share in unbound)
+    lines += ["", f"The other form of a bound or unbound structure at rank 1, by seed: {shares}."]
     return "\n".join(lines)
 
 
