@@ -23,6 +23,8 @@ SAID = {
     "embed": "2 embedded",
     "train": "head holds the head",
     "evaluate": "smith-waterman",
+    "search": "2cga_B",
+    "index": "8 embedded",
 }
 
 
@@ -46,14 +48,21 @@ def commands():
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Where commands run one after another; what one writes the next may read."""
+    folder = tmp_path_factory.mktemp("readme")
+    os.symlink(ROOT / "demo", folder / "demo")
+    return folder
+
+
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_commands(command, monkeypatch, tmp_path):
+def test_commands(command, monkeypatch, workplace):
     if command[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert command[1] in targets
         return
-    os.symlink(ROOT / "demo", tmp_path / "demo")
-    monkeypatch.chdir(tmp_path)  # a store is written beside
+    monkeypatch.chdir(workplace)
     assert command[0] == "plasma-hf"
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
