@@ -48,6 +48,15 @@ def tiny_run(folder, epochs=4, **options):
     return ProtAlignRun(folder, config=config, arguments=arguments, **options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums that threads share are rounded by how they share them; runs are compared to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def backbone():
     return plasma_hf.load_backbone("substitution", device="cpu")
@@ -118,7 +127,8 @@ class KillAt(TrainerCallback):
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, backbone, whole) -> None:
     command = [sys.executable, __file__, str(tmp_path / "killed")]
     root = Path(__file__).parents[1]
-    killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    alone = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, cwd=root, env=os.environ | alone)
     assert killed.returncode == -signal.SIGKILL
     run = tiny_run(tmp_path / "killed")
     with pytest.raises(ValueError, match="--resume"):

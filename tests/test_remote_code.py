@@ -84,7 +84,7 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
     fresh = run_fresh(tmp_path, tmp_path / "saved", PAIRS, tmp_path / "again")
     assert fresh["config"].startswith("transformers_modules.")
     for key in ("scores", "named", "unnamed"):
-        assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-6)
+        assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-5)
     # What was saved by the remote code is as complete, and loads here with the package's classes.
     first, second = (
         {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")

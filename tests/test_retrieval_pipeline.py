@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -238,7 +239,8 @@ def test_a_query_that_cannot_be_embedded(tmp_path: Path) -> None:
 
 def test_bad_candidates_are_left_out(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     candidates = ["MKV", "MK7", "WYF", "MKO"]
-    pipe = ProteinRetrievalPipeline(model=as_model(), candidates=candidates)
+    with caplog.at_level(logging.WARNING):
+        pipe = ProteinRetrievalPipeline(model=as_model(), candidates=candidates)
     assert [name for name, _ in pipe.bad_candidates] == ["candidate 2", "candidate 4"]
     assert "candidate candidate 2" not in caplog.text
     assert "candidate 2 is left out: candidate 2 has the character '7'" in caplog.text

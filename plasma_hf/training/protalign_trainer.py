@@ -100,7 +100,9 @@ class ProtAlignTrainer(Trainer):
         """Return the loss of pairs, and with `left_out` that of two views of the structures."""
         if not self.left_out:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        first, second = (leave_out(inputs, self.left_out) for _ in range(2))
+        # Of seed and update alone: a run that was stopped goes on with the same views.
+        drawn = torch.Generator().manual_seed(1_000_003 * self.args.seed + self.state.global_step)
+        first, second = (leave_out(inputs, self.left_out, drawn) for _ in range(2))
         output = model(**first)
         views = self.inner.get_structure_features(
             **{name: second[name] for name in STRUCTURE_INPUTS if name in second}
@@ -176,21 +178,21 @@ class ProtAlignTrainer(Trainer):
         } | self.card_details
 
 
-def leave_out(inputs: dict[str, Any], share: float) -> dict[str, Any]:
+def leave_out(inputs: dict[str, Any], share: float, drawn: torch.Generator) -> dict[str, Any]:
     """Mask a stretch of every protein of a batch, of random place and length.
 
     Args:
         inputs: Of `ProtAlignModel.forward`.
         share: Largest part of the residues that is left out.
+        drawn: What places and lengths are drawn from.
 
     Returns:
         The inputs with new masks; every protein keeps residues.
 
     Example:
-        >>> _ = torch.manual_seed(0)
         >>> protein = {"sequence_embeddings": torch.ones(1, 10, 4)}
         >>> protein["sequence_mask"] = torch.ones(1, 10).bool()
-        >>> 5 <= leave_out(protein, 0.5)["sequence_mask"].sum() <= 10
+        >>> 5 <= leave_out(protein, 0.5, torch.Generator())["sequence_mask"].sum() <= 10
         tensor(True)
     """
     changed = dict(inputs)
@@ -200,8 +202,9 @@ def leave_out(inputs: dict[str, Any], share: float) -> dict[str, Any]:
         mask = mask.bool()
         place = mask.cumsum(1) - 1  # among the residues
         count = mask.sum(1, keepdim=True)
-        length = (torch.rand(len(mask), 1, device=mask.device) * share * count).floor()
-        start = (torch.rand(len(mask), 1, device=mask.device) * (count - length + 1)).floor()
+        how_much, where = torch.rand(2, len(mask), 1, generator=drawn).to(mask.device)
+        length = (how_much * share * count).floor()
+        start = (where * (count - length + 1)).floor()
         changed[name] = mask & ((place < start) | (place >= start + length))
     return changed
 
