@@ -15,6 +15,7 @@ from transformers import pipeline
 import plasma_hf
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.models.backbones import RECIPES
+from plasma_hf.models.kernels import use_kernels
 from tests.tiny_backbones import FAMILIES, tm_vec_files
 
 PAIRS = [
@@ -80,11 +81,12 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
         family, _, small = kind.partition(", ")
         pipe, whole = pipe_over(tmp_path / family, family), {"save_backbone": not small}
     pipe.save_pretrained(tmp_path / "saved", **whole)
-    expected = [result["score"] for result in pipe(PAIRS)]
+    with use_kernels("torch"):  # as in the fresh process: numba rounds otherwise
+        expected = [result["score"] for result in pipe(PAIRS)]
     fresh = run_fresh(tmp_path, tmp_path / "saved", PAIRS, tmp_path / "again")
     assert fresh["config"].startswith("transformers_modules.")
     for key in ("scores", "named", "unnamed"):
-        assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-5)
+        assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-6)
     # What was saved by the remote code is as complete, and loads here with the package's classes.
     first, second = (
         {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")
@@ -92,7 +94,8 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
     assert first == second
     loaded = pipeline("protein-alignment", model=str(tmp_path / "again"))
     assert type(loaded.model) is PlasmaModel
-    assert abs(loaded(PAIRS[0])["score"] - expected[0]) < 1e-6
+    with use_kernels("torch"):
+        assert abs(loaded(PAIRS[0])["score"] - expected[0]) < 1e-6
 
 
 def test_a_head_alone_loads_as_remote_code(tmp_path):
