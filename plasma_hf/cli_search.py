@@ -154,11 +154,14 @@ def _pipeline(model: Any, batch_size: int, options: dict[str, Any], bad: list[Ba
     from .data.sequences import BadRecord
     from .models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 
-    # What it would log is said in one line each.
-    logging.getLogger("plasma_hf.models.pipeline_protein_retrieval").setLevel(logging.ERROR)
-    pipe = ProteinRetrievalPipeline(
-        model=model, device=model.device, batch_size=batch_size, **options
-    )
+    logger = logging.getLogger(ProteinRetrievalPipeline.__module__)
+    logger.disabled = True  # what it would log is said in one line each
+    try:
+        pipe = ProteinRetrievalPipeline(
+            model=model, device=model.device, batch_size=batch_size, **options
+        )
+    finally:
+        logger.disabled = False
     bad += [BadRecord(*one) for one in pipe.bad_candidates]
     return pipe
 
