@@ -152,11 +152,17 @@ LENGTHS = [(70, 64), (1, 1), (5, 30), (40, 7), (64, 70), (33, 34), (1, 20), (12,
 
 @pytest.mark.parametrize("tol", [None, 1e-4])
 @pytest.mark.parametrize("rounds", [0, 2])
-def test_fused_pairs_are_the_pieces_put_together(tol, rounds):
+@pytest.mark.parametrize("order", [0.0, 2.0])
+def test_fused_pairs_are_the_pieces_put_together(tol, rounds, order):
     queries, candidates = proteins(0, LENGTHS)
     options = {"kernel_scale": 0.5, "tol": tol, "max_iters": 200}
     matches = align_pairs_numba(
-        queries, candidates, **options, support_rounds=rounds, return_plans=True
+        queries,
+        candidates,
+        **options,
+        support_rounds=rounds,
+        order_weight=order,
+        return_plans=True,
     )
     scores_alone = align_pairs_numba(queries, candidates, **options)
     assert scores_alone.plans is None
@@ -171,6 +177,7 @@ def test_fused_pairs_are_the_pieces_put_together(tol, rounds):
 
         first = solve(logs)
         stretches = {"rounds": rounds, "window": 25, "gap": 3, "weight": 16.0}
+        stretches["order_weight"] = order
         plan = support.supported_plan(solve, logs, first, **stretches)
         assert (matches.plans[p] - plan[0]).abs().max() < 1e-4
         query_gate = (first.amax(-1) > 0.5).double()

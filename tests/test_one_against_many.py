@@ -17,6 +17,7 @@ CONFIGS = {
     "converged": {"tol": 1e-4},
     "log": {"domain": "log"},
     "support": {"support_rounds": 2, "support_window": 4, "support_gap": 1},
+    "order": {"support_rounds": 1, "order_weight": 2.0},
     "no window": {"diagonal_window": 0},
 }
 

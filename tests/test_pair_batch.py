@@ -18,6 +18,7 @@ FORMS = [
     {"head": "hinge", "score_form": "soft", "score_loss_form": "affine"},
     {"head": "hinge", "score_form": "mass", "support_rounds": 1},
     {"head": "hinge", "score_form": "collinear", "score_loss_form": "affine"},
+    {"head": "hinge", "score_form": "mass", "order_weight": 2.0},
     {"head": "hinge", "tol": 1e-5},
 ]
 

@@ -17,6 +17,7 @@ FORMS = {
     "soft": {"score_form": "soft"},
     "collinear": {"score_form": "collinear"},
     "mass": {"score_form": "mass", "support_rounds": 2, "support_window": 3, "support_gap": 1},
+    "in order": {"score_form": "collinear", "support_rounds": 1, "order_weight": 2.0},
     "converged": {"tol": 1e-4, "domain": "log"},
     "linear converged": {"tol": 1e-4, "score_form": "soft"},
 }
@@ -314,6 +315,7 @@ def test_inputs_that_do_not_fit(inputs, message):
         ({"embedding_size": None}, "needs to know embedding_size"),
         ({"kernel_scale": 0}, "kernel_scale=0; give a number above 0"),
         ({"support_rounds": -1}, "support_rounds=-1; give 0 or more"),
+        ({"order_weight": -2.0}, "order_weight=-2.0; give 0 or more"),
         ({"plm_config": {"model_type": "nonsense"}}, "model_type='nonsense'"),
         ({"head": "mlp"}, "head='mlp'; accepted are 'lrl', 'hinge'"),
     ],

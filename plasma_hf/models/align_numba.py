@@ -26,6 +26,7 @@ from .compiled_numba import (
 )
 from .cost_numba import BLOCK, WIDTH, hidden_nan, larger_sums, self_sums
 from .diagonal_numba import best_nearby, best_window, move_on
+from .order_numba import UNLIKELY, logarithm, write_odds, write_probabilities
 from .plan_numba import SUMS, answer, converge, exponential, pass_over, scale
 from .quantised_numba import Codes, excess_sums, whole_vectors
 
@@ -68,6 +69,7 @@ def align_pairs_numba(
     support_window: int = 25,
     support_gap: int = 3,
     support_weight: float = 16.0,
+    order_weight: float = 0.0,
     threshold: float = 0.5,
     diagonal_window: int = 10,
     collinear: bool = False,
@@ -89,6 +91,7 @@ def align_pairs_numba(
         support_window: Steps to each side that speak for a residue pair.
         support_gap: Residues aside.
         support_weight: Bonus in the exponent.
+        order_weight: Weight of a last round for what is in order, to plans only; 0 for none.
         threshold: Plan entry above which a residue is matched.
         diagonal_window: Steps of the stretch; 0 gives a stretch of 0.
         collinear: Whether to sum what is in order.
@@ -107,7 +110,7 @@ def align_pairs_numba(
     settings = (
         (np.float32(kernel_scale), np.float32(eps), n_iters, -1.0 if tol is None else float(tol)),
         (max_iters, support_rounds if return_plans else 0, support_window, support_gap)
-        + (np.float32(support_weight),),
+        + (np.float32(support_weight), np.float32(order_weight if return_plans else 0.0)),
         (np.float32(threshold), diagonal_window, collinear),
     )
     out = Matches(
@@ -128,7 +131,8 @@ def align_pairs_numba(
         finish_pair(*pairs[pair], scratch, *settings, sent, gate, numbers[pair], plan)
 
     sums = sum_rows if quantum is None else _sum_code_rows
-    _share_out_pairs(pairs, 3 if settings[1][1] else 1, sums, finish)
+    supported = settings[1][1] or settings[1][-1]
+    _share_out_pairs(pairs, 3 if supported else 1, sums, finish)
     out.stretch.copy_(torch.from_numpy(numbers[:, 0]))
     out.mass.copy_(torch.from_numpy(numbers[:, 1]))
     out.collinear.copy_(torch.from_numpy(numbers[:, 2]))
@@ -230,7 +234,7 @@ def _finish(
         candidate: `(candidate_residues, channels)`.
         scratch: What `sum_rows` wrote, and room for as much twice more with support.
         solver: kernel_scale, eps, n_iters, and tol, negative for none.
-        support: max_iters, and rounds, window, gap and weight of the support.
+        support: max_iters, rounds, window, gap and weight of the support, and weight of the order.
         score: threshold, steps of the stretch, and whether to sum what is in order.
         sent: `(query_residues,)`, to be written.
         gate: `(candidate_residues,)`, to be written.
@@ -279,15 +283,21 @@ def _finish_exponents(
     """Go from exponents to the plan and the parts of the score."""
     full_registers()
     rows, columns = len(sent), len(gate)
-    rounds, window, gap, weight = support[1], support[2], support[3], support[4]
+    _, rounds, window, gap, weight, order_weight = support
     threshold, steps, in_order = score
     matrix = matrix_of(scratch, 0, rows, columns)[:rows]
     logs, nearby = matrix, matrix
-    if rounds > 0:
+    last = rounds + 1 if order_weight > 0.0 else rounds
+    if last > 0:
         logs = matrix_of(scratch, 1, rows, columns)[:rows]
         nearby = matrix_of(scratch, 2, rows, columns)[:rows]
         logs[:] = matrix
-    for number in range(rounds + 1):
+    for number in range(last + 1):
+        if number > rounds:
+            odds = np.empty((rows, columns))
+            write_odds(matrix, max(rows, columns), odds)
+            write_probabilities(odds, matrix)
+            _add_logarithms(matrix, columns, order_weight, logs)
         if number > 0:
             best_nearby(matrix, gap, nearby)
             nearby[:, columns:] = np.float32(0.0)
@@ -397,6 +407,14 @@ def _dot(row: Array, weights: Array) -> Number:
     for j in range(len(row)):
         total += row[j] * weights[j]
     return total
+
+
+@compiled
+def _add_logarithms(probabilities: Array, columns: int, weight: Number, logs: Array) -> None:
+    full_registers()
+    for i in range(len(logs)):
+        for j in range(columns):
+            logs[i, j] += weight * logarithm(probabilities[i, j] + np.float32(UNLIKELY))
 
 
 @compiled

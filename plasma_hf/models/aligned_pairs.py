@@ -113,6 +113,7 @@ def fused_matches(
         support_window=config.support_window,
         support_gap=config.support_gap,
         support_weight=config.support_weight,
+        order_weight=config.order_weight if return_plans else 0.0,
         threshold=config.threshold,
         diagonal_window=config.diagonal_window,
         collinear=config.score_form == "collinear",

@@ -60,6 +60,8 @@ class PlasmaConfig(PreTrainedConfig):
         support_window: Residues to each side whose matches count as support.
         support_gap: Insertions and deletions that support tolerates.
         support_weight: Bonus in the exponent for a pair with perfect support.
+        order_weight: Weight of a last round that prefers what is aligned in order, see `in_order`;
+            0 leaves it out. Stretches that match in another order stay where they are sure.
         score_form: "published", "soft" (gradient through every part), "mass" (matched share of
             the shorter protein) or "collinear" (what is aligned in order, see `collinear_score`).
         threshold: Plan entry above which residues count as matched.
@@ -101,6 +103,7 @@ class PlasmaConfig(PreTrainedConfig):
     support_window: int = 25
     support_gap: int = 3
     support_weight: float | int = 16.0
+    order_weight: float | int = 0.0
     score_form: str = "published"
     threshold: float | int = 0.5
     diagonal_window: int = 10
@@ -137,7 +140,8 @@ class PlasmaConfig(PreTrainedConfig):
     @property
     def solved_as_published(self) -> bool:
         """Tell whether plans take a fixed number of iterations in the linear domain, no more."""
-        return self.domain == "linear" and self.tol is None and self.support_rounds == 0
+        supported = self.support_rounds > 0 or self.order_weight > 0
+        return self.domain == "linear" and self.tol is None and not supported
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
@@ -154,11 +158,11 @@ class PlasmaConfig(PreTrainedConfig):
                 choices = ", ".join(map(repr, accepted))
                 raise ValueError(f"{name}={value!r}; accepted are {choices}.")
         positive = ("head_size", "kernel_scale", "n_iters", "max_iters", "eps", "softness")
-        not_negative = ("support_rounds", "support_window", "support_gap", "diagonal_window")
+        not_negative = ("support_rounds", "support_window", "support_gap", "order_weight")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        for name in not_negative:
+        for name in (*not_negative, "diagonal_window"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
 

@@ -58,5 +58,6 @@ def make_plans(
         window=config.support_window,
         gap=config.support_gap,
         weight=config.support_weight,
+        order_weight=config.order_weight,
     )
     return first_plan, plan

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from .diagonal import diagonal_sums, learns
 from .diagonal_numba import diagonal_support_numba
 from .kernels import kernels_for
+from .order import in_order
+from .order_numba import UNLIKELY
 from .sinkhorn import NEVER
 
 
@@ -45,11 +47,14 @@ def supported_plan(
     window: int,
     gap: int,
     weight: float | Tensor,
+    order_weight: float = 0.0,
 ) -> Tensor:
     """Solve again, `rounds` times, with `weight * diagonal_support` added to the log-kernel.
 
     A transport plan knows no order: a lone residue may match anywhere. Support prefers, among
-    equal matches, the one whose neighbours match as well.
+    equal matches, the one whose neighbours match as well. A last round, of `order_weight`, looks
+    at whole alignments: its support is that of the probabilities of `in_order`, and their
+    logarithms are added as well.
 
     Args:
         solve: Turns a log-kernel into a plan.
@@ -59,8 +64,13 @@ def supported_plan(
         window: See `diagonal_support`.
         gap: See `diagonal_support`.
         weight: Bonus in the exponent for a pair with perfect surroundings.
+        order_weight: What multiplies the logarithms in the last round; 0 for no such round.
     """
     allowed = log_kernel > NEVER / 2
     for _ in range(rounds):
         plan = solve(log_kernel + weight * diagonal_support(plan, allowed, window, gap))
+    if order_weight:
+        ordered = in_order(plan, allowed)
+        support = weight * diagonal_support(ordered, allowed, window, gap)
+        plan = solve(log_kernel + support + order_weight * (ordered + UNLIKELY).log())
     return plan

@@ -113,7 +113,12 @@ IMPROVED = Preset(
     patience=3,
     # Support costs as much as the rest of a step, and what it sharpens has to match before. The
     # collinear score teaches the best path alone.
-    aligning={"support_rounds": 3, "score_form": "collinear"},
+    aligning={
+        "support_rounds": 1,
+        "support_weight": 10.0,
+        "order_weight": 2.0,
+        "score_form": "collinear",
+    },
     correspondences=True,
 )
 """The default: it starts as PLASMA-PF and learns a correction from every part of the pair."""
