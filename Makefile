@@ -3,10 +3,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint fix benchmark clean
+.PHONY: demo space test lint fix benchmark clean
 
 demo: $(VENV)/.demo ## align two proteases and check their catalytic triad
 	$(BIN)/python demo/demo.py --plot plan.png
+
+space: $(VENV)/.space ## serve the demo page on this machine
+	$(BIN)/python hub_cards/space/app.py
 
 test: lint ## lint, types, tests, doctests, README
 	$(BIN)/python -m pytest
@@ -34,6 +37,10 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) -e ".[plot]"
+	touch $@
+
+$(VENV)/.space: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[space]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import datasets
 import typer
 
+from plasma_hf.data.dataset_folder import push_folder
 from plasma_hf.data.site_table import SiteTableReport, iter_site_rows
 
 logger = logging.getLogger(__name__)
@@ -268,24 +269,6 @@ def _size_category(count: int) -> str:
     return next((name for limit, name in steps if count < limit), "100K<n<1M")
 
 
-def push(folder: str | PathLike[str], repository: str, private: bool = False) -> None:
-    """Upload an exported folder to the Hub, made there if need be.
-
-    Args:
-        folder: Folder written by `export`.
-        repository: Data set on the Hub, as `org/name`.
-        private: Make a new one private.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-    patterns = ["*.parquet", "README.md", "report.*"]
-    api.upload_folder(
-        repo_id=repository, folder_path=folder, repo_type="dataset", allow_patterns=patterns
-    )
-
-
 class Task(StrEnum):
     """Tasks, as typer takes a choice."""
 
@@ -324,7 +307,7 @@ def main(
         builder = InterProSites(task.value, files, **options)
         export(builder, out)
         if push_to:
-            push(out, push_to, private)
+            push_folder(out, push_to, private)
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"interpro_sites: {error}", err=True)
         raise typer.Exit(2) from None

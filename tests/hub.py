@@ -43,6 +43,7 @@ class Repository:
 
     commits: dict = field(default_factory=dict)
     branches: dict = field(default_factory=dict)
+    private: bool = False
 
     def commit(self, files, name=None):
         told = repr((len(self.commits), sorted((p, digest(b)) for p, b in files.items())))
@@ -175,7 +176,10 @@ def create(request):
     told = {"url": address_of(request, kind, name), "id": name, "name": name}
     if f"{kind}/{name}" in REPOSITORIES:
         return json.dumps(told).encode(), 409, "RepoExists"
-    REPOSITORIES[f"{kind}/{name}"] = repository = Repository()
+    repository = Repository(
+        private=bool(asked.get("private")) or asked.get("visibility") == "private"
+    )
+    REPOSITORIES[f"{kind}/{name}"] = repository
     repository.commit({".gitattributes": b""})
     return told
 
@@ -188,7 +192,8 @@ def address_of(request, kind, name):
 def describe(request, kind, name, revision):
     commit, files = files_at(kind, name, revision or "main")
     siblings = [{"rfilename": path} for path in sorted(files)]
-    return {"_id": "0" * 24, "id": name, "sha": commit, "private": False, "siblings": siblings}
+    private = REPOSITORIES[f"{kind}/{name}"].private
+    return {"_id": "0" * 24, "id": name, "sha": commit, "private": private, "siblings": siblings}
 
 
 @route(rf"GET {API}/refs")

@@ -305,7 +305,7 @@ def test_the_folder_of_a_space_loads_as_its_card_says(
 ) -> None:
     folder = metric_space(name, tmp_path / name)
     files = {"README.md", "app.py", "requirements.txt", f"{name}.py"}
-    assert {file.name for file in folder.iterdir()} == files
+    assert {file.name for file in folder.iterdir()} > files  # and what the module imports
     run_snippet((folder / "README.md").read_text(), folder)
     assert evaluate.load(str(folder)).name == name
 

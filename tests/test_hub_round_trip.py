@@ -130,7 +130,10 @@ from plasma_hf.hub import push
 for kind in commits:
     push(models[kind], reads[kind], f"org/{kind}-again", folder=folder / "exported" / kind)
     snapshot_download(f"org/{kind}-again", local_dir=folder / "downloaded" / kind)
-found["record"] = json.loads((folder / "exported/plasma/export.json").read_text())
+push(models["adapter"], None, "org/adapter-again", folder=folder / "exported/adapter")
+snapshot_download("org/adapter-again", local_dir=folder / "downloaded/adapter")
+for kind in ("plasma", "adapter"):
+    found[f"record of {kind}"] = json.loads((folder / f"exported/{kind}/export.json").read_text())
 
 # A second push takes away what it does not bring, and leaves the card.
 api.upload_file(repo_id="org/plasma-again", path_in_repo="old.py", path_or_fileobj=b"x = 1")
@@ -222,12 +225,15 @@ def test_what_was_pushed_loads_without_the_package(trip, where):
     assert found["hit"]["id"] == "candidate 2" and found["hit"]["score"] > 0.999999
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "adapter"])
 def test_a_round_trip_changes_nothing(trip, kind):
     folder = trip[0]
     first = code_and_weights(folder / kind)
     for again in ("exported", "downloaded"):
         assert code_and_weights(folder / again / kind) == first
+    if kind == "adapter":
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= first.keys()
+        return
     # What the remote code saves by itself lacks the papers, and is the same otherwise.
     saved = code_and_weights(folder / "saved" / kind)
     papers = {"LICENSE", "requirements.txt"}
@@ -237,9 +243,13 @@ def test_a_round_trip_changes_nothing(trip, kind):
 
 def test_an_export_says_what_it_was_made_from(trip):
     folder, published, online, _ = trip
-    assert online["record"]["model"] == "org/plasma"
-    assert online["record"]["revision"] == published["commits"]["plasma"]
-    assert online["record"]["pushed_to"] == "org/plasma-again"
+    for kind, model in (("plasma", "plasma"), ("adapter", "base")):
+        told = online[f"record of {kind}"]
+        assert (told["model"], told["revision"]) == (f"org/{model}", published["commits"][model])
+        assert told["pushed_to"] == f"org/{kind}-again"
+    card = (folder / "exported/plasma/README.md").read_text()
+    commit = published["commits"]["plasma"]
+    assert f"Exported from `org/plasma` at revision `{commit}`." in card
     record = json.loads((folder / "plasma/export.json").read_text())
     assert record["commit"] == published["commits"]["plasma"] and record["model"] is None
     everything = [f.read_text() for f in folder.glob("*/*.json") if f.parent.name != "tiny_esm2"]
@@ -255,8 +265,8 @@ def test_errors_online_name_what_is_missing(trip):
     assert "v9 is not a valid git identifier" in errors["revision"]
     assert "org/gone is not a local folder and is not a valid model" in errors["repository"]
     assert "org/no-code does not appear to have a file named sinkhorn.py" in errors["code"]
-    assert "org/no-weights does not appear to have a file named" in errors["weights"]
-    assert "model.safetensors" in errors["weights"]
+    assert "org/no-weights has no model.safetensors here" in errors["weights"]
+    assert "type: hf download org/no-weights" in errors["weights"]
 
 
 def test_errors_offline_name_what_is_missing(trip):
@@ -266,7 +276,8 @@ def test_errors_offline_name_what_is_missing(trip):
     for name in ("half code", "repository"):
         assert "couldn't find them in the cached files" in errors[name]
         assert "Check your internet connection" in errors[name]
-    assert "org/half-weights does not appear to have a file named" in errors["half weights"]
+    assert "org/half-weights has no model.safetensors here" in errors["half weights"]
+    assert "type: hf download org/half-weights" in errors["half weights"]
     for found in (online["errors"], errors):
         assert "the backbone org/lost_esm2 is no folder here" in found["backbone"]
         assert "hf download org/lost_esm2" in found["backbone"]

@@ -186,19 +186,3 @@ def test_from_the_hub(tables, tmp_path, shell, monkeypatch):
     assert (
         "Source: AI4Protein/VenusX_Res_Motif_MP50" in (tmp_path / "out" / "README.md").read_text()
     )
-
-
-def test_push(tables, tmp_path, shell, monkeypatch):
-    calls = []
-
-    class Api:
-        def create_repo(self, repository, **options):
-            calls.append((repository, options["repo_type"], options["private"]))
-
-        def upload_folder(self, **options):
-            calls.append((options["repo_id"], options["repo_type"]))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    arguments = ("custom", "--csv", tables, "--out", tmp_path / "out", "--push", "me/sites")
-    shell(*arguments, "--private")
-    assert calls == [("me/sites", "dataset", True), ("me/sites", "dataset")]

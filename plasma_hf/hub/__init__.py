@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from .completeness import check_hub_folder
 from .export import export_to_hub_folder
+from .metric_spaces import metric_names, metric_space, push_metric
 from .push import push
 
-__all__ = ["check_hub_folder", "export_to_hub_folder", "push"]
+__all__ = [
+    "check_hub_folder",
+    "export_to_hub_folder",
+    "metric_names",
+    "metric_space",
+    "push",
+    "push_metric",
+]

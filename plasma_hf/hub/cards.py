@@ -77,6 +77,7 @@ PLASMA_FIELDS = (
     "support_window",
     "support_gap",
     "support_weight",
+    "order_weight",
 )
 PROTALIGN_FIELDS = (
     "loss",

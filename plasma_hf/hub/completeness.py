@@ -12,8 +12,10 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
-"""Files that may hold a pickle, and with it any code."""
+from ..models.safe_weights import WeightsError, is_whole
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz")
+"""Names of files that may hold a pickle, and with it any code."""
 
 CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer_config.json")
 """Files that may name Python classes of their folder."""
@@ -39,6 +41,7 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
     Raises:
         FileNotFoundError: If a file is missing; the message names it, what asks for it, and what
             to do.
+        WeightsError: If a file of weights is cut short or damaged.
         ValueError: If there is a Python file that nothing imports, one that needs plasma_hf
             installed, or a file that may hold a pickle.
 
@@ -55,19 +58,50 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
         needed = code_of(folder, _entry_points(folder))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {remedy}.") from None
+    for file in folder.glob("*.safetensors"):
+        if not is_whole(file):
+            force = "" if local else " --force-download"
+            raise WeightsError(f"{file} is cut short or damaged; {remedy}{force}.")
     surplus = sorted({file.name for file in folder.glob("*.py")} - needed)
     if surplus:
         raise ValueError(
             f"{folder} has Python files that its model does not use: {', '.join(surplus)}; delete "
             "them, or export into an empty folder."
         )
-    pickles = sorted(str(f.relative_to(folder)) for p in PICKLES for f in folder.rglob(p))
-    if pickles:
+    if pickles := pickles_in(folder):
         raise ValueError(
             f"{folder} has files that may run code when they are read: {', '.join(pickles)}; "
             "delete them, weights belong into model.safetensors."
         )
     return sorted(needed)
+
+
+def pickles_in(folder: str | Path) -> list[str]:
+    r"""Return the files of a folder, and of folders in it, that may hold a pickle, sorted.
+
+    They are told by their names, and by their first bytes: those of a pickle, or of the archive
+    that `torch.save` writes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.json").write_text("{}")
+        ...     _ = Path(folder, "b.json").write_bytes(b"\x80\x04K\x01.")
+        ...     pickles_in(folder)
+        ['b.json']
+    """
+    files = (file for file in Path(folder).rglob("*") if file.is_file())
+    return sorted(file.relative_to(folder).as_posix() for file in files if _may_be_pickle(file))
+
+
+def _may_be_pickle(file: Path) -> bool:
+    if any(file.match(pattern) for pattern in PICKLES):
+        return True
+    if file.suffix == ".safetensors":  # these begin with a length, which may be any bytes
+        return False
+    with file.open("rb") as opened:
+        first = opened.read(4)
+    return first == b"PK\x03\x04" or (first[:1] == b"\x80" and 2 <= max(first[1:2], default=0) <= 5)
 
 
 def download_command(name: str, revision: str | None) -> str:

@@ -169,14 +169,16 @@ def _portable(value: Any, dtype: str | None = None, name: str = "") -> Any:
 
 def _record(model: Any) -> dict[str, str | None]:
     """Say what an export was made from: ids and revisions on the Hub, versions of libraries."""
-    config: Any = model.config
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config: Any = inner.config
     source = getattr(config, "_name_or_path", None) or None
-    # The code of a model on the Hub is in a module that is named after its commit.
-    commit = re.search(r"\.([0-9a-f]{40})\.", type(model).__module__)
+    # Code that is older than the attribute is in a module that is named after its commit.
+    commit = re.search(r"\.([0-9a-f]{40})\.", type(inner).__module__)
+    revision = getattr(inner, "source_revision", None) or (commit[1] if commit else None)
     local = source is None or Path(source).is_dir()
     record = {
         "model": None if local else source,
-        "revision": None if local or commit is None else commit[1],
+        "revision": None if local else revision,
         "plm_name_or_path": getattr(config, "plm_name_or_path", None),
         "plm_revision": getattr(config, "plm_revision", None),
         "transformers": version("transformers"),
@@ -201,7 +203,21 @@ def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
         for file in figures:
             file.unlink()
         card = model_card(folder, repo_id or ANY_REPOSITORY)
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    text = str(card) + _made_from(_record(model))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _made_from(record: dict[str, str | None]) -> str:
+    """Say in the card which commits on the Hub the model and its backbone are of."""
+    lines = [
+        f"{said} `{record[name]}` at revision `{record[revision]}`."
+        for said, name, revision in (
+            ("Exported from", "model", "revision"),
+            ("Backbone:", "plm_name_or_path", "plm_revision"),
+        )
+        if record[name] and record[revision]
+    ]
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _copy_figures(model: Any, folder: Path) -> list[Path]:

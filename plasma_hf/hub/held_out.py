@@ -31,6 +31,7 @@ MEASURED = (
     "support_window",
     "support_gap",
     "support_weight",
+    "order_weight",
     "score_form",
     "threshold",
     "diagonal_window",

@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .safe_weights import load_weights
+
 ENCODERS_OF_TEXT = ("t5", "mt5", "umt5")
 """Model types whose AutoModel has a decoder as well; only their encoder is wanted."""
 
@@ -49,15 +51,19 @@ def load_language_model(name_or_path: str, config: Any, **kwargs: Any) -> PreTra
     Args:
         name_or_path: Hub id or folder.
         config: Its configuration.
-        **kwargs: For `from_pretrained`: revision, dtype, device_map, ...
+        **kwargs: For `from_pretrained`: revision, dtype, device_map, use_safetensors, ...
+
+    Raises:
+        WeightsError: If weights are missing, damaged or a pickle; see `load_weights`.
     """
     # transformers would take the file's dtype; ProtT5 is stored in half precision, in which T5
     # activations overflow.
     kwargs = {"dtype": torch.float32} | kwargs
     if config.model_type in ENCODERS_OF_TEXT:
-        return AutoModelForTextEncoding.from_pretrained(name_or_path, config=config, **kwargs)
-    kwargs |= _without_pooler(config)
-    return AutoModel.from_pretrained(name_or_path, config=config, **kwargs)
+        load: Any = AutoModelForTextEncoding.from_pretrained
+    else:
+        load, kwargs = AutoModel.from_pretrained, kwargs | _without_pooler(config)
+    return load_weights(load, name_or_path, config=config, **kwargs)
 
 
 def _without_pooler(config: Any) -> dict[str, bool]:

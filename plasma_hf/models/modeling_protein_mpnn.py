@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -27,6 +26,7 @@ from .protein_mpnn_features import (
     offsets_in_chain,
     structure_batch,
 )
+from .safe_weights import SafeWeights
 from .structure import Structure
 
 POSITION_FEATURES = 16
@@ -148,7 +148,7 @@ class ProteinMPNNLayer(nn.Module):
         return self.edge_norm(edges + self.dropout(message))
 
 
-class ProteinMPNNEncoder(PreTrainedModel):
+class ProteinMPNNEncoder(SafeWeights):
     """Embed residues by the backbone around them; the sequence is not read.
 
     What it says of a protein does not depend on its batch, on padding, nor on how the protein is

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_residue_encoder import ResidueEncoderConfig
 from .modeling_substitution import SubstitutionModel
+from .safe_weights import SafeWeights
 
 
 class DilatedBlock(nn.Module):
@@ -35,7 +35,7 @@ class DilatedBlock(nn.Module):
         return hidden + self.up(nn.functional.gelu(inner))
 
 
-class ResidueEncoderModel(PreTrainedModel):
+class ResidueEncoderModel(SafeWeights):
     """Embed each residue by its substitution window, corrected by a small network.
 
     The embedding is `gain * windows + network(windows)`, as wide as the windows. The gain starts

@@ -7,13 +7,13 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_substitution import SubstitutionConfig
 from .parameter_free import ParameterFree
 from .residues import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
+from .safe_weights import SafeWeights
 
 # Henikoff & Henikoff 1992, half-bits; rows and columns in the order of STANDARD_RESIDUES.
 BLOSUM62 = """
@@ -63,7 +63,7 @@ def residue_vectors() -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
-class SubstitutionModel(ParameterFree, PreTrainedModel):
+class SubstitutionModel(ParameterFree, SafeWeights):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
 
     The embedding of residue i is the concatenation over offsets k = -window..window of the vector

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .language_model import build_language_model
+from .safe_weights import SafeWeights
 
 
-class OverLanguageModel(PreTrainedModel):
+class OverLanguageModel(SafeWeights):
     """Take residue embeddings, or token ids through the language model underneath."""
 
     main_input_name = "input_ids"

@@ -29,6 +29,7 @@ from .modeling_substitution import SubstitutionModel
 from .modeling_tmvec import TMVecModel
 from .processing_plasma import PlasmaProcessor
 from .recipe import Recipe, generic_recipe
+from .safe_weights import WeightsError
 from .weights_digest import weights_digest
 
 logger = logging.get_logger(__name__)
@@ -54,6 +55,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     max_residues: int | None = None,
     trust_remote_code: bool = False,
+    use_safetensors: bool | None = None,
 ) -> Backbone:
     """Load a protein language model with the recipe of its input.
 
@@ -68,9 +70,12 @@ def load_backbone(
         device: Where to put the model.
         max_residues: Embed longer proteins in windows of so many residues.
         trust_remote_code: Run Python code that the model brings.
+        use_safetensors: False to read weights that are there as a pickle alone
+            (`pytorch_model.bin`), with `torch.load(weights_only=True)`; they are refused otherwise.
+            The files that authors publish (`.ckpt`, `.pt`) are read in that way in any case.
 
     Raises:
-        OSError: If the backbone is neither here nor can be fetched.
+        OSError: If the backbone is neither here nor can be fetched, or its weights are a pickle.
         ValueError: If it does not give one vector a residue.
 
     Example:
@@ -90,6 +95,7 @@ def load_backbone(
     # A branch moves; its commit is what the embeddings depend on.
     revision = extract_commit_hash(_find_file(source, "config.json", revision), None) or revision
     options = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options["use_safetensors"] = use_safetensors
     model, tokenizer = _load(source, wanted, options)
     model.to(device)
     wanted = _settle(model, tokenizer, wanted, max_residues)
@@ -179,6 +185,8 @@ def _fetch(source: str, options: dict[str, Any], load: Any) -> Any:
     """Load, and say what to fetch where the backbone is missing."""
     try:
         return load(source, **options)
+    except WeightsError as error:
+        raise WeightsError(f"the backbone {source}: {error}") from error
     except OSError as error:
         at = f" (revision {options['revision']})" if options["revision"] else ""
         raise OSError(
@@ -189,21 +197,30 @@ def _fetch(source: str, options: dict[str, Any], load: Any) -> Any:
         ) from error
 
 
-def _load_model(source: str, revision: str | None, dtype: torch.dtype, **options: Any) -> Any:
+def _load_model(
+    source: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    use_safetensors: bool | None,
+    **options: Any,
+) -> Any:
     fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     model_type = fields.get("model_type")
+    weights = {"revision": revision, "dtype": dtype, "use_safetensors": use_safetensors}
     if model_type in OWN_MODELS:
-        return OWN_MODELS[model_type].from_pretrained(source, revision=revision, dtype=dtype)
+        return OWN_MODELS[model_type].from_pretrained(source, **weights)
     if model_type == "plasma":
         raise ValueError(
             f"{source} is a PLASMA model, not a backbone; load it with "
             "AutoModel.from_pretrained, or give the id of its backbone."
         )
     config = AutoConfig.from_pretrained(source, revision=revision, **options)
-    return load_language_model(source, config, revision=revision, dtype=dtype, **options)
+    return load_language_model(source, config, **weights, **options)
 
 
-def _load_tokenizer(source: str, dtype: torch.dtype, **options: Any) -> Any:
+def _load_tokenizer(
+    source: str, dtype: torch.dtype, use_safetensors: bool | None, **options: Any
+) -> Any:
     revision = options["revision"]
     fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown

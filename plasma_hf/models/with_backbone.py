@@ -13,10 +13,11 @@ from .language_model import build_language_model, width_of
 from .padding import pad_residues
 from .pretrained_backbone import OWN_MODELS, load_backbone
 from .processing_plasma import PlasmaProcessor
+from .safe_weights import SafeWeights, check_adapter
 from .weights_digest import weights_digest
 
 
-class WithBackbone(PreTrainedModel):
+class WithBackbone(SafeWeights):
     """Let a head stand on a backbone that it does not have to carry along.
 
     Saved, the model holds its head, the configuration of its backbone in full, and the backbone's
@@ -30,7 +31,12 @@ class WithBackbone(PreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: Any, *args: Any, load_backbone: bool = True, **kwargs: Any
+        cls,
+        name_or_path: Any,
+        *args: Any,
+        load_backbone: bool = True,
+        use_safetensors: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Load a saved model, and the backbone it stands on if that is not saved with it.
 
@@ -38,15 +44,18 @@ class WithBackbone(PreTrainedModel):
             name_or_path: Folder or Hub id.
             *args: See `PreTrainedModel.from_pretrained`.
             load_backbone: False to leave the backbone away; the model then takes embeddings.
+            use_safetensors: False to read pickles as well, of the model and of its backbone.
             **kwargs: See `PreTrainedModel.from_pretrained`.
 
         Raises:
-            OSError: If the backbone is neither here nor can be fetched; the message has its id.
+            OSError: If weights are missing, damaged or a pickle, or the backbone is neither here
+                nor can be fetched; the message has file or id, and what to do.
         """
+        kwargs["use_safetensors"] = use_safetensors
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if load_backbone and model.backbone is None and model.config.plm_config is not None:
-            model.load_backbone()
+            model.load_backbone(use_safetensors=use_safetensors)
         if model.backbone is not None:
             model.backbone.requires_grad_(False).eval()
         return loaded
@@ -71,6 +80,7 @@ class WithBackbone(PreTrainedModel):
         *,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        use_safetensors: bool | None = None,
     ) -> PlasmaProcessor:
         """Load the backbone that the head was made for and put it under the head.
 
@@ -78,6 +88,7 @@ class WithBackbone(PreTrainedModel):
             source: Folder with it, by default the id in the configuration.
             revision: Commit, branch or tag on the Hub, by default that of the configuration.
             trust_remote_code: Run Python code that the backbone brings.
+            use_safetensors: See `plasma_hf.load_backbone`.
 
         Returns:
             Its processor, with the recipe that the head was trained on.
@@ -98,10 +109,12 @@ class WithBackbone(PreTrainedModel):
             revision=revision or (self.config.plm_revision if source is None else None),
             device=self.device,
             trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
         )
         self.attach_backbone(backbone, name if source is not None else None)
         if source is not None:
             self.config.plm_name_or_path = str(source)
+            self.config.plm_revision = backbone.revision
         return backbone.processor
 
     def attach_backbone(
@@ -139,7 +152,9 @@ class WithBackbone(PreTrainedModel):
         config.plm_config, config.embedding_size = encoder.config, width
         config.plm_name_or_path = name or made_for
         if isinstance(backbone, Backbone):
-            config.plm_recipe, config.plm_revision = backbone.recipe.name, backbone.revision
+            config.plm_recipe = backbone.recipe.name
+            # Under another name the commit would be of another repository.
+            config.plm_revision = backbone.revision if name == backbone.name else None
             self._fetched = backbone
         return self
 
@@ -175,10 +190,26 @@ class WithBackbone(PreTrainedModel):
         )
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter, the backbone that it may sit on first."""
+        """Load an adapter, of safetensors; the backbone that it may sit on first."""
+        self._check_adapter(*args, **kwargs)
         if self.backbone is None and self.config.plm_config is not None:
             self.load_backbone()
         return super().load_adapter(*args, **kwargs)
+
+    def _check_adapter(
+        self,
+        peft_model_id: Any = None,
+        *_: Any,
+        load_config: Any = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        loading = dict(vars(load_config)) if load_config is not None else {}
+        name = peft_model_id or loading.get("pretrained_model_name_or_path")
+        options = loading.get("download_kwargs", {}) | kwargs | (adapter_kwargs or {})
+        safe = kwargs.get("use_safetensors", loading.get("use_safetensors"))
+        if name is not None:
+            check_adapter(name, safe, options)
 
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any

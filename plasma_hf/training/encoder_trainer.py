@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from ..models.configuration_plasma import PlasmaConfig
 from ..models.configuration_residue_encoder import ResidueEncoderConfig
@@ -20,6 +20,7 @@ from ..models.tokenization_substitution import substitution_tokenizer
 from .checkpoints import checkpoint_to_resume
 from .encoder_data import EncoderBatches, EncoderSources
 from .encoder_objective import EncoderObjective, ObjectiveWeights
+from .safe_saving import SafeSaving
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class EncoderTraining:
     kept: float = 0.4
 
 
-class EncoderTrainer(Trainer):
+class EncoderTrainer(SafeSaving):
     """A Trainer whose batches come ready, in order, and which logs the parts of the loss."""
 
     # The objective takes no count of items; Trainer must not scale the loss by one.

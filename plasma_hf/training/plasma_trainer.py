@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
 from .card import training_card
 from .length_buckets import LengthBuckets
 from .pair_metrics import pair_figures, pair_metrics
+from .safe_saving import SafeSaving
 
 
-class PlasmaTrainer(Trainer):
+class PlasmaTrainer(SafeSaving):
     """Train a PLASMA model, or an adapter on it, from an embedding store or from sequences.
 
     All of `Trainer` holds: accumulation, several processes, mixed precision (of the backbone; the

@@ -1,0 +1,403 @@
+"""The demo page: its functions, its folder as a Space, and the page itself in a browser."""
+
+import base64
+import doctest
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from html import unescape
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from huggingface_hub import SpaceCard
+
+from plasma_hf import formats, search_formats
+from plasma_hf.formats import AlignedPair
+from plasma_hf.hub import space
+from plasma_hf.hub.cards import template_folder
+from plasma_hf.models.protein import Protein
+from tests.structure_files import make_structure, write_pdb
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install plasma-hf[space]")
+pytest.importorskip("plotly", reason="plotly is not installed: pip install plasma-hf[space]")
+
+ROOT = Path(__file__).parents[1]
+STRUCTURES = ROOT / "demo" / "structures"
+MODULES = ("app", "html_parts", "plan_figure")
+PAIR = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "AYIAKQRQLSFVKSHFSRQ")
+BPTI = "RPDFCLEPPYTGPCKARIIRYFYNAKAGLCQTFVYGGCRAKRNNFKSAEDCMRTCGGA"
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+
+
+@pytest.fixture(scope="module")
+def app():
+    """The page's module, imported as `python app.py` imports what is beside it."""
+    sys.path.insert(0, str(template_folder() / "space"))
+    import app
+
+    yield app
+    sys.path.pop(0)
+    for name in MODULES:
+        del sys.modules[name]
+
+
+def as_text(value):
+    """Give the arguments of a protein that is typed in."""
+    return value, None, ""
+
+
+def as_file(path, part=""):
+    """Give the arguments of a protein that is uploaded."""
+    return "", str(path), part
+
+
+def downloaded(links):
+    """Read the files that links hold, by name."""
+    pattern = r'download="(.+?)" href="data:[^,]*;base64,(.+?)"'
+    return {name: base64.b64decode(data).decode() for name, data in re.findall(pattern, links)}
+
+
+def cells(table):
+    return re.findall(r"<td>(.*?)</td>", table)
+
+
+def test_two_sequences(app, align):
+    summary, figure, pairs, rows, files = app.align(*as_text(PAIR[0]), *as_text(PAIR[1]))
+    result = align(PAIR, return_plan=True)
+    (segment,) = result["segments"]
+    assert f"<b>{result['score']:.3f}</b>" in summary
+    assert "held-out pairs that score" in summary
+    assert cells(summary)[:4] == ["1", "A4 – Q22", "A1 – Q19", str(len(segment["pairs"]))]
+    assert len(cells(pairs)) == 4 * len(segment["pairs"])
+    assert cells(pairs)[1:3] == ["A4", "A1"]
+    pair = AlignedPair(Protein("query", PAIR[0]), Protein("candidate", PAIR[1]), result)
+    assert "query      4 AYIAKQRQISFVKSHFSRQ 22" in rows
+    assert downloaded(files) == {
+        "alignment.json": formats.to_json(pair),
+        "alignment.tsv": formats.FORMATS["tsv"].head + formats.to_tsv(pair),
+    }
+    (heat_map,) = figure.data
+    np.testing.assert_allclose(heat_map.z, result["plan"], atol=1e-6)
+    assert (heat_map.y[3], heat_map.x[0]) == ("A4", "A1")
+    (box,) = figure.layout.shapes
+    assert (box.y0, box.x0, box.label.text) == (2.5, -0.5, "segment 1")
+
+
+def test_structures_keep_the_numbers_of_their_files(app):
+    files = (STRUCTURES / "2cga_B.pdb.gz", STRUCTURES / "1ppe_E.pdb.gz")
+    summary, figure, *_ = app.align(*map(str, as_file(files[0])), *as_file(files[1]))
+    assert cells(summary)[1:3] == ["I16 – N245", "I16 – N245"]
+    assert figure.layout.xaxis.title.text == "candidate 1ppe_E.pdb.gz:E"
+
+
+def test_a_chain_or_record_is_named(app, tmp_path):
+    fasta = "".join(f">{p.id}\n{p.sequence}\n" for p in (Protein("a", PAIR[0]), Protein("b", "MK")))
+    assert app.read_input(fasta, None, " a ", "query").residues == PAIR[0]
+    with pytest.raises(ValueError, match=r"^text.fasta holds 2 records: a, b; name one"):
+        app.read_input(fasta, None, "", "query")
+    chain = make_structure("two", 20, 1)
+    write_pdb(chain, tmp_path / "two.pdb")
+    lines = (tmp_path / "two.pdb").read_text().replace("END\n", "")
+    (tmp_path / "two.pdb").write_text(lines + lines.replace(" A ", " B "))
+    with pytest.raises(ValueError, match=r"^two.pdb holds 2 chains"):
+        app.read_input(*as_file(tmp_path / "two.pdb"), "query")
+    assert len(app.read_input(*as_file(tmp_path / "two.pdb", "B"), "query").residues) == 20
+    both = app.read_input(*as_file(tmp_path / "two.pdb", "*"), "query")
+    assert app.plan_figure(np.eye(40), [], [both, both]).data[0].x[20][:2] == "B:"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, "", "query is empty"),
+        (None, "MKT7", "the character '7' at position 4"),
+        (None, "/etc/passwd", "the character '/' at position 1"),
+        (None, "M" * 3001, "this page takes up to 3000"),
+        (None, ">a\nM<b>K", "the character '<'"),
+        ("notes.txt", "MKT", "files are read by their ending"),
+        ("bad.pdb", "nothing", "bad.pdb"),
+        ("bad.fasta", "MKT", "bad.fasta is no readable FASTA file"),
+    ],
+)
+def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):
+    given = as_text(content)
+    if name:
+        (tmp_path / name).write_text(content)
+        given = as_file(tmp_path / name)
+    box, results, *rest = app.or_problem(app.align, 5)(*given, *as_text("MKV"))
+    assert message in unescape(box.value) and 'role="alert"' in box.value
+    assert not any(text in box.value for text in ("<b>", "Traceback", str(tmp_path)))
+    assert (box.visible, results.visible, len(rest)) == (True, False, 5)
+
+
+def test_a_pair_without_a_segment(app):
+    summary, figure, pairs, rows, _ = app.align(*as_text("MK"), *as_text("GW"))
+    assert "No segment" in summary and "no segment" in rows
+    assert pairs == "<p>None.</p>" and not figure.layout.shapes
+
+
+def test_what_visitors_type_is_escaped(app):
+    shown = app.align(*as_text(f"><script>\n{PAIR[0]}"), *as_text(PAIR[1]))
+    assert all("<script>" not in part for part in shown if isinstance(part, str))
+    assert "&lt;script&gt;" in shown[0]
+
+
+def test_residues_of_a_long_protein_share_cells(app):
+    protein = app.read_input("MKTA" * 300, None, "", "query")
+    figure = app.plan_figure(np.eye(1200), [], [protein, protein])
+    (heat_map,) = figure.data
+    assert heat_map.z.shape == (400, 400) and heat_map.x[0] == "M1 to T3"
+    assert (np.diag(heat_map.z) == 1).all()
+
+
+@pytest.mark.parametrize("given", [as_text(BPTI), as_file(STRUCTURES / "9pti_A.pdb.gz")])
+def test_search(app, given):
+    table, files = app.search(*given, 3)
+    assert table.index("9pti_A") < table.index("1eaw_B")
+    assert "free BPTI" in table and len(cells(table)) == 9
+    found = downloaded(files)
+    hits = json.loads(found["hits.json"])["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert found["hits.tsv"].startswith(search_formats.FORMATS["tsv"].head)
+    assert str(ROOT) not in "".join(found.values())
+
+
+def test_examples_in_the_code_of_the_page(app):
+    done = [doctest.testmod(sys.modules[name]) for name in MODULES]
+    assert sum(each.attempted for each in done) == 2 and not any(each.failed for each in done)
+
+
+def test_names_are_those_of_the_structures(app):
+    assert set(app.NAMES) == {file.name.partition(".")[0] for file in STRUCTURES.glob("*.gz")}
+
+
+def test_the_card_is_rendered_as_it_stands():
+    text = (ROOT / "hub_cards" / "space" / "README.md").read_text()
+    assert space.demo_space_card() == text, "write it anew: plasma_hf.hub.space.demo_space_card()"
+    data = SpaceCard(text).data
+    assert (data.sdk, data.app_file, data.license) == ("gradio", "app.py", "mit")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of the Space, away from the project."""
+    return space.demo_space(tmp_path_factory.mktemp("space") / "app")
+
+
+def names_below(folder):
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_space_is_complete(folder):
+    files = names_below(folder)
+    assert {"app.py", "README.md", "requirements.txt", "style.css"} <= files
+    assert {f"{module}.py" for module in MODULES} <= files
+    assert "plasma_hf/checkpoints/protalign_small/model.safetensors" in files
+    assert sum(name.startswith("demo/structures/") for name in files) == 9
+    assert not any("__pycache__" in name for name in files)
+    needed = (folder / "requirements.txt").read_text().split()
+    assert any(need.startswith("torch>=") for need in needed)
+    assert any(need.startswith("plotly>=") for need in needed)
+    assert not any(need.startswith("gradio") for need in needed)  # it is there by sdk_version
+
+
+def test_the_space_is_pushed_whole(monkeypatch, folder):
+    calls = {}
+
+    class Api:
+        def create_repo(self, repository, **options):
+            calls["made"] = repository, options["repo_type"], options["space_sdk"]
+
+        def upload_folder(self, folder_path, **options):
+            calls["files"] = names_below(folder_path)
+            return options["repo_id"], options["repo_type"]
+
+    monkeypatch.setattr(space, "HfApi", Api)
+    assert space.push_demo_space("org/demo") == ("org/demo", "space")
+    assert calls == {"made": ("org/demo", "space", "gradio"), "files": names_below(folder)}
+
+
+def test_an_installed_package_has_no_examples(monkeypatch, tmp_path):
+    monkeypatch.setattr(space, "EXAMPLES", tmp_path / "demo")
+    with pytest.raises(FileNotFoundError, match="clone the repository"):
+        space.demo_space(tmp_path / "space")
+
+
+SERVE = """
+import runpy, socket, sys
+
+look_up = socket.getaddrinfo
+
+def local_only(host, *rest, **options):
+    if host not in (None, "", "127.0.0.1", "::1", "localhost"):
+        print("asked for", host, flush=True)
+        raise OSError(f"no network: {host}")
+    return look_up(host, *rest, **options)
+
+socket.getaddrinfo = local_only
+sys.path[0] = "."
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    """Address of the page, and what its server has printed."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PLASMA_HF_KERNELS": "torch"}
+    environment["OMP_NUM_THREADS"] = "1"
+    environment.pop("PYTHONPATH", None)
+    printed = []
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        try:
+            for line in server.stdout:
+                printed.append(line)
+                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    break
+            else:
+                pytest.fail("the page is not served:\n" + "".join(printed))
+            # What is not read would fill the pipe.
+            threading.Thread(target=printed.extend, args=[server.stdout], daemon=True).start()
+            yield found[0], printed
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def open_page(page, tmp_path):
+    """Open the page at a width; gives the browser."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not (CHROMIUM.exists() and DRIVER.exists()):
+        pytest.skip(f"there is no {CHROMIUM} or no {DRIVER}: apt-get install chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for name in "headless=new no-sandbox disable-gpu disable-quic no-first-run".split():
+        options.add_argument(f"--{name}")
+    for name in ("background-networking", "component-update", "sync", "dev-shm-usage"):
+        options.add_argument(f"--disable-{name}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+
+    def open_at(width):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(page[0])
+        return browser
+
+    yield open_at
+    browser.quit()
+
+
+def shown(browser, selector, count=1):
+    """Wait for elements of the page that can be seen; return them."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def visible(_):
+        found = browser.find_elements("css selector", selector)
+        seen = [element for element in found if element.is_displayed()]
+        return seen if len(seen) >= count else None
+
+    return WebDriverWait(browser, 60).until(visible, f"{selector} was not shown")
+
+
+def type_into(browser, field, text):
+    (area,) = shown(browser, f"#{field} textarea")
+    area.clear()
+    area.send_keys(text)
+
+
+def click(browser, selector):
+    element = shown(browser, selector)[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
+def check_width(browser, width):
+    """Nothing is wider than the window; a phone would widen the window in its place."""
+    sizes = "return [window.innerWidth, document.documentElement.scrollWidth]"
+    inner, scrolled = browser.execute_script(sizes)
+    assert inner == width and scrolled <= inner
+
+
+def requests_of(browser):
+    """Return the hosts that the page asked for something."""
+    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    asked = (
+        urlsplit(message["params"]["request"]["url"])
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    )
+    return {url.hostname for url in asked if url.scheme.startswith(("http", "ws"))}
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "::1"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_visitor(open_page, page, align, width):
+    browser = open_page(width)
+    type_into(browser, "query", PAIR[0])
+    type_into(browser, "candidate", PAIR[1])
+    check_width(browser, width)
+    click(browser, "#align")
+    result = align(PAIR)
+    assert shown(browser, "#alignment .score b")[0].text == f"{result['score']:.3f}"
+    segment = [cell.text for cell in shown(browser, "#alignment td", 6)]
+    assert segment[:4] == ["1", "A4 – Q22", "A1 – Q19", str(len(result["segments"][0]["pairs"]))]
+    check_heat_map(browser)
+    check_width(browser, width)
+
+    type_into(browser, "candidate", "MK7")
+    click(browser, "#align")
+    assert "the character '7' at position 3" in shown(browser, "#align-problem .problem")[0].text
+    assert not browser.find_elements("id", "alignment")
+    check_width(browser, width)
+
+    next(tab for tab in shown(browser, "[role=tab]", 2) if tab.text == "Search").click()
+    type_into(browser, "protein", BPTI)
+    click(browser, "#search")
+    assert shown(browser, "#hits td b")[0].text == "9pti_A"
+    check_width(browser, width)
+    check_upload(browser)
+    assert requests_of(browser) == {"127.0.0.1"}
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    printed = "".join(page[1])
+    assert "asked for" not in printed and "Traceback" not in printed
+
+
+def check_upload(browser):
+    """A file takes the place of what was typed, and is searched with."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    fields = browser.find_elements("css selector", "input[type=file]")
+    fields[-1].send_keys(str(STRUCTURES / "1ppe_E.pdb.gz"))
+    wait, area = WebDriverWait(browser, 60), shown(browser, "#protein textarea")[0]
+    wait.until(lambda _: area.get_property("value") == "", "the file did not clear the text")
+    click(browser, "#search")
+    wait.until(lambda _: shown(browser, "#hits td b")[0].text == "1ppe_E", "other hits")
+
+
+def check_heat_map(browser):
+    """Under the pointer the heat map names both residues and their weight."""
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    (area,) = shown(browser, "#plan .nsewdrag")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", area)
+
+    def hovered(_):
+        ActionChains(browser).move_to_element(area).move_by_offset(3, 3).perform()
+        return browser.find_elements("css selector", "#plan .hovertext")
+
+    (label, *_) = WebDriverWait(browser, 20).until(hovered, "no label under the pointer")
+    assert re.search(r"query [A-Z]\d+\s*candidate [A-Z]\d+\s*weight [01]\.\d{3}", label.text)
