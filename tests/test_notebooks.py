@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub import serve
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = """
@@ -16,15 +18,32 @@ import sys, nbformat
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], as_version=4)
 NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+print("".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", ())))
 """
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path):
+def run(path, **environment):
+    """Run a notebook from the top and return what its cells printed."""
     command = [sys.executable, "-c", RUN, path.name]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment
     done = subprocess.run(command, cwd=path.parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path):
+    run(path, HF_HOME=str(tmp_path))
+
+
+def test_what_is_published_loads_from_a_hub(tmp_path):
+    path = ROOT / "notebooks" / "5_publish_and_load.ipynb"
+    with serve() as address:
+        hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        place = {"PUBLISH_TO": "org/plasma", "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path)}
+        printed = run(path, **hub, **place)
+    assert re.search(r"^transformers_modules PlasmaModel\n0\.\d+ 0\.\d+$", printed, re.M)
+    assert (tmp_path / "hub" / "models--org--plasma").is_dir()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -25,9 +25,9 @@ RECORD = "export.json"
 REQUIREMENTS = """\
 # What the code in this folder needs; plasma_hf itself need not be installed.
 torch>=2.6
-transformers>=5.12,<6
+transformers>=5.14,<6
 numpy>=2.0
-# To read structures (PDB, mmCIF): gemmi>=0.7
+# To read structures (PDB, mmCIF): gemmi>=0.7.4
 # Faster on a CPU: numba>=0.61
 """
 
@@ -115,7 +115,7 @@ def is_adapter(model: Any) -> bool:
 
 def requirements(model: Any) -> str:
     """Return what `requirements.txt` says beside a model."""
-    return REQUIREMENTS + ("peft>=0.18\n" if is_adapter(model) else "")
+    return REQUIREMENTS + ("peft>=0.20\n" if is_adapter(model) else "")
 
 
 def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:

@@ -18,6 +18,7 @@ from plasma_hf import DEFAULT_CHECKPOINT
 from plasma_hf.hub.cards import model_card
 from plasma_hf.hub.held_out import METRICS, add_held_out
 from plasma_hf.hub.metric_spaces import metric_names, space_card
+from plasma_hf.hub.space import demo_space_card
 from tests.benchmarks.default_checkpoint import RESULTS
 
 CHECKPOINTS = Path(DEFAULT_CHECKPOINT).parent
@@ -70,6 +71,7 @@ def main(words: list[str] | None = None) -> None:
             place.write_text(card_text(folder), encoding="utf-8")
     for name in metric_names():
         (RENDERED / f"metric_{name}.md").write_text(space_card(name), encoding="utf-8")
+    (RENDERED.parent / "space" / "README.md").write_text(demo_space_card(), encoding="utf-8")
 
 
 if __name__ == "__main__":
