@@ -20,6 +20,7 @@ PAIRS, UPDATES = 12, 3
 LOSSES = {
     "clip": {"loss": "clip"},
     "clip_learnt": {"loss": "clip", "learn_temperature": True},
+    "clip_standardized": {"loss": "clip", "spread": True, "standardize": True},
     "siglip": {"loss": "siglip"},
     "siglip_chunked": {"loss": "siglip", "loss_chunk": 2},
 }

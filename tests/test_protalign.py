@@ -86,53 +86,6 @@ def test_the_heads_have_the_published_number_of_parameters():
     assert shapes["structure_pool.attention.in_proj_weight"] == (384, 128)
 
 
-def test_fresh_pools_are_drawn_as_published():
-    torch.manual_seed(0)
-    model = ProtAlignModel(ProtAlignConfig())
-    for pool in (model.sequence_pool, model.structure_pool):
-        assert pool.query.std().item() == pytest.approx(0.02, rel=0.3)
-        assert pool.attention.out_proj.weight.abs().max().item() == pytest.approx(
-            128**-0.5, rel=0.01
-        )
-        assert not pool.attention.in_proj_bias.any()
-
-
-def test_a_pool_computes_what_its_equation_says():
-    model = tiny_model()
-    pool, (rows, mask) = model.sequence_pool, draw((5,))
-    attention, query = pool.attention, pool.query[0]
-    shift = attention.in_proj_bias.chunk(3)
-    q = query @ attention.q_proj_weight.T + shift[0]
-    k = rows[0] @ attention.k_proj_weight.T + shift[1]
-    v = rows[0] @ attention.v_proj_weight.T + shift[2]
-    weights, seen = [], []
-    for head in (slice(0, 8), slice(8, 16)):
-        weights.append(torch.softmax(q[:, head] @ k[:, head].T / 8**0.5, dim=-1))
-        seen.append(weights[-1] @ v[:, head])
-    expected = pool.norm(attention.out_proj(torch.cat(seen, dim=-1)))
-    found, found_weights = pool(rows, mask)
-    check_equal([found, found_weights], [expected, sum(weights) / 2])
-
-
-@pytest.mark.parametrize("queries", [1, 3])
-def test_a_vector_depends_on_the_residues_alone(queries):
-    model = tiny_model(num_queries=queries)
-    rows, mask = draw()
-    together = model.get_sequence_features(rows, mask)
-    torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))
-    for i, residues in enumerate(mask.sum(1)):
-        alone = rows[i : i + 1, :residues]
-        check_equal([model.get_sequence_features(alone)[0]], [together[i]], 1e-5)
-        # The pool knows no order.
-        turned = model.get_sequence_features(alone.flip(1))[0]
-        check_equal([turned], [together[i]], 1e-5)
-    order = [2, 0, 1]
-    check_equal([model.get_sequence_features(rows[order], mask[order])], [together[order]], 1e-5)
-    _, weights = model.sequence_pool(rows, mask)
-    assert not weights[~mask].any()
-    torch.testing.assert_close(weights.sum(1), torch.ones(3))
-
-
 def test_forward_gives_loss_logits_and_features():
     model = tiny_model()
     (sequences, mask), (structures, structure_mask) = draw(), draw((6, 8, 3), 8, seed=1)
@@ -160,7 +113,15 @@ def test_normalisation_can_be_left_out():
     torch.testing.assert_close(out.logits, 16 * cosines / 0.07, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("fields", [{}, {"loss": "siglip"}, {"loss": "siglip", "loss_chunk": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"spread": True, "standardize": True},
+        {"loss": "siglip"},
+        {"loss": "siglip", "loss_chunk": 2},
+    ],
+)
 def test_training_lowers_the_loss(fields):
     model = tiny_model(**fields).train()
     (sequences, mask), (structures, structure_mask) = draw(), draw((6, 8, 3), 8, seed=1)

@@ -21,10 +21,21 @@ from plasma_hf.metrics.retrieval import best_ranks
 from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
 from plasma_hf.models.structure import Structure
-from plasma_hf.training.protalign_data import ApartInBatches, PairCollation, near_copies
-from plasma_hf.training.protalign_features import PairFeatures, store_structures, structure_hash
+from plasma_hf.training.protalign_data import (
+    ApartInBatches,
+    PairCollation,
+    StructurePairs,
+    near_copies,
+)
+from plasma_hf.training.protalign_features import (
+    PairFeatures,
+    shaken,
+    store_structures,
+    structure_hash,
+)
 from plasma_hf.training.protalign_parts import PairParts, split_pairs
 from plasma_hf.training.protalign_run import ProtAlignRun
+from plasma_hf.training.protalign_trainer import crop, leave_out, mix_forms
 from tests.structure_files import make_pairs, make_structure
 from tests.tiny_backbones import FAMILIES
 
@@ -237,6 +248,43 @@ def test_splits_share_no_sequence_and_name_families() -> None:
 def test_what_an_encoder_that_trains_needs() -> None:
     with pytest.raises(ValueError, match="needs the model's processor"):
         PairCollation(PairFeatures(None, None))([{"pair": make_pairs(1)[0]}])
+
+
+def test_views_are_masked_and_disturbed_as_asked() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    mask = torch.arange(60) < torch.tensor([60, 40, 10, 1])[:, None]
+    rows = torch.randn(4, 60, 8, generator=drawn)
+    inputs = {"structure_embeddings": rows, "structure_mask": mask, "sequence_mask": mask}
+    for _ in range(20):
+        left = leave_out(inputs, 0.3, drawn)["structure_mask"]
+        assert (left <= mask).all() and (left.sum(1) >= 0.7 * mask.sum(1)).all()
+        kept = crop(inputs, 1.0, drawn)["structure_mask"]
+        assert (kept <= mask).all()
+        assert (kept.sum(1) >= torch.tensor([20, 20, 10, 1])).all()
+        # One stretch: it begins once.
+        assert (kept[:, 0].int() + (kept[:, 1:] & ~kept[:, :-1]).sum(1) == 1).all()
+    assert crop(inputs, 1.0, drawn)["sequence_mask"] is mask
+    assert torch.equal(crop(inputs, 0.0, drawn)["structure_mask"], mask)
+    assert mix_forms(inputs, None, drawn) is inputs
+    mixed = mix_forms(inputs, rows + 1, drawn)["structure_embeddings"] - rows
+    torch.testing.assert_close(mixed, mixed[:, :1, :1].expand_as(mixed))  # one way for a protein
+    assert (0 < mixed).all() and (mixed < 1).all() and mixed[:, 0, 0].unique().numel() == 4
+
+
+def test_a_second_form_is_stored_where_the_encoder_is_frozen(tmp_path, backbone) -> None:
+    pairs = list(tiny_parts().train[:3])
+    forms = [shaken(pair.structure, 0.3) for pair in pairs]
+    assert all(
+        0.1 < (f.backbone - p.structure.backbone).std() < 0.5
+        for f, p in zip(forms, pairs, strict=True)
+    )
+    both = pairs + [replace(p, structure=form) for p, form in zip(pairs, forms, strict=True)]
+    features = tiny_run(tmp_path).features(both, backbone, tiny_encoder())
+    dataset = StructurePairs(pairs, forms=forms)
+    batch = PairCollation(features)([dataset[i] for i in range(3)])
+    assert batch["form_embeddings"].shape == batch["structure_embeddings"].shape
+    assert not torch.equal(batch["form_embeddings"], batch["structure_embeddings"])
+    assert "form_embeddings" not in PairCollation(features)([{"pair": pair} for pair in pairs])
 
 
 def test_unknown_options_are_refused(tmp_path, backbone) -> None:

@@ -183,6 +183,18 @@ def test_a_chain_in_several_parts_is_one(tmp_path):
     assert (a.id, a.sequence, b.id, b.sequence) == ("p.pdb:A", "AV", "p.pdb:B", "G")
 
 
+def test_a_chain_goes_on_after_a_ter_inside_it(tmp_path):
+    parts = [
+        pdb_residue("ALA", "1", 0),
+        "TER",
+        pdb_residue("GLY", "7", 4),
+        "TER",
+        pdb_atom("O", "HOH", "90", (50, 0, 0), record="HETATM"),
+    ]
+    [chain] = read_structures(write_lines(tmp_path / "p.pdb", *parts))
+    assert (chain.sequence, chain.author_numbers) == ("AG", ("1", "7"))
+
+
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
 def test_models_are_counted_from_one(tmp_path, suffix):
     models = [

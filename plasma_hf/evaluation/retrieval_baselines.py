@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..data.clusters import KmerIndex
 from ..data.structure_rows import StructurePair
+from ..models.attention_pool import Standardize
 from ..models.configuration_protalign import ProtAlignConfig
+from ..models.contrastive import Gather, alone
 from ..models.modeling_protalign import ProtAlignModel
 
 
@@ -20,19 +22,24 @@ class MeanPool(nn.Module):
     Args:
         residue_size: Width of a residue embedding.
         shared_size: Width of the vector.
+        standardize: As in `AttentionPool`.
     """
 
-    def __init__(self, residue_size: int, shared_size: int) -> None:
+    def __init__(self, residue_size: int, shared_size: int, standardize: bool = False) -> None:
         """Build the map."""
         super().__init__()
         self.linear = nn.Linear(residue_size, shared_size)
+        self.scale = Standardize(shared_size) if standardize else None
 
-    def forward(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
+    ) -> tuple[Tensor, Tensor]:
         """Pool a batch of proteins, as `AttentionPool` does.
 
         Args:
             embeddings: `(batch, residues, hidden)`.
             mask: True at residues, `(batch, residues)`.
+            gather: For `Standardize`.
 
         Returns:
             Vectors `(batch, shared)`, and the equal weights of the residues, `(batch, residues)`.
@@ -40,7 +47,8 @@ class MeanPool(nn.Module):
         weights = mask.to(self.linear.weight.dtype)
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
         rows = embeddings.to(weights.dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
-        return self.linear((weights.unsqueeze(1) @ rows).squeeze(1)), weights
+        vectors = self.linear((weights.unsqueeze(1) @ rows).squeeze(1))
+        return vectors if self.scale is None else self.scale(vectors, gather), weights
 
 
 class MeanPoolModel(ProtAlignModel):
@@ -60,7 +68,7 @@ class MeanPoolModel(ProtAlignModel):
         super().__init__(config)
         sizes = {"sequence": config.sequence_size, "structure": config.structure_size}
         for side, size in sizes.items():
-            setattr(self, f"{side}_pool", MeanPool(size, config.hidden_size))
+            setattr(self, f"{side}_pool", MeanPool(size, config.hidden_size, config.standardize))
         self.post_init()
 
 

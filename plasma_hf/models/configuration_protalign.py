@@ -36,6 +36,10 @@ class ProtAlignConfig(PreTrainedConfig):
         hidden_size: Width of the space that sequences and structures share.
         num_heads: Heads of each attention pool.
         num_queries: Learnt queries of each attention pool; their answers are averaged.
+        spread: Each pool adds how much residues differ to what they are on average; not in the
+            paper.
+        standardize: Give each number of the vectors mean 0 and deviation 1 over proteins, as
+            training found them, before they are compared; not in the paper.
         attention_dropout: Share of attention weights dropped in training.
         layer_norm_eps: Slack of the layer norm.
         normalize: Compare cosines. False compares the vectors as the layer norm leaves them, as
@@ -74,6 +78,8 @@ class ProtAlignConfig(PreTrainedConfig):
     hidden_size: int = 128
     num_heads: int = 4
     num_queries: int = 1
+    spread: bool = False
+    standardize: bool = False
     attention_dropout: float | int = 0.0
     layer_norm_eps: float | int = 1e-5
     normalize: bool = True

@@ -233,10 +233,9 @@ class ProtAlignModel(WithBackbone):
             sequences, structures = at_least_float32(sequences), at_least_float32(structures)
             features = F.normalize(sequences, dim=-1), F.normalize(structures, dim=-1)
             compared = features if self.config.normalize else (sequences, structures)
-            gather = self.gather if self.training else alone
             chunked = self.training and self.config.loss_chunk is not None
             output = ProtAlignOutput(
-                loss=self.pair_loss(*compared, groups, gather) if return_loss else None,
+                loss=self.pair_loss(*compared, groups, self._gather) if return_loss else None,
                 logits=None if chunked else self.pair_loss.logits(*compared),
                 sequence_features=features[0],
                 structure_features=features[1],
@@ -342,7 +341,7 @@ class ProtAlignModel(WithBackbone):
             embeddings, mask = self.embed(input_ids, attention_mask, mask)
         assert embeddings is not None
         mask = check_residues("sequence", embeddings, mask, self.config.sequence_size)
-        return self.sequence_pool(embeddings, mask)
+        return self.sequence_pool(embeddings, mask, self._gather)
 
     def pool_structures(
         self,
@@ -361,7 +360,11 @@ class ProtAlignModel(WithBackbone):
             embeddings, mask = self.structure_encoder(*atoms).last_hidden_state, residue_mask
         assert embeddings is not None
         mask = check_residues("structure", embeddings, mask, self.config.structure_size)
-        return self.structure_pool(embeddings, mask)
+        return self.structure_pool(embeddings, mask, self._gather)
+
+    @property
+    def _gather(self) -> Gather:
+        return self.gather if self.training else alone
 
     def check_encoder(self, side: str) -> None:
         """Refuse to read what the encoder of a side ("sequence", "structure") would have to.
@@ -385,6 +388,8 @@ def _pool(config: ProtAlignConfig, residue_size: int) -> AttentionPool:
         config.attention_dropout,
         config.layer_norm_eps,
         config.num_queries,
+        config.spread,
+        config.standardize,
     )
 
 

@@ -56,7 +56,7 @@ def pool_proteins(model: Any, proteins: list[Protein]) -> tuple[Tensor, Tensor]:
         )
     rows = Backbone(model.sequence_encoder, model.processor).embed(proteins)
     embeddings, mask = pad_residues([row.to(model.device) for row in rows])
-    return model.sequence_pool(embeddings, mask)
+    return model.pool_sequences(embeddings, mask)
 
 
 def pool_structures(model: Any, structures: list[Structure]) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,9 @@ FARTHEST = 9999.0
 _CIF_START = re.compile(r"(?:\s|#.*\n)*data_", re.IGNORECASE)
 _COORDINATE = re.compile(r" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _USUAL = r"(?:(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}){3}"
+_TER_INSIDE_A_CHAIN = re.compile(
+    r"^((?:ATOM  |HETATM).{15}(.).*\n)TER.*\n(?=ATOM  .{15}\2)", re.MULTILINE
+)
 _UNUSUAL_ATOM_LINE = re.compile(rf"^((?:ATOM  |HETATM).{{24}})(?!{_USUAL})(.{{24}})", re.MULTILINE)
 
 
@@ -300,10 +303,11 @@ def _text(file: Path) -> str:
 def _parse_pdb(text: str) -> Any:
     """Parse a PDB file; atoms whose coordinates are no numbers are marked as absent.
 
-    gemmi takes such coordinates for zero. Of a line it sees what comes before element and charge
+    gemmi takes such coordinates for zero, and what follows a TER inside a chain, as some files have
+    it at a gap, for no part of the polymer. Of a line it sees what comes before element and charge
     (column 77), where older files have other things; the atom's name tells the element.
     """
-    cleaned = _UNUSUAL_ATOM_LINE.sub(_cleaned, text)
+    cleaned = _UNUSUAL_ATOM_LINE.sub(_cleaned, _TER_INSIDE_A_CHAIN.sub(r"\1", text))
     models = gemmi.read_pdb_string(cleaned, max_line_length=76)
     models.merge_chain_parts()
     return models

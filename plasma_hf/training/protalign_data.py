@@ -15,6 +15,7 @@ from ..data.clusters import cluster_sequences
 from ..data.structure_rows import StructurePair
 from ..models.padding import pad_residues
 from ..models.processing_protalign import ProtAlignProcessor
+from ..models.structure import Structure
 from .protalign_features import PairFeatures, structure_hash
 
 
@@ -25,6 +26,7 @@ class StructurePairs(Dataset[dict[str, Any]]):
         pairs: Sequences and structures.
         groups: `(pairs,)`, integers: pairs of one group are no negatives of each other. None
             where any two pairs are.
+        forms: `(pairs,)`: another form of each structure, with the same residues; or None.
 
     Example:
         >>> from plasma_hf.models.structure import Structure
@@ -34,16 +36,25 @@ class StructurePairs(Dataset[dict[str, Any]]):
         ('a', 7)
     """
 
-    def __init__(self, pairs: Sequence[StructurePair], groups: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[StructurePair],
+        groups: Sequence[int] | None = None,
+        forms: Sequence[Structure] | None = None,
+    ) -> None:
         """Keep the pairs."""
-        self.pairs, self.groups = pairs, groups
+        self.pairs, self.groups, self.forms = pairs, groups, forms
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = {"pair": self.pairs[index]}
-        return row if self.groups is None else row | {"group": self.groups[index]}
+        if self.groups is not None:
+            row["group"] = self.groups[index]
+        if self.forms is not None:
+            row["form"] = self.forms[index]
+        return row
 
 
 def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
@@ -74,11 +85,15 @@ class PairCollation:
         self.features, self.processor = features, processor
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Make a batch; `groups` is `(batch,)` where rows have them."""
+        """Make a batch; it has `groups` `(batch,)` and `form_embeddings` where rows have them."""
         pairs = [row["pair"] for row in rows]
         batch = self._sequences(pairs) | self._structures(pairs)
         if "group" in rows[0]:
             batch["groups"] = torch.tensor([row["group"] for row in rows])
+        if "form" in rows[0] and self.features.structures is not None:
+            store = self.features.structures
+            forms = [store.embeddings(structure_hash(row["form"])) for row in rows]
+            batch["form_embeddings"], _ = pad_residues(forms)
         return batch
 
     def _sequences(self, pairs: list[StructurePair]) -> dict[str, Tensor]:

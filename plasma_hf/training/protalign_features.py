@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,23 @@ def structure_hash(structure: Structure) -> str:
     atoms = structure.backbone.to(torch.float32).contiguous()
     atoms = torch.where(atoms.isnan(), torch.nan, atoms)  # there are several bit patterns of NaN
     return hashlib.sha256(names.encode() + atoms.numpy().tobytes()).hexdigest()
+
+
+def shaken(structure: Structure, eps: float) -> Structure:
+    """Add noise to coordinates: another form of a protein, and always the same one.
+
+    Args:
+        structure: Left as it is.
+        eps: Standard deviation of the noise, angstrom.
+
+    Example:
+        >>> one = Structure("a", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
+        >>> structure_hash(shaken(one, 0.3)) == structure_hash(shaken(one, 0.3))
+        True
+    """
+    drawn = torch.Generator().manual_seed(int(structure_hash(structure)[:15], 16))
+    noise = torch.randn(structure.backbone.shape, generator=drawn)
+    return replace(structure, backbone=structure.backbone + eps * noise)
 
 
 class StructureEmbedder:

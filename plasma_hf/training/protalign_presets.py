@@ -37,7 +37,10 @@ class ProtAlignPreset:
         mask_identity: identity of two sequences from which on their pairs are no negatives of each
             other; None for never.
         augment_eps: noise on coordinates, in angstrom, where the structure encoder trains.
+        form_eps: noise on those of a second form of each structure, where embeddings are stored.
         left_out: largest share of a protein that is left out, see `ProtAlignTrainer`.
+        cropped: probability that a second view of a structure is a stretch of it.
+        view_weight: how much the loss of two views of a structure counts, beside that of pairs.
 
     Example:
         >>> PROTALIGN_PRESETS["published"].protalign_config(sequence_size=420).logit_temperature
@@ -51,7 +54,10 @@ class ProtAlignPreset:
     arguments: Mapping[str, Any]
     mask_identity: float | None = None
     augment_eps: float = 0.0
+    form_eps: float = 0.0
     left_out: float = 0.0
+    cropped: float = 0.0
+    view_weight: float = 1.0
 
     def protalign_config(self, **changes: Any) -> ProtAlignConfig:
         """Configure the model; `changes` go before the recipe."""
@@ -80,7 +86,7 @@ PUBLISHED = ProtAlignPreset(
 
 IMPROVED = ProtAlignPreset(
     name="improved",
-    config={"learn_temperature": True},
+    config={"learn_temperature": True, "spread": True, "standardize": True},
     arguments={
         "weight_decay": 0.01,
         "lr_scheduler_type": "cosine",
@@ -90,8 +96,12 @@ IMPROVED = ProtAlignPreset(
     },
     mask_identity=0.9,
     augment_eps=0.1,
+    form_eps=0.3,
     left_out=0.3,
+    cropped=0.4,
+    view_weight=2.0,
 )
-"""The default: more updates, which slow down, and no near copies as negatives."""
+"""The default: more updates, which slow down, no near copies as negatives, pools that tell more,
+and structures that have to find themselves in part and with other coordinates."""
 
 PROTALIGN_PRESETS = {preset.name: preset for preset in (IMPROVED, PUBLISHED)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,11 @@ from ..models.backbone import Backbone
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 from ..models.processing_protalign import ProtAlignProcessor
+from ..models.structure import Structure
 from .checkpoints import last_whole_checkpoint
 from .lora import lora_config
 from .protalign_data import PairCollation, StructurePairs, near_copies
-from .protalign_features import PairFeatures, structure_hash
+from .protalign_features import PairFeatures, shaken, structure_hash
 from .protalign_parts import PairParts
 from .protalign_presets import PROTALIGN_PRESETS, ProtAlignPreset
 from .protalign_trainer import ProtAlignTrainer
@@ -93,6 +94,11 @@ class ProtAlignRun:
         settings = self._settings(parts)
         checkpoint = self._checkpoint(settings, resume)
         everything = [*parts.train, *parts.validation, *parts.test]
+        forms = self._forms(parts.train)
+        if forms is not None:
+            everything += [
+                replace(pair, structure=form) for pair, form in zip(parts.train, forms, strict=True)
+            ]
         features = self.features(everything, backbone, encoder)
         model = self.untrained_model(backbone, encoder)
         trainer = ProtAlignTrainer(
@@ -101,9 +107,11 @@ class ProtAlignRun:
             data_collator=PairCollation(
                 features, None if self.trained == "none" else processor_of(model, backbone)
             ),
-            train_dataset=StructurePairs(parts.train, self._groups(parts.train)),
+            train_dataset=StructurePairs(parts.train, self._groups(parts.train), forms),
             eval_dataset=StructurePairs(parts.validation),
             left_out=self.recipe.left_out,
+            cropped=self.recipe.cropped,
+            view_weight=self.recipe.view_weight,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.evaluate()
@@ -209,6 +217,13 @@ class ProtAlignRun:
     def _groups(self, pairs: Sequence[StructurePair]) -> list[int] | None:
         identity = self.recipe.mask_identity
         return None if identity is None else near_copies(pairs, identity)
+
+    def _forms(self, pairs: Sequence[StructurePair]) -> list[Structure] | None:
+        """Make a second form of structures; an encoder that trains adds its noise itself."""
+        eps = self.recipe.form_eps
+        if not eps or self.trained in ("structure", "all"):
+            return None
+        return [shaken(pair.structure, eps) for pair in pairs]
 
     def _save(
         self,

@@ -9,14 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
 from ..metrics.retrieval import best_ranks
 from .card import training_card
 from .gathered import gather_ranks
 from .protalign_data import ApartInBatches
+from .safe_saving import SafeSaving
 
 MASKS = ("sequence_mask", "structure_mask", "structure_residue_mask")
+STRUCTURE_MASKS = MASKS[1:]
+CROPPED_TO, SHORTEST_CROP = 0.3, 20
+"""Least part of its residues that a cropped structure keeps, and least number if it has so many."""
+
 STRUCTURE_INPUTS = (
     "structure_embeddings",
     "structure_mask",
@@ -28,7 +33,7 @@ STRUCTURE_INPUTS = (
 NOT_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-class ProtAlignTrainer(Trainer):
+class ProtAlignTrainer(SafeSaving):
     """Train a ProtAlign model on pairs of sequence and structure.
 
     All of `Trainer` holds. What is added:
@@ -42,11 +47,15 @@ class ProtAlignTrainer(Trainer):
       `eval_loss` compares all pairs of the set with each other, however they were batched.
     - With `left_out` a stretch of either protein is left out, another each time, and two such views
       of one structure have to find each other as well: forms of a protein differ in what is seen.
+      With `cropped` some second views keep a stretch alone. Where batches have `form_embeddings`,
+      of the structures with noise on their atoms, a second view is on the way to them.
     - `save_model` writes a model card with the figures of every evaluation of this run.
 
     Args:
         *args: As `Trainer` takes them: model, arguments, data collator, data sets.
         left_out: Largest share of a protein's residues that is left out in training.
+        cropped: Probability that of a second view all but a stretch is left out.
+        view_weight: How much the loss of two views of a structure counts, beside that of pairs.
         **kwargs: The same by name.
 
     Example:
@@ -64,10 +73,18 @@ class ProtAlignTrainer(Trainer):
         1.0
     """
 
-    def __init__(self, *args: Any, left_out: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        left_out: float = 0.0,
+        cropped: float = 0.0,
+        view_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         """Fill in what pairs need."""
         kwargs.setdefault("compute_metrics", self._metrics)
-        self.left_out = left_out
+        self.left_out, self.cropped = left_out, cropped
+        self.view_weight = view_weight
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # what it would print is in the log history
         self.args.remove_unused_columns = False  # a pair is the collator's affair
@@ -98,16 +115,19 @@ class ProtAlignTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss of pairs, and with `left_out` that of two views of the structures."""
+        inputs = dict(inputs)
+        form = inputs.pop("form_embeddings", None)
         if not self.left_out:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # Of seed and update alone: a run that was stopped goes on with the same views.
         drawn = torch.Generator().manual_seed(1_000_003 * self.args.seed + self.state.global_step)
         first, second = (leave_out(inputs, self.left_out, drawn) for _ in range(2))
+        second = mix_forms(crop(second, self.cropped, drawn), form, drawn)
         output = model(**first)
         views = self.inner.get_structure_features(
             **{name: second[name] for name in STRUCTURE_INPUTS if name in second}
         )
-        loss = output.loss + self.inner.pair_loss(
+        loss = output.loss + self.view_weight * self.inner.pair_loss(
             views, output.structure_features, inputs.get("groups"), self.inner.gather
         )
         return (loss, output) if return_outputs else loss
@@ -195,18 +215,65 @@ def leave_out(inputs: dict[str, Any], share: float, drawn: torch.Generator) -> d
         >>> 5 <= leave_out(protein, 0.5, torch.Generator())["sequence_mask"].sum() <= 10
         tensor(True)
     """
-    changed = dict(inputs)
-    for name in MASKS:
-        if (mask := inputs.get(name)) is None:
-            continue
-        mask = mask.bool()
-        place = mask.cumsum(1) - 1  # among the residues
-        count = mask.sum(1, keepdim=True)
-        how_much, where = torch.rand(2, len(mask), 1, generator=drawn).to(mask.device)
-        length = (how_much * share * count).floor()
-        start = (where * (count - length + 1)).floor()
-        changed[name] = mask & ((place < start) | (place >= start + length))
-    return changed
+    masks = {name: inputs[name].bool() for name in MASKS if inputs.get(name) is not None}
+    return inputs | {name: m & ~_stretch(m, 0.0, share, drawn) for name, m in masks.items()}
+
+
+def crop(inputs: dict[str, Any], share: float, drawn: torch.Generator) -> dict[str, Any]:
+    """Mask all but a stretch of some structures of a batch, as if only a domain were known.
+
+    Args:
+        inputs: Of `ProtAlignModel.forward`.
+        share: Probability that a structure is cropped.
+        drawn: What places and lengths are drawn from.
+
+    Returns:
+        The inputs with new masks; see `CROPPED_TO` for what is kept at least.
+
+    Example:
+        >>> protein = {"structure_mask": torch.ones(1, 100).bool()}
+        >>> 30 <= crop(protein, 1.0, torch.Generator())["structure_mask"].sum() <= 100
+        tensor(True)
+    """
+    masks = {name: inputs[name].bool() for name in STRUCTURE_MASKS if inputs.get(name) is not None}
+    changed = {}
+    for name, mask in masks.items():
+        whole = torch.rand(len(mask), 1, generator=drawn).to(mask.device) >= share
+        kept = _stretch(mask, CROPPED_TO, 1.0, drawn, SHORTEST_CROP)
+        changed[name] = mask & (whole | kept)
+    return inputs | changed
+
+
+def mix_forms(
+    inputs: dict[str, Any], form: Tensor | None, drawn: torch.Generator
+) -> dict[str, Any]:
+    """Go from stored structure embeddings some way, drawn for each, to those of another form.
+
+    Args:
+        inputs: Of `ProtAlignModel.forward`.
+        form: Embeddings of the other forms, `(batch, residues, hidden)`, or None.
+        drawn: What the ways are drawn from.
+
+    Returns:
+        The inputs, with other `structure_embeddings` if there is a form.
+    """
+    if form is None:
+        return inputs
+    way = torch.rand(len(form), 1, 1, generator=drawn).to(form)
+    return inputs | {"structure_embeddings": torch.lerp(inputs["structure_embeddings"], form, way)}
+
+
+def _stretch(
+    mask: Tensor, least: float, most: float, drawn: torch.Generator, shortest: int = 0
+) -> Tensor:
+    """Draw a stretch of each protein, of between two parts of its residues, `(batch, residues)`."""
+    place = mask.cumsum(1) - 1  # among the residues
+    count = mask.sum(1, keepdim=True)
+    how_much, where = torch.rand(2, len(mask), 1, generator=drawn).to(mask.device)
+    length = ((least + how_much * (most - least)) * count).floor()
+    length = length.clamp(min=shortest).minimum(count)
+    start = (where * (count - length + 1)).floor()
+    return (place >= start) & (place < start + length)
 
 
 def retrieval_metrics(prediction: Any) -> dict[str, float]:

@@ -31,6 +31,7 @@ from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_protalign import ProtAlignModel
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
 from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.structure import Structure
 from plasma_hf.training.protalign_parts import PairParts
 from plasma_hf.training.protalign_run import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, train_encoders
@@ -39,8 +40,8 @@ from tests.benchmarks.default_checkpoint import RESULTS, bundle
 STRUCTURES = Path(__file__).parents[3] / "shared" / "data" / "structures"
 BOUND_UNBOUND = "db5_bound_unbound/"
 SEEDS = range(5)
-EPOCHS = 12
-SHORTEST, LONGEST, POOLED = 20, 1200, 200
+SHORTEST, LONGEST, POOLED = 20, 1200, 400
+ARGUMENTS = {"use_cpu": True, "num_train_epochs": 30, "learning_rate": 2e-3}
 ENCODER = {"hidden_size": 64, "k_neighbors": 16, "dropout": 0.0}
 RESIDUES = ResidueTraining(steps=1600, chains=24, max_residues=64, device="cpu", save_steps=250)
 DETAILS = {
@@ -124,7 +125,7 @@ def pools(out: Path) -> None:
                 seed=seed,
                 store=out / "store",
                 model_class=kind,
-                arguments={"use_cpu": True, "num_train_epochs": EPOCHS},
+                arguments=ARGUMENTS,
                 details=DETAILS,
             )
             if not run.is_finished(short):
@@ -175,18 +176,23 @@ def figures(out: Path) -> str:
 
 def bound_unbound(model: ProtAlignModel) -> float:
     """Give the share of structures whose other form is nearest among all others."""
-    bad: list = []
-    forms = list(read_structure_folder(STRUCTURES / BOUND_UNBOUND, bad, "joined"))
-    keys = [form.id.split(".")[0].rpartition("_") for form in forms]
-    vectors = model.embed_structures(forms)
-    ours = [i for i, (_, _, form) in enumerate(keys) if form.startswith("b")]
-    place = {key[0]: i for i, key in enumerate(keys) if key[2].startswith("u")}
-    paired = [(i, place[keys[i][0]]) for i in ours if keys[i][0] in place]
-    bound, free = (vectors[list(side)].numpy() for side in zip(*paired, strict=True))
+    paired, same = forms()
+    bound, free = (model.embed_structures(side).numpy() for side in zip(*paired, strict=True))
     similarity = bound @ free.T
-    same = same_proteins([forms[i].sequence for i, _ in paired])
     shares = [recall_at_k(matrix, 1, same) for matrix in (similarity, similarity.T)]
     return float(np.mean(shares))
+
+
+@cache
+def forms() -> tuple[list[tuple[Structure, Structure]], list[int]]:
+    """Read bound and unbound form of each structure, and number the proteins."""
+    found = {
+        form.id.split(".")[0]: form
+        for form in read_structure_folder(STRUCTURES / BOUND_UNBOUND, [], "joined")
+    }
+    keys = [name.removesuffix("_b") for name in found if name.endswith("_b")]
+    paired = [(found[f"{k}_b"], found[f"{k}_u"]) for k in keys if f"{k}_u" in found]
+    return paired, same_proteins([bound.sequence for bound, _ in paired])
 
 
 def same_proteins(sequences: list[str]) -> list[int]:
