@@ -12,7 +12,7 @@ space: $(VENV)/.space ## serve the demo page on this machine
 	$(BIN)/python hub_cards/space/app.py
 
 test: lint ## lint, types, tests, doctests, README
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
