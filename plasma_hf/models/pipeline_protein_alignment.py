@@ -40,8 +40,8 @@ class ProteinAlignmentPipeline(Pipeline):
     `query_end`, `candidate_start`, `candidate_end` (0-based, ends exclusive), `score` and `pairs`,
     a list of `[query index, candidate index, plan weight]`.
 
-    `task_head="<task>"` takes the bundled head for a task in place of the default model; no head is
-    bundled in this version.
+    `task_head="active_site"`, "binding_site" or "motif" takes the head that was trained for the
+    task in place of the default model; they come with the installed package.
 
     A head that names its backbone loads it at the first sequence. With `store=EmbeddingStore(...)`
     a sequence that is in the store is not embedded again.

@@ -26,7 +26,7 @@ TASKS = {
     "motif": ["interpro_domain", "interpro_conserved_site"],
 }
 FRACTIONS = {"active_site": (0.75, 0.05)}
-PAIRS = {"active_site": 6000}
+PAIRS = {"active_site": 6000, "motif": 1000}
 SHOWN = ("roc_auc", "label_match")
 
 
