@@ -37,6 +37,8 @@ CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 @pytest.fixture(scope="module")
 def app():
     """The page's module, imported as `python app.py` imports what is beside it."""
+    # Metrics have an app.py, too, which the search for doctests imports under the same name.
+    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     sys.path.insert(0, str(template_folder() / "space"))
     import app
 
@@ -44,6 +46,7 @@ def app():
     sys.path.pop(0)
     for name in MODULES:
         del sys.modules[name]
+    sys.modules.update(others)
 
 
 def as_text(value):
