@@ -163,7 +163,7 @@ def repeat_lines(r, data):
 
 
 def break_gzip(r, data):
-    return r.choice([cut, change_bytes, drop_a_piece])(r, gzip.compress(data))
+    return r.choice([cut, change_bytes, drop_a_piece])(r, gzip.compress(data, mtime=0))
 
 
 def garbage(r, data):
