@@ -155,13 +155,13 @@ def _pipeline(model: Any, batch_size: int, options: dict[str, Any], bad: list[Ba
     from .models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 
     logger = logging.getLogger(ProteinRetrievalPipeline.__module__)
-    logger.disabled = True  # what it would log is said in one line each
+    was, logger.disabled = logger.disabled, True  # what it would log is said in one line each
     try:
         pipe = ProteinRetrievalPipeline(
             model=model, device=model.device, batch_size=batch_size, **options
         )
     finally:
-        logger.disabled = False
+        logger.disabled = was
     bad += [BadRecord(*one) for one in pipe.bad_candidates]
     return pipe
 

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,12 +16,11 @@ import structure_folder
 from test_pdbbind import write_complex, write_indexes
 
 from plasma_hf.metrics import average_precision, f1_max, label_match_score
-from tests.hub import serve
+from tests.hub import run_client, serve
 from tests.structures import FULL, write_structure
 
 pytest.importorskip("evaluate")
 pytest.importorskip("datasets")
-ROOT = Path(__file__).parents[1]
 
 HEADER = "uid interpro_id seq_full seq_fragment start end label interpro_label".split()
 SCORES, LABELS = [0.9, 5.0, -2.0, 30.0, 0.2], [1, 0, 0, 1, 1]
@@ -110,20 +107,6 @@ def export(folder):
     pdbbind.export(built, folder / "pdbbind")
 
 
-def run(code, argument, folder, **environment):
-    fixed = {"HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-    fixed |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, argument],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | fixed | environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def trip(tmp_path_factory):
     """What the publisher, a reader online and a reader offline have found."""
@@ -133,10 +116,12 @@ def trip(tmp_path_factory):
         export(folder)
     with serve() as address:
         hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        published = run(PUBLISH, str(folder), folder, **hub)
-        given = [SCORES, LABELS, PLAN, SITES, published["commit"], published["metric"]]
-        online = run(LOAD, json.dumps(given), folder, **hub)
-    offline = run(LOAD, json.dumps(given), folder, HF_HUB_OFFLINE="1", HF_ENDPOINT=address)
+        published = run_client(PUBLISH, [folder], folder, "hf", **hub)
+        known = [SCORES, LABELS, PLAN, SITES, published["commit"], published["metric"]]
+        given = [json.dumps(known)]
+        online = run_client(LOAD, given, folder, "hf", **hub)
+    away = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": address}
+    offline = run_client(LOAD, given, folder, "hf", **away)
     return published, online, offline
 
 

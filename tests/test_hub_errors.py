@@ -5,17 +5,12 @@ installed, and by `pipeline`.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.hub import serve
+from tests.hub import run_client, serve
 
-ROOT = Path(__file__).parents[1]
 WAYS = ("installed", "remote", "pipeline")
 WHERE = ("online", "offline")
 
@@ -176,31 +171,18 @@ print(json.dumps(everything()))
 """
 
 
-def run(code, arguments, folder, home, **environment):
-    fixed = {"HF_HOME": str(folder / home), "PLASMA_HF_KERNELS": "torch", "OMP_NUM_THREADS": "1"}
-    fixed |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | fixed | environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def trip(tmp_path_factory):
     """What was published, and what was found and failed online and offline."""
     folder, found = tmp_path_factory.mktemp("trip"), {}
+    plain = {"PLASMA_HF_KERNELS": "torch"}
     with serve() as address:
-        hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        published = run(PUBLISH, [folder], folder, "publisher", **hub)
+        hub = plain | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        published = run_client(PUBLISH, [folder], folder, "publisher", **hub)
         given = (folder, json.dumps(published))
-        found["online"] = run(LOAD + ONLINE, given, folder, "reader", **hub)
-    off = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": address}
-    found["offline"] = run(LOAD + OFFLINE, given, folder, "reader", **off)
+        found["online"] = run_client(LOAD + ONLINE, given, folder, "reader", **hub)
+    off = plain | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": address}
+    found["offline"] = run_client(LOAD + OFFLINE, given, folder, "reader", **off)
     return published, found
 
 

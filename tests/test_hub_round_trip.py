@@ -1,19 +1,14 @@
 """Push to a Hub; load in processes without plasma_hf, online and from the cache; push again."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.hub import serve
+from tests.hub import run_client, serve
 
 pytest.importorskip("peft")
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("plasma", "protalign", "encoder", "base")
 RECORDS = ("export.json", "README.md")  # say where an export came from and where it goes
 
@@ -169,37 +164,19 @@ print(json.dumps(found | {"errors": errors}))
 """
 
 
-def run(code, arguments, folder, **environment):
-    # Plain torch: a fresh copy of the code would be compiled anew, for many seconds.
-    fixed = {"HF_HOME": str(folder / "hf"), "PLASMA_HF_KERNELS": "torch", "OMP_NUM_THREADS": "1"}
-    fixed |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | fixed | environment,
-    )
-
-
-def told(process):
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def trip(tmp_path_factory):
     """The folder of a round trip, and what was found by each process on the way."""
     folder = tmp_path_factory.mktemp("trip")
     pair = json.dumps(PAIR)
     with serve() as address:
-        hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        published = told(
-            run(PUBLISH, (folder, pair), folder, **hub | {"HF_HOME": str(folder / "p")})
-        )
+        # Plain torch: a fresh copy of the code would be compiled anew, for many seconds.
+        plain = {"PLASMA_HF_KERNELS": "torch"}
+        hub = plain | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        published = run_client(PUBLISH, (folder, pair), folder, "p", **hub)
         given = (pair, json.dumps(published["sequences"]), json.dumps(published["commits"]), folder)
-        online = told(run(LOAD + ONLINE, given, folder, **hub))
-    offline = told(run(LOAD + OFFLINE, given, folder, HF_HUB_OFFLINE="1"))
+        online = run_client(LOAD + ONLINE, given, folder, "hf", **hub)
+    offline = run_client(LOAD + OFFLINE, given, folder, "hf", HF_HUB_OFFLINE="1", **plain)
     return folder, published, online, offline
 
 

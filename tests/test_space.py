@@ -18,7 +18,7 @@ from huggingface_hub import SpaceCard
 
 from plasma_hf import formats, search_formats
 from plasma_hf.formats import AlignedPair
-from plasma_hf.hub import space
+from plasma_hf.hub import metric_spaces, space
 from plasma_hf.hub.cards import template_folder
 from plasma_hf.models.protein import Protein
 from tests.structure_files import make_structure, write_pdb
@@ -220,7 +220,7 @@ def test_the_space_is_pushed_whole(monkeypatch, folder):
             calls["files"] = names_below(folder_path)
             return options["repo_id"], options["repo_type"]
 
-    monkeypatch.setattr(space, "HfApi", Api)
+    monkeypatch.setattr(metric_spaces, "HfApi", Api)
     assert space.push_demo_space("org/demo") == ("org/demo", "space")
     assert calls == {"made": ("org/demo", "space", "gradio"), "files": names_below(folder)}
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-
-from ..models.safe_weights import WeightsError, is_whole
+from ..models.safe_weights import WeightsError, download_command, folder_of, is_whole
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz")
 """Names of files that may hold a pickle, and with it any code."""
@@ -51,8 +47,14 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
         True
     """
     name, local = str(folder), Path(folder).is_dir()
-    remedy = AGAIN if local else download_command(name, revision)
-    folder = Path(folder) if local else _cached(name, revision)
+    remedy = AGAIN if local else f"while online, type: {download_command(name, revision)}"
+    found = folder_of(name, {"revision": revision}, ("config.json", ADAPTER[0]))
+    if found is None:
+        at = f" at revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{name}{at} is no folder here and is not in the cache of the Hub; {remedy}."
+        )
+    folder = found
     try:
         _check_weights(folder)
         needed = code_of(folder, _entry_points(folder))
@@ -102,26 +104,6 @@ def _may_be_pickle(file: Path) -> bool:
     with file.open("rb") as opened:
         first = opened.read(4)
     return first == b"PK\x03\x04" or (first[:1] == b"\x80" and 2 <= max(first[1:2], default=0) <= 5)
-
-
-def download_command(name: str, revision: str | None) -> str:
-    """Say how to get a repository of the Hub whole."""
-    at = f" --revision {revision}" if revision else ""
-    return f"while online, type: hf download {name}{at}"
-
-
-def _cached(name: str, revision: str | None) -> Path:
-    """Return the folder that the cache of the Hub has of a repository, complete or not."""
-    for file in ("config.json", ADAPTER[0]):
-        with suppress(HFValidationError):  # a path
-            found = try_to_load_from_cache(name, file, revision=revision)
-            if isinstance(found, str):
-                return Path(found).parent
-    at = f" at revision {revision}" if revision else ""
-    raise FileNotFoundError(
-        f"{name}{at} is no folder here and is not in the cache of the Hub; "
-        f"{download_command(name, revision)}."
-    )
 
 
 def code_of(folder: str | Path, modules: dict[str, str]) -> set[str]:

@@ -153,12 +153,17 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
             f"{repository} is to hold the metric {name}, and evaluate.load looks for a module of "
             f"the Space's own name; give {owner}/{name}."
         )
-    api = HfApi()
     with TemporaryDirectory() as scratch:
         folder = metric_space(name, Path(scratch) / name, repository)
-        api.create_repo(
-            repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
-        )
-        return api.upload_folder(
-            repo_id=repository, folder_path=folder, repo_type="space", delete_patterns="*.py"
-        )
+        return push_space(folder, repository, private)
+
+
+def push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
+    """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go there."""
+    api = HfApi()
+    api.create_repo(
+        repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+    )
+    return api.upload_folder(
+        repo_id=repository, folder_path=folder, repo_type="space", delete_patterns="*.py"
+    )

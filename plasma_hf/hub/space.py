@@ -8,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitInfo, HfApi, SpaceCardData
+from huggingface_hub import CommitInfo, SpaceCardData
 
 from .cards import render, template_folder
-from .metric_spaces import GRADIO, LICENCE
+from .metric_spaces import GRADIO, LICENCE, push_space
 
 PACKAGE = Path(__file__).parents[1]
 PROJECT = PACKAGE.parent
@@ -94,12 +94,6 @@ def push_demo_space(repository: str, private: bool = False) -> CommitInfo:
     Raises:
         FileNotFoundError: See `demo_space`.
     """
-    api = HfApi()
     with TemporaryDirectory() as scratch:
         folder = demo_space(Path(scratch) / "space")
-        api.create_repo(
-            repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
-        )
-        return api.upload_folder(
-            repo_id=repository, folder_path=folder, repo_type="space", delete_patterns="*.py"
-        )
+        return push_space(folder, repository, private)

@@ -1,4 +1,4 @@
-"""Sums along the diagonals of a plan: the one notion of order that PLASMA uses."""
+"""Sums along the diagonals of a plan, the simplest notion of order; `order` has the other."""
 
 from __future__ import annotations
 

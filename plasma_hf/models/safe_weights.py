@@ -105,7 +105,7 @@ def commit_of(name_or_path: Any, options: dict[str, Any]) -> str | None:
         name_or_path: Folder or Hub id.
         options: Of `from_pretrained`: revision, cache_dir, subfolder.
     """
-    folder = None if os.path.isdir(name_or_path or "") else _folder_of(name_or_path, options)
+    folder = None if os.path.isdir(name_or_path or "") else folder_of(name_or_path, options)
     return None if folder is None else extract_commit_hash(str(folder / "config.json"), None)
 
 
@@ -116,23 +116,24 @@ def what_is_wrong(name_or_path: Any, options: dict[str, Any]) -> str | None:
         name_or_path: Folder or Hub id; of the Hub, the cache is looked at.
         options: Of `from_pretrained`: revision, cache_dir, subfolder.
     """
-    folder = _folder_of(name_or_path, options)
+    folder = folder_of(name_or_path, options)
     if folder is None and (Path(name_or_path or "").is_absolute()):
         return f"{name_or_path} is no folder here; give a folder, or an id on the Hub, org/name."
     if folder is None:  # nothing of it was ever downloaded; transformers says so
         return None
+    revision = options.get("revision")
     for name in ("config.json", INDEX):
         if (folder / name).is_file() and not _is_json(folder / name):
-            return _damaged(name_or_path, folder / name, options)
+            return _damaged(name_or_path, folder / name, revision)
     index = folder / INDEX
     files = _shards(index) if index.is_file() else [WEIGHTS]
     missing = [name for name in files if not (folder / name).is_file()]
     if missing and not index.is_file() and (pickled := _pickled(name_or_path, PICKLED, options)):
         return refusal(name_or_path, pickled, WEIGHTS)
     if missing:
-        return _missing(name_or_path, missing, options)
+        return _missing(name_or_path, missing, revision)
     damaged = [folder / name for name in files if not is_whole(folder / name)]
-    return _damaged(name_or_path, damaged[0], options) if damaged else None
+    return _damaged(name_or_path, damaged[0], revision) if damaged else None
 
 
 def check_adapter(name_or_path: Any, use_safetensors: bool | None, options: dict[str, Any]) -> None:
@@ -172,12 +173,20 @@ def refusal(name_or_path: Any, pickled: str, wanted: str) -> str:
     )
 
 
-def _folder_of(name_or_path: Any, options: dict[str, Any]) -> Path | None:
-    """Return the folder that a configuration is in, None if it is nowhere here."""
+def folder_of(
+    name_or_path: Any, options: dict[str, Any], files: Iterable[str] = ("config.json", INDEX)
+) -> Path | None:
+    """Return the folder that a model is in, complete or not, None if it is nowhere here.
+
+    Args:
+        name_or_path: Folder or Hub id; of the Hub, the cache is looked at.
+        options: Of `from_pretrained`: revision, cache_dir, subfolder.
+        files: Any of these tells which folder of the cache it is.
+    """
     inside = options.get("subfolder") or ""
     if os.path.isdir(name_or_path or ""):
         return Path(name_or_path, inside)
-    for name in ("config.json", INDEX):
+    for name in files:
         with suppress(HFValidationError, TypeError):  # a path that does not exist, or None
             found = try_to_load_from_cache(
                 str(name_or_path),
@@ -192,8 +201,7 @@ def _folder_of(name_or_path: Any, options: dict[str, Any]) -> Path | None:
 
 def _pickled(name_or_path: Any, names: Iterable[str], options: dict[str, Any]) -> str | None:
     """Return the pickle that weights are in, None without one."""
-    kept = ("revision", "token", "cache_dir")
-    known = {name: options[name] for name in kept if options.get(name) is not None}
+    known = _given(options, "revision", "token", "cache_dir")
     inside = options.get("subfolder") or ""
     for name in names:
         with suppress(OSError, ValueError):
@@ -203,12 +211,15 @@ def _pickled(name_or_path: Any, names: Iterable[str], options: dict[str, Any]) -
 
 
 def _find(name_or_path: Any, name: str, options: dict[str, Any]) -> str | None:
-    kept = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
-    known = {name: options[name] for name in kept if options.get(name) is not None}
+    known = _given(options, "revision", "token", "cache_dir", "subfolder", "local_files_only")
     found: str | None = cached_file(
         name_or_path, name, _raise_exceptions_for_missing_entries=False, **known
     )
     return found
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def _is_json(file: Path) -> bool:
@@ -223,26 +234,27 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _missing(name_or_path: Any, files: list[str], options: dict[str, Any]) -> str:
+def _missing(name_or_path: Any, files: list[str], revision: str | None) -> str:
     named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     if os.path.isdir(name_or_path):
         return f"{name_or_path} has no {named}; copy it again, or save the model to it again."
     return (
         f"{name_or_path} has no {named} here: its download was not finished, or the Hub does not "
-        f"have it either. {_download(name_or_path, options)}."
+        f"have it either. While online, type: {download_command(name_or_path, revision)}."
     )
 
 
-def _damaged(name_or_path: Any, file: Path, options: dict[str, Any]) -> str:
+def _damaged(name_or_path: Any, file: Path, revision: str | None) -> str:
     told = f"{file.name} of {name_or_path} is cut short or damaged ({file}"
     with suppress(OSError):
         told += f", {file.stat().st_size} bytes"
     if os.path.isdir(name_or_path):
         return f"{told}); copy it again, or save the model to its folder again."
-    return f"{told}). {_download(name_or_path, options)} --force-download."
+    again = download_command(name_or_path, revision)
+    return f"{told}). While online, type: {again} --force-download."
 
 
-def _download(name_or_path: Any, options: dict[str, Any]) -> str:
-    revision = options.get("revision")
+def download_command(name: Any, revision: str | None) -> str:
+    """Return the command that gets a repository of the Hub whole."""
     at = f" --revision {revision}" if revision else ""
-    return f"While online, type: hf download {name_or_path}{at}"
+    return f"hf download {name}{at}"

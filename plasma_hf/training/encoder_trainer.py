@@ -32,7 +32,8 @@ HEAD: dict[str, Any] = {
     "support_gap": 3,
     "support_weight": 16.0,
 }
-"""The parameter-free head that the encoder is trained for, that of the default checkpoint."""
+"""The parameter-free head that the encoder is trained for. The default checkpoint has fewer support
+rounds and a last one for order, under which encoders were not measured."""
 
 
 @dataclass
