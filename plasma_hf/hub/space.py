@@ -48,8 +48,8 @@ def demo_space(folder: str | PathLike[str]) -> Path:
         "demo/structures": EXAMPLES / "structures",
     }
     for name, source in folders.items():
-        compiled = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, out / name, ignore=compiled, dirs_exist_ok=True)
+        left = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(source, out / name, ignore=left, dirs_exist_ok=True)
     shutil.copy(EXAMPLES / SEQUENCES, out / "demo" / SEQUENCES)
     (out / "README.md").write_text(demo_space_card(), encoding="utf-8")
     (out / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")

@@ -86,7 +86,13 @@ PUBLISHED = ProtAlignPreset(
 
 IMPROVED = ProtAlignPreset(
     name="improved",
-    config={"learn_temperature": True, "spread": True, "standardize": True},
+    config={
+        "hidden_size": 384,
+        "num_heads": 24,
+        "learn_temperature": True,
+        "spread": True,
+        "standardize": True,
+    },
     arguments={
         "weight_decay": 0.01,
         "lr_scheduler_type": "cosine",
@@ -98,10 +104,10 @@ IMPROVED = ProtAlignPreset(
     augment_eps=0.1,
     form_eps=0.3,
     left_out=0.3,
-    cropped=0.4,
+    cropped=0.6,
     view_weight=2.0,
 )
-"""The default: more updates, which slow down, no near copies as negatives, pools that tell more,
-and structures that have to find themselves in part and with other coordinates."""
+"""The default: more updates, which slow down, no near copies as negatives, wider pools that tell
+more, and structures that have to find themselves in part and with other coordinates."""
 
 PROTALIGN_PRESETS = {preset.name: preset for preset in (IMPROVED, PUBLISHED)}
