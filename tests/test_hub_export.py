@@ -18,10 +18,9 @@ from plasma_hf import PlasmaConfig, PlasmaModel, ProtAlignModel, load_backbone
 from plasma_hf.hub import check_hub_folder, export_to_hub_folder
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.models.tokenization_substitution import substitution_tokenizer
-from plasma_hf.training import lora_config
 from tests.structures import FULL, write_structure
 from tests.test_protalign import whole_model
-from tests.tiny_backbones import FAMILIES
+from tests.tiny_backbones import FAMILIES, base_and_adapter
 
 ROOT = Path(__file__).parents[1]
 ROOM = Path(plasma_hf.__file__).parent / "models"
@@ -167,12 +166,7 @@ def test_a_backbone_that_nobody_else_has_goes_along(tmp_path):
 
 
 def test_an_adapter_names_a_base_that_others_have(tmp_path):
-    peft = pytest.importorskip("peft")
-    backbone = load_backbone(FAMILIES["esm2"](tmp_path / "esm2"))
-    model = PlasmaModel(PlasmaConfig(embedding_size=32, head_size=8)).attach_backbone(backbone)
-    model.save_pretrained(tmp_path / "base")
-    model = PlasmaModel.from_pretrained(tmp_path / "base")
-    adapted = peft.get_peft_model(model, lora_config(model, rank=2, init_lora_weights=False))
+    model, adapted = base_and_adapter(tmp_path)
     with pytest.raises(ValueError, match=r"trained on .*base, which nobody else has.*base_model="):
         export_to_hub_folder(adapted, None, tmp_path / "refused")
     folder = export_to_hub_folder(adapted, None, tmp_path / "adapter", base_model="org/base")

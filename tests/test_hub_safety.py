@@ -17,11 +17,11 @@ from plasma_hf.hub import check_hub_folder, export_to_hub_folder, metric_space, 
 from plasma_hf.hub.completeness import pickles_in
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.models.tokenization_substitution import substitution_tokenizer
-from plasma_hf.training import PRESETS, PlasmaTrainer, lora_config
+from plasma_hf.training import PRESETS, PlasmaTrainer
 from plasma_hf.training.encoder_trainer import EncoderTrainer
 from plasma_hf.training.protalign_trainer import ProtAlignTrainer
 from tests.test_protalign import whole_model
-from tests.tiny_backbones import FAMILIES
+from tests.tiny_backbones import FAMILIES, base_and_adapter
 
 TO_RESUME = {"optimizer.pt", "rng_state.pth", "scheduler.pt"}
 README = Path(__file__).parents[1] / "README.md"
@@ -152,11 +152,7 @@ def pickled(kind, folder):
 
 def test_an_adapter_that_is_a_pickle_is_refused_unless_it_is_asked_for(tmp_path):
     peft = pytest.importorskip("peft")
-    backbone = load_backbone(FAMILIES["esm2"](tmp_path / "esm"))
-    model = PlasmaModel(PlasmaConfig(embedding_size=32, head_size=8)).attach_backbone(backbone)
-    model.save_pretrained(tmp_path / "base")
-    model = PlasmaModel.from_pretrained(tmp_path / "base")
-    adapter = peft.get_peft_model(model, lora_config(model, rank=2, init_lora_weights=False))
+    _, adapter = base_and_adapter(tmp_path)
     folder = tmp_path / "adapter"
     adapter.save_pretrained(folder)
     torch.save(peft.get_peft_model_state_dict(adapter), folder / "adapter_model.bin")

@@ -23,8 +23,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.models.configuration_tmvec import TMVecConfig
 from plasma_hf.models.modeling_tmvec import TMVecModel
+from plasma_hf.training import lora_config
 
 WIDTH = 32
 
@@ -243,3 +245,13 @@ def _sentinels(count):
 def _write(folder, name, content):
     text = content if isinstance(content, str) else json.dumps(content, indent=2)
     (Path(folder) / name).write_text(text, encoding="utf-8")
+
+
+def base_and_adapter(folder):
+    """Save a PLASMA model over ESM-2 as `folder / "base"`; return it, and it under an adapter."""
+    peft = pytest.importorskip("peft")
+    backbone = load_backbone(esm2(folder / "esm2"))
+    model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, head_size=8)).attach_backbone(backbone)
+    model.save_pretrained(folder / "base")
+    model = PlasmaModel.from_pretrained(folder / "base")
+    return model, peft.get_peft_model(model, lora_config(model, rank=2, init_lora_weights=False))
