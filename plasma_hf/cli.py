@@ -20,6 +20,7 @@ from .cli_errors import fail, one_line_errors, report
 from .cli_evaluate import EVALUATE_HELP, evaluate
 from .cli_evaluate_protalign import EVALUATE_PROTALIGN_HELP, evaluate_protalign
 from .cli_index import index_app
+from .cli_options import Device, RemoteCode, Revision
 from .cli_search import SEARCH_HELP, search
 from .cli_train import train_app
 from .cli_train_encoder import TRAIN_ENCODER_HELP, train_encoder
@@ -112,9 +113,16 @@ def align(
     model: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a model; the bundled one by default.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-    ] = False,
+    task_head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="Bundled head instead of --model: active_site, binding_site or motif.",
+        ),
+    ] = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs computed together.")] = 8,
     threshold: Annotated[
         float | None,
@@ -136,7 +144,12 @@ def align(
             raise typer.Exit(2)
         if plot and count > 1:
             fail(f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD")
-        results = _load_pipeline(model, trust_remote_code)(
+        if model and task_head:
+            fail("--model and --task-head name two heads; give one of them")
+        options = {"revision": revision, "device": device, "trust_remote_code": trust_remote_code}
+        if task_head:
+            options["task_head"] = task_head
+        results = _load_pipeline(model, options)(
             product(*sides),  # no list: results then come one by one
             batch_size=batch_size,
             return_plan=plot is not None,
@@ -219,7 +232,7 @@ def _usable(named: Iterable[tuple[str, Protein]], complaints: dict[str, None]) -
             complaints[str(error)] = None
 
 
-def _load_pipeline(model: str | None, trust_remote_code: bool) -> Any:
+def _load_pipeline(model: str | None, options: dict[str, Any]) -> Any:
     from transformers import pipeline
     from transformers.utils import logging
 
@@ -227,8 +240,10 @@ def _load_pipeline(model: str | None, trust_remote_code: bool) -> Any:
     logging.disable_progress_bar()
     build: Any = pipeline  # its overloads list the tasks of transformers alone
     try:
-        pipe = build("protein-alignment", model=model, trust_remote_code=trust_remote_code)
+        pipe = build("protein-alignment", model=model, **options)
     except (ValueError, OSError, ImportError) as error:
+        if task := options.get("task_head"):
+            fail(f"--task-head {task} cannot be loaded. {error}")
         given = f"--model {model}" if model else "the bundled model"
         fail(f"{given} cannot be loaded; give a folder or a Hub id of a PLASMA model. {error}")
     if pipe.model.config.model_type != "plasma":

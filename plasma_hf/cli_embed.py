@@ -11,6 +11,7 @@ import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
 from .cli_errors import fail, one_line_errors, report
+from .cli_options import Device, Recipe, RemoteCode, Residues, Revision
 
 if TYPE_CHECKING:
     from .data.embedder import Embedder
@@ -74,25 +75,16 @@ def embed(
     backbone: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a backbone, without a head.")
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="How sequences are written for --backbone: native or upstream."),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Commit, branch or tag of model or backbone on the Hub.")
-    ] = None,
+    recipe: Recipe = None,
+    revision: Revision = None,
     dtype: Annotated[
         DtypeName | None, typer.Option(help="What a new store keeps; float32 by default.")
     ] = None,
     projections: Annotated[
         bool, typer.Option("--projections", help="Keep what the head makes of them as well.")
     ] = False,
-    residues_per_batch: Annotated[
-        int, typer.Option(min=1, help="Residues embedded at once, padding included.")
-    ] = 4096,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
-    ] = None,
+    residues_per_batch: Residues = 4096,
+    device: Device = None,
     id_column: Annotated[str, typer.Option(help="Column of ids in tables.")] = "id",
     sequence_column: Annotated[
         str, typer.Option(help="Column of sequences in tables.")
@@ -101,9 +93,7 @@ def embed(
         list[str] | None,
         typer.Option(metavar="ID", help="Take a protein out of the store; can be repeated."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-    ] = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Embed proteins; see `EMBED_HELP`."""
     with one_line_errors():

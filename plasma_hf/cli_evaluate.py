@@ -16,7 +16,7 @@ import typer
 from .cli_errors import fail, one_line_errors, report
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
-from .cli_protocol import ProtocolName
+from .cli_options import Device, ProtocolName, RemoteCode
 
 if TYPE_CHECKING:
     from .cli_line_up import LineUp
@@ -134,12 +134,8 @@ def evaluate(
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Pairs whose plans are drawn.")] = 2,
     pictures: Annotated[PictureName, typer.Option(help="Format of pictures.")] = PictureName.png,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that a model brings.")
-    ] = False,
+    device: Device = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
     with one_line_errors():

@@ -11,15 +11,32 @@ import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
 from .cli_errors import fail, one_line_errors, report
-from .cli_train_protalign import (
-    LossName,
-    RecipeName,
-    TrainedName,
+from .cli_options import (
+    BackboneName,
+    Device,
+    Epochs,
+    LearningRate,
+    Recipe,
+    RemoteCode,
     given,
+    training_arguments,
+)
+from .cli_protalign import (
+    BatchSize,
+    Identity,
+    Loss,
+    LossName,
+    MaxResidues,
+    MinResidues,
+    Preset,
+    RecipeName,
+    StructureEncoder,
+    Structures,
+    TrainedName,
+    TrainEncoders,
     load_sequence_backbone,
     load_structure_encoder,
     read_pairs,
-    training_arguments,
 )
 
 if TYPE_CHECKING:
@@ -65,9 +82,7 @@ Examples:
 
 
 def evaluate_protalign(
-    structures: Annotated[
-        list[Path], typer.Option(help="Folder or file of structures; can be repeated.")
-    ],
+    structures: Structures,
     out: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder of the results.")],
     model: Annotated[
         list[str] | None, typer.Option(help="Folder or Hub id of a model; can be repeated.")
@@ -90,38 +105,20 @@ def evaluate_protalign(
     least_cosine: Annotated[
         float, typer.Option(min=-1, max=1, help="From which on --clusters links two proteins.")
     ] = 0.9,
-    sequence_backbone: Annotated[
-        str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
-    ] = "default",
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="How sequences are written for the backbone: native or upstream."),
-    ] = None,
-    structure_encoder: Annotated[
-        str, typer.Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
-    ] = "new",
-    train_encoders: Annotated[
-        TrainedName, typer.Option(help="Which encoders train.")
-    ] = TrainedName.none,
-    preset: Annotated[RecipeName, typer.Option(help="Recipe of training.")] = RecipeName.improved,
-    loss: Annotated[LossName, typer.Option(help="Contrastive loss.")] = LossName.clip,
-    identity: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Identity from which on sequences are in one cluster."),
-    ] = None,
-    min_residues: Annotated[int, typer.Option(min=1, help="Shortest chain to use.")] = 20,
-    max_residues: Annotated[int, typer.Option(min=1, help="Longest chain to use.")] = 1024,
-    epochs: Annotated[float | None, typer.Option(min=0, help="Times to go through.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Pairs that are compared with each other.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that a model brings.")
-    ] = False,
+    sequence_backbone: BackboneName = "default",
+    recipe: Recipe = None,
+    structure_encoder: StructureEncoder = "new",
+    train_encoders: TrainEncoders = TrainedName.none,
+    preset: Preset = RecipeName.improved,
+    loss: Loss = LossName.clip,
+    identity: Identity = None,
+    min_residues: MinResidues = 20,
+    max_residues: MaxResidues = 1024,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    device: Device = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate retrieval; see `EVALUATE_PROTALIGN_HELP`."""
     wanted = {"tables": table or [], "figures": figure or [], "clusters": clusters}

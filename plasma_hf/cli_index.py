@@ -11,6 +11,7 @@ import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
 from .cli_errors import fail, one_line_errors, report
+from .cli_options import Device, RemoteCode, Residues, Revision
 
 if TYPE_CHECKING:
     from .data.sequences import BadRecord
@@ -85,14 +86,6 @@ Model = Annotated[
 Kind = Annotated[
     KindName | None,
     typer.Option(help="Take the sequences of structures, or refuse what has no atoms."),
-]
-Residues = Annotated[int, typer.Option(min=1, help="Residues embedded at once, padding included.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
-Revision = Annotated[
-    str | None, typer.Option(help="Commit, branch or tag of the model on the Hub.")
-]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
 ]
 
 

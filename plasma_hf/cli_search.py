@@ -13,7 +13,8 @@ import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
 from .cli_errors import fail, one_line_errors, report
-from .cli_index import Device, Model, RemoteCode, Revision, load_retrieval_model
+from .cli_index import Model, load_retrieval_model
+from .cli_options import Device, RemoteCode, Revision
 from .search_formats import FIELDS, FORMATS
 
 if TYPE_CHECKING:

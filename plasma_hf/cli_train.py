@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_errors import fail, one_line_errors, report
-
 # torch and transformers are imported where they are needed: `--help` has no use for them.
-from .cli_protocol import ProtocolName
+from .cli_errors import fail, one_line_errors, report
+from .cli_options import (
+    BackboneName,
+    Device,
+    Epochs,
+    LearningRate,
+    Output,
+    ProtocolName,
+    Recipe,
+    RemoteCode,
+    Resume,
+    Store,
+    given,
+    training_arguments,
+)
 
 if TYPE_CHECKING:
     from .models.backbone import Backbone
@@ -79,14 +91,9 @@ def train() -> None:
 @train_app.command("plasma", help=PLASMA_HELP)
 def plasma(
     sites: Annotated[Path, typer.Option(help="CSV table of proteins with labelled sites.")],
-    output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")],
-    backbone: Annotated[
-        str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
-    ] = "default",
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="How sequences are written for --backbone: native or upstream."),
-    ] = None,
+    output: Output,
+    backbone: BackboneName = "default",
+    recipe: Recipe = None,
     preset: Annotated[PresetName, typer.Option(help="Recipe of training.")] = PresetName.improved,
     protocol: Annotated[
         ProtocolName, typer.Option(help="How proteins are split into sets.")
@@ -99,11 +106,9 @@ def plasma(
         int, typer.Option(min=1, help="Longest protein to use, in residues.")
     ] = 1024,
     fraction: Annotated[float, typer.Option(help="Share of the training pairs to use.")] = 1.0,
-    epochs: Annotated[
-        float | None, typer.Option(min=0, help="Times to go through the pairs at most.")
-    ] = None,
+    epochs: Epochs = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs of a batch.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
+    learning_rate: LearningRate = None,
     head: Annotated[HeadName | None, typer.Option(help="Form of the head.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Inner width of the head.")] = None,
     kernel_scale: Annotated[float | None, typer.Option(help="What multiplies the cost.")] = None,
@@ -114,18 +119,10 @@ def plasma(
     window: Annotated[
         int | None, typer.Option(min=0, help="Length of the stretch that is scored.")
     ] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of the embeddings; in --output by default.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-    ] = False,
+    store: Store = None,
+    device: Device = None,
+    resume: Resume = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     head_fields = {
@@ -135,12 +132,6 @@ def plasma(
         "n_iters": iterations,
         "threshold": threshold,
         "diagonal_window": window,
-    }
-    arguments = {
-        "num_train_epochs": epochs,
-        "per_device_train_batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "use_cpu": True if device == "cpu" else None,
     }
     with one_line_errors():
         from .data.pairs import read_site_table
@@ -160,18 +151,14 @@ def plasma(
             seed=seed,
             fraction=fraction,
             store=store,
-            config=_given(head_fields),
-            arguments=_given(arguments),
+            config=given(head_fields),
+            arguments=training_arguments(epochs, batch_size, learning_rate, device),
             details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
         )
         figures = run.train(splits, embedder, resume=resume)
     _report(figures, output)
     if bad and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _load_backbone(

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
-from .cli_errors import fail, one_line_errors, report
+from .cli_errors import one_line_errors, report
+from .cli_options import (
+    BackboneName,
+    Device,
+    Epochs,
+    LearningRate,
+    Output,
+    Recipe,
+    RemoteCode,
+    Resume,
+    Store,
+    given,
+    training_arguments,
+)
+from .cli_protalign import (
+    BatchSize,
+    Identity,
+    Loss,
+    LossName,
+    MaxResidues,
+    MinResidues,
+    Preset,
+    RecipeName,
+    StructureEncoder,
+    Structures,
+    TrainedName,
+    TrainEncoders,
+    load_sequence_backbone,
+    load_structure_encoder,
+    read_pairs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,29 +47,6 @@ if TYPE_CHECKING:
     from .data.structure_rows import StructurePair
     from .models.backbone import Backbone
     from .models.modeling_protein_mpnn import ProteinMPNNEncoder
-
-
-class RecipeName(StrEnum):
-    """The keys of `PROTALIGN_PRESETS`, as typer takes a choice."""
-
-    improved = "improved"
-    published = "published"
-
-
-class LossName(StrEnum):
-    """Contrastive losses, as typer takes a choice."""
-
-    clip = "clip"
-    siglip = "siglip"
-
-
-class TrainedName(StrEnum):
-    """Which encoders train, as typer takes a choice."""
-
-    none = "none"
-    structure = "structure"
-    all = "all"
-    lora = "lora"
 
 
 TRAIN_PROTALIGN_HELP = """
@@ -87,55 +93,31 @@ On two GPUs:
 
 
 def train_protalign(
-    structures: Annotated[
-        list[Path], typer.Option(help="Folder or file of structures; can be repeated.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")],
-    sequence_backbone: Annotated[
-        str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
-    ] = "default",
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="How sequences are written for the backbone: native or upstream."),
-    ] = None,
-    structure_encoder: Annotated[
-        str, typer.Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
-    ] = "new",
+    structures: Structures,
+    output: Output,
+    sequence_backbone: BackboneName = "default",
+    recipe: Recipe = None,
+    structure_encoder: StructureEncoder = "new",
     residue_steps: Annotated[
         int, typer.Option(min=0, help="Batches in which residues find each other, before all else.")
     ] = 0,
-    train_encoders: Annotated[
-        TrainedName, typer.Option(help="Which encoders train.")
-    ] = TrainedName.none,
-    preset: Annotated[RecipeName, typer.Option(help="Recipe of training.")] = RecipeName.improved,
-    loss: Annotated[LossName, typer.Option(help="Contrastive loss.")] = LossName.clip,
+    train_encoders: TrainEncoders = TrainedName.none,
+    preset: Preset = RecipeName.improved,
+    loss: Loss = LossName.clip,
     temperature: Annotated[
         float | None, typer.Option(help="What cosines are divided by, at first if it is learnt.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
-    identity: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Identity from which on sequences are in one cluster."),
-    ] = None,
-    min_residues: Annotated[int, typer.Option(min=1, help="Shortest chain to use.")] = 20,
-    max_residues: Annotated[int, typer.Option(min=1, help="Longest chain to use.")] = 1024,
-    epochs: Annotated[float | None, typer.Option(min=0, help="Times to go through.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Pairs that are compared with each other, a process.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of the embeddings; in --output by default.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the backbone brings.")
-    ] = False,
+    identity: Identity = None,
+    min_residues: MinResidues = 20,
+    max_residues: MaxResidues = 1024,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    store: Store = None,
+    device: Device = None,
+    resume: Resume = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     with one_line_errors():
@@ -202,113 +184,6 @@ def _train_residues(
         sequences=isinstance(backbone.model, ResidueEncoderModel),
         resume=resume,
     )
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what was not given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def training_arguments(
-    epochs: float | None, batch_size: int | None, learning_rate: float | None, device: str | None
-) -> dict[str, Any]:
-    """Name options as `TrainingArguments` does."""
-    return given(
-        {
-            "num_train_epochs": epochs,
-            "per_device_train_batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "use_cpu": True if device == "cpu" else None,
-        }
-    )
-
-
-def read_pairs(
-    paths: list[Path], min_residues: int, max_residues: int
-) -> tuple[list[StructurePair], bool]:
-    """Read all that can be used, report the rest, and say whether it was everything."""
-    from .data.sequences import BadRecord
-
-    bad: list[BadRecord] = []
-    pairs: list[StructurePair] = []
-    unfit = 0
-    for path in paths:
-        for pair in _read(path, bad):
-            if not pair.structure.residue_mask.any():
-                bad.append(BadRecord(pair.id, "no residue has all of N, CA, C and O"))
-            elif min_residues <= len(pair.sequence) <= max_residues:
-                pairs.append(pair)
-            else:
-                unfit += 1
-    for record in bad:
-        report(f"{record.id}: {record.reason}")
-    if unfit:
-        report(
-            f"{unfit} chains have fewer than {min_residues} or more than {max_residues} residues "
-            "and are left out (--min-residues, --max-residues)"
-        )
-    return pairs, not bad
-
-
-def _read(path: Path, bad: list[Any]) -> Any:
-    from .data.structure_rows import pair_of, read_structure_folder, row_to_pair
-
-    if path.suffix != ".parquet":
-        return (pair_of(structure) for structure in read_structure_folder(path, bad))
-    try:
-        from datasets import Dataset
-    except ImportError as error:
-        raise ImportError("reading Parquet needs datasets; pip install datasets") from error
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    rows: Any = Dataset.from_parquet(str(path))
-    return map(row_to_pair, rows)
-
-
-def load_sequence_backbone(
-    name: str, recipe: str | None, device: str | None, trust_remote_code: bool
-) -> Backbone:
-    """Load a backbone by name; "default" is that of the bundled model."""
-    from .cli_embed import load_embedder
-    from .models.backbone import Backbone
-
-    named = None if name == "default" else name
-    embedder, _ = load_embedder(None, named, recipe, None, device, trust_remote_code)
-    if not isinstance(embedder, Backbone):
-        fail(f"--sequence-backbone {name} is no backbone that a head can stand on")
-    return embedder
-
-
-def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinMPNNEncoder:
-    """Load a structure encoder from a checkpoint or a folder, or make a new one."""
-    import json
-
-    import torch
-
-    from .models.configuration_protein_mpnn import ProteinMPNNConfig
-    from .models.modeling_protalign import ProtAlignModel
-    from .models.modeling_protein_mpnn import ProteinMPNNEncoder
-
-    path = Path(name)
-    config = path / "config.json"
-    if name == "new":
-        torch.manual_seed(seed)
-        encoder = ProteinMPNNEncoder(ProteinMPNNConfig()).eval()
-    elif path.is_file():
-        encoder = ProteinMPNNEncoder.from_upstream(path)
-    elif not config.is_file():
-        fail(
-            f"--structure-encoder {name} is neither a ProteinMPNN checkpoint (.pt), nor a folder "
-            "with a saved encoder or ProtAlign model, nor new"
-        )
-    elif json.loads(config.read_text()).get("model_type") == "protalign":
-        encoder = ProtAlignModel.from_pretrained(path, load_backbone=False).structure_encoder
-        if encoder is None:
-            fail(f"the ProtAlign model in {name} was saved without a structure encoder")
-    else:
-        encoder = ProteinMPNNEncoder.from_pretrained(path)
-    given_or_best = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return encoder.to(given_or_best)
 
 
 def _report(figures: dict[str, dict[str, float]], output: Path) -> None:

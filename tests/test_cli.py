@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import (
@@ -173,6 +174,8 @@ def test_nothing_usable(align: Any) -> None:
         (["two.fasta", PART, "--plot", "plan.png"], "--plot draws one pair, and these are 2;"),
         ([LONG, PART, "--plot", "no/plan.png"], "no/plan.png"),
         ([LONG, PART, "--output", "no/out.tsv"], "no/out.tsv"),
+        ([LONG, PART, "--task-head", "motif"], "--model and --task-head name two heads"),
+        ([LONG, PART, "--device", "banana"], "--device banana is not there; "),
     ],
 )
 def test_what_cannot_be_used_is_one_line(align: Any, words: list[str], message: str) -> None:
@@ -195,6 +198,17 @@ def test_models_that_cannot_align(align: Any, tmp_path: Path) -> None:
     PlasmaModel(PlasmaConfig(embedding_size=4, head="hinge")).save_pretrained(tmp_path / "head")
     said = one_line(align(LONG, PART, model=str(tmp_path / "head")))
     assert "is a head that takes residue embeddings" in said
+
+
+def test_a_bundled_head_is_named() -> None:
+    pair = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "AYIAKQRQLSFVKSHNSRQLEERAGLIE"
+    words = ["align", *pair, "--task-head", "motif", "--device", "cpu", "-f", "json"]
+    found = CliRunner().invoke(app, words)
+    align = pipeline("protein-alignment", task_head="motif", device="cpu")
+    assert objects(found.stdout)[0]["score"] == align(pair)["score"]
+    refused = CliRunner().invoke(app, ["align", *pair, "--task-head", "fold"])
+    assert refused.exit_code == 2
+    assert "the heads that are bundled are 'active_site', " in refused.stderr
 
 
 @pytest.mark.parametrize(

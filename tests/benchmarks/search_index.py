@@ -1,7 +1,7 @@
 """How long it takes to build, open and search an index; prints a table.
 
 Run it from the root of the repository: python -m tests.benchmarks.search_index [RECORDS ...]
-The vectors are random, 128 wide: what is measured is the index, not a model.
+The vectors are random, 384 wide: what is measured is the index, not a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from plasma_hf.search import Index, build_index
 
-WIDTH, QUERIES, TOP_K = 128, 50, 5
+WIDTH, QUERIES, TOP_K = 384, 50, 5
 
 
 class Random(nn.Module):
