@@ -87,6 +87,8 @@ def test_an_earlier_run_is_not_written_over(train: Any) -> None:
     assert train(*QUICK).exit_code == 0
     again = train(*QUICK)
     assert again.exit_code == 2 and "--resume" in again.stderr
+    other = train(*QUICK, "--resume", "--seed", "7")
+    assert other.exit_code == 2 and "with seed 1, you asked for 7" in other.stderr
     resumed = train(*QUICK, "--resume")
     assert resumed.exit_code == 0, resumed.output
 

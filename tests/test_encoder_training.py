@@ -258,6 +258,8 @@ def test_an_earlier_run_is_not_overwritten(tmp_path):
     train(tmp_path)
     with pytest.raises(FileExistsError, match="--resume"):
         train_residue_encoder(SOURCES, tmp_path, EncoderTraining(steps=1, device="cpu"), TINY)
+    with pytest.raises(ValueError, match="you asked for 1; resume it with the same settings"):
+        train(tmp_path, steps=1)
 
 
 JOB = """

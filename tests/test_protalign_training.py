@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, backbone, whole) -> 
     killed = subprocess.run(command, cwd=root, env=os.environ | alone)
     assert killed.returncode == -signal.SIGKILL
     run = tiny_run(tmp_path / "killed")
-    with pytest.raises(ValueError, match="--resume"):
+    with pytest.raises(FileExistsError, match="--resume"):
         run.train(tiny_parts(), backbone, tiny_encoder())
     with pytest.raises(ValueError, match="with seed 0, you asked for 3"):
         replace(run, seed=3).train(tiny_parts(), backbone, tiny_encoder(), resume=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def train_residue_encoder(
     """
     settings, folder = settings or EncoderTraining(), Path(folder)
     checkpoints = folder / "checkpoints"
-    last = checkpoint_to_resume(checkpoints, resume)
+    last = checkpoint_to_resume(checkpoints, lasting(settings), resume)
     set_seed(settings.seed)
     encoder = start or ResidueEncoderModel(config or ResidueEncoderConfig())
     head = PlasmaModel(PlasmaConfig(embedding_size=encoder.config.hidden_size, **settings.head))
@@ -168,7 +168,7 @@ def train_residue_encoder(
         data_collator=only_batch,
     )
     trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train(resume_from_checkpoint=last)
     keep_share(encoder, settings.kept)
     if trainer.is_world_process_zero():
         encoder.eval().save_pretrained(folder)
@@ -220,6 +220,12 @@ def batch_arguments(folder: Path, settings: Any, options: dict[str, Any]) -> Tra
         "remove_unused_columns": False,
     }
     return TrainingArguments(**fields | options)
+
+
+def lasting(settings: Any) -> dict[str, Any]:
+    """Return the settings, of either kind, that a resumed run must not change."""
+    free = ("device", "save_steps")
+    return {name: value for name, value in asdict(settings).items() if name not in free}
 
 
 def only_batch(items: list[Any]) -> Any:

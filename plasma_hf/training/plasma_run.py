@@ -19,7 +19,7 @@ from ..data.pairs import ProteinPair
 from ..models.backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
 from .card import HELD_OUT
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import checkpoint_to_resume, digest
 from .pair_rows import PairRows, TrainingCollator
 from .plasma_trainer import PlasmaTrainer
 from .presets import PRESETS, Preset
@@ -74,14 +74,17 @@ class PlasmaRun:
 
         Raises:
             ValueError: If there is nothing to train on, an option is out of range, or the folder
-                has checkpoints of another run.
+                has checkpoints of a run with other settings.
+            FileExistsError: If the folder has checkpoints and `resume` is False.
         """
-        checkpoint = self._checkpoint(resume)
         preset = self.recipe
         arguments = preset.training_arguments(
             Path(self.folder) / CHECKPOINTS, **{"seed": self.seed} | dict(self.arguments)
         )
         pairs = sample_share(splits.train, self.fraction, self.seed)
+        checkpoint = checkpoint_to_resume(
+            Path(self.folder) / CHECKPOINTS, self._settings(pairs), resume
+        )
         held_out = {name: getattr(splits, side) for name, side in HELD_OUT.items()}
         store = self._store([pairs, splits.validation, *held_out.values()], backbone)
         set_seed(self.seed)
@@ -109,15 +112,18 @@ class PlasmaRun:
         """The recipe itself."""
         return PRESETS[self.preset] if isinstance(self.preset, str) else self.preset
 
-    def _checkpoint(self, resume: bool) -> str | None:
-        folder = Path(self.folder) / CHECKPOINTS
-        last = last_whole_checkpoint(folder)
-        if last is not None and not resume:
-            raise ValueError(
-                f"{folder} holds checkpoints of an earlier run; go on with it by --resume "
-                "(resume=True), or give another folder."
-            )
-        return None if last is None else str(last)
+    def _settings(self, pairs: Iterable[ProteinPair]) -> dict[str, Any]:
+        """Say what a resumed run has to have in common with the one that was stopped."""
+        return {
+            "preset": self.recipe.name,
+            "seed": self.seed,
+            "fraction": self.fraction,
+            "config": dict(self.config),
+            "arguments": {name: str(value) for name, value in self.arguments.items()},
+            "digest of training pairs": digest(
+                f"{pair.query.sequence} {pair.candidate.sequence} {pair.label}" for pair in pairs
+            ),
+        }
 
     def _store(self, parts: Iterable[Sequence[ProteinPair]], backbone: Backbone) -> EmbeddingStore:
         folder = Path(self.store or Path(self.folder) / "store")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.structure import Structure
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import checkpoint_to_resume, digest
 from .lora import lora_config
 from .protalign_data import PairCollation, StructurePairs, near_copies
 from .protalign_features import PairFeatures, shaken, structure_hash
@@ -28,7 +27,6 @@ from .protalign_trainer import ProtAlignTrainer
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.json"
-SETTINGS = "run.json"
 UNUSED_PARTS = ("pooler", "contact_head")
 
 Trained = Literal["none", "structure", "all", "lora"]
@@ -85,14 +83,15 @@ class ProtAlignRun:
 
         Raises:
             ValueError: If there are too few pairs, an option is unknown, or the folder has
-                checkpoints of another run.
+                checkpoints of a run with other settings.
+            FileExistsError: If the folder has checkpoints and `resume` is False.
             ImportError: If LoRA is asked for and peft is not installed.
         """
         if self.trained not in TRAINED:
             raise ValueError(f"trained={self.trained!r}; give one of {', '.join(TRAINED)}.")
         arguments = self._arguments(len(parts.train))
         settings = self._settings(parts)
-        checkpoint = self._checkpoint(settings, resume)
+        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
         everything = [*parts.train, *parts.validation, *parts.test]
         forms = self._forms(parts.train)
         if forms is not None:
@@ -151,33 +150,9 @@ class ProtAlignRun:
         written = json.loads(file.read_text()) if file.exists() else {}
         return all(written.get(key) == value for key, value in self._settings(parts).items())
 
-    def _checkpoint(self, settings: dict[str, Any], resume: bool) -> str | None:
-        folder = Path(self.folder)
-        last = last_whole_checkpoint(folder / CHECKPOINTS)
-        if last is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-            return None
-        if not resume:
-            raise ValueError(
-                f"{folder / CHECKPOINTS} holds checkpoints of an earlier run; go on with it by "
-                "--resume (resume=True), or give another folder."
-            )
-        before = json.loads((folder / SETTINGS).read_text())
-        differing = [name for name, value in settings.items() if before.get(name) != value]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{folder} holds a run with {name} {before.get(name)}, you asked for "
-                f"{settings[name]}; resume it with the same settings, or give another folder."
-            )
-        return str(last)
-
     def _settings(self, parts: PairParts) -> dict[str, Any]:
         """Say what a resumed run has to have in common with the one that was stopped."""
-        learnt = hashlib.sha256()
-        for pair in parts.train:
-            learnt.update(f"{pair.sequence} {structure_hash(pair.structure)}".encode())
+        learnt = (f"{pair.sequence} {structure_hash(pair.structure)}" for pair in parts.train)
         return {
             "preset": self.recipe.name,
             "seed": self.seed,
@@ -185,7 +160,7 @@ class ProtAlignRun:
             "pools": self.model_class.__name__,
             "config": dict(self.config),
             "arguments": {name: str(value) for name, value in self.arguments.items()},
-            "digest of training pairs": learnt.hexdigest()[:16],
+            "digest of training pairs": digest(learnt),
         }
 
     def untrained_model(self, backbone: Backbone, encoder: ProteinMPNNEncoder) -> ProtAlignModel:

@@ -26,7 +26,7 @@ from ..models.processing_protalign import ProtAlignProcessor
 from ..models.residues import STANDARD_RESIDUES
 from ..models.structure import Structure
 from .checkpoints import checkpoint_to_resume
-from .encoder_trainer import EncoderTrainer, batch_arguments, only_batch
+from .encoder_trainer import EncoderTrainer, batch_arguments, lasting, only_batch
 
 NOT_ASKED = -100
 
@@ -246,7 +246,7 @@ def train_encoders(
     processor = model.processor
     if processor is None:
         raise ValueError("the model has no processor; set model.processor.")
-    last = checkpoint_to_resume(folder, resume)
+    last = checkpoint_to_resume(folder, lasting(settings), resume)
     set_seed(settings.seed)
     model.requires_grad_(False)
     model.sequence_encoder.requires_grad_(sequences)
@@ -260,7 +260,7 @@ def train_encoders(
         data_collator=only_batch,
     )
     trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train(resume_from_checkpoint=last)
     model.structure_encoder.config.augment_eps = noise
     model.requires_grad_(True)
     model.sequence_encoder.requires_grad_(False)

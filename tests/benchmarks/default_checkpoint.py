@@ -127,7 +127,7 @@ def bundle(saved: Path, target: Path) -> None:
     """Copy a saved model, without the code that the package has anyway."""
     target.mkdir(parents=True, exist_ok=True)
     for file in saved.iterdir():
-        if file.suffix in (".json", ".safetensors", ".md") and file.name != "run.json":
+        if file.suffix in (".json", ".safetensors", ".md"):
             shutil.copyfile(file, target / file.name)
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         fields = json.loads((target / name).read_text())
