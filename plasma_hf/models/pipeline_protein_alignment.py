@@ -5,22 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import Pipeline
 
 from .alignment import find_segments
 from .backbone import Backbone
+from .batched_pipeline import BatchedPipeline
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, read_protein
 from .weights_digest import weights_digest
-
-READ_AHEAD = 16
-"""Batches that are looked at together, so that pairs of like length share a batch."""
 
 SIDES = ("query", "candidate")
 
@@ -29,7 +25,7 @@ HEAD = "plasma_head_"
 """How the folders of bundled heads begin; the task follows."""
 
 
-class ProteinAlignmentPipeline(Pipeline):
+class ProteinAlignmentPipeline(BatchedPipeline):
     """Align pairs of proteins.
 
     A pair is `{"query": ..., "candidate": ...}` or a 2-tuple; each side a sequence, a path (FASTA,
@@ -129,32 +125,9 @@ class ProteinAlignmentPipeline(Pipeline):
         lazily = super().__call__((pair for pair in inputs), **kwargs)
         return list(lazily) if hasattr(inputs, "__len__") else lazily
 
-    def get_iterator(
-        self,
-        inputs: Iterable[Any],
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Iterator[dict[str, Any]]:
-        """Yield one result a pair, in order, computed in batches of like length."""
-        prepared = (self.preprocess(pair, **preprocess_params) for pair in inputs)
-        ahead = batch_size * READ_AHEAD if batch_size > 1 else 1
-        while window := list(islice(prepared, ahead)):
-            results: dict[int, dict[str, Any]] = {}
-            good = [i for i, pair in enumerate(window) if "error" not in pair]
-            good.sort(key=lambda i: [len_of(window[i][side]) for side in SIDES])
-            for start in range(0, len(good), batch_size):
-                chosen = good[start : start + batch_size]
-                outputs = self.forward([window[i] for i in chosen], **forward_params)
-                for i, output in zip(chosen, outputs, strict=True):
-                    results[i] = self.postprocess(output, **postprocess_params)
-            yield from (results.get(i, pair) for i, pair in enumerate(window))
-
-    def run_single(self, inputs: Any, *params: dict[str, Any]) -> dict[str, Any]:
-        """Align one pair."""
-        return next(self.get_iterator([inputs], 0, 1, *params))
+    def size_of(self, pair: dict[str, Protein]) -> list[int]:
+        """Return the lengths of both sides."""
+        return [len_of(pair[side]) for side in SIDES]
 
     def preprocess(self, pair: Any, on_error: str = "raise") -> dict[str, Any]:
         """Read one pair as `{"query": Protein, "candidate": Protein}`."""

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from .batched_pipeline import BatchedPipeline
 from .protein import FASTA_SUFFIXES, is_protein, looks_like_path, read_records
 from .retrieval_index import CandidateList, Index
 from .retrieval_record import (
@@ -32,14 +31,11 @@ from .structure import is_structure
 
 logger = logging.getLogger(__name__)
 
-READ_AHEAD = 16
-"""Batches that are looked at together, so that queries of like length share a batch."""
-
 EXPLAINED = 10
 """Residues that an explanation names."""
 
 
-class ProteinRetrievalPipeline(Pipeline):
+class ProteinRetrievalPipeline(BatchedPipeline):
     """Find the proteins nearest to a query, among those of an index or of a list.
 
     A query is a sequence, a path (FASTA, PDB, mmCIF; `file:record` or `file:chain` where the file
@@ -134,32 +130,9 @@ class ProteinRetrievalPipeline(Pipeline):
         lazily = super().__call__((query for query in inputs), **kwargs)
         return list(lazily) if hasattr(inputs, "__len__") else lazily
 
-    def get_iterator(
-        self,
-        inputs: Iterable[Any],
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Iterator[Any]:
-        """Yield one result a query, in order, computed in batches of like length."""
-        prepared = (self.preprocess(query, **preprocess_params) for query in inputs)
-        ahead = batch_size * READ_AHEAD if batch_size > 1 else 1
-        while window := list(islice(prepared, ahead)):
-            results: dict[int, Any] = {}
-            good = [i for i, query in enumerate(window) if not isinstance(query, dict)]
-            good.sort(key=lambda i: (window[i].kind, len(window[i].residues)))
-            for start in range(0, len(good), batch_size):
-                chosen = good[start : start + batch_size]
-                outputs = self.forward([window[i] for i in chosen], **forward_params)
-                for i, output in zip(chosen, outputs, strict=True):
-                    results[i] = self.postprocess(output, **postprocess_params)
-            yield from (results.get(i, query) for i, query in enumerate(window))
-
-    def run_single(self, inputs: Any, *params: dict[str, Any]) -> Any:
-        """Search with one query."""
-        return next(self.get_iterator([inputs], 0, 1, *params))
+    def size_of(self, query: RetrievalRecord) -> tuple[str, int]:
+        """Return kind and length."""
+        return query.kind, len(query.residues)
 
     def preprocess(self, query: Any, on_error: str = "raise") -> RetrievalRecord | dict[str, str]:
         """Read one query."""
