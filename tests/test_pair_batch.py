@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plasma_hf import PlasmaConfig, PlasmaModel
@@ -49,6 +49,7 @@ def run(model, batch, kernels, **options):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @settings(deadline=None, max_examples=25)
+@example(lengths=[(12, 12), (36, 1)], seed=1)
 @given(lengths=LENGTHS, seed=st.integers(0, 99))
 def test_losses_and_gradients_are_those_of_the_padded_batch(form, lengths, seed):
     pytest.importorskip("numba")
@@ -60,8 +61,10 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(form, lengths, seed)
     for name in ("loss", "score_loss", "label_match_loss", "correspondence_loss"):
         torch.testing.assert_close(apart[name], padded[name], atol=1e-5, rtol=1e-4)
     largest = max(float(grad.abs().max()) for grad in expected)
+    # Either stops near the fixed point, not in it: by up to ten times `tol` in gradients.
+    near = 1e-4 * max(largest, 1e-1) + 20 * form.get("tol", 0)
     for found, grad in zip(grads, expected, strict=True):
-        torch.testing.assert_close(found, grad, atol=1e-4 * max(largest, 1e-1), rtol=1e-3)
+        torch.testing.assert_close(found, grad, atol=near, rtol=1e-3)
 
 
 def test_plans_and_costs_are_put_together_again():
