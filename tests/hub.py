@@ -104,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
     """Find the function that answers a request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each body waits 40 ms for its headers to be acknowledged
 
     def do_GET(self):
         url = urlsplit(self.path)
