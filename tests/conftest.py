@@ -30,6 +30,19 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 torch.set_num_threads(1)
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Seed torch, so that what a fixture draws does not depend on the tests before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """Seed torch again, so that what a test draws does not depend on its fixtures."""
+    torch.manual_seed(0)
+
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

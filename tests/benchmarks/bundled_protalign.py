@@ -172,8 +172,8 @@ def figures(out: Path) -> str:
     shares = ", ".join(f"{share:.3f}" for share in unbound)
     lines += [
         "",
-        f"The other form of a bound or unbound structure at rank 1, by seed: {shares}; crops, noise "
-        "and width of the recipe were chosen with these pairs in view.",
+        f"The other form of a bound or unbound structure at rank 1, by seed: {shares}; crops, "
+        "noise and width of the recipe were chosen with these pairs in view.",
     ]
     return "\n".join(lines)
 
