@@ -16,6 +16,7 @@ from .cli_options import Device, Recipe, RemoteCode, Residues, Revision
 if TYPE_CHECKING:
     from .data.embedder import Embedder
     from .data.sequences import BadRecord
+    from .models.backbone import Backbone
     from .models.modeling_plasma import PlasmaModel
     from .models.protein import Protein
 
@@ -143,6 +144,19 @@ def _read(
             bad.append(BadRecord(str(file), str(error)))
         bad += [BadRecord(f"{file}: {record.id}", record.reason) for record in wrong]
     return proteins, bad
+
+
+def load_backbone(
+    option: str, name: str, recipe: str | None, device: str | None, trust_remote_code: bool
+) -> Backbone:
+    """Load what `option` names; "default" is the backbone of the bundled model."""
+    from .models.backbone import Backbone
+
+    named = None if name == "default" else name
+    embedder, _ = load_embedder(None, named, recipe, None, device, trust_remote_code)
+    if not isinstance(embedder, Backbone):
+        fail(f"{option} {name} is no backbone that a head can stand on")
+    return embedder
 
 
 def load_embedder(

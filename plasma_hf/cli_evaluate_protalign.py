@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
+from .cli_embed import load_backbone
 from .cli_errors import fail, one_line_errors, report
 from .cli_options import (
     BackboneName,
@@ -34,7 +35,6 @@ from .cli_protalign import (
     Structures,
     TrainedName,
     TrainEncoders,
-    load_sequence_backbone,
     load_structure_encoder,
     read_pairs,
 )
@@ -143,7 +143,9 @@ def evaluate_protalign(
         else:
             from .evaluation.retrieval_study import RetrievalStudy
 
-            backbone = load_sequence_backbone(sequence_backbone, recipe, device, trust_remote_code)
+            backbone = load_backbone(
+                "--sequence-backbone", sequence_backbone, recipe, device, trust_remote_code
+            )
             encoder = load_structure_encoder(structure_encoder, seeds[0], device)
             train_and_judge(work, RetrievalStudy(pairs, backbone, encoder, run, seeds, split))
         work.write({"structures": [str(path) for path in structures], "seeds": seeds, **split})

@@ -13,7 +13,6 @@ from .cli_errors import fail, report
 
 if TYPE_CHECKING:
     from .data.structure_rows import StructurePair
-    from .models.backbone import Backbone
     from .models.modeling_protein_mpnn import ProteinMPNNEncoder
 
 
@@ -100,20 +99,6 @@ def _read(path: Path, bad: list[Any]) -> Any:
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     rows: Any = Dataset.from_parquet(str(path))
     return map(row_to_pair, rows)
-
-
-def load_sequence_backbone(
-    name: str, recipe: str | None, device: str | None, trust_remote_code: bool
-) -> Backbone:
-    """Load a backbone by name; "default" is that of the bundled model."""
-    from .cli_embed import load_embedder
-    from .models.backbone import Backbone
-
-    named = None if name == "default" else name
-    embedder, _ = load_embedder(None, named, recipe, None, device, trust_remote_code)
-    if not isinstance(embedder, Backbone):
-        fail(f"--sequence-backbone {name} is no backbone that a head can stand on")
-    return embedder
 
 
 def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinMPNNEncoder:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
-from .cli_errors import fail, one_line_errors, report
+from .cli_embed import load_backbone
+from .cli_errors import one_line_errors, report
 from .cli_options import (
     BackboneName,
     Device,
@@ -27,7 +28,7 @@ from .cli_options import (
 )
 
 if TYPE_CHECKING:
-    from .models.backbone import Backbone
+    pass
 
 train_app = typer.Typer(
     no_args_is_help=True, help="Train models.", rich_markup_mode=None, add_completion=False
@@ -144,7 +145,7 @@ def plasma(
         splits = make_splits(
             proteins, protocol=protocol.value, seed=seed, pairs=pairs, max_length=max_length
         )
-        embedder = _load_backbone(backbone, recipe, device, trust_remote_code)
+        embedder = load_backbone("--backbone", backbone, recipe, device, trust_remote_code)
         run = PlasmaRun(
             output,
             preset=preset.value,
@@ -159,20 +160,6 @@ def plasma(
     _report(figures, output)
     if bad and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)
-
-
-def _load_backbone(
-    name: str, recipe: str | None, device: str | None, trust_remote_code: bool
-) -> Backbone:
-    """Load a backbone by name; "default" is that of the bundled model."""
-    from .cli_embed import load_embedder
-    from .models.backbone import Backbone
-
-    given = None if name == "default" else name
-    embedder, _ = load_embedder(None, given, recipe, None, device, trust_remote_code)
-    if not isinstance(embedder, Backbone):
-        fail(f"--backbone {name} is no backbone that a head can stand on")
-    return embedder
 
 
 def _report(figures: dict[str, dict[str, float]], output: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 # torch and transformers are imported where they are needed: `--help` has no use for them.
+from .cli_embed import load_backbone
 from .cli_errors import one_line_errors, report
 from .cli_options import (
     BackboneName,
@@ -36,7 +37,6 @@ from .cli_protalign import (
     Structures,
     TrainedName,
     TrainEncoders,
-    load_sequence_backbone,
     load_structure_encoder,
     read_pairs,
 )
@@ -126,7 +126,9 @@ def train_protalign(
 
         pairs, complete = read_pairs(structures, min_residues, max_residues)
         parts = split_pairs(pairs, seed, identity=identity)
-        backbone = load_sequence_backbone(sequence_backbone, recipe, device, trust_remote_code)
+        backbone = load_backbone(
+            "--sequence-backbone", sequence_backbone, recipe, device, trust_remote_code
+        )
         encoder = load_structure_encoder(structure_encoder, seed, device)
         if residue_steps:
             _train_residues(

@@ -134,6 +134,7 @@ def train_residue_encoder(
 
     Raises:
         FileExistsError: If the folder has checkpoints and `resume` is False.
+        ValueError: If they are of a run with other settings.
         ImportError: If accelerate is not installed.
 
     Example:

@@ -236,7 +236,8 @@ def train_encoders(
         **options: Further fields of `TrainingArguments`.
 
     Raises:
-        ValueError: If the model lacks an encoder, or there is nothing to learn from.
+        ValueError: If the model lacks an encoder, there is nothing to learn from, or the folder has
+            checkpoints of a run with other settings.
         FileExistsError: If the folder has checkpoints and `resume` is False.
         ImportError: If accelerate is not installed.
     """
