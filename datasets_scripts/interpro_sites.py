@@ -27,8 +27,8 @@ from typing import Annotated, Any
 import datasets
 import typer
 
-from plasma_hf.data.dataset_folder import push_folder
-from plasma_hf.data.site_table import SiteTableReport, iter_site_rows
+from plasma_hf.data.pdbbind import push_folder
+from plasma_hf.data.sites import SiteTableReport, iter_site_rows
 
 logger = logging.getLogger(__name__)
 

@@ -22,23 +22,22 @@ from typing import Annotated, Any
 import datasets
 import typer
 
-from plasma_hf.data.dataset_folder import (
+from plasma_hf.data.pdbbind import (
+    CHAIN_CHOICES,
+    DEDUPLICATIONS,
+    PAPER_COUNTS,
     SPLITS,
+    PdbbindReport,
     digest_files,
+    open_pdbbind,
     push_folder,
+    read_complex,
+    select,
     write_card,
     write_parquet,
     write_report,
 )
-from plasma_hf.data.pdbbind import (
-    CHAIN_CHOICES,
-    DEDUPLICATIONS,
-    open_pdbbind,
-    read_complex,
-    select,
-)
-from plasma_hf.data.pdbbind_report import PAPER_COUNTS, PdbbindReport
-from plasma_hf.data.structure_rows import pair_to_row, row_features
+from plasma_hf.io.structures import pair_to_row, row_features
 
 TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "dataset_pdbbind.md"
 

@@ -21,7 +21,8 @@ from typing import Annotated, Any
 import datasets
 import typer
 
-from plasma_hf.data.dataset_folder import (
+from plasma_hf.data.clusters import split_by_cluster
+from plasma_hf.data.pdbbind import (
     SPLITS,
     digest_files,
     list_bad,
@@ -30,8 +31,8 @@ from plasma_hf.data.dataset_folder import (
     write_parquet,
     write_report,
 )
-from plasma_hf.data.sequences import BadRecord
-from plasma_hf.data.structure_rows import (
+from plasma_hf.io.sequences import BadRecord
+from plasma_hf.io.structures import (
     POLICIES,
     find_structure_files,
     pair_of,
@@ -39,7 +40,6 @@ from plasma_hf.data.structure_rows import (
     read_structure_file,
     row_features,
 )
-from plasma_hf.data.structure_splits import split_by_cluster
 
 TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "dataset_structure_folder.md"
 

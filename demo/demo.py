@@ -15,9 +15,9 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import plasma_hf  # noqa: F401  registers the task
-from plasma_hf.formats import FORMATS, AlignedPair
+from plasma_hf.io.formats import FORMATS, AlignedPair
+from plasma_hf.io.plot import plot_plan
 from plasma_hf.models.protein import read_records
-from plasma_hf.plot import plot_plan
 
 HERE = Path(__file__).parent
 

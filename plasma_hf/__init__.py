@@ -13,21 +13,20 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .hub import check_hub_folder, export_to_hub_folder, push
 from .models.configuration_plasma import PlasmaConfig
 from .models.configuration_protalign import ProtAlignConfig
-from .models.configuration_protein_mpnn import ProteinMPNNConfig
-from .models.configuration_protssn import ProtSSNConfig
-from .models.configuration_residue_encoder import ResidueEncoderConfig
-from .models.configuration_substitution import SubstitutionConfig
-from .models.configuration_tmvec import TMVecConfig
+from .models.loading import load_backbone
 from .models.modeling_plasma import PlasmaModel
 from .models.modeling_protalign import ProtAlignModel
-from .models.modeling_protein_mpnn import ProteinMPNNEncoder
-from .models.modeling_protssn import ProtSSNModel
-from .models.modeling_residue_encoder import ResidueEncoderModel
-from .models.modeling_substitution import SubstitutionModel
-from .models.modeling_tmvec import TMVecModel
+from .models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
+from .models.modeling_protssn import ProtSSNConfig, ProtSSNModel
+from .models.modeling_substitution import (
+    ResidueEncoderConfig,
+    ResidueEncoderModel,
+    SubstitutionConfig,
+    SubstitutionModel,
+)
+from .models.modeling_tmvec import TMVecConfig, TMVecModel
 from .models.pipeline_protein_alignment import ProteinAlignmentPipeline
 from .models.pipeline_protein_retrieval import ProteinRetrievalPipeline
-from .models.pretrained_backbone import load_backbone
 from .models.processing_plasma import PlasmaProcessor
 from .models.processing_protalign import ProtAlignProcessor
 

@@ -13,10 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 import plasma_hf
 from plasma_hf import PlasmaProcessor, load_backbone
-from plasma_hf.models.backbone import windows
-from plasma_hf.models.backbones import BACKBONES, RECIPES, find_recipe
-from plasma_hf.models.recipe import Recipe, generic_recipe
-from tests.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
+from plasma_hf.models.modeling_backbone import windows
+from plasma_hf.models.processing_plasma import (
+    BACKBONES,
+    RECIPES,
+    Recipe,
+    find_recipe,
+    generic_recipe,
+)
+from tests.helpers.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
 
 # Every letter of the twenty, and the six with a rule of their own; the second is not upper case.
 SEQUENCES = ["ACDEFGHIKLMNPQRSTVWYX", "mkUZOBXJ", "M"]
@@ -118,7 +123,7 @@ def test_every_recipe_is_tested():
 @pytest.mark.parametrize("name", TOKENS)
 def test_exact_tokens(tiny, name):
     processor = tiny(name).processor
-    sequences = [plasma_hf.models.residues.clean_sequence(sequence) for sequence in SEQUENCES]
+    sequences = [plasma_hf.models.protein.clean_sequence(sequence) for sequence in SEQUENCES]
     assert processor.residue_tokenizer.encode(sequences) == TOKENS[name]
     unknown = processor.tokenizer.unk_token_id
     assert unknown is not None and not any(unknown in row for row in TOKENS[name])

@@ -12,10 +12,10 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT, ProtAlignModel
-from plasma_hf.cli import app
+from plasma_hf.cli.main import app
 from plasma_hf.data import read_structure
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
-from plasma_hf.models.retrieval_record import record_of, records_in
+from plasma_hf.models.protein import record_of, records_in
 from plasma_hf.search import build_index, read_records
 
 STRUCTURES = Path(__file__).parents[1] / "demo" / "structures"

@@ -29,16 +29,22 @@ from plasma_hf import (
     ProteinMPNNEncoder,
     load_backbone,
 )
-from plasma_hf.hub.cards import ANY_REPOSITORY, card_of, model_card, render_card, template_folder
-from plasma_hf.hub.held_out import add_held_out, calibration
-from plasma_hf.hub.metric_spaces import metric_names, metric_space, push_metric, space_card
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.configuration_residue_encoder import ResidueEncoderConfig
-from plasma_hf.models.modeling_residue_encoder import ResidueEncoderModel
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
-from plasma_hf.training.card import training_card
+from plasma_hf.hub.card import (
+    ANY_REPOSITORY,
+    add_held_out,
+    calibration,
+    card_of,
+    model_card,
+    render_card,
+    template_folder,
+)
+from plasma_hf.hub.upload import metric_names, metric_space, push_metric, space_card
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.processing_plasma import substitution_tokenizer
+from plasma_hf.training.trainer import training_card
 from tests.benchmarks.bundled_cards import RENDERED, bundled, card_text
-from tests.structure_files import make_structure, write_pdb
+from tests.helpers.structure_files import make_structure, write_pdb
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LICENCES = ("mit", "apache-2.0", "cc-by-4.0", "cc0-1.0")  # identifiers of the Hub
@@ -238,7 +244,7 @@ def test_the_card_of_an_encoder_of_structures(
 def test_the_card_of_an_adapter(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     from plasma_hf.training.lora import lora_config
-    from tests.tiny_backbones import FAMILIES
+    from tests.helpers.tiny_backbones import FAMILIES
 
     backbone = load_backbone(FAMILIES["esm2"](tmp_path / "esm2_t6_8M_UR50D"))
     model = PlasmaModel(PlasmaConfig(embedding_size=32, head_size=4)).attach_backbone(backbone)

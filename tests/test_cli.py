@@ -17,15 +17,9 @@ import pytest
 from transformers import pipeline
 from typer.testing import CliRunner
 
-from plasma_hf import (
-    PlasmaConfig,
-    PlasmaModel,
-    PlasmaProcessor,
-    SubstitutionConfig,
-    __version__,
-)
-from plasma_hf.cli import FormatName, app
-from plasma_hf.formats import FIELDS, FORMATS, LEGEND
+from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig, __version__
+from plasma_hf.cli.main import FormatName, app
+from plasma_hf.io.formats import FIELDS, FORMATS, LEGEND
 
 ROOT = Path(__file__).parents[1]
 LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"

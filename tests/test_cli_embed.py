@@ -14,11 +14,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, cli_embed
-from plasma_hf.cli_embed import EMBED_HELP, DtypeName
+from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel
+from plasma_hf.cli import embed as cli_embed
+from plasma_hf.cli.embed import EMBED_HELP, DtypeName
 from plasma_hf.data import EmbeddingStore
-from plasma_hf.data.embedder import DTYPES
-from tests.store_job import TinyEsm, make_head
+from plasma_hf.data.store import DTYPES
+from tests.helpers.store_job import TinyEsm, make_head
 from tests.test_cli import one_line
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +168,6 @@ def test_module_alone_does_not_import_torch() -> None:
     code = (
         "import sys, types; package = types.ModuleType('plasma_hf'); "
         f"package.__path__ = [{str(ROOT / 'plasma_hf')!r}]; sys.modules['plasma_hf'] = package; "
-        "import plasma_hf.cli_embed; assert not {'torch', 'transformers'} & set(sys.modules)"
+        "import plasma_hf.cli.embed; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

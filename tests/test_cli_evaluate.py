@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.cli_evaluate import EVALUATE_HELP, evaluate
+from plasma_hf.cli.evaluate import EVALUATE_HELP, evaluate
 from tests.test_cli import one_line
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

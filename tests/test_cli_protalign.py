@@ -11,12 +11,11 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignModel
-from plasma_hf.cli_default_command import EvaluateGroup
-from plasma_hf.cli_evaluate_protalign import EVALUATE_PROTALIGN_HELP, evaluate_protalign
-from plasma_hf.cli_train_protalign import TRAIN_PROTALIGN_HELP, train_protalign
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from tests.structure_files import make_pairs, write_pdb
+from plasma_hf.cli.common import EvaluateGroup
+from plasma_hf.cli.evaluate import EVALUATE_PROTALIGN_HELP, evaluate_protalign
+from plasma_hf.cli.train import TRAIN_PROTALIGN_HELP, train_protalign
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
+from tests.helpers.structure_files import make_pairs, write_pdb
 
 COMMANDS = {
     "train": (train_protalign, TRAIN_PROTALIGN_HELP),

@@ -16,14 +16,23 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignModel
-from plasma_hf.cli_index import ADD_HELP, BUILD_HELP, INFO_HELP, REMOVE_HELP, index_app
-from plasma_hf.cli_search import SEARCH_HELP, FormatName, search
+from plasma_hf.cli.search import (
+    ADD_HELP,
+    BUILD_HELP,
+    INFO_HELP,
+    REMOVE_HELP,
+    SEARCH_HELP,
+    index_app,
+    search,
+)
+from plasma_hf.cli.search import HitFormatName as FormatName
+from plasma_hf.io.formats import HIT_FIELDS as FIELDS
+from plasma_hf.io.formats import HIT_FORMATS as FORMATS
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.configuration_substitution import SubstitutionConfig
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
+from plasma_hf.models.modeling_substitution import SubstitutionConfig
 from plasma_hf.search import Index
-from plasma_hf.search_formats import FIELDS, FORMATS
-from tests.index_job import write_helix
+from tests.helpers.index_job import write_helix
 
 ROOT = Path(__file__).parents[1]
 HELIX = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRV"  # 40 residues

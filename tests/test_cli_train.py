@@ -14,12 +14,12 @@ import torch
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaModel
-from plasma_hf.cli_train import train_app
+from plasma_hf.cli.train import train_app
 from plasma_hf.data import EmbeddingStore, ProteinPair
 from plasma_hf.data.pairs import read_site_table
 from plasma_hf.training import PlasmaRun
-from plasma_hf.training.plasma_run import sample_share
-from tests.training_job import make_pairs
+from plasma_hf.training.run import sample_share
+from tests.helpers.training_job import make_pairs
 
 
 def make_splits(proteins: Any, protocol: str = "strict", seed: int = 1, **options: Any) -> Any:
@@ -131,7 +131,7 @@ def test_a_share_is_drawn_as_published() -> None:
 
 
 def test_a_run_in_python(train: Any) -> None:
-    from plasma_hf.cli_embed import load_backbone
+    from plasma_hf.cli.embed import load_backbone_for as load_backbone
 
     splits = make_splits(read_site_table("sites.csv")[0])
     arguments = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}

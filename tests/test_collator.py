@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore, PairCollator
-from tests.store_job import TinyEsm, make_head
+from tests.helpers.store_job import TinyEsm, make_head
 
 SEQUENCES = {"P1": "MKVLAAC", "P2": "ACD", "P3": "MKVLACDWY"}
 

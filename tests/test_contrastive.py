@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from plasma_hf import ProtAlignConfig
-from plasma_hf.models.contrastive import PairLoss, clip_loss, siglip_loss
+from plasma_hf.models.modeling_protalign import PairLoss, clip_loss, siglip_loss
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
 

@@ -20,15 +20,21 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.data import EmbeddingStore, store_index
-from plasma_hf.data import chunks as chunk_files
-from plasma_hf.data.batches import cut_batches, rank_and_world_size, sequence_hash
-from plasma_hf.data.chunks import chunk_paths, shard_lock
-from plasma_hf.data.embedder import describe
-from tests.store_job import CHUNK_BYTES, RESIDUES_PER_BATCH, TinyEsm, make_head, run
+from plasma_hf.data import EmbeddingStore
+from plasma_hf.data import store as chunk_files
+from plasma_hf.data import store as store_index
+from plasma_hf.data.store import (
+    chunk_paths,
+    cut_batches,
+    describe,
+    rank_and_world_size,
+    sequence_hash,
+    shard_lock,
+)
+from tests.helpers.store_job import CHUNK_BYTES, RESIDUES_PER_BATCH, TinyEsm, make_head, run
 
 ROOT = Path(__file__).parents[1]
-JOB = Path(__file__).with_name("store_job.py")
+JOB = Path(__file__).parent / "helpers" / "store_job.py"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 

@@ -15,22 +15,28 @@ from safetensors.torch import load_file
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import SiteProtein
 from plasma_hf.data.alignments import FamilyAlignment, ResidueAlignment
-from plasma_hf.models.configuration_residue_encoder import ResidueEncoderConfig
-from plasma_hf.models.modeling_residue_encoder import ResidueEncoderModel
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
-from plasma_hf.training.correspondences import confident_pairs, merge_pairs
-from plasma_hf.training.encoder_data import (
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.processing_plasma import substitution_tokenizer
+from plasma_hf.training.encoder import (
+    HEAD,
     MASKED,
     EncoderBatches,
     EncoderExample,
+    EncoderObjective,
+    EncoderSources,
+    EncoderTraining,
+    ObjectiveWeights,
     collate,
+    confident_pairs,
     crop,
+    exclude,
     mask_residues,
+    merge_pairs,
+    read_names,
+    read_sources,
     tokens,
+    train_residue_encoder,
 )
-from plasma_hf.training.encoder_objective import EncoderObjective, ObjectiveWeights
-from plasma_hf.training.encoder_sources import EncoderSources, exclude, read_names, read_sources
-from plasma_hf.training.encoder_trainer import HEAD, EncoderTraining, train_residue_encoder
 
 ROOT = Path(__file__).parents[1]
 TINY = ResidueEncoderConfig(width=8, dilations=[1, 2])
@@ -207,7 +213,7 @@ def test_every_part_of_the_objective_teaches():
 def test_a_batch_is_the_mean_of_its_pairs():
     model = objective(ObjectiveWeights(1.0, 1.0, 1.0, 1.0))
     drawn = EncoderBatches(SOURCES, 1, 16, 64)._bucket(0)[0]
-    from plasma_hf.training.encoder_data import settle
+    from plasma_hf.training.encoder import settle
 
     examples = [settle(e) for e in drawn if e.related][:4]
     together = model(**collate(examples))

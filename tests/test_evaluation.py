@@ -19,7 +19,7 @@ from plasma_hf.evaluation import (
     evaluate_splits,
     run_aligner,
 )
-from plasma_hf.evaluation.figures import BINS, figures, mean_and_error
+from plasma_hf.evaluation.run import BINS, figures, mean_and_error
 from plasma_hf.metrics import label_match_score, roc_auc
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

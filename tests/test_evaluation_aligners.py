@@ -33,8 +33,7 @@ from plasma_hf.evaluation import (
     parameter_free,
     with_settings,
 )
-from plasma_hf.evaluation.embedding_aligners import best_path, enhanced_similarity
-from plasma_hf.evaluation.structure_aligners import path_of_rows
+from plasma_hf.evaluation.aligners import best_path, enhanced_similarity, path_of_rows
 
 CHAIN = "MKVLATWCHEGQRSDIFYNP"
 STRUCTURES = Path(__file__).parents[2] / "shared" / "data" / "structures" / "foldseek_example"

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plasma_hf.formats import FIELDS, FORMATS, LEGEND, AlignedPair, columns, to_json, to_text
-from plasma_hf.models.alignment import Segment
+from plasma_hf.io.formats import FIELDS, FORMATS, LEGEND, AlignedPair, columns, to_json, to_text
+from plasma_hf.models.pipeline_protein_alignment import Segment
 from plasma_hf.models.protein import Protein
 
 # Between pairs: one residue of the query alone (S), then two beside one (GG, W), then two of the

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plasma_hf.training.gathered import gather_ranks
+from plasma_hf.training.trainer import gather_ranks
 from tests.conftest import SHARED
-from tests.contrastive_ranks import LOSSES, PAIRS, train
+from tests.helpers.contrastive_ranks import LOSSES, PAIRS, train
 
-JOB, ROOT = Path(__file__).with_name("contrastive_ranks.py"), Path(__file__).parents[1]
+JOB, ROOT = Path(__file__).parent / "helpers" / "contrastive_ranks.py", Path(__file__).parents[1]
 GOLDEN = [SHARED / "golden" / "contrastive" / f"{name}.safetensors" for name in ("N7", "N64")]
 
 

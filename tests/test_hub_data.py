@@ -16,8 +16,8 @@ import structure_folder
 from test_pdbbind import write_complex, write_indexes
 
 from plasma_hf.metrics import average_precision, f1_max, label_match_score
-from tests.hub import run_client, serve
-from tests.structures import FULL, write_structure
+from tests.helpers.hub import run_client, serve
+from tests.helpers.structures import FULL, write_structure
 
 pytest.importorskip("evaluate")
 pytest.importorskip("datasets")
@@ -30,7 +30,7 @@ SITES = ([1, 1], [0, 1, 1])
 PUBLISH = """
 import json, sys
 from huggingface_hub import HfApi
-from plasma_hf.data.dataset_folder import push_folder
+from plasma_hf.data.pdbbind import push_folder
 from plasma_hf.hub import metric_names, push_metric
 
 folder, api = sys.argv[1], HfApi()

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from tests.hub import run_client, serve
+from tests.helpers.hub import run_client, serve
 
 WAYS = ("installed", "remote", "pipeline")
 WHERE = ("online", "offline")
@@ -20,7 +20,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.hub import push
-from tests.tiny_backbones import FAMILIES
+from tests.helpers.tiny_backbones import FAMILIES
 
 folder, api = Path(sys.argv[1]), HfApi()
 

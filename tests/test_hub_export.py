@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 import plasma_hf
 from plasma_hf import PlasmaConfig, PlasmaModel, ProtAlignModel, load_backbone
 from plasma_hf.hub import check_hub_folder, export_to_hub_folder
+from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
-from tests.structures import FULL, write_structure
+from tests.helpers.structures import FULL, write_structure
+from tests.helpers.tiny_backbones import FAMILIES, base_and_adapter
 from tests.test_protalign import whole_model
-from tests.tiny_backbones import FAMILIES, base_and_adapter
 
 ROOT = Path(__file__).parents[1]
 ROOM = Path(plasma_hf.__file__).parent / "models"

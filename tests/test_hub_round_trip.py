@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.hub import run_client, serve
+from tests.helpers.hub import run_client, serve
 
 pytest.importorskip("peft")
 
@@ -22,10 +22,10 @@ from transformers import AutoProcessor, pipeline
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.hub import push
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
+from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.training import lora_config
 from tests.test_protalign import SEQUENCES, whole_model
-from tests.tiny_backbones import FAMILIES
+from tests.helpers.tiny_backbones import FAMILIES
 
 folder, pair = Path(sys.argv[1]), tuple(json.loads(sys.argv[2]))
 plasma = PlasmaModel.from_pretrained(plasma_hf.DEFAULT_CHECKPOINT)

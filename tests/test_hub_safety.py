@@ -14,14 +14,14 @@ from transformers.trainer_pt_utils import safe_globals
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, ProtAlignModel, load_backbone
 from plasma_hf.hub import check_hub_folder, export_to_hub_folder, metric_space, push
-from plasma_hf.hub.completeness import pickles_in
+from plasma_hf.hub.export import pickles_in
+from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
 from plasma_hf.training import PRESETS, PlasmaTrainer
-from plasma_hf.training.encoder_trainer import EncoderTrainer
+from plasma_hf.training.encoder import EncoderTrainer
 from plasma_hf.training.protalign_trainer import ProtAlignTrainer
+from tests.helpers.tiny_backbones import FAMILIES, base_and_adapter
 from tests.test_protalign import whole_model
-from tests.tiny_backbones import FAMILIES, base_and_adapter
 
 TO_RESUME = {"optimizer.pt", "rng_state.pth", "scheduler.pt"}
 README = Path(__file__).parents[1] / "README.md"

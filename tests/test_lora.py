@@ -16,7 +16,7 @@ from transformers import (
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.data import PairCollator
 from plasma_hf.training import lora_config
-from tests.tiny_backbones import FAMILIES
+from tests.helpers.tiny_backbones import FAMILIES
 
 peft = pytest.importorskip("peft")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import serve
+from tests.helpers.hub import serve
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
-from plasma_hf.models import diagonal, score, sinkhorn, support  # noqa: E402
-from plasma_hf.models.align_numba import align_pairs_numba  # noqa: E402
-from plasma_hf.models.compiled_numba import share_out  # noqa: E402
-from plasma_hf.models.cost_numba import hinge_cost_numba  # noqa: E402
-from plasma_hf.models.diagonal_numba import diagonal_sums_numba, diagonal_support_numba  # noqa: E402
-from plasma_hf.models.plan_numba import converged_plan_numba, sinkhorn_numba  # noqa: E402
+from plasma_hf.kernels.cpu import (  # noqa: E402  # noqa: E402
+    align_pairs_numba,  # noqa: E402
+    converged_plan_numba,
+    diagonal_sums_numba,
+    diagonal_support_numba,
+    hinge_cost_numba,  # noqa: E402
+    share_out,  # noqa: E402
+    sinkhorn_numba,
+)
+from plasma_hf.models import modeling_plasma as diagonal  # noqa: E402
+from plasma_hf.models import modeling_plasma as score
+from plasma_hf.models import modeling_plasma as sinkhorn
+from plasma_hf.models import modeling_plasma as support
 
 SEEDS = st.integers(0, 999)
 RESIDUES = st.integers(1, 70)
@@ -261,7 +268,7 @@ def test_an_error_in_a_thread_is_raised(threads):
 def test_a_forked_process_computes():
     code = """
 import multiprocessing, torch
-from plasma_hf.models.cost_numba import hinge_cost_numba
+from plasma_hf.kernels.cpu import hinge_cost_numba
 torch.set_num_threads(2)
 def work(seed):
     side = torch.linspace(0, seed + 1, 130 * 4).reshape(1, 130, 4)

@@ -5,7 +5,7 @@ import torch
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore
-from plasma_hf.models.kernels import use_kernels
+from plasma_hf.kernels import use_kernels
 
 LENGTHS = [(40, 40), (70, 25), (12, 90), (7, 60), (33, 5), (1, 1), (1, 30)]
 CONFIGS = {

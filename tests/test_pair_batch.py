@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.models.kernels import use_kernels
-from plasma_hf.models.padding import pad_residues
-from plasma_hf.models.pair_batch import PairBatch
+from plasma_hf.kernels import use_kernels
+from plasma_hf.models.modeling_backbone import pad_residues
+from plasma_hf.models.modeling_plasma import PairBatch
 
 WIDTH = 12
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4)

@@ -4,16 +4,18 @@ import pytest
 from conftest import SHARED
 from structures import FULL, atom_at, write_structure
 
-from plasma_hf.data.dataset_folder import SPLITS
 from plasma_hf.data.pdbbind import (
     CHAIN_CHOICES,
+    PAPER_COUNTS,
+    SPLITS,
     deduplicate,
     open_pdbbind,
     read_complex,
+    read_core_set,
+    read_index,
+    read_name_index,
     select,
 )
-from plasma_hf.data.pdbbind_index import read_core_set, read_index, read_name_index
-from plasma_hf.data.pdbbind_report import PAPER_COUNTS
 
 LETTERS = {"A": "ALA", "G": "GLY", "K": "LYS", "M": "MET", "V": "VAL", "X": "UNK", "m": "MSE"}
 

@@ -12,10 +12,10 @@ from transformers import pipeline
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.data import EmbeddingStore
 from plasma_hf.models import pipeline_protein_alignment
-from plasma_hf.models.alignment import find_segments
-from plasma_hf.models.backbone import Backbone
+from plasma_hf.models.modeling_backbone import Backbone
+from plasma_hf.models.pipeline_protein_alignment import find_segments
 from plasma_hf.models.protein import Protein, read_protein, read_records
-from tests.structures import FULL, write_structure
+from tests.helpers.structures import FULL, write_structure
 
 QUERY = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ"
 CANDIDATE = "AYIAKQRQLSFVKSHFSRQLEERLGMIEVQ"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import T5Config
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
-from plasma_hf.models.losses import label_match_losses, score_loss
-from tests import reference
+from plasma_hf.models.modeling_plasma import label_match_losses, score_loss
+from tests.helpers import reference
 
 WIDTH = 12
 FORMS = {

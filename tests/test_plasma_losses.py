@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.models.losses import correspondence_losses, label_match_losses
+from plasma_hf.models.modeling_plasma import correspondence_losses, label_match_losses
 
 WIDTH = 48
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plasma_hf.plot import CELLS, _pool, _ticks, plot_plan
+from plasma_hf.io.plot import CELLS, _pool, _ticks, plot_plan
 
 SEGMENT = {"query_start": 3, "query_end": 20, "candidate_start": 0, "candidate_end": 17}
 

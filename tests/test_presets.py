@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from plasma_hf import PlasmaModel
 from plasma_hf.training import PRESETS, PlasmaTrainer
 from tests.benchmarks.published_form import PublishedForm
-from tests.training_job import WIDTH, make_pairs
+from tests.helpers.training_job import WIDTH, make_pairs
 
 NAMES = {
     "eta.lrl.0.weight": "alignment_head.hidden.weight",

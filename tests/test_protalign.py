@@ -9,13 +9,13 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, Training
 
 import plasma_hf
 from plasma_hf import ProtAlignConfig, ProtAlignModel, ProteinMPNNEncoder
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.configuration_residue_encoder import ResidueEncoderConfig
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
-from plasma_hf.models.structure import Structure, is_structure, read_structure
+from plasma_hf.models.protein import Structure, is_structure, read_structure
 from plasma_hf.training.lora import lora_config
-from tests.structures import FULL, write_structure
-from tests.tiny_backbones import FAMILIES
+from tests.helpers.structures import FULL, write_structure
+from tests.helpers.tiny_backbones import FAMILIES
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "GSHMASMTGGQQMGRGS", "MKTAYIAKQR", "W"]
 RESIDUES = ("ALA", "GLY", "LYS", "SER", "TRP", "VAL")

@@ -75,7 +75,8 @@ def test_standardized_vectors_are_those_of_training_and_of_no_batch(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = ProtAlignModel.from_pretrained(tmp_path).eval()
     features = model.get_sequence_features(rows, mask)
-    check_equal([loaded.get_sequence_features(rows, mask)], [features], 0)
+    # Its matrices lie elsewhere in memory, where products may be summed in another order.
+    check_equal([loaded.get_sequence_features(rows, mask)], [features], 1e-6)
 
 
 @pytest.mark.parametrize("fields", [{}, {"spread": True, "standardize": True}])

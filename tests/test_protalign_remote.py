@@ -9,8 +9,8 @@ import torch
 
 from plasma_hf import ProtAlignModel
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
-from plasma_hf.models.structure import read_structure
-from tests.structures import FULL, write_structure
+from plasma_hf.models.protein import read_structure
+from tests.helpers.structures import FULL, write_structure
 from tests.test_protalign import SEQUENCES, whole_model
 
 FRESH = """

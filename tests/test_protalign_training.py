@@ -16,28 +16,26 @@ from transformers import TrainerCallback
 
 import plasma_hf
 from plasma_hf import ProtAlignModel
-from plasma_hf.data.structure_rows import pair_of
+from plasma_hf.io.structures import pair_of
 from plasma_hf.metrics.retrieval import best_ranks
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from plasma_hf.models.structure import Structure
-from plasma_hf.training.protalign_data import (
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
+from plasma_hf.models.protein import Structure
+from plasma_hf.training.protalign_run import ProtAlignRun
+from plasma_hf.training.protalign_trainer import crop, leave_out, mix_forms
+from plasma_hf.training.structure_data import (
     ApartInBatches,
     PairCollation,
+    PairFeatures,
+    PairParts,
     StructurePairs,
     near_copies,
-)
-from plasma_hf.training.protalign_features import (
-    PairFeatures,
     shaken,
+    split_pairs,
     store_structures,
     structure_hash,
 )
-from plasma_hf.training.protalign_parts import PairParts, split_pairs
-from plasma_hf.training.protalign_run import ProtAlignRun
-from plasma_hf.training.protalign_trainer import crop, leave_out, mix_forms
-from tests.structure_files import make_pairs, make_structure
-from tests.tiny_backbones import FAMILIES
+from tests.helpers.structure_files import make_pairs, make_structure
+from tests.helpers.tiny_backbones import FAMILIES
 
 QUIET = {"use_cpu": True, "disable_tqdm": True}
 

@@ -13,7 +13,7 @@ from plasma_hf.models.protein import (
     read_records,
     with_backbone_atoms,
 )
-from tests.structures import FULL, atom_at, write_structure
+from tests.helpers.structures import FULL, atom_at, write_structure
 
 
 @pytest.fixture

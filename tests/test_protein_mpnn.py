@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from plasma_hf.models.protein_mpnn_features import (
+from plasma_hf.models.modeling_protein_mpnn import (
+    ProteinMPNNConfig,
+    ProteinMPNNEncoder,
     backbone_shape,
     nearest,
     positions_in_chain,
     structure_batch,
 )
-from plasma_hf.models.structure import Structure, join_structures, read_structure
+from plasma_hf.models.protein import Structure, join_structures, read_structure
 
 ORACLE = Path(__file__).parents[2] / "shared" / "data" / "proteinmpnn"
 BOTH = pytest.mark.parametrize("atoms", ["backbone", "ca"])

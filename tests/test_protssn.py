@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmConfig
 
 from plasma_hf.models import modeling_protssn
-from plasma_hf.models.configuration_protssn import ProtSSNConfig
-from plasma_hf.models.language_model import build_language_model
-from plasma_hf.models.modeling_protssn import ProtSSNModel
+from plasma_hf.models.modeling_backbone import build_language_model
+from plasma_hf.models.modeling_protssn import (
+    ProtSSNConfig,
+    ProtSSNModel,
+    protein_graph,
+    published_statistics,
+)
 from plasma_hf.models.protein import read_protein, with_backbone_atoms
-from plasma_hf.models.protein_graph import protein_graph
-from plasma_hf.models.protssn_statistics import published_statistics
 
 ESM = {
     "vocab_size": 30,

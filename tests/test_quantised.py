@@ -1,5 +1,7 @@
 """Projections in 8-bit codes, against integers and against the kernels of floats."""
 
+# ruff: noqa: E402 - what is imported depends on what is installed
+
 import subprocess
 import sys
 
@@ -11,9 +13,9 @@ from hypothesis import strategies as st
 
 numba = pytest.importorskip("numba")
 
-from plasma_hf.models import tile_uint8_numba as tile  # noqa: E402
-from plasma_hf.models.align_numba import align_pairs_numba  # noqa: E402
-from plasma_hf.models.quantised_numba import (  # noqa: E402
+from plasma_hf.kernels import cpu as tile
+from plasma_hf.kernels.cpu import (
+    align_pairs_numba,
     excess_sums,
     quantise,
     quantum,

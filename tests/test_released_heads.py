@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModel, pipeline
 
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
-from tests.hub import COMMIT, serve
-from tests.tiny_backbones import FAMILIES
+from tests.helpers.hub import COMMIT, serve
+from tests.helpers.tiny_backbones import FAMILIES
 
 TASKS = ("active_site", "binding_site", "motif")
 HEADS = {  # folder names of the released heads, and the width of their embeddings
@@ -166,7 +166,7 @@ def test_other_backbones_are_refused(esm, tmp_path):
 
 def test_a_head_over_structures(tmp_path, golden):
     """ProtSSN under its released pairing, through the pipeline, saved and loaded."""
-    from tests.tiny_backbones import protssn_files
+    from tests.helpers.tiny_backbones import protssn_files
 
     esm = FAMILIES["esm2"](tmp_path / "esm2_t33_650M_UR50D")
     files = tmp_path / "ProtSSN"
@@ -174,7 +174,7 @@ def test_a_head_over_structures(tmp_path, golden):
     protssn_files(files)
     from dataclasses import replace
 
-    from plasma_hf.models.backbones import RECIPES
+    from plasma_hf.models.processing_plasma import RECIPES
 
     recipe = replace(RECIPES["protssn/upstream"], language_model=str(esm))
     backbone = load_backbone(files, recipe)

@@ -14,9 +14,9 @@ from transformers import pipeline
 
 import plasma_hf
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
-from plasma_hf.models.backbones import RECIPES
-from plasma_hf.models.kernels import use_kernels
-from tests.tiny_backbones import FAMILIES, tm_vec_files
+from plasma_hf.kernels import use_kernels
+from plasma_hf.models.processing_plasma import RECIPES
+from tests.helpers.tiny_backbones import FAMILIES, tm_vec_files
 
 PAIRS = [
     ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "AYIAKQRQLSFVKSHFSRQ"),

@@ -8,10 +8,8 @@ import torch
 
 from plasma_hf import ProtAlignConfig, ProtAlignModel, load_backbone
 from plasma_hf.data import StructurePair, pair_of
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.configuration_residue_encoder import ResidueEncoderConfig
-from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from plasma_hf.models.modeling_residue_encoder import ResidueEncoderModel
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.training.residue_contrast import (
     ChainBatches,
@@ -20,7 +18,7 @@ from plasma_hf.training.residue_contrast import (
     crop,
     train_encoders,
 )
-from tests.structure_files import make_pairs
+from tests.helpers.structure_files import make_pairs
 
 PAIRS = make_pairs(8)
 CLUSTERS = ["a", "a", "b", "b", "c", "c", "d", "d"]

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig, SubstitutionModel
-from plasma_hf.models.configuration_residue_encoder import ResidueEncoderConfig
-from plasma_hf.models.modeling_residue_encoder import ResidueEncoderModel
-from plasma_hf.models.pretrained_backbone import load_backbone
-from plasma_hf.models.residues import RESIDUE_LETTERS
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
+from plasma_hf.models.loading import load_backbone
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.processing_plasma import substitution_tokenizer
+from plasma_hf.models.protein import RESIDUE_LETTERS
 
 TINY = ResidueEncoderConfig(width=16, kernel=5, dilations=[1, 2, 4])
 SEQUENCES = st.text(alphabet=RESIDUE_LETTERS, min_size=1, max_size=60)

@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 
 from plasma_hf.evaluation.retrieval import (
     FIGURES,
-    chance_floors,
-    estimate,
-    paired_difference,
-    retrieval_values,
-)
-from plasma_hf.evaluation.retrieval_baselines import (
     MeanPool,
     MeanPoolModel,
+    RetrievalReport,
+    chance_floors,
+    estimate,
     length_similarity,
+    paired_difference,
+    retrieval_values,
     sequence_oracle,
 )
-from plasma_hf.evaluation.retrieval_clusters import (
+from plasma_hf.evaluation.retrieval_study import (
     clusters_as_json,
+    draw_heat_map,
+    draw_losses,
+    draw_planes,
     list_clusters,
     sequence_differences,
 )
-from plasma_hf.evaluation.retrieval_pictures import draw_heat_map, draw_losses, draw_planes
-from plasma_hf.evaluation.retrieval_report import RetrievalReport
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
-from tests.structure_files import make_pairs
+from tests.helpers.structure_files import make_pairs
 
 FAMILIES = ["P", "P", "P", "Q", "Q", None]
 

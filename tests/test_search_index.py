@@ -18,19 +18,26 @@ import torch
 from datasets import Dataset
 
 from plasma_hf.data import BadRecord
-from plasma_hf.models import retrieval_index
-from plasma_hf.models.structure import read_structures
+from plasma_hf.models.protein import read_structures
 from plasma_hf.search import (
     Index,
     IndexHeader,
     RetrievalRecord,
     add_records,
     build_index,
-    index_writer,
     read_records,
     remove_records,
 )
-from tests.index_job import RECORDS_PER_SHARD, WIDTH, Composition, make_records, run, write_helix
+from plasma_hf.search import index as index_writer
+from plasma_hf.search import index as retrieval_index
+from tests.helpers.index_job import (
+    RECORDS_PER_SHARD,
+    WIDTH,
+    Composition,
+    make_records,
+    run,
+    write_helix,
+)
 
 ROOT = Path(__file__).parents[1]
 FEW = [("P1", "MKVLA"), ("P2", "WWFF", "a.fasta:P2"), ("P3", "GGGA")]
@@ -49,7 +56,7 @@ def few(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def builder() -> Iterator[subprocess.Popen[str]]:
     """A process that forks a build whenever it is told where; it imports meanwhile."""
-    command = [sys.executable, "-m", "tests.index_job", "0.01"]
+    command = [sys.executable, "-m", "tests.helpers.index_job", "0.01"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:

@@ -6,10 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plasma_hf.models.diagonal import diagonal_sums
-from plasma_hf.models.sinkhorn import log_kernel, sinkhorn
-from plasma_hf.models.support import diagonal_support
-from tests import reference
+from plasma_hf.models.modeling_plasma import diagonal_sums, diagonal_support, log_kernel, sinkhorn
+from tests.helpers import reference
 
 DOMAINS = ["linear", "log"]
 

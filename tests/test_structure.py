@@ -7,8 +7,8 @@ import gemmi
 import pytest
 import torch
 
-from plasma_hf.models import structure as structure_module
-from plasma_hf.models.structure import (
+from plasma_hf.models import protein as structure_module
+from plasma_hf.models.protein import (
     BACKBONE_ATOMS,
     Structure,
     is_structure,
@@ -17,7 +17,7 @@ from plasma_hf.models.structure import (
     read_structures,
     split_place,
 )
-from tests.structures import FULL, atom_at, write_structure
+from tests.helpers.structures import FULL, atom_at, write_structure
 
 
 def pdb_atom(  # noqa: PLR0913

@@ -16,7 +16,7 @@ from pdbbind import Pdbbind
 from structure_folder import StructureFolder
 from test_pdbbind import tree  # noqa: F401 -- a fixture
 
-from plasma_hf.data.structure_rows import row_to_pair
+from plasma_hf.io.structures import row_to_pair
 
 NAMES = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from plasma_hf.models.structure import join_structures, read_structures
-from tests.structures import FULL, atom_at, write_structure
+from plasma_hf.models.protein import join_structures, read_structures
+from tests.helpers.structures import FULL, atom_at, write_structure
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TWINS = SHARED / "structures" / "biotite" / "pdb"

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structures import FULL, write_structure
 
-from plasma_hf.data.structure_rows import (
+from plasma_hf.data.clusters import split_by_cluster
+from plasma_hf.io.structures import (
     pair_of,
     pair_to_row,
     read_structure_folder,
     row_features,
     row_to_pair,
 )
-from plasma_hf.data.structure_splits import split_by_cluster
-from plasma_hf.models.structure import Structure, read_structure
+from plasma_hf.models.protein import Structure, read_structure
 
 A, G, K = ("ALA", FULL), ("GLY", FULL), ("LYS", FULL)
 ONE, OTHER = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"

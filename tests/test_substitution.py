@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModel
 
 from plasma_hf import SubstitutionConfig, SubstitutionModel
 from plasma_hf.models.modeling_substitution import residue_vectors
-from plasma_hf.models.residues import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
-from plasma_hf.models.tokenization_substitution import substitution_tokenizer
+from plasma_hf.models.processing_plasma import substitution_tokenizer
+from plasma_hf.models.protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 
 TOKENIZER = substitution_tokenizer()
 MODEL = SubstitutionModel(SubstitutionConfig()).eval()

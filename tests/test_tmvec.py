@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import BertConfig, T5Config, T5EncoderModel
 
-from plasma_hf.models.checkpoint_file import read_checkpoint
-from plasma_hf.models.configuration_tmvec import TMVecConfig
-from plasma_hf.models.modeling_tmvec import TMVecModel
+from plasma_hf.models.modeling_protein_mpnn import read_checkpoint
+from plasma_hf.models.modeling_tmvec import TMVecConfig, TMVecModel
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "protein_size": 6}
 PARAMS = {

@@ -15,11 +15,11 @@ from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.data import PairCollator
 from plasma_hf.metrics import average_precision, f1_max, label_match_score, roc_auc
 from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, TrainingCollator, lora_config
-from plasma_hf.training.length_buckets import LengthBuckets
-from tests.tiny_backbones import FAMILIES
-from tests.training_job import CHECKPOINTED, WIDTH, make_pairs, make_store, make_trainer
+from plasma_hf.training.trainer import LengthBuckets
+from tests.helpers.tiny_backbones import FAMILIES
+from tests.helpers.training_job import CHECKPOINTED, WIDTH, make_pairs, make_store, make_trainer
 
-JOB = Path(__file__).with_name("training_job.py")
+JOB = Path(__file__).parent / "helpers" / "training_job.py"
 ROOT = Path(__file__).parents[1]
 
 

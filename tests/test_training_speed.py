@@ -4,7 +4,7 @@ import csv
 import json
 
 from tests.benchmarks import training_speed
-from tests.training_job import make_pairs
+from tests.helpers.training_job import make_pairs
 
 
 def test_a_small_run_measures_everything(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The Triton kernels against their twins in torch: on a GPU, or interpreted on the CPU."""
 
+# ruff: noqa: E402 - what is imported depends on what is installed
+
 import os
 import subprocess
 import sys
@@ -17,13 +19,21 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 triton = pytest.importorskip("triton")
 
-from plasma_hf.models import cost_triton, plan_triton, score_triton  # noqa: E402
-from plasma_hf.models.cost import hinge_cost  # noqa: E402
-from plasma_hf.models.cost_triton import hinge_cost_triton  # noqa: E402
-from plasma_hf.models.plan_triton import sinkhorn_triton  # noqa: E402
-from plasma_hf.models.score import matched_mass, published_score  # noqa: E402
-from plasma_hf.models.score_triton import align_scores_triton  # noqa: E402
-from plasma_hf.models.sinkhorn import log_kernel, sinkhorn  # noqa: E402
+from plasma_hf.kernels import cuda as cost_triton
+from plasma_hf.kernels import cuda as plan_triton
+from plasma_hf.kernels import cuda as score_triton
+from plasma_hf.kernels.cuda import (
+    align_scores_triton,
+    hinge_cost_triton,
+    sinkhorn_triton,
+)
+from plasma_hf.models.modeling_plasma import (
+    hinge_cost,
+    log_kernel,
+    matched_mass,
+    published_score,
+    sinkhorn,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

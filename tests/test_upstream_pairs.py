@@ -8,7 +8,7 @@ import random
 import pytest
 
 from plasma_hf.data import SiteProtein, make_splits, read_site_table
-from plasma_hf.data.upstream_pairs import sample_upstream
+from plasma_hf.data.splits import sample_upstream
 
 
 def make_table(sizes: dict[str, int]) -> list[SiteProtein]:

@@ -18,10 +18,10 @@ from plan_figure import plan_figure
 from transformers import pipeline
 
 import plasma_hf
-from plasma_hf import formats, search_formats
-from plasma_hf.formats import AlignedPair
-from plasma_hf.models.protein import Protein, read_records
-from plasma_hf.models.retrieval_record import RetrievalRecord, record_of
+from plasma_hf.io import formats
+from plasma_hf.io import formats as search_formats
+from plasma_hf.io.formats import AlignedPair
+from plasma_hf.models.protein import Protein, RetrievalRecord, read_records, record_of
 
 HERE = Path(__file__).absolute().parent
 ROOT = HERE if (HERE / "demo").is_dir() else HERE.parent.parent  # a Space, or a clone

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plasma_hf import DEFAULT_CHECKPOINT
-from plasma_hf.formats import AlignedPair
-from plasma_hf.models.retrieval_record import RetrievalRecord
-from plasma_hf.search_formats import spell
+from plasma_hf.io.formats import AlignedPair, spell
+from plasma_hf.models.protein import RetrievalRecord
 
 Segments = Sequence[Mapping[str, Any]]
 

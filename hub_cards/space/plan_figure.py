@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from html_parts import residue_names
 from numpy.typing import ArrayLike, NDArray
 
-from plasma_hf.models.retrieval_record import RetrievalRecord
+from plasma_hf.models.protein import RetrievalRecord
 
 CELLS = 500
 """Cells along a side; the residues of a longer protein share them."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from ..models.structure import Structure, read_structure, read_structures
-from .clusters import cluster_sequences
+from ..io.sequences import BadRecord, read_sequences
+from ..io.structures import StructurePair, pair_of, pair_to_row, read_structure_folder, row_to_pair
+from ..models.protein import Structure, read_structure, read_structures
+from .clusters import ClusterSplit, cluster_sequences, split_by_cluster
 from .collator import PairCollator
-from .embedder import Embedder
-from .embedding_store import EmbeddingJob, EmbeddingReport, EmbeddingStore
 from .leakage import LeakageReport, leakage_report
 from .pairs import ProteinPair, sample_matched_negatives, sample_matched_pairs
 from .pdbbind import PdbbindRelease, open_pdbbind
-from .sequences import BadRecord, read_sequences
-from .site_table import BadRow, SiteProtein, SiteTableReport, iter_site_rows, read_site_table
+from .sites import BadRow, SiteProtein, SiteTableReport, iter_site_rows, read_site_table
 from .splits import PairSplits, iter_pairs, make_splits, pair_rows
-from .structure_rows import StructurePair, pair_of, pair_to_row, read_structure_folder, row_to_pair
-from .structure_splits import ClusterSplit, split_by_cluster
+from .store import Embedder, EmbeddingJob, EmbeddingReport, EmbeddingStore
 
 __all__ = [
     "BadRecord",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..models.padding import pad_residues
+from ..models.modeling_backbone import pad_residues
 from ..models.processing_plasma import PlasmaProcessor
-from .embedding_store import EmbeddingStore
+from .store import EmbeddingStore
 
 SIDES = ("query", "candidate")
 

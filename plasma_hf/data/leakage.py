@@ -12,7 +12,7 @@ import numpy as np
 
 from .clusters import Method, nearest_identity
 from .pairs import ProteinPair
-from .site_table import SiteProtein
+from .sites import SiteProtein
 from .splits import PairSplits
 
 # Identities with which near copies are counted; below 40 % k-mers see chance only.

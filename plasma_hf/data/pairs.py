@@ -10,7 +10,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from .site_table import BadRow, SiteProtein, read_site_table
+from .sites import BadRow, SiteProtein, read_site_table
 
 __all__ = [
     "BadRow",

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from .aligner import AlignedPair, Aligner, pair_name, plan_of_path
-from .embedding_aligners import EmbeddingAlignment, MeanCosine
-from .embedding_source import EmbeddedOnce, EmbeddingSource, StoredEmbeddings
-from .outcome import Outcomes, PairOutcome, pair_identities, run_aligner
-from .plasma_aligner import PlasmaAligner, parameter_free, with_settings
-from .report import Evaluation, Run, evaluate_splits
-from .residue_truth import (
+from .aligners import (
+    AlignedPair,
+    Aligner,
+    Composition,
+    EmbeddedOnce,
+    EmbeddingAlignment,
+    EmbeddingSource,
+    Foldseek,
+    Length,
+    MeanCosine,
+    NeedlemanWunsch,
+    PlasmaAligner,
+    SmithWaterman,
+    StoredEmbeddings,
+    StructureFolder,
+    TMAlign,
+    align_sequences,
+    global_identity,
+    pair_name,
+    parameter_free,
+    plan_of_path,
+    with_settings,
+)
+from .report import (
+    Evaluation,
     ReferencePair,
+    Run,
     TruthRun,
+    evaluate_splits,
     read_reference_pairs,
     run_residue_truth,
     truth_markdown,
 )
-from .sequence_aligners import Composition, Length, NeedlemanWunsch, SmithWaterman
-from .sequence_alignment import align_sequences, global_identity
-from .structure_aligners import Foldseek, StructureFolder, TMAlign
+from .run import Outcomes, PairOutcome, pair_identities, run_aligner
 
 __all__ = [
     "AlignedPair",

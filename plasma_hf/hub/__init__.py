@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from .completeness import check_hub_folder
-from .export import export_to_hub_folder
-from .metric_spaces import metric_names, metric_space, push_metric
-from .push import push
-from .space import demo_space, push_demo_space
+from .export import check_hub_folder, export_to_hub_folder
+from .upload import demo_space, metric_names, metric_space, push, push_demo_space, push_metric
 
 __all__ = [
     "check_hub_folder",

@@ -6,10 +6,14 @@ folders under `modules` offer some of them to `evaluate.load(folder)`.
 
 from __future__ import annotations
 
-from .binary import average_precision, f1_max, roc_auc
-from .label_match import label_mass_precision, label_match_score, symmetric_label_match_score
-from .pair_mean import PairMean, mean_over_pairs
-from .residue_truth import ResidueTruth, residue_truth
+from .pairs import PairMean, average_precision, f1_max, mean_over_pairs, roc_auc
+from .residues import (
+    ResidueTruth,
+    label_mass_precision,
+    label_match_score,
+    residue_truth,
+    symmetric_label_match_score,
+)
 from .retrieval import mean_reciprocal_rank, recall_at_k
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import as_float_array
+from .pairs import as_float_array
 
 Ties = Literal["midrank", "optimistic", "pessimistic"]
 # The share of equally scored, non-relevant candidates that is ranked ahead of the relevant one.

@@ -7,11 +7,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_protssn import ProtSSNConfig
-from .configuration_residue_encoder import ResidueEncoderConfig
-from .configuration_substitution import SubstitutionConfig
-from .configuration_tmvec import TMVecConfig
-from .language_model import language_model_config, width_of
+from .modeling_backbone import language_model_config, width_of
+from .modeling_protssn import ProtSSNConfig
+from .modeling_substitution import ResidueEncoderConfig, SubstitutionConfig
+from .modeling_tmvec import TMVecConfig
 
 PIPELINES = {
     "protein-alignment": {

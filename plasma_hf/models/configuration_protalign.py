@@ -8,8 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_plasma import backbone_config
-from .configuration_protein_mpnn import ProteinMPNNConfig
-from .language_model import width_of
+from .modeling_backbone import width_of
+from .modeling_protein_mpnn import ProteinMPNNConfig
 
 PIPELINES = {
     "protein-retrieval": {

@@ -1,41 +1,1342 @@
-"""PLASMA: residue embeddings of two proteins in, an alignment plan and one score out."""
+"""The hinge cost of matching a query residue with a candidate residue."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .aligned_pairs import AlignedPairs, align_pairs
-from .alignment_heads import HEADS, LayerNormalization, ScoreAffine, ZeroLinear
 from .configuration_plasma import PlasmaConfig
-from .cost import at_least_float32, hinge_cost
-from .kernels import kernels_for
-from .language_model import build_language_model
-from .losses import mean_losses, pair_losses
-from .one_against_many import Hit, score_many
-from .pair_batch import PairBatch
-from .pair_plans_numba import pair_plans_numba
-from .parameter_free import ParameterFree
-from .plan import make_plans
-from .pretrained_backbone import OWN_MODELS
-from .released_heads import read_released_head, write_released_head
-from .score import collinear_score, matched_mass, published_score, soft_score
-from .sinkhorn import log_kernel
-from .weights_digest import weights_digest
-from .with_backbone import WithBackbone
+from .loading import OWN_MODELS, WithBackbone
+from .modeling_backbone import ParameterFree, build_language_model, pad_residues, weights_digest
 
 if TYPE_CHECKING:
     # Files named by an import travel with a saved model: the folder then has its pipeline.
     from .pipeline_protein_alignment import ProteinAlignmentPipeline  # noqa: F401
+
+try:
+    from plasma_hf.kernels import kernel_for
+except ImportError:  # as remote code, plain torch computes
+
+    def kernel_for(form: str, tensor: Tensor) -> Callable[..., Any] | None:
+        """Return no compiled kernel."""
+        return None
+
+
+def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
+    """Sum over channels what the query residue has in excess of the candidate residue.
+
+    `C_ij = sum_k relu(q_ik - c_jk)`, which equals half of `|q_i - c_j|_1 + sum q_i - sum c_j`; no
+    form has a `(query_residues, candidate_residues, channels)` intermediate.
+
+    Args:
+        query: Projected query residues, `(batch, query_residues, channels)`.
+        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
+
+    Returns:
+        The cost, `(batch, query_residues, candidate_residues)`, in float32 or wider.
+
+    Source: PLASMA (ICLR 2026), the hinge cost.
+
+    Example:
+        >>> q, c = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[1.0, 5.0], [3.0, 0.0]]])
+        >>> hinge_cost(q, c)
+        tensor([[[2., 0.]]])
+    """
+    check_widths(query, candidate)
+    form = kernel_for("hinge_cost", query) or hinge_cost_torch
+    return form(query, candidate)
+
+
+def hinge_cost_torch(query: Tensor, candidate: Tensor) -> Tensor:
+    """Do the same in plain torch: the form that the compiled ones are compared with."""
+    query, candidate = at_least_float32(query), at_least_float32(candidate)
+    distance = torch.cdist(query, candidate, p=1.0)
+    excess = query.sum(-1).unsqueeze(-1) - candidate.sum(-1).unsqueeze(-2)
+    return (distance + excess) / 2
+
+
+def check_widths(query: Tensor, candidate: Tensor) -> None:
+    """Refuse residues of different widths; a compiled kernel would read past the narrower ones.
+
+    Raises:
+        ValueError: If the last axes differ.
+    """
+    if query.shape[-1] != candidate.shape[-1]:
+        raise ValueError(
+            f"query embeddings have width {query.shape[-1]}, candidate embeddings "
+            f"{candidate.shape[-1]}; embed both with the same backbone."
+        )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Widen half precision, which the head does not compute in."""
+    # cdist has no kernel for half precision on a CPU, and costs of some hundreds need the bits.
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+# --- Sums along the diagonals of a plan, the simplest notion of order; `order` has the other.
+
+
+def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
+    """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
+
+    Entries beyond the edges count as zero. A stretch is the difference of two running sums, so
+    the time does not depend on its length.
+
+    Args:
+        matrix: `(batch, query_residues, candidate_residues)`.
+        before: Steps taken towards the first residues.
+        after: Steps taken towards the last residues.
+
+    Example:
+        >>> diagonal_sums(torch.eye(3)[None], 0, 1)
+        tensor([[[2., 0., 0.],
+                 [0., 2., 0.],
+                 [0., 0., 1.]]])
+    """
+    if not learns(matrix) and (compiled := kernel_for("diagonal_sums", matrix)):
+        return compiled(matrix, before, after)
+    rows, columns = matrix.shape[-2:]
+    # float64: a stretch is a small difference of sums that grow with the protein.
+    running = F.pad(_shear(matrix).cumsum(-2, dtype=torch.float64), (0, 0, 1, 0))
+    row = torch.arange(rows, device=matrix.device)
+    last = (row + after + 1).clamp(max=rows)
+    first = (row - before).clamp(min=0)
+    sums = running[..., last, :] - running[..., first, :]
+    return _unshear(sums.to(matrix.dtype), columns)
+
+
+def learns(tensor: Tensor) -> bool:
+    """Tell whether gradient is wanted, which not all compiled kernels have."""
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def _shear(matrix: Tensor) -> Tensor:
+    """Turn diagonals into columns: `(..., rows, columns) -> (..., rows, rows + columns - 1)`."""
+    rows, columns = matrix.shape[-2:]
+    # Reading the rows of a wide frame as if they were one shorter moves row i right by i places;
+    # with the columns reversed, i - j is what stays in place.
+    wide = F.pad(matrix.flip(-1), (0, rows)).flatten(-2)
+    return wide[..., :-rows].unflatten(-1, (rows, rows + columns - 1))
+
+
+def _unshear(sheared: Tensor, columns: int) -> Tensor:
+    """Undo `_shear`."""
+    rows = sheared.shape[-2]
+    wide = F.pad(sheared.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + columns))
+    return wide[..., :columns].flip(-1)
+
+
+# --- The partial Sinkhorn plan: which query residue goes with which candidate residue.
+
+
+NEVER = -1e30
+"""Log-kernel of a pair that may not match; finite, so that no gradient becomes NaN."""
+
+
+def log_kernel(
+    cost: Tensor, kernel_scale: float, query_mask: Tensor, candidate_mask: Tensor
+) -> Tensor:
+    """Turn a cost into the logarithm of the transport kernel, `-kernel_scale * cost`.
+
+    Args:
+        cost: `(batch, query_residues, candidate_residues)`.
+        kernel_scale: What multiplies the cost in the exponent, 1 / tau in the paper's notation.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+
+    Returns:
+        The log-kernel, shaped like `cost`; `NEVER` where either residue is masked.
+    """
+    logs = -kernel_scale * cost
+    # On a CPU it costs little to know that nothing is masked, and saves a pass or two.
+    if cost.device.type == "cpu" and query_mask.all() and candidate_mask.all():
+        return logs
+    allowed = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
+    return logs.masked_fill(~allowed, NEVER)
+
+
+class Scaling:
+    """Scale a kernel to a plan, in the linear domain: two matrix-vector products an iteration.
+
+    A potential never exceeds `1 / eps`. A kernel entry that underflows could therefore not have
+    given a plan entry above `smallest_float / eps^2`: with the published eps nothing is lost.
+
+    Args:
+        log_kernel: `(batch, query_residues, candidate_residues)`.
+        eps: Slack of each residue.
+    """
+
+    def __init__(self, log_kernel: Tensor, eps: float) -> None:
+        """Prepare the kernel."""
+        self.kernel, self.eps = log_kernel.exp(), eps
+
+    def start(self, candidate_mask: Tensor) -> Tensor:
+        """Return the first candidate potential, 1 / candidate residues: `(batch, residues)`."""
+        count = candidate_mask.sum(-1, keepdim=True).clamp(min=1).to(self.kernel.dtype)
+        return (1 / count).expand(candidate_mask.shape)
+
+    def query(self, candidate: Tensor) -> Tensor:
+        """Return the query potential that answers a candidate potential."""
+        return 1 / ((self.kernel @ candidate.unsqueeze(-1)).squeeze(-1) + self.eps)
+
+    def candidate(self, query: Tensor) -> Tensor:
+        """Return the candidate potential that answers a query potential."""
+        return 1 / ((query.unsqueeze(-2) @ self.kernel).squeeze(-2) + self.eps)
+
+    def plan(self, query: Tensor, candidate: Tensor) -> Tensor:
+        """Return the plan of two potentials."""
+        return query.unsqueeze(-1) * self.kernel * candidate.unsqueeze(-2)
+
+    def log(self, potential: Tensor) -> Tensor:
+        """Return the logarithm of a potential."""
+        return potential.log()
+
+    def shift(self, potential: Tensor, log_factor: Tensor) -> Tensor:
+        """Multiply a potential by `exp(log_factor)`, one factor a pair."""
+        return potential * log_factor.exp().unsqueeze(-1)
+
+
+class LogScaling(Scaling):
+    """Scale in the logarithm: slower, and safe for any eps and any kernel_scale."""
+
+    def __init__(self, log_kernel: Tensor, eps: float) -> None:
+        """Prepare the kernel."""
+        self.kernel, self.eps = log_kernel, eps
+        self.log_eps = log_kernel.new_tensor(math.log(eps))
+
+    def start(self, candidate_mask: Tensor) -> Tensor:
+        """Return the logarithm of the first candidate potential."""
+        return super().start(candidate_mask).log()
+
+    def query(self, candidate: Tensor) -> Tensor:
+        """Return the query potential that answers a candidate potential."""
+        mass = (self.kernel + candidate.unsqueeze(-2)).logsumexp(-1)
+        return -torch.logaddexp(mass, self.log_eps)
+
+    def candidate(self, query: Tensor) -> Tensor:
+        """Return the candidate potential that answers a query potential."""
+        mass = (self.kernel + query.unsqueeze(-1)).logsumexp(-2)
+        return -torch.logaddexp(mass, self.log_eps)
+
+    def plan(self, query: Tensor, candidate: Tensor) -> Tensor:
+        """Return the plan of two potentials."""
+        return (self.kernel + query.unsqueeze(-1) + candidate.unsqueeze(-2)).exp()
+
+    def log(self, potential: Tensor) -> Tensor:
+        """Return the potential, a logarithm already."""
+        return potential
+
+    def shift(self, potential: Tensor, log_factor: Tensor) -> Tensor:
+        """Add `log_factor`, one a pair."""
+        return potential + log_factor.unsqueeze(-1)
+
+
+DOMAINS = {"linear": Scaling, "log": LogScaling}
+
+
+def sinkhorn(
+    log_kernel: Tensor,
+    query_mask: Tensor,
+    candidate_mask: Tensor,
+    *,
+    eps: float = 1e-8,
+    n_iters: int = 20,
+    tol: float | None = None,
+    max_iters: int = 2000,
+    domain: str = "linear",
+) -> Tensor:
+    """Scale a kernel to a partial transport plan.
+
+    Without `tol` this is the published form, `n_iters` alternating updates that end with the
+    candidate's: columns sum to at most 1, rows to up to candidate/query residues. With `tol` the
+    updates go on until no potential moves by a factor of more than `1 + tol`; then rows as well
+    sum to at most 1, and the plan of (b, a) is the transpose of that of (a, b).
+
+    Args:
+        log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        eps: Slack of each residue.
+        n_iters: Iterations of the published form.
+        tol: Tolerance of the converged form; None for the published form.
+        max_iters: Where the converged form stops at the latest.
+        domain: "linear" or "log".
+
+    Returns:
+        The plan, shaped like `log_kernel`; 0 where either residue is masked.
+
+    Source: PLASMA (ICLR 2026), the partial Sinkhorn plan.
+
+    Example:
+        >>> mask = torch.ones(1, 2, dtype=torch.bool)
+        >>> sinkhorn(torch.tensor([[[0.0, -40.0], [-40.0, 0.0]]]), mask, mask).round(decimals=3)
+        tensor([[[1., 0.],
+                 [0., 1.]]])
+    """
+    scaling = DOMAINS[domain]
+    if tol is not None:
+
+        def solve(log_kernel: Tensor) -> Tensor:
+            kernel = scaling(log_kernel, eps)
+            return kernel.plan(*_converge(kernel, query_mask, candidate_mask, tol, max_iters))
+
+        return ConvergedPlan.apply(log_kernel, solve)
+    kernel = scaling(log_kernel, eps)
+    candidate = kernel.start(candidate_mask)
+    for _ in range(n_iters):
+        query = kernel.query(candidate)
+        candidate = kernel.candidate(query)
+    return kernel.plan(query, candidate)
+
+
+class ConvergedPlan(torch.autograd.Function):
+    """The converged plan, differentiated at the fixed point instead of through the iterations.
+
+    At the fixed point every row and column satisfies `mass + slack = 1`. Differentiating these
+    equations gives one symmetric linear system in the log-potentials, `[[I, M], [M', I]]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_kernel: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        """Solve, by whatever gives the converged plan of a log-kernel."""
+        plan = solve(log_kernel)
+        ctx.save_for_backward(plan)
+        return plan
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Solve the linear system for the gradient of the log-kernel."""
+        (plan,) = ctx.saved_tensors
+        # float64: balanced pairs leave the system within eps of singular.
+        m, g = plan.double(), grad.double()
+        weighted = g * m
+        rows, columns = weighted.sum(-1, keepdim=True), weighted.sum(-2).unsqueeze(-1)
+        identity = torch.eye(m.shape[-2], dtype=m.dtype, device=m.device)
+        query = torch.linalg.solve(
+            (1 + 1e-12) * identity - m @ m.transpose(-1, -2), rows - m @ columns
+        )
+        candidate = columns - m.transpose(-1, -2) @ query
+        kernel_grad = weighted - m * (query + candidate.transpose(-1, -2))
+        return kernel_grad.to(grad.dtype), None
+
+
+def _converge(
+    kernel: Scaling, query_mask: Tensor, candidate_mask: Tensor, tol: float, max_iters: int
+) -> tuple[Tensor, Tensor]:
+    """Iterate to a fixed point; a pair that has arrived stays, whatever its batch still does."""
+    candidate = kernel.start(candidate_mask)
+    query = kernel.query(candidate)
+    moving = torch.ones(len(query), 1, dtype=torch.bool, device=query.device)
+    for _ in range(max_iters):
+        new_query = kernel.query(candidate)
+        new_candidate = kernel.candidate(new_query)
+        shift = _balance(kernel, new_query, new_candidate, query_mask, candidate_mask)
+        new_query = kernel.shift(new_query, shift)
+        new_candidate = kernel.shift(new_candidate, -shift)
+        change = torch.maximum(
+            _largest_change(kernel, query, new_query, query_mask),
+            _largest_change(kernel, candidate, new_candidate, candidate_mask),
+        )
+        query = torch.where(moving, new_query, query)
+        candidate = torch.where(moving, new_candidate, candidate)
+        moving = moving & (change > tol)
+        if not moving.any():
+            break
+    return query, candidate
+
+
+def _balance(
+    kernel: Scaling, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
+) -> Tensor:
+    """Return the best exchange of one factor between both potentials, as a logarithm: `(batch,)`.
+
+    The plan does not change when one potential grows by the factor by which the other shrinks,
+    only the slack does. Alternating updates find this one number last, in hundreds of steps for
+    proteins of about equal length; requiring equal mass from both sides gives it in closed form.
+    """
+    query_slack = _slack(kernel, query, query_mask)
+    candidate_slack = _slack(kernel, candidate, candidate_mask)
+    surplus = (query_mask.sum(-1) - candidate_mask.sum(-1)).to(query_slack.dtype)
+    # The positive root of slack_q f^2 - surplus f - slack_c = 0, in the form without cancellation.
+    half = ((surplus**2 + 4 * query_slack * candidate_slack).sqrt() + surplus.abs()) / 2
+    factor = torch.where(surplus >= 0, half / query_slack, candidate_slack / half)
+    # A side without residues, or without slack to speak of, has nothing to exchange.
+    return torch.where(factor.isfinite() & (factor > 0), factor, 1.0).log()
+
+
+def _slack(kernel: Scaling, potential: Tensor, mask: Tensor) -> Tensor:
+    return (kernel.log(potential) + math.log(kernel.eps)).exp().masked_fill(~mask, 0.0).sum(-1)
+
+
+def _largest_change(kernel: Scaling, old: Tensor, new: Tensor, mask: Tensor) -> Tensor:
+    change = (kernel.log(new) - kernel.log(old)).abs().masked_fill(~mask, 0.0)
+    return change.amax(-1, keepdim=True)
+
+
+# --- How likely two residues are aligned, if what is aligned keeps its order along both proteins.
+
+
+FLOOR = 1e-5
+"""Added to every plan entry: none is impossible."""
+BACKGROUND = 0.8
+"""Entry that speaks neither for a pair nor against it, over that of residues all alike."""
+POWER = 0.1
+"""How much of an entry's log-odds counts: neighbours in a plan are no independent witnesses."""
+OPEN, EXTEND = -6.0, -0.3
+"""Log-weights of the first residue of a gap and of each further one."""
+HIGHEST_ODDS = 1000.0
+"""Log-odds that an alignment may sum up to: float64 then holds it and whatever rivals it."""
+UNLIKELY = 1e-3
+"""Added to a probability before its logarithm: what is out of order is never ruled out."""
+
+
+def in_order(plan: Tensor, allowed: Tensor) -> Tensor:
+    """Return the probability that two residues are aligned: `plan`'s shape, in [0, 1].
+
+    A plan knows no order. Here every local alignment in which both residues rise from a pair to
+    the next weighs the product of its pairs' odds, which the plan gives, and of what its gaps
+    cost; a pair's probability is the share of the alignments that have it. The sum over a row or
+    a column is at most 1.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        allowed: True where both are residues, same shape; elsewhere it is 0.
+
+    Source: posterior probabilities of a pair hidden Markov model (Durbin et al., Biological
+    sequence analysis, 1998, chapter 4), with affine gaps.
+
+    Example:
+        >>> plan = torch.eye(12)[None]
+        >>> plan[0, 5] = plan[0, :, 5] = 0.0
+        >>> plan[0, 5, 11] = 0.9  # out of order
+        >>> found = in_order(plan, torch.ones(1, 12, 12).bool())[0]
+        >>> found[5, 5] > found[5, 11], found.sum(0).max() < 1.001
+        (tensor(True), tensor(True))
+    """
+    if not learns(plan) and (compiled := kernel_for("in_order", plan)):
+        return compiled(plan, allowed)
+    odds = log_odds(plan.double(), allowed)
+    ending = _alignments_ending(odds)
+    beginning = _alignments_ending(odds.flip(-2, -1)).flip(-2, -1)
+    every = ending.flatten(1).logsumexp(-1)[:, None, None]
+    # A pair is in both halves, and counts once.
+    found = (ending + beginning - odds - every).clamp(max=0.0).exp()
+    return found.masked_fill(~allowed, 0.0).to(plan.dtype)
+
+
+def log_odds(plan: Tensor, allowed: Tensor) -> Tensor:
+    """Return what pairs say for themselves: `plan`'s shape, `NEVER` where none is allowed."""
+    background = BACKGROUND / longer_of(allowed)[:, None, None]
+    odds = POWER * ((plan + FLOOR) / background).log()
+    gain = odds.masked_fill(~allowed, 0.0).clamp(min=0.0)
+    bound = torch.minimum(gain.amax(-1).sum(-1), gain.amax(-2).sum(-1))
+    odds = odds * (HIGHEST_ODDS / bound.clamp(min=HIGHEST_ODDS))[:, None, None]
+    return odds.masked_fill(~allowed, NEVER)
+
+
+def longer_of(allowed: Tensor) -> Tensor:
+    """Count the residues of the longer protein, `(batch,)`, from where both have one."""
+    return torch.maximum(allowed.any(-1).sum(-1), allowed.any(-2).sum(-1)).clamp(min=1)
+
+
+def _alignments_ending(odds: Tensor) -> Tensor:
+    """Sum up, in logarithms, the alignments that end with a pair, shaped like `odds`."""
+    batch, _, columns = odds.shape
+    extend = EXTEND * torch.arange(1, columns + 1, device=odds.device, dtype=odds.dtype)
+    match = query_gap = total = odds.new_full((batch, columns), NEVER)
+    rows = []
+    for row in odds.unbind(-2):
+        # Before the pair: one residue back on both sides, or nothing, as an alignment is local.
+        before = F.pad(total[:, :-1], (1, 0), value=NEVER).logaddexp(odds.new_zeros(()))
+        query_gap = (match + OPEN).logaddexp(query_gap + EXTEND)
+        match = row + before
+        opened = F.pad(match.logaddexp(query_gap)[:, :-1], (1, 0), value=NEVER) + OPEN
+        candidate_gap = (opened - extend).logcumsumexp(-1) + extend
+        total = match.logaddexp(query_gap).logaddexp(candidate_gap)
+        rows.append(match)
+    return torch.stack(rows, -2)
+
+
+# --- Support rounds: let neighbouring residues that match speak for each other.
+
+
+def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Tensor:
+    """Measure how well the surroundings of a residue pair are aligned, between 0 and 1.
+
+    The mean of the plan over `window` steps along the diagonal in each direction, where each step
+    may look up to `gap` residues aside. It looks aside once along the query and once along the
+    candidate and averages both, so that support of (b, a) is the transpose of that of (a, b).
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        allowed: True where both are residues, same shape; elsewhere nothing is found, as beyond
+            the ends.
+        window: Steps to each side.
+        gap: Residues aside, the insertions and deletions that are tolerated.
+    """
+    if not learns(plan) and (compiled := kernel_for("diagonal_support", plan)):
+        return compiled(plan, allowed, window, gap)
+    kernel = 2 * gap + 1
+    along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
+    along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))
+    best = ((along_candidate + along_query) / 2).masked_fill(~allowed, 0.0)
+    return diagonal_sums(best, window, window) / (2 * window + 1)
+
+
+def supported_plan(
+    solve: Callable[[Tensor], Tensor],
+    log_kernel: Tensor,
+    plan: Tensor,
+    *,
+    rounds: int,
+    window: int,
+    gap: int,
+    weight: float | Tensor,
+    order_weight: float = 0.0,
+) -> Tensor:
+    """Solve again, `rounds` times, with `weight * diagonal_support` added to the log-kernel.
+
+    A transport plan knows no order: a lone residue may match anywhere. Support prefers, among
+    equal matches, the one whose neighbours match as well. A last round, of `order_weight`, looks
+    at whole alignments: its support is that of the probabilities of `in_order`, and their
+    logarithms are added as well.
+
+    Args:
+        solve: Turns a log-kernel into a plan.
+        log_kernel: `(batch, query_residues, candidate_residues)`.
+        plan: The plan without support, same shape.
+        rounds: How often to repeat; 0 returns `plan`.
+        window: See `diagonal_support`.
+        gap: See `diagonal_support`.
+        weight: Bonus in the exponent for a pair with perfect surroundings.
+        order_weight: What multiplies the logarithms in the last round; 0 for no such round.
+    """
+    allowed = log_kernel > NEVER / 2
+    for _ in range(rounds):
+        plan = solve(log_kernel + weight * diagonal_support(plan, allowed, window, gap))
+    if order_weight:
+        ordered = in_order(plan, allowed)
+        support = weight * diagonal_support(ordered, allowed, window, gap)
+        plan = solve(log_kernel + support + order_weight * (ordered + UNLIKELY).log())
+    return plan
+
+
+# --- The plan of a pair, solved by the kernels that fit and supported where the model asks for it.
+
+
+def solve(log_kernel: Tensor, query_mask: Tensor, candidate_mask: Tensor, config: Any) -> Tensor:
+    """Scale a kernel to its plan, as `sinkhorn` does, with the kernels for its device.
+
+    Args:
+        log_kernel: `(batch, query_residues, candidate_residues)`.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        config: The `PlasmaConfig`, which says eps, iterations or tolerance, and domain.
+    """
+    form = "sinkhorn" if config.tol is None else "converged_plan"
+    compiled = kernel_for(form, log_kernel) if config.domain == "linear" else None
+    if compiled and config.tol is not None:
+        further = (query_mask, candidate_mask, config.eps, config.tol, config.max_iters)
+        return ConvergedPlan.apply(log_kernel, lambda k: compiled(k, *further))
+    if compiled:
+        return compiled(log_kernel, candidate_mask, config.eps, config.n_iters)
+    return sinkhorn(
+        log_kernel,
+        query_mask,
+        candidate_mask,
+        eps=config.eps,
+        n_iters=config.n_iters,
+        tol=config.tol,
+        max_iters=config.max_iters,
+        domain=config.domain,
+    )
+
+
+def make_plans(
+    log_kernel: Tensor, query_mask: Tensor, candidate_mask: Tensor, config: Any
+) -> tuple[Tensor, Tensor]:
+    """Return the plan without support, which is scored, and the plan with it."""
+    solve_kernel = partial(
+        solve, query_mask=query_mask, candidate_mask=candidate_mask, config=config
+    )
+    first_plan = solve_kernel(log_kernel)
+    plan = supported_plan(
+        solve_kernel,
+        log_kernel,
+        first_plan,
+        rounds=config.support_rounds,
+        window=config.support_window,
+        gap=config.support_gap,
+        weight=config.support_weight,
+        order_weight=config.order_weight,
+    )
+    return first_plan, plan
+
+
+# --- From a plan to one number for the pair, in four forms.
+
+
+USUAL_RESIDUES = 100
+"""Length up to which a collinear score is the share itself."""
+
+
+def published_score(
+    plan: Tensor,
+    query: Tensor,
+    candidate: Tensor,
+    query_mask: Tensor,
+    candidate_mask: Tensor,
+    *,
+    threshold: float = 0.5,
+    diagonal_window: int = 10,
+) -> Tensor:
+    """Score a pair by its matched residues: their similarity times their collinearity.
+
+    A residue is matched where its best plan entry exceeds `threshold`. The similarity is the
+    cosine between the summed embeddings of matched candidate residues and the embeddings that the
+    plan transports to them. The collinearity is the mass on the best stretch of
+    `diagonal_window` steps along a diagonal, as a share of the stretch; proteins shorter than the
+    stretch count the missing steps as empty.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        query: Query embeddings as the backbone gives them, `(batch, query_residues, hidden)`.
+        candidate: Candidate embeddings, `(batch, candidate_residues, hidden)`.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        threshold: Plan entry above which a residue is matched.
+        diagonal_window: Steps of the stretch; 0 leaves the collinearity out.
+
+    Returns:
+        Scores in [0, 1], `(batch,)`. The gradient reaches the plan through the similarity alone.
+
+    Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
+    """
+    query_gate = (plan.amax(-1) > threshold).to(plan.dtype)
+    candidate_gate = (plan.amax(-2) > threshold).to(plan.dtype)
+    similarity = _matched_similarity(plan, query, candidate, query_gate, candidate_gate)
+    if diagonal_window > 0:
+        sums = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
+        similarity = similarity * sums.amax((-1, -2)).clamp(0, diagonal_window) / diagonal_window
+    return similarity.clamp(0, 1)
+
+
+def soft_score(
+    plan: Tensor,
+    query: Tensor,
+    candidate: Tensor,
+    query_mask: Tensor,
+    candidate_mask: Tensor,
+    *,
+    threshold: float = 0.5,
+    diagonal_window: int = 10,
+    softness: float = 0.05,
+) -> Tensor:
+    """Score as `published_score` does, with gates and the best stretch made smooth.
+
+    Gates become sigmoids of width `softness` round the threshold, the best stretch a mean over
+    stretches with weights that grow by `e` each `softness` of a full stretch. Both carry gradient,
+    so a pair in which nothing is matched yet still learns. As `softness` goes to 0 the published
+    score is reached.
+
+    Args and returns are those of `published_score`.
+    """
+    query_gate = torch.sigmoid((plan.amax(-1) - threshold) / softness)
+    candidate_gate = torch.sigmoid((plan.amax(-2) - threshold) / softness)
+    similarity = _matched_similarity(
+        plan,
+        query,
+        candidate,
+        query_gate * query_mask.to(plan.dtype),
+        candidate_gate * candidate_mask.to(plan.dtype),
+    )
+    if diagonal_window > 0:
+        share = _window_sums(plan, query_mask, candidate_mask, diagonal_window) / diagonal_window
+        share = share.flatten(-2)
+        weight = torch.softmax(share / softness, -1)
+        similarity = similarity * (weight * share.clamp(0, 1)).sum(-1)
+    return similarity.clamp(0, 1)
+
+
+def matched_mass(
+    plan: Tensor, query_mask: Tensor, candidate_mask: Tensor, *, threshold: float = 0.5
+) -> Tensor:
+    """Score by the share of the shorter protein that is matched: `(batch,)`, in [0, 1].
+
+    The mass of plan entries above `threshold`, divided by the residues of the shorter protein. It
+    needs no embeddings, and a long alignment scores more than a short motif does.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        threshold: Plan entry above which mass counts.
+    """
+    mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
+    shorter = torch.minimum(query_mask.sum(-1), candidate_mask.sum(-1)).clamp(min=1)
+    return (mass / shorter).clamp(0, 1)
+
+
+def collinear_score(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
+    """Score by what is aligned in order: `(batch,)`, in [0, 1].
+
+    The largest sum of plan entries (i, j) in which both i and j rise from one to the next. A plan
+    knows no order, so unrelated proteins have lone matches all over it; these do not add up, an
+    alignment does. Gaps cost nothing, and every entry counts, however small. See `of_lengths` for
+    what becomes of the sum. The gradient reaches the entries on the best path.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        query_mask: True where there is a residue, `(batch, query_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+
+    Example:
+        >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.ones(1, 2).bool()
+        >>> collinear_score(plan, every, every), collinear_score(plan.flip(1), every, every)
+        (tensor([1.]), tensor([0.5000]))
+    """
+    there = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
+    plan = plan.masked_fill(~there, 0.0)
+    # best[j]: the best path that ends among the rows so far, before candidate residue j.
+    best = plan.new_zeros(plan.shape[0], plan.shape[2] + 1)
+    for row in plan.unbind(-2):
+        ahead = torch.maximum(best[:, :-1] + row, best[:, 1:])
+        best = F.pad(ahead.cummax(-1).values, (1, 0))
+    return of_lengths(best[:, -1], query_mask.sum(-1), candidate_mask.sum(-1))
+
+
+def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
+    """Relate a collinear mass to the lengths of both proteins: `(batch,)`, in [0, 1].
+
+    The share s of the shorter protein becomes 1 - (1 - s)^p with p = sqrt(longer / 100), at least
+    1: the same share is the rarer by chance, the more residues there are to choose from. A small
+    share so counts in proportion to the square root of the longer protein, as the standardised
+    similarities of embedding-based alignment do (Pantolini et al., Bioinformatics 2024).
+
+    Args:
+        mass: `(batch,)`.
+        query_residues: Lengths, `(batch,)`.
+        candidate_residues: Likewise.
+    """
+    shorter = torch.minimum(query_residues, candidate_residues).clamp(min=1)
+    longer = torch.maximum(query_residues, candidate_residues).clamp(min=1)
+    share = (mass / shorter).clamp(0, 1)
+    return 1 - (1 - share) ** (longer / USUAL_RESIDUES).sqrt().clamp(min=1)
+
+
+def _matched_similarity(
+    plan: Tensor, query: Tensor, candidate: Tensor, query_gate: Tensor, candidate_gate: Tensor
+) -> Tensor:
+    """Cosine of what the plan transports to gated candidate residues and what is there."""
+    sent = query_gate * (plan @ candidate_gate.unsqueeze(-1)).squeeze(-1)  # (batch, query_residues)
+    transported = (sent.unsqueeze(-2) @ query.to(plan.dtype)).squeeze(-2)  # (batch, hidden)
+    present = (candidate_gate.unsqueeze(-2) @ candidate.to(plan.dtype)).squeeze(-2)
+    return F.cosine_similarity(transported, present, dim=-1)
+
+
+def _window_sums(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor, window: int) -> Tensor:
+    """Sum diagonal stretches that start at (i, j); `NEVER` where one does not fit into the pair."""
+    starts = _window_starts(query_mask, window).unsqueeze(-1)
+    starts = starts & _window_starts(candidate_mask, window).unsqueeze(-2)
+    return diagonal_sums(plan, 0, window - 1).masked_fill(~starts, NEVER)
+
+
+def _window_starts(mask: Tensor, window: int) -> Tensor:
+    """Mark where a window fits between the first and last residue, or the first if none does."""
+    position = torch.arange(mask.shape[-1], device=mask.device)
+    first = torch.where(mask, position, mask.shape[-1]).amin(-1, keepdim=True)
+    last = torch.where(mask, position, -1).amax(-1, keepdim=True)
+    return (position >= first) & ((position + window - 1 <= last) | (position == first))
+
+
+# --- A padded batch of pairs, and the same taken apart: without padding there is less to compute.
+
+
+MUCH_PADDING = 0.1
+"""Share of padding among the residue pairs of a batch from which on it is taken apart."""
+
+Project = Callable[[Tensor], Tensor]
+"""Takes residue embeddings `(residues, hidden)` to projections `(residues, head_size)`."""
+
+
+@dataclass
+class PairBatch:
+    """Hold pairs of proteins and what is known about them, query first.
+
+    Attributes:
+        embeddings: Of both sides, `(batch, residues, hidden)` each.
+        masks: True at residues, `(batch, residues)` each.
+        site_labels: 0/1, 0 at padding, `(batch, residues)` each, or None if not known.
+        labels: 1 where the two share a site, `(batch,)`, if known.
+        correspondences: Residues that correspond, `(batch, n, 2)`, -1 at padding, if known.
+        projections: What the head makes of embeddings, `(batch, residues, head_size)` each.
+    """
+
+    embeddings: tuple[Tensor, Tensor]
+    masks: tuple[Tensor, Tensor]
+    site_labels: tuple[Tensor | None, Tensor | None] = (None, None)
+    labels: Tensor | None = None
+    correspondences: Tensor | None = None
+    projections: tuple[Any, Any] = (None, None)
+
+    @property
+    def mostly_padding(self) -> bool:
+        """Tell whether padding is worth cutting off, and stands where it can be."""
+        query, candidate = self.masks
+        lengths = query.sum(-1), candidate.sum(-1)
+        at_the_end = all(bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in self.masks)
+        pairs = (lengths[0] * lengths[1]).sum()
+        return (
+            at_the_end
+            and bool((torch.minimum(*lengths) > 0).all())
+            and bool(pairs < (1 - MUCH_PADDING) * query.numel() * candidate.shape[1])
+        )
+
+    def projected(self, project: Project) -> PairBatch:
+        """Return the batch with projections; embeddings and projections are 0 at padding."""
+        query, candidate = (
+            side.masked_fill(~mask.unsqueeze(-1), 0.0)
+            for side, mask in zip(self.embeddings, self.masks, strict=True)
+        )
+        projections = (
+            _project_residues(query, self.masks[0], project),
+            _project_residues(candidate, self.masks[1], project),
+        )
+        return replace(self, embeddings=(query, candidate), projections=projections)
+
+    def singles(self, project: Project) -> list[PairBatch]:
+        """Return each pair as a batch of its own, without padding, with projections."""
+        count = len(self.masks[0])
+        both = zip(self.embeddings, self.masks, self.site_labels, strict=True)
+        query, candidate = (_side_by_protein(*side, project) for side in both)
+        known = (_one_by_one(given, count) for given in (self.labels, self.correspondences))
+        singles = []
+        for q, c, labels, correspondences in zip(query, candidate, *known, strict=True):
+            embeddings, masks, site_labels, projections = zip(q, c, strict=True)
+            known_of_pair = (site_labels, labels, correspondences)
+            singles.append(PairBatch(embeddings, masks, *known_of_pair, projections))
+        return singles
+
+    def joined(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Put matrices of pairs that were taken apart into one, 0 at padding.
+
+        Args:
+            matrices: `(pairs, query_residues, candidate_residues)` each, in order.
+
+        Returns:
+            `(batch, query_residues, candidate_residues)`.
+        """
+        rows, columns = (mask.shape[1] for mask in self.masks)
+        return torch.cat(
+            [F.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1])) for m in matrices]
+        )
+
+
+def _project_residues(embeddings: Tensor, mask: Tensor, project: Project) -> Tensor:
+    """Project what is no padding: that would be work too."""
+    if mask.all():
+        return project(embeddings)
+    rows = project(embeddings[mask])
+    return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
+
+
+def _side_by_protein(
+    embeddings: Tensor, mask: Tensor, site_labels: Tensor | None, project: Project
+) -> list[tuple[Any, ...]]:
+    """Return embeddings, mask, site labels and projections of each protein, `(1, residues, ...)`.
+
+    All are views of rows without padding, so that gradients are put together in one go.
+    """
+    lengths = mask.sum(-1).tolist()
+    rows = embeddings[mask]
+    labels = None if site_labels is None else site_labels[mask]
+    parts = [
+        [None] * len(lengths) if side is None else side.unsqueeze(0).split(lengths, dim=1)
+        for side in (rows, mask[mask], labels, project(rows))
+    ]
+    return list(zip(*parts, strict=True))
+
+
+def _one_by_one(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if tensor is None else tensor.split(1)
+
+
+# --- What a pair is trained on: its label, its site labels, residues known to correspond.
+
+
+LEAST_MASS = 1e-6
+"""Mass below which a correspondence that was missed costs no more."""
+
+
+def score_losses(
+    scores: Tensor, labels: Tensor, form: str = "published", affine: Tensor | None = None
+) -> Tensor:
+    """Return the binary cross-entropy between the score of each pair and its label.
+
+    Args:
+        scores: Scores in [0, 1], `(batch,)`.
+        labels: 1 where query and candidate share a site, `(batch,)`.
+        form: "published" reads a score as a logit, so that even a perfect classifier keeps a loss
+            of .503; "probability" reads it as a probability; "affine" as a logit after scaling
+            and shifting.
+        affine: Scale and shift of the affine form, `(2,)`.
+
+    Returns:
+        Losses, `(batch,)`.
+
+    Example:
+        >>> import torch
+        >>> round(score_losses(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
+        0.3133
+    """
+    labels = labels.to(scores.dtype)
+    if form == "probability":
+        return F.binary_cross_entropy(scores.clamp(1e-6, 1 - 1e-6), labels, reduction="none")
+    if form == "affine":
+        if affine is None:
+            raise ValueError("the affine form needs its scale and shift; give affine=(2,) tensor.")
+        scores = affine[0] * scores + affine[1]
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
+
+
+def score_loss(
+    scores: Tensor, labels: Tensor, form: str = "published", affine: Tensor | None = None
+) -> Tensor:
+    """Return the mean of `score_losses`."""
+    return score_losses(scores, labels, form, affine).mean()
+
+
+def label_match_losses(
+    plan: Tensor,
+    query_site_labels: Tensor,
+    candidate_site_labels: Tensor,
+    form: str = "published",
+) -> Tensor:
+    """Return the share of a candidate's labelled residues that no labelled query residue reaches.
+
+    Per pair `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`; 0 where the candidate has no
+    labelled residue. The label match score is 1 minus this.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        query_site_labels: 0/1, `(batch, query_residues)`; 0 at padding.
+        candidate_site_labels: 0/1, `(batch, candidate_residues)`; 0 at padding.
+        form: "published", or "symmetric" for the mean of both directions.
+
+    Returns:
+        Losses in [0, 1], `(batch,)`.
+    """
+    if form == "symmetric":
+        back = label_match_losses(plan.mT, candidate_site_labels, query_site_labels)
+        return (label_match_losses(plan, query_site_labels, candidate_site_labels) + back) / 2
+    query_labels = query_site_labels.to(plan.dtype).unsqueeze(-2)
+    candidate_labels = candidate_site_labels.to(plan.dtype)
+    received = (query_labels @ plan).squeeze(-2)
+    missing = F.relu(candidate_labels - received).sum(-1)
+    return missing / candidate_labels.sum(-1).clamp(min=1)
+
+
+def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Mark the pairs that have a label match loss: positive, with a labelled candidate.
+
+    Args:
+        candidate_site_labels: 0/1, `(batch, candidate_residues)`.
+        labels: Pair labels, `(batch,)`; None if every pair is positive.
+
+    Returns:
+        `(batch,)`, bool.
+    """
+    counted = candidate_site_labels.sum(-1) > 0
+    return counted if labels is None else counted & (labels > 0)
+
+
+def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
+    """Return the mean of `-log M_ij` over the residues (i, j) that are known to correspond.
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        correspondences: Query and candidate residue, `(batch, n, 2)`, from 0; rows of -1 are
+            padding, and a pair with nothing else has a loss of 0.
+
+    Returns:
+        Losses, `(batch,)`.
+
+    Example:
+        >>> import torch
+        >>> plan = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
+        >>> correspondence_losses(plan, torch.tensor([[[0, 0], [1, 1], [-1, -1]]]))
+        tensor([0.3466])
+    """
+    known = (correspondences >= 0).all(-1)
+    i, j = correspondences.clamp(min=0).unbind(-1)
+    mass = plan.flatten(-2).gather(-1, i * plan.shape[-1] + j)
+    missed = -mass.clamp(min=LEAST_MASS).log().masked_fill(~known, 0.0)
+    return missed.sum(-1) / known.sum(-1).clamp(min=1)
+
+
+def pair_losses(
+    batch: PairBatch, scores: Tensor, plan: Tensor, config: PlasmaConfig, affine: Tensor | None
+) -> dict[str, Tensor]:
+    """Return what each pair of a batch would lose alone, by the name of the loss, unweighted.
+
+    Args:
+        batch: The pairs and what is known about them, which says what losses there are.
+        scores: `(batch,)`.
+        plan: `(batch, query_residues, candidate_residues)`.
+        config: Says in which forms.
+        affine: See `score_losses`.
+
+    Returns:
+        Losses, `(batch,)` each.
+    """
+    losses: dict[str, Tensor] = {}
+    if batch.labels is not None:
+        losses["score_loss"] = score_losses(scores, batch.labels, config.score_loss_form, affine)
+    query, candidate = batch.site_labels
+    if query is not None and candidate is not None:
+        missed = label_match_losses(plan, query, candidate, config.label_match_form)
+        losses["label_match_loss"] = missed * with_labelled_site(candidate, batch.labels)
+    if batch.correspondences is not None:
+        losses["correspondence_loss"] = correspondence_losses(plan, batch.correspondences)
+    return losses
+
+
+def mean_losses(
+    losses: dict[str, Tensor], batch: PairBatch, config: PlasmaConfig
+) -> dict[str, Tensor]:
+    """Return the loss of a batch, and its parts.
+
+    Args:
+        losses: What `pair_losses` returned.
+        batch: The pairs.
+        config: Has the weights.
+
+    Returns:
+        "loss", the mean over pairs of what each would lose alone, and each part by its name,
+        unweighted: its mean over pairs, of the label match loss over the pairs that have one.
+    """
+    if not losses:
+        return {}
+    weights = {
+        "label_match_loss": config.label_match_weight,
+        "correspondence_loss": config.correspondence_weight,
+    }
+    means = {name: by_pair.mean() for name, by_pair in losses.items()}
+    if (candidate := batch.site_labels[1]) is not None and "label_match_loss" in losses:
+        counted = with_labelled_site(candidate, batch.labels).sum()
+        means["label_match_loss"] = losses["label_match_loss"].sum() / counted.clamp(min=1)
+    total = [weights.get(name, 1.0) * by_pair for name, by_pair in losses.items()]
+    return means | {"loss": torch.stack(total).sum(0).mean()}
+
+
+# --- The heads: what residue embeddings are projected to before the cost compares them.
+
+
+class LearnedProjection(nn.Module):
+    """Project residue embeddings, `LayerNorm(W2 relu(W1 h + b1) + b2)`: the head "lrl"."""
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Build the layers."""
+        super().__init__()
+        width: Any = config.embedding_size  # the configuration has checked that there is one
+        self.hidden = nn.Linear(width, config.head_size)
+        self.output = nn.Linear(config.head_size, config.head_size)
+        self.norm = nn.LayerNorm(config.head_size)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Project `(..., hidden)` to `(..., head_size)`."""
+        return self.norm(self.output(torch.relu(self.hidden(embeddings))))
+
+
+class LayerNormalization(nn.Module):
+    """Normalise residue embeddings and learn nothing: the head "hinge", PLASMA-PF."""
+
+    placeholder: Tensor
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Remember whether to normalise at all."""
+        super().__init__()
+        self.normalize = config.normalize
+        # A checkpoint has to hold something, also that of a head alone.
+        self.register_buffer("placeholder", torch.zeros(1))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return `(..., hidden)` as it came in shape."""
+        if not self.normalize:
+            return embeddings
+        return nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+
+
+class ZeroLinear(nn.Linear):
+    """Start at 0, which transformers decides by the class of a module."""
+
+
+class ResidualProjection(nn.Module):
+    """Correct the parameter-free head, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual".
+
+    x is what the head "hinge" gives. W2 and b2 start at 0, so that an untrained head aligns as
+    PLASMA-PF does.
+    """
+
+    def __init__(self, config: PlasmaConfig) -> None:
+        """Build the layers."""
+        super().__init__()
+        width: Any = config.embedding_size  # the configuration has checked that there is one
+        self.hidden = nn.Linear(width, config.head_size)
+        self.output = ZeroLinear(config.head_size, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return `(..., hidden)` as it came in shape."""
+        start = nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+        return self.norm(start + self.output(torch.relu(self.hidden(start))))
+
+
+class ScoreAffine(nn.Module):
+    """Hold the learnt scale and shift from score to logit; adapters save modules alone."""
+
+    def __init__(self) -> None:
+        """Start where a score of 1/2 is undecided."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([10.0, -5.0]))
+
+    def forward(self) -> Tensor:
+        """Return scale and shift, `(2,)`."""
+        return self.weight
+
+
+HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": ResidualProjection}
+
+
+# --- Pairs of ready embeddings aligned without gradient and padding, in fused kernels if possible.
+
+
+PADDED_PAIRS = 16
+"""Pairs that are padded to one batch where the fused kernels cannot be used."""
+
+
+@dataclass
+class AlignedPairs:
+    """Hold what PLASMA says about a list of pairs.
+
+    Attributes:
+        scores: One score a pair, `(pairs,)`.
+        plans: `(query_residues, candidate_residues)` each, if they were asked for.
+    """
+
+    scores: Tensor
+    plans: list[Tensor] | None = None
+
+
+@torch.no_grad()
+def align_pairs(
+    model: PlasmaModel,
+    queries: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    query_projections: Sequence[Tensor] | None = None,
+    candidate_projections: Sequence[Tensor] | None = None,
+    return_plans: bool = True,
+) -> AlignedPairs:
+    """Align query p with candidate p; see `PlasmaModel.align_pairs`."""
+    if len(queries) != len(candidates):
+        raise ValueError(
+            f"{len(queries)} queries and {len(candidates)} candidates; give as many of each."
+        )
+    query, candidate = (
+        project_each(model, side) if given is None else given
+        for side, given in ((queries, query_projections), (candidates, candidate_projections))
+    )
+    for sides in zip(query, candidate, strict=True):
+        check_widths(*sides)
+    if not len(queries):
+        return AlignedPairs(torch.zeros(0), [] if return_plans else None)
+    if can_fuse(model, query[0]):
+        matches = fused_matches(model, query, candidate, return_plans)
+        return AlignedPairs(
+            match_scores(model, matches, queries, lambda p: candidates[p]), matches.plans
+        )
+    return _align_padded(model, queries, candidates, query, candidate, return_plans)
+
+
+@torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
+def project_each(model: PlasmaModel, proteins: Sequence[Tensor]) -> list[Tensor]:
+    """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
+    known = {id(protein): protein for protein in proteins}
+    projected = {key: model.project(protein) for key, protein in known.items()}
+    return [projected[id(protein)] for protein in proteins]
+
+
+def can_fuse(model: PlasmaModel, example: Tensor) -> bool:
+    """Tell whether the fused kernels compute what the configuration asks for."""
+    config = model.config
+    return (
+        kernel_for("align_pairs", at_least_float32(example)) is not None
+        and config.domain == "linear"
+        and config.score_form != "soft"
+    )
+
+
+def fused_matches(
+    model: PlasmaModel,
+    query_projections: Sequence[Tensor],
+    candidate_projections: Sequence[Tensor],
+    return_plans: bool,
+    quantum: float | None = None,
+) -> Any:
+    """Run the fused kernels: what is matched in each pair, and the plans if they are wanted.
+
+    With `quantum` projections are 8-bit codes, see `quantised_numba`.
+    """
+    config = model.config
+    sides = [query_projections, candidate_projections]
+    if quantum is None:
+        sides = [[at_least_float32(protein) for protein in side] for side in sides]
+    align = kernel_for("align_pairs", sides[0][0] if quantum is None else torch.zeros(0))
+    assert align is not None
+    return align(
+        *sides,
+        quantum=quantum,
+        kernel_scale=config.kernel_scale,
+        eps=config.eps,
+        n_iters=config.n_iters,
+        tol=config.tol,
+        max_iters=config.max_iters,
+        support_rounds=config.support_rounds,
+        support_window=config.support_window,
+        support_gap=config.support_gap,
+        support_weight=config.support_weight,
+        order_weight=config.order_weight,
+        threshold=config.threshold,
+        diagonal_window=config.diagonal_window,
+        collinear=config.score_form == "collinear",
+        return_plans=return_plans,
+    )
+
+
+def match_scores(
+    model: PlasmaModel,
+    matches: Any,
+    queries: Sequence[Tensor],
+    read_candidate: Callable[[int], Tensor],
+) -> Tensor:
+    """Score pairs by what is matched in them; embeddings are read where something is.
+
+    Args:
+        model: Whose form of the score it is.
+        matches: What `fused_matches` returned.
+        queries: Query embeddings, `(residues, hidden)`, by pair.
+        read_candidate: Gives candidate embeddings, `(residues, hidden)`, by the number of the pair.
+
+    Returns:
+        Scores, `(pairs,)`.
+    """
+    if model.config.score_form in ("mass", "collinear"):
+        lengths = [
+            torch.tensor([len(side) for side in sides]) for sides in (matches.sent, matches.gates)
+        ]
+        if model.config.score_form == "collinear":
+            return of_lengths(matches.collinear, *lengths)
+        return (matches.mass / torch.minimum(*lengths).clamp(min=1)).clamp(0, 1)
+    similarity = torch.zeros(len(queries))
+    # Few pairs have anything matched, and few residues in them: the others are not even read.
+    for p in (matches.mass != 0).nonzero()[:, 0].tolist():
+        senders, receivers = (side[p].nonzero()[:, 0] for side in (matches.sent, matches.gates))
+        transported = matches.sent[p][senders] @ at_least_float32(queries[p][senders])
+        present = matches.gates[p][receivers] @ at_least_float32(read_candidate(p)[receivers])
+        similarity[p] = F.cosine_similarity(transported, present, dim=-1)
+    return _with_stretch(similarity, matches.stretch, model.config.diagonal_window)
+
+
+def _with_stretch(similarity: Tensor, stretch: Tensor, window: int) -> Tensor:
+    if window > 0:
+        similarity = similarity * stretch.clamp(0, window) / window
+    return similarity.clamp(0, 1)
+
+
+def _align_padded(
+    model: PlasmaModel,
+    queries: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    query_projections: Sequence[Tensor],
+    candidate_projections: Sequence[Tensor],
+    return_plans: bool,
+) -> AlignedPairs:
+    """Do the same in padded batches, with whatever kernels there are."""
+    scores: list[Tensor] = []
+    plans: list[Tensor] = []
+    for start in range(0, len(queries), PADDED_PAIRS):
+        part = slice(start, start + PADDED_PAIRS)
+        sides = (queries[part], candidates[part])
+        embeddings, masks = zip(*map(pad_residues, sides), strict=True)
+        projections = [
+            pad_residues(side[part])[0] for side in (query_projections, candidate_projections)
+        ]
+        if not return_plans and _can_fuse_on_cuda(model, projections[0]):
+            scores.append(_fused_scores_on_cuda(model, embeddings, projections, masks))
+            continue
+        aligned = model.align_projected(*projections, *masks)
+        scores.append(model.score_plan(aligned.first_plan, *embeddings, *masks))
+        lengths = zip(*(map(len, side) for side in sides), strict=True)
+        plans += [p[:n, :m] for p, (n, m) in zip(aligned.plan, lengths, strict=True)]
+    return AlignedPairs(torch.cat(scores), plans if return_plans else None)
+
+
+def _can_fuse_on_cuda(model: PlasmaModel, example: Tensor) -> bool:
+    config = model.config
+    return (
+        kernel_for("align_scores", example) is not None
+        and config.domain == "linear"
+        and config.tol is None
+        and config.score_form in ("published", "mass")
+    )
+
+
+def _fused_scores_on_cuda(
+    model: PlasmaModel,
+    embeddings: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    masks: Sequence[Tensor],
+) -> Tensor:
+    """Score a padded batch without writing its plans."""
+    config = model.config
+    kernel = log_kernel(hinge_cost(*projections), config.kernel_scale, *masks)
+    lengths = [mask.sum(-1) for mask in masks]
+    align_scores = kernel_for("align_scores", kernel)
+    assert align_scores is not None
+    matches = align_scores(
+        kernel,
+        *lengths,
+        eps=config.eps,
+        n_iters=config.n_iters,
+        threshold=config.threshold,
+        diagonal_window=config.diagonal_window,
+    )
+    if config.score_form == "mass":
+        return (matches.mass / torch.minimum(*lengths).clamp(min=1)).clamp(0, 1)
+    gates = (matches.sent, matches.candidate_gate)
+    transported, present = (
+        (gate.unsqueeze(-2) @ at_least_float32(side)).squeeze(-2)
+        for gate, side in zip(gates, embeddings, strict=True)
+    )
+    similarity = F.cosine_similarity(transported, present, dim=-1)
+    return _with_stretch(similarity, matches.stretch, config.diagonal_window)
+
+
+# --- PLASMA: residue embeddings of two proteins in, an alignment plan and one score out.
 
 
 @dataclass
@@ -145,7 +1446,8 @@ class PlasmaModel(ParameterFree, WithBackbone):
             FileNotFoundError: If there is no such head; the message lists those that are there.
             ValueError: If the files are no released head.
         """
-        fields, state = read_released_head(repo_or_dir, task, backbone, revision)
+        upstream = _from_package("hub.upstream", "the layout of the released heads is read")
+        fields, state = upstream.read_released_head(repo_or_dir, task, backbone, revision)
         model = cls(PlasmaConfig(**fields))
         model.load_state_dict(state, strict=fields["head"] == "lrl")
         return model.eval()
@@ -156,13 +1458,14 @@ class PlasmaModel(ParameterFree, WithBackbone):
         Raises:
             ValueError: If the head is of a form that was never released.
         """
+        upstream = _from_package("hub.upstream", "the layout of the released heads is written")
         if self.config.head == "residual":
             raise ValueError(
                 'the layout of the released heads has no place for head="residual"; save with '
                 'model.save_pretrained(), or train with head="lrl".'
             )
         state = self.alignment_head.state_dict(prefix="alignment_head.")
-        return write_released_head(self.config, state, Path(folder))
+        return upstream.write_released_head(self.config, state, Path(folder))
 
     def project(self, embeddings: Tensor) -> Tensor:
         """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
@@ -215,7 +1518,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         return_plans: bool = True,
         precision: str = "float32",
         progress: bool | None = None,
-    ) -> list[list[Hit]]:
+    ) -> list[list[Any]]:
         """Score queries against every protein of an embedding store.
 
         Queries are projected once, candidates pass by once for all queries, a batch at a time;
@@ -237,8 +1540,11 @@ class PlasmaModel(ParameterFree, WithBackbone):
             ValueError: If the store is of another head or of a backbone of another width, or
                 `precision` or `top_k` are none.
         """
+        search = _from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
-        return score_many(self, several, store, top_k, return_plans, precision, progress=progress)
+        return search.score_many(
+            self, several, store, top_k, return_plans, precision, progress=progress
+        )
 
     def forward(
         self,
@@ -314,7 +1620,8 @@ class PlasmaModel(ParameterFree, WithBackbone):
 
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
         """Align pairs together, or one by one where padding would be much of the work."""
-        alone = kernels_for(batch.embeddings[0]) == "numba" and batch.mostly_padding
+        compiled = kernel_for("pair_plans", batch.embeddings[0])
+        alone = compiled is not None and batch.mostly_padding
         parts = batch.singles(self.project) if alone else [batch.projected(self.project)]
         if alone and not return_plan and self.config.solved_as_published:
             aligned = self._plans_with_gradient(parts)
@@ -343,7 +1650,9 @@ class PlasmaModel(ParameterFree, WithBackbone):
         query, candidate = zip(*(single.projections for single in singles), strict=True)
         config = self.config
         scale = float(config.kernel_scale)
-        plans = pair_plans_numba(query, candidate, scale, config.eps, config.n_iters)
+        pair_plans = kernel_for("pair_plans", query[0])
+        assert pair_plans is not None
+        plans = pair_plans(query, candidate, scale, config.eps, config.n_iters)
         return [AlignedBatch(None, plan, plan) for plan in plans]
 
     def _side(
@@ -422,6 +1731,14 @@ class PlasmaModel(ParameterFree, WithBackbone):
             options["softness"] = config.softness
         form = soft_score if config.score_form == "soft" else published_score
         return form(plan, query, candidate, query_mask, candidate_mask, **options)
+
+
+def _from_package(module: str, what: str) -> Any:
+    """Import a module of the package, whose tools do not travel with a saved model."""
+    try:
+        return import_module(f"plasma_hf.{module}")
+    except ImportError as error:
+        raise ImportError(f"{what} by the package: pip install plasma-hf.") from error
 
 
 def build_backbone(config: Any) -> PreTrainedModel:

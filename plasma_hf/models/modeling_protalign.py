@@ -1,38 +1,535 @@
-"""ProtAlign: sequences and structures of proteins in one vector space."""
+"""Contrastive losses: proteins that belong together near each other, all others apart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attention_pool import AttentionPool, check_residues
-from .backbone import Backbone
 from .configuration_protalign import ProtAlignConfig
-from .contrastive import Gather, PairLoss, alone
-from .cost import at_least_float32
-from .modeling_protein_mpnn import ProteinMPNNEncoder
+from .loading import WithBackbone, build_backbone
+from .modeling_backbone import Backbone, pad_residues
+from .modeling_plasma import at_least_float32
+from .modeling_protein_mpnn import ProteinMPNNEncoder, structure_batch
 from .processing_protalign import ProtAlignProcessor
-from .protalign_embedding import (
-    embed_sequences,
-    embed_structures,
-    sequence_weights,
-    structure_weights,
-)
-from .structure import Structure
-from .with_backbone import WithBackbone, build_backbone
+from .protein import Protein, Structure, clean_sequence
 
 if TYPE_CHECKING:
-    # Files named by an import travel with a saved model: the folder then has its pipeline.
     from .pipeline_protein_retrieval import ProteinRetrievalPipeline  # noqa: F401
+
+
+SIGNS = ("pseudocode", "paper")
+"""Whether the bias of SigLIP is added to the logits or, as the paper prints it, taken off."""
+
+
+class Gathered(NamedTuple):
+    """Vectors of all ranks.
+
+    Args:
+        vectors: `(pairs of all ranks, ...)`, rank after rank.
+        start: Where those of this rank begin.
+        ranks: How many ranks there are.
+    """
+
+    vectors: Tensor
+    start: int
+    ranks: int
+
+
+Gather = Callable[[Tensor], Gathered]
+"""What fetches the vectors of the other ranks, see `plasma_hf.training.trainer`."""
+
+
+def alone(vectors: Tensor) -> Gathered:
+    """Return the vectors of this process, the only one."""
+    return Gathered(vectors, 0, 1)
+
+
+def clip_loss(
+    sequences: Tensor,
+    structures: Tensor,
+    logit_temperature: Tensor | float,
+    groups: Tensor | None = None,
+    gather: Gather = alone,
+) -> Tensor:
+    """Tell each pair's structure among all structures, and its sequence among all sequences.
+
+    The mean of both cross-entropies (CLIP, Radford et al. 2021; eq. 2 of ProtAlign). Vectors are
+    taken as they are: normalise before.
+
+    Args:
+        sequences: `(pairs, shared)`.
+        structures: `(pairs, shared)`, in the same order.
+        logit_temperature: What cosines are divided by.
+        groups: `(pairs,)`, integers. Pairs of one group are no negatives of each other.
+        gather: Fetch the pairs of other ranks, to be compared with those of this one. The mean of
+            the ranks' losses is then the loss of all pairs.
+
+    Example:
+        >>> clip_loss(torch.eye(4), torch.eye(4), logit_temperature=0.01) < 1e-6
+        tensor(True)
+    """
+    _check_pairs(sequences, structures)
+    excluded = _same_group(groups, len(sequences), gather)
+
+    def one_way(queries: Tensor, targets: Tensor) -> Tensor:
+        everyone = gather(targets)
+        logits = queries @ everyone.vectors.T / logit_temperature
+        if excluded is not None:
+            logits = logits.masked_fill(excluded, -math.inf)
+        own = torch.arange(len(queries), device=logits.device) + everyone.start
+        # The mean over the pairs of all ranks, times the ranks, whose losses are averaged.
+        loss = F.cross_entropy(logits, own, reduction="sum")
+        return loss * (everyone.ranks / len(everyone.vectors))
+
+    return (one_way(sequences, structures) + one_way(structures, sequences)) / 2
+
+
+def siglip_loss(
+    sequences: Tensor,
+    structures: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    sign: str = "pseudocode",
+    groups: Tensor | None = None,
+    gather: Gather = alone,
+    chunk: int | None = None,
+) -> Tensor:
+    """Judge each sequence with each structure on its own: do they belong together?
+
+    The negative log-likelihood, summed over all sequences and structures and divided by the pairs
+    (SigLIP, Zhai et al. 2023; eq. 3 of ProtAlign). Vectors are taken as they are: normalise before.
+
+    Args:
+        sequences: `(pairs, shared)`.
+        structures: `(pairs, shared)`, in the same order.
+        scale: What cosines are multiplied by, the inverse of the logit temperature.
+        bias: What is added, far below 0 as most sequences and structures do not belong together.
+        sign: "pseudocode" adds the bias, as published code does; "paper" subtracts it, as printed.
+        groups: `(pairs,)`, integers. Pairs of one group are no negatives of each other.
+        gather: Fetch the structures of other ranks. The mean of the ranks' losses is then the loss
+            of all pairs.
+        chunk: Sequences compared at a time; the loss is the same, and needs memory for
+            `chunk * pairs` logits instead of all. They are computed again for the gradient.
+
+    Raises:
+        ValueError: If `sign` is neither.
+
+    Example:
+        >>> siglip_loss(torch.eye(4), torch.eye(4), scale=100.0, bias=-50.0) < 1e-6
+        tensor(True)
+    """
+    _check_pairs(sequences, structures)
+    if sign not in SIGNS:
+        raise ValueError(f"sign={sign!r}; accepted are {' and '.join(map(repr, SIGNS))}.")
+    everyone = gather(structures)
+    excluded = _same_group(groups, len(sequences), gather)
+    offset = bias if sign == "pseudocode" else -bias
+
+    def losses(rows: Tensor, targets: Tensor, own: Tensor, left_out: Tensor | None) -> Tensor:
+        logits = scale * (rows @ targets.T) + offset
+        together = F.one_hot(own, len(targets)).to(logits.dtype)
+        loss = -F.logsigmoid((2 * together - 1) * logits)
+        return loss.sum() if left_out is None else loss.masked_fill(left_out, 0.0).sum()
+
+    places = torch.arange(len(sequences), device=sequences.device)
+    parts = []
+    for rows in places.split(chunk or len(sequences)):
+        left_out = None if excluded is None else excluded[rows]
+        part = (sequences[rows], everyone.vectors, rows + everyone.start, left_out)
+        parts.append(
+            losses(*part) if chunk is None else checkpoint(losses, *part, use_reentrant=False)
+        )
+    # The mean over the pairs of all ranks, times the ranks, whose losses are averaged.
+    return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))
+
+
+def _same_group(groups: Tensor | None, pairs: int, gather: Gather) -> Tensor | None:
+    """Return which other pairs are of the same group, `(pairs, pairs of all ranks)`."""
+    if groups is None:
+        return None
+    if groups.shape != (pairs,):
+        raise ValueError(
+            f"groups has shape {tuple(groups.shape)}; give ({pairs},), one integer for each pair."
+        )
+    everyone = gather(groups)
+    same = groups.unsqueeze(1) == everyone.vectors
+    same.diagonal(everyone.start).fill_(False)
+    return same
+
+
+def _check_pairs(sequences: Tensor, structures: Tensor) -> None:
+    if sequences.shape != structures.shape or sequences.ndim != 2 or not len(sequences):
+        raise ValueError(
+            f"sequences have shape {tuple(sequences.shape)}, structures "
+            f"{tuple(structures.shape)}; give (pairs, shared) for both, in the same order."
+        )
+
+
+class PairLoss(nn.Module):
+    """The loss of ProtAlign, with its logit temperature and bias, which may be learnt.
+
+    Args:
+        config: `loss`, `logit_temperature`, `logit_bias` and what is learnt of them.
+    """
+
+    log_scale: nn.Parameter
+    bias: nn.Parameter
+
+    MAX_LOG_SCALE = math.log(100)  # beyond it, a learnt scale runs off
+
+    def __init__(self, config: Any) -> None:
+        """Build the parameters, if any are learnt."""
+        super().__init__()
+        self.config = config
+        for name, value in self.starting_values().items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(value)))
+
+    def starting_values(self) -> dict[str, float]:
+        """Return what is learnt, as it is before training."""
+        values = {}
+        if self.config.learn_temperature:
+            values["log_scale"] = -math.log(self.config.logit_temperature)
+        if self.config.loss == "siglip" and self.config.learn_bias:
+            values["bias"] = float(self.config.logit_bias)
+        return values
+
+    @property
+    def scale(self) -> Tensor | float:
+        """What cosines are multiplied by, the inverse of the logit temperature."""
+        if self.config.learn_temperature:
+            return self.log_scale.clamp(max=self.MAX_LOG_SCALE).exp()
+        return 1 / self.config.logit_temperature
+
+    @property
+    def offset(self) -> Tensor | float:
+        """What is added to the logits; CLIP adds nothing."""
+        if self.config.loss == "clip":
+            return 0.0
+        bias = self.bias if self.config.learn_bias else self.config.logit_bias
+        return bias if self.config.siglip_sign == "pseudocode" else -bias
+
+    def logits(self, sequences: Tensor, structures: Tensor) -> Tensor:
+        """Return the logits of all sequences with all structures, `(sequences, structures)`."""
+        return self.scale * (sequences @ structures.T) + self.offset
+
+    def forward(
+        self,
+        sequences: Tensor,
+        structures: Tensor,
+        groups: Tensor | None = None,
+        gather: Gather = alone,
+    ) -> Tensor:
+        """Return the loss of pairs, see `clip_loss` and `siglip_loss`."""
+        if self.config.learn_temperature:
+            # Left beyond the limit it would get no gradient to come back. It is not changed as
+            # autograd sees it: a batch may be compared more than once.
+            self.log_scale.data.clamp_(max=self.MAX_LOG_SCALE)
+        if self.config.loss == "clip":
+            return clip_loss(sequences, structures, 1 / self.scale, groups, gather)
+        chunk = self.config.loss_chunk
+        return siglip_loss(
+            sequences,
+            structures,
+            self.scale,
+            self.offset,
+            groups=groups,
+            gather=gather,
+            chunk=chunk,
+        )
+
+
+# --- Attention pool: the residues of a protein in, one vector out.
+
+
+class Standardize(nn.BatchNorm1d):
+    """Give each number of a vector mean 0 and deviation 1, over the vectors of a batch.
+
+    In inference these are the mean and deviation of training: no vector depends on its batch.
+
+    Args:
+        size: Numbers of a vector.
+
+    Example:
+        >>> scaled = Standardize(2)(torch.tensor([[1.0, 7.0], [3.0, 7.5]]))
+        >>> scaled.round(decimals=2).tolist()
+        [[-1.0, -1.0], [1.0, 1.0]]
+    """
+
+    def __init__(self, size: int) -> None:
+        """Build it; nothing of it is learnt by gradient."""
+        super().__init__(size, affine=False)
+
+    def forward(self, vectors: Tensor, gather: Gather = alone) -> Tensor:
+        """Scale vectors.
+
+        Args:
+            vectors: `(batch, numbers)`; in training two at least.
+            gather: Fetch those of other ranks: in training a batch is that of all of them.
+        """
+        everyone = gather(vectors) if self.training else alone(vectors)
+        return super().forward(everyone.vectors)[everyone.start :][: len(vectors)]
+
+
+class AttentionPool(nn.Module):
+    """Look at all residues of a protein with one learnt query, and keep what it sees.
+
+    There is no residual connection and no network behind the attention: a multi-head attention
+    from the query token to the residues, and a layer norm. Several queries are averaged.
+
+    Two things are not in the paper, and are off unless asked for. `spread` adds how much residues
+    differ from what the query sees on average: proteins of equal mean may differ in that.
+    `standardize` spreads proteins over all directions of the space.
+
+    Source: ProtAlign (arXiv 2603.06722), section 2.
+
+    Args:
+        residue_size: Width of a residue embedding.
+        shared_size: Width of the vector.
+        num_heads: Heads of the attention.
+        dropout: Share of attention weights dropped in training.
+        eps: Slack of the layer norm.
+        num_queries: Learnt queries.
+        spread: Add a linear map of the weighted standard deviation of the residues' values.
+        standardize: See `Standardize`.
+
+    Example:
+        >>> pool = AttentionPool(residue_size=16, shared_size=8, num_heads=2)
+        >>> vectors, weights = pool(torch.randn(3, 20, 16), torch.ones(3, 20).bool())
+        >>> vectors.shape, weights.shape
+        (torch.Size([3, 8]), torch.Size([3, 20]))
+    """
+
+    def __init__(
+        self,
+        residue_size: int,
+        shared_size: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        num_queries: int = 1,
+        spread: bool = False,
+        standardize: bool = False,
+    ) -> None:
+        """Build the pool."""
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, num_queries, shared_size).normal_(0.0, 0.02))
+        self.attention = nn.MultiheadAttention(
+            shared_size,
+            num_heads,
+            dropout=dropout,
+            kdim=residue_size,
+            vdim=residue_size,
+            batch_first=True,
+        )
+        self.spread = nn.Linear(shared_size, shared_size, bias=False) if spread else None
+        self.norm = nn.LayerNorm(shared_size, eps=eps)
+        self.scale = Standardize(shared_size) if standardize else None
+
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
+    ) -> tuple[Tensor, Tensor]:
+        """Pool a batch of proteins.
+
+        Args:
+            embeddings: `(batch, residues, hidden)`, anything at padding.
+            mask: True at residues, `(batch, residues)`.
+            gather: For `Standardize`.
+
+        Returns:
+            Vectors `(batch, shared)`, and how much each residue weighs in them, `(batch,
+            residues)`: the mean over heads, 0 at padding, with the sum 1.
+
+        Raises:
+            ValueError: If a protein has no residue.
+        """
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"protein {empty[0]} of the batch ({len(empty)} in all) has no residue that the "
+                "mask lets through; leave it out, or give a mask that is True at its residues."
+            )
+        see = self._mean if self.spread is None else self._mean_and_spread
+        pooled, weights = see(embeddings, mask)
+        vectors = self.norm(pooled.mean(1))
+        return vectors if self.scale is None else self.scale(vectors, gather), weights.mean(1)
+
+    def _mean(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each query sees, `(batch, queries, shared)`, and its weights."""
+        embeddings = embeddings.to(self.norm.weight.dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
+        query = self.query.expand(len(embeddings), -1, -1)
+        # Asked for the weights, it computes the same way with and without gradient.
+        return self.attention(
+            query, embeddings, embeddings, key_padding_mask=~mask, need_weights=True
+        )
+
+    def _mean_and_spread(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same with the deviation from it; padding, often the most, is not computed."""
+        assert self.spread is not None
+        attention, heads = self.attention, self.attention.num_heads
+        to_query, to_key, to_value = self._projections()
+        query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
+        residues = embeddings[mask].to(self.norm.weight.dtype)
+        protein, _ = mask.nonzero(as_tuple=True)  # of each residue
+        # A key is asked by few queries alone: they go through its projection, not all residues.
+        # Its bias is the same for all residues of a protein and leaves their weights alone.
+        query = F.linear(self.query[0], to_query, query_bias).unflatten(-1, (heads, -1))
+        asked = torch.einsum("qhd,hde->qhe", query, to_key.unflatten(0, (heads, -1)))
+        asked = torch.einsum("re,qhe->rqh", residues, asked) / attention.head_dim**0.5
+        scores = asked.new_full((*mask.shape, *asked.shape[1:]), -torch.inf)
+        scores[mask] = asked
+        weights = F.dropout(scores.softmax(1), attention.dropout, self.training)
+        weight = weights[mask].unsqueeze(-1)
+
+        def mean_of(values: Tensor) -> Tensor:
+            seen = weight * values  # (residues, queries, heads, numbers)
+            return seen.new_zeros(len(mask), *seen.shape[1:]).index_add(0, protein, seen)
+
+        values = F.linear(residues, to_value, value_bias).unflatten(-1, (heads, -1)).unsqueeze(1)
+        mean = mean_of(values)
+        variance = mean_of((values - mean[protein]).square())
+        # The slack keeps the gradient finite where all residues are alike.
+        deviation = (variance + self.norm.eps).sqrt()
+        pooled = attention.out_proj(mean.flatten(-2)) + self.spread(deviation.flatten(-2))
+        return pooled, weights.mean(-1).transpose(1, 2)
+
+    def _projections(self) -> tuple[Tensor, ...]:
+        """Return the weights for queries, keys and values; torch keeps them in one if it can."""
+        attention = self.attention
+        if attention.in_proj_weight is not None:
+            return attention.in_proj_weight.chunk(3)
+        return attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+
+
+def check_residues(side: str, embeddings: Tensor, mask: Tensor | None, width: int) -> Tensor:
+    """Check the residue embeddings of a side, and return their mask.
+
+    Args:
+        side: "sequence" or "structure".
+        embeddings: What should be `(batch, residues, width)`.
+        mask: True (or 1) at residues, `(batch, residues)`; None for everywhere.
+        width: Of a residue embedding.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if embeddings.ndim != 3 or embeddings.shape[-1] != width or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
+            f"floating point numbers of shape (batch, residues, {width}), from the encoder that "
+            "the model was made for."
+        )
+    if mask is None:
+        return torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+    if mask.shape != embeddings.shape[:2]:
+        raise ValueError(
+            f"the mask of the {side}s has shape {tuple(mask.shape)}; give "
+            f"{tuple(embeddings.shape[:2])}, True at residues."
+        )
+    return mask.bool()
+
+
+# --- Proteins as users have them into the shared space of ProtAlign, through its own encoders.
+
+
+Pool = Callable[[Any, list[Any]], tuple[Tensor, Tensor]]
+"""From a model and proteins to their vectors and attention weights."""
+
+
+def embed_sequences(model: Any, sequences: Sequence[str], batch_size: int) -> Tensor:
+    """Embed sequences, see `ProtAlignModel.embed_sequences`."""
+    proteins = [_read(sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
+    lengths = [len(protein.sequence or "") for protein in proteins]
+    return _embed(model, proteins, lengths, pool_proteins, batch_size)
+
+
+def embed_structures(model: Any, structures: Sequence[Structure], batch_size: int) -> Tensor:
+    """Embed structures, see `ProtAlignModel.embed_structures`."""
+    lengths = [len(structure) for structure in structures]
+    return _embed(model, structures, lengths, pool_structures, batch_size)
+
+
+def sequence_weights(model: Any, sequence: str) -> Tensor:
+    """Weigh residues, see `ProtAlignModel.explain_sequence`."""
+    with _in_inference(model):
+        return pool_proteins(model, [_read(sequence, "the sequence")])[1][0].float().cpu()
+
+
+def structure_weights(model: Any, structure: Structure) -> Tensor:
+    """Weigh residues, see `ProtAlignModel.explain_structure`."""
+    with _in_inference(model):
+        return pool_structures(model, [structure])[1][0].float().cpu()
+
+
+def pool_proteins(model: Any, proteins: list[Protein]) -> tuple[Tensor, Tensor]:
+    """Pool proteins by their sequences, long ones embedded in windows."""
+    model.check_encoder("sequence")
+    if model.processor is None:
+        raise ValueError(
+            "the model does not know how to write sequences for its encoder, as no processor was "
+            "saved with it; set model.processor = ProtAlignProcessor(tokenizer, recipe)."
+        )
+    rows = Backbone(model.sequence_encoder, model.processor).embed(proteins)
+    embeddings, mask = pad_residues([row.to(model.device) for row in rows])
+    return model.pool_sequences(embeddings, mask)
+
+
+def pool_structures(model: Any, structures: list[Structure]) -> tuple[Tensor, Tensor]:
+    """Pool structures by the atoms of their backbones."""
+    model.check_encoder("structure")
+    batch = structure_batch(structures, model.structure_encoder.config.atoms)
+    for structure, mask in zip(structures, batch["residue_mask"], strict=True):
+        if not mask.any():
+            raise ValueError(
+                f"structure {structure.id} has no residue with all the backbone atoms that are "
+                "read; leave it out, or give one with coordinates."
+            )
+    return model.pool_structures(**{name: rows.to(model.device) for name, rows in batch.items()})
+
+
+def _read(sequence: str, name: str) -> Protein:
+    return Protein(name, clean_sequence(sequence, name))
+
+
+def _embed(
+    model: Any, proteins: Sequence[Any], lengths: list[int], pool: Pool, batch_size: int
+) -> Tensor:
+    """Pool proteins in batches of like length, and normalise their vectors."""
+    vectors = torch.zeros(len(proteins), model.config.hidden_size)
+    longest_first = sorted(range(len(proteins)), key=lambda i: -lengths[i])
+    with _in_inference(model):
+        for start in range(0, len(proteins), batch_size):
+            places = longest_first[start : start + batch_size]
+            pooled, _ = pool(model, [proteins[i] for i in places])
+            vectors[places] = F.normalize(pooled, dim=-1).float().cpu()
+    return vectors
+
+
+@contextmanager
+def _in_inference(model: nn.Module) -> Iterator[None]:
+    """Leave training mode and gradients for a while."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+# --- ProtAlign: sequences and structures of proteins in one vector space.
+
 
 ONE_TOKENIZER = ("substitution_window", "residue_encoder")
 """Model types of sequence encoders that all read the same token ids."""
@@ -83,7 +580,7 @@ class ProtAlignModel(WithBackbone):
     _supports_sdpa = True
 
     gather: Gather = staticmethod(alone)
-    """What fetches the features of other ranks in training; see `plasma_hf.training.gathered`."""
+    """What fetches the features of other ranks in training; see `plasma_hf.training.trainer`."""
 
     structure_encoder: Any
 

@@ -1,25 +1,274 @@
-"""ProtSSN: residue embeddings and backbone atoms in, residue embeddings out that know both."""
+"""Means and standard deviations by which ProtSSN standardises the edges of its graphs.
+
+Source: `norm/cath_k{10,20,30}_mean_attr.pt` of the ProtSSN repository (tyang816/ProtSSN), measured
+by its authors on 31,848 CATH domains. MIT licence, Copyright (c) 2023 Yang Tan.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .checkpoint_file import read_checkpoint
-from .configuration_protssn import ProtSSNConfig
-from .over_language_model import OverLanguageModel
-from .protein_graph import EDGE_FEATURES, ProteinGraph, protein_graph
-from .protssn_statistics import STANDARDISED_FROM, published_statistics
-from .residues import STANDARD_RESIDUES
+from .modeling_backbone import OverLanguageModel, OverLanguageModelConfig
+from .modeling_protein_mpnn import read_checkpoint
+from .protein import STANDARD_RESIDUES
+
+STANDARDISED_FROM = 64
+"""The first column of the 93 edge features that is standardised; those before stay 0 or 1."""
+
+
+class EdgeStatistics(NamedTuple):
+    """What standardises the edges of a graph.
+
+    Args:
+        mean: Mean of the columns 64 to 92, `(29,)`.
+        std: Their standard deviation, `(29,)`.
+        position_scale: Mean standard deviation of a coordinate, Å, `()`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    position_scale: Tensor
+
+
+# By number of neighbours: position scale, 29 means, 29 standard deviations.
+MEASURED = {
+    10: """
+8.773371696472168
+0.06532334 0.15621077 0.2617431 0.38582513 0.5132673 0.6303866 0.72896665 0.8065739 0.8647264
+0.90677434 0.93641824 0.95695037 0.9709977 0.9805283 0.9869571 0.9912772 0.83664477 -0.1380628
+0.56486744 0.741643 0.06276783 0.10398891 -0.072692394 0.104939185 0.12797768 -0.14627978
+-0.07253796 -0.14690311 0.03408184
+0.20688 0.13944139 0.17304437 0.18693879 0.18022658 0.15844339 0.12955993 0.100234285 0.07438538
+0.053522974 0.037648786 0.026052458 0.017819146 0.01208876 0.008155066 0.0054802233 0.36411515
+3.4588566 3.8873794 3.5812705 0.57400763 0.5482299 0.5788716 0.54758334 0.54377216 0.5784997
+0.5792842 0.57813936 0.5387987
+""",
+    20: """
+8.769831657409668
+0.10703119 0.08116802 0.1441385 0.23196565 0.34153062 0.46230146 0.5806206 0.6855417 0.7715715
+0.8380666 0.8872756 0.92256176 0.9473005 0.96437126 0.9760215 0.983912 0.45783544 -0.070394486
+0.34372634 0.44074914 0.03635744 0.06098849 -0.049693972 0.06213101 0.068117216 -0.07153819
+-0.050296992 -0.07115625 0.022343513
+0.26280284 0.124232374 0.17111103 0.20709245 0.22292738 0.21649316 0.19287163 0.16026506 0.12603268
+0.09492839 0.06914975 0.04910582 0.034219094 0.023521481 0.016012471 0.010827549 0.4964923 4.935838
+5.129869 4.9339366 0.58053833 0.5587394 0.5788581 0.5584098 0.5680115 0.58352965 0.57893366
+0.5833946 0.55720305
+""",
+    30: """
+8.771967887878418
+0.13104936 0.05451412 0.098123714 0.16325907 0.2531865 0.36384362 0.48373568 0.5993729 0.7007326
+0.7832013 0.84662145 0.8933923 0.9268467 0.95025784 0.96639067 0.9773897 0.30628362 -0.027591623
+0.41476277 0.5307502 0.026659517 0.03990914 -0.032829553 0.041649383 0.04889268 -0.042563844
+-0.034365926 -0.042685583 0.0212192
+0.28763738 0.10849955 0.15462866 0.19608817 0.22339946 0.23058926 0.21788646 0.1907727 0.15671408
+0.12219153 0.09137733 0.06615045 0.04673222 0.032431167 0.02222335 0.015094663 0.46004045 5.896394
+6.040406 5.860393 0.5837274 0.5621732 0.5775467 0.5613007 0.5742878 0.5840067 0.5781422 0.58332515
+0.5636885
+""",
+}
+
+
+@cache
+def published_statistics(k_neighbors: int) -> EdgeStatistics:
+    """Return the published statistics of graphs with 10, 20 or 30 neighbours a residue.
+
+    Example:
+        >>> round(published_statistics(20).position_scale.item(), 2)
+        8.77
+    """
+    numbers = torch.tensor([float(number) for number in MEASURED[k_neighbors].split()])
+    return EdgeStatistics(numbers[1:30], numbers[30:], numbers[0])
+
+
+# --- Configuration of ProtSSN.
+
+
+@strict
+class ProtSSNConfig(OverLanguageModelConfig):
+    """Configure ProtSSN and, optionally, the protein language model under it.
+
+    ProtSSN was trained with one number of neighbours for graph and statistics. The released PLASMA
+    heads were trained on its k = 20 weights over graphs and statistics of 10 neighbours:
+    `ProtSSNConfig(k_neighbors=10, edge_statistics=10)`.
+
+    Args:
+        hidden_size: Width of a residue embedding, in and out.
+        message_size: Width of what one residue tells another.
+        num_layers: Rounds of messages.
+        k_neighbors: Neighbours of a residue in the graph at most.
+        edge_statistics: The published statistics that standardise the edges: those of graphs with
+            10, 20 or 30 neighbours.
+        initializer_range: Standard deviation of untrained weights.
+        plm_config: The language model's configuration in full, or as a dict, or None for a model
+            that takes ready residue embeddings.
+        plm_name_or_path: Where the language model's weights come from.
+        plm_revision: Which revision of them.
+
+    Raises:
+        ValueError: If a number is out of range, or the language model has another width.
+
+    Example:
+        >>> ProtSSNConfig(k_neighbors=10, edge_statistics=10).message_size
+        512
+    """
+
+    model_type = "protssn"
+
+    hidden_size: int = 1280
+    message_size: int = 512
+    num_layers: int = 6
+    k_neighbors: int = 20
+    edge_statistics: int = 20
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the numbers, then the language model."""
+        for name in ("message_size", "num_layers", "k_neighbors"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
+        if self.edge_statistics not in MEASURED:
+            raise ValueError(
+                f"edge_statistics={self.edge_statistics}; ProtSSN was published with statistics of "
+                f"{', '.join(map(str, MEASURED))} neighbours, name the nearest of these."
+            )
+        super().__post_init__(**kwargs)
+
+
+# --- The graph of a protein structure: residues, joined to those near them.
+
+
+FARTHEST_SEPARATION = 64
+"""Residues this far apart in the sequence, or farther, count as equally far."""
+
+CONTACT = 8.0
+"""Distance of two C-alpha atoms in contact at most, Å."""
+
+EDGE_FEATURES = FARTHEST_SEPARATION + 1 + 15 + 1 + 12
+
+
+class ProteinGraph(NamedTuple):
+    """Directed edges between residues, and what is known of each.
+
+    Args:
+        edge_index: `(2, edges)`; row 0 is a residue, row 1 a neighbour it has chosen.
+        edge_attr: `(edges, 93)`: 65 for the separation in sequence (one-hot), 15 for the distance,
+            1 for contact, 12 for position and orientation (see `protein_graph`).
+        distance: Between the two C-alpha atoms, Å, `(edges,)`.
+    """
+
+    edge_index: Tensor
+    edge_attr: Tensor
+    distance: Tensor
+
+
+def protein_graph(
+    backbone_atoms: Tensor, k_neighbors: int = 20, radius: float = 30.0
+) -> ProteinGraph:
+    """Join each residue to its nearest neighbours and describe the edges.
+
+    A residue has the neighbours within the radius, in the order of the sequence; where these are
+    more than `k_neighbors`, the nearest of them, nearest first; where there is none, the nearest
+    residue of all. The features do not change when the protein is turned or moved. The last
+    twelve are, seen from the neighbour's own frame, where the residue is (Å) and how its three
+    axes point.
+
+    Args:
+        backbone_atoms: N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å.
+        k_neighbors: Neighbours of a residue at most.
+        radius: How far a neighbour is away at most, Å.
+
+    Raises:
+        ValueError: If the shape is another one or an atom has no coordinates.
+
+    Source: ProtSSN (Tan et al., eLife 2025).
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> graph = protein_graph(torch.randn(50, 3, 3) * 5, k_neighbors=10)
+        >>> graph.edge_index.shape, graph.edge_attr.shape
+        (torch.Size([2, 500]), torch.Size([500, 93]))
+    """
+    _check_atoms(backbone_atoms)
+    # In double precision a turned protein keeps its order of neighbours.
+    atoms = backbone_atoms.double()
+    alpha = atoms[:, 1]
+    edge_index = _nearest(alpha, k_neighbors, radius)
+    residue, neighbour = edge_index
+    separation = (residue - neighbour).abs().clamp(max=FARTHEST_SEPARATION)
+    offset = alpha[residue] - alpha[neighbour]
+    distance = offset.norm(dim=-1)
+    widths = 1.5 ** torch.arange(15, device=atoms.device, dtype=atoms.dtype)
+    axes = _axes(atoms)
+    seen = torch.cat([offset.unsqueeze(1), axes[residue]], dim=1)  # (edges, 4 vectors, 3)
+    edge_attr = torch.cat(
+        [
+            F.one_hot(separation, FARTHEST_SEPARATION + 1),
+            torch.exp(-((distance / 4).square().unsqueeze(-1)) / widths),
+            (distance <= CONTACT).unsqueeze(-1),
+            (seen @ axes[neighbour].transpose(1, 2)).flatten(1),
+        ],
+        dim=-1,
+    )
+    return ProteinGraph(edge_index, edge_attr.float(), distance.float())
+
+
+def _check_atoms(backbone_atoms: Tensor) -> None:
+    if backbone_atoms.ndim != 3 or backbone_atoms.shape[1:] != (3, 3):
+        raise ValueError(
+            f"backbone_atoms has shape {tuple(backbone_atoms.shape)}; give (residues, 3, 3), the "
+            "coordinates of N, CA and C of each residue."
+        )
+    complete = backbone_atoms.isfinite().all(dim=-1).all(dim=-1)
+    if not complete.all():
+        first = int((~complete).nonzero()[0])
+        raise ValueError(
+            f"residue {first} (counted from 0) has an atom without coordinates, and so have "
+            f"{int((~complete).sum()) - 1} others; leave them out with "
+            "with_backbone_atoms(protein)."
+        )
+
+
+def _nearest(alpha: Tensor, k_neighbors: int, radius: float) -> Tensor:
+    """Return the edges `(2, edges)` between C-alpha atoms `(residues, 3)`."""
+    residues = len(alpha)
+    # By differences: the faster way, over products, loses the digits that tell neighbours apart.
+    distance = torch.cdist(alpha, alpha, compute_mode="donot_use_mm_for_euclid_dist")
+    distance.fill_diagonal_(torch.inf)
+    few = (distance < radius).sum(1, keepdim=True) <= k_neighbors
+    nearest = distance.argsort(dim=1, stable=True)[:, : min(k_neighbors, residues - 1)]
+    within = distance.gather(1, nearest) < radius
+    within[:, :1] = True
+    neighbours = nearest.where(within, residues)  # `residues` stands for nobody and sorts last
+    neighbours = torch.where(few, neighbours.sort(dim=1).values, neighbours)
+    joined = neighbours < residues
+    return torch.stack([joined.nonzero()[:, 0], neighbours[joined]])
+
+
+def _axes(atoms: Tensor) -> Tensor:
+    """Return a frame for each residue, `(residues, 3 axes, 3)`; zeros where atoms coincide."""
+    nitrogen, alpha, carbon = atoms.unbind(1)
+    first = F.normalize(nitrogen - alpha, dim=-1)
+    # Three atoms in a line span no plane; without the floor, rounding would choose one.
+    normal = F.normalize(
+        torch.linalg.cross(first, F.normalize(carbon - alpha, dim=-1)), dim=-1, eps=1e-6
+    )
+    return torch.stack([normal, first, torch.linalg.cross(normal, first)], dim=1)
+
+
+# --- ProtSSN: residue embeddings and backbone atoms in, residue embeddings out that know both.
+
 
 EDGE_WIDTH = EDGE_FEATURES + 1
 """What a layer is told of an edge: its features and the squared distance."""

@@ -1,19 +1,104 @@
-"""The substitution encoder: residues seen through BLOSUM62 and their neighbours."""
+"""Configuration of the substitution encoder."""
 
 from __future__ import annotations
 
+from dataclasses import field
 from functools import cache
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .configuration_substitution import SubstitutionConfig
-from .parameter_free import ParameterFree
-from .residues import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
-from .safe_weights import SafeWeights
+from .modeling_backbone import ParameterFree, SafeWeights
+from .protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
+
+
+@strict
+class SubstitutionConfig(PreTrainedConfig):
+    """Configure the substitution encoder: a window of BLOSUM62 vectors, nothing trained.
+
+    Args:
+        window: Residues looked at on each side; the embedding has `20 * (2 * window + 1)` numbers.
+        decay: Distance in residues at which a neighbour's vector is scaled by `exp(-1/2)`.
+
+    Example:
+        >>> SubstitutionConfig(window=10).hidden_size
+        420
+    """
+
+    model_type = "substitution_window"
+
+    window: int = 10
+    decay: float | int = 7.0
+
+    def __post_init__(self, **kwargs: object) -> None:
+        """Check the window."""
+        if self.window < 0 or self.decay <= 0:
+            raise ValueError(
+                f"window={self.window}, decay={self.decay}: give a window of 0 or more residues "
+                "and a decay above 0, for example SubstitutionConfig(window=10, decay=7.0)."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a residue embedding."""
+        return 20 * (2 * self.window + 1)
+
+
+# --- Configuration of the residue encoder.
+
+
+@strict
+class ResidueEncoderConfig(SubstitutionConfig):
+    """Configure the residue encoder: substitution windows and what a small network adds to them.
+
+    Args:
+        window: Residues of a substitution window on each side, see `SubstitutionConfig`.
+        decay: How the window fades, see `SubstitutionConfig`.
+        width: Channels of the network.
+        kernel: Residues that a convolution looks at, an odd number.
+        dilations: Steps between them, one for each block; a residue sees
+            `window + (kernel - 1) / 2 * sum(dilations)` residues to each side.
+
+    Example:
+        >>> ResidueEncoderConfig(kernel=5, dilations=[1, 2, 4]).reach
+        24
+    """
+
+    model_type = "residue_encoder"
+
+    width: int = 128
+    kernel: int = 5
+    dilations: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+
+    def __post_init__(self, **kwargs: object) -> None:
+        """Check the network."""
+        if self.width < 2 or self.kernel < 1 or self.kernel % 2 == 0 or min(self.steps) < 1:
+            raise ValueError(
+                f"width={self.width}, kernel={self.kernel}, dilations={self.dilations}: give a "
+                "width of 2 or more, an odd kernel and dilations of 1 or more, for example "
+                "ResidueEncoderConfig(width=128, kernel=5, dilations=[1, 2, 4, 8])."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def steps(self) -> list[int]:
+        """Dilations, 1 where there is no block."""
+        return list(self.dilations) or [1]
+
+    @property
+    def reach(self) -> int:
+        """How many residues to each side an embedding depends on."""
+        return self.window + (self.kernel - 1) // 2 * sum(self.dilations)
+
+
+# --- The substitution encoder: residues seen through BLOSUM62 and their neighbours.
+
 
 # Henikoff & Henikoff 1992, half-bits; rows and columns in the order of STANDARD_RESIDUES.
 BLOSUM62 = """
@@ -115,4 +200,106 @@ class SubstitutionModel(ParameterFree, SafeWeights):
         padded = nn.functional.pad(vectors, (0, 0, window, window))
         windows = padded.unfold(1, 2 * window + 1, 1) * weights  # (batch, residues, 20, offsets)
         hidden = windows.transpose(2, 3).flatten(2)
+        return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)
+
+
+# --- The residue encoder: substitution windows and what a small network adds to them.
+
+
+class DilatedBlock(nn.Module):
+    """Add to every residue what a dilated convolution reads around it.
+
+    A bottleneck: to half the channels, a convolution over `kernel` residues `dilation` apart, and
+    back to all channels.
+    """
+
+    def __init__(self, width: int, kernel: int, dilation: int) -> None:
+        """Build the block."""
+        super().__init__()
+        half, padding = width // 2, (kernel - 1) // 2 * dilation
+        self.norm, self.down = nn.LayerNorm(width), nn.Linear(width, half)
+        self.convolution = nn.Conv1d(half, half, kernel, padding=padding, dilation=dilation)
+        self.up = nn.Linear(half, width)
+
+    def forward(self, hidden: Tensor, present: Tensor) -> Tensor:
+        """Return new channels, `(batch, residues, width)`; `present` is 0 at padding."""
+        # What stands at padding must look like what lies beyond the end: nothing.
+        inner = nn.functional.gelu(self.down(self.norm(hidden))) * present
+        inner = self.convolution(inner.transpose(1, 2)).transpose(1, 2)
+        return hidden + self.up(nn.functional.gelu(inner))
+
+
+class ResidueEncoderModel(SafeWeights):
+    """Embed each residue by its substitution window, corrected by a small network.
+
+    The embedding is `gain * windows + network(windows)`, as wide as the windows. The gain starts
+    as 1 and the last layer of the network as 0: an untrained encoder is the substitution encoder,
+    and training moves away from it only where that pays.
+
+    Example:
+        >>> model = ResidueEncoderModel(ResidueEncoderConfig(width=16, dilations=[1, 2]))
+        >>> model(torch.tensor([[13, 11, 22]])).last_hidden_state.shape
+        torch.Size([1, 3, 420])
+    """
+
+    config_class = ResidueEncoderConfig
+    base_model_prefix = "residue_encoder"
+    main_input_name = "input_ids"
+    _no_split_modules = ["DilatedBlock"]
+    _supports_sdpa = True  # there is no attention; any request for a kind of it is met
+
+    def __init__(self, config: ResidueEncoderConfig) -> None:
+        """Build the encoder from its configuration."""
+        super().__init__(config)
+        size, width = config.hidden_size, config.width
+        self.substitution = SubstitutionModel(config)
+        self.gain = nn.Parameter(torch.ones(size))
+        self.read_windows = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(
+            DilatedBlock(width, config.kernel, dilation) for dilation in config.dilations
+        )
+        self.norm = nn.LayerNorm(width)
+        self.residual = nn.Linear(width, size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ResidueEncoderModel):
+            init.ones_(module.gain)
+            init.zeros_(module.residual.weight)
+            init.zeros_(module.residual.bias)
+
+    def network(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the channels that the residual is read from, `(batch, residues, width)`.
+
+        Args:
+            windows: Substitution windows, `(batch, residues, hidden)`.
+            mask: True (or 1) where there is a residue, `(batch, residues)`; None for everywhere.
+        """
+        present = windows.new_ones(windows.shape[:2]) if mask is None else mask.to(windows.dtype)
+        present = present.unsqueeze(-1)
+        hidden = self.read_windows(windows)
+        for block in self.blocks:
+            hidden = block(hidden, present)
+        return self.norm(hidden)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
+    ) -> BaseModelOutput | tuple[Tensor]:
+        """Embed token ids `(batch, residues)` as `(batch, residues, hidden)`.
+
+        Args:
+            input_ids: Token ids; 0 is padding.
+            attention_mask: True (or 1) where there is a residue, `(batch, residues)`.
+            return_dict: Return a `BaseModelOutput` instead of a tuple.
+        """
+        (windows,) = self.substitution(input_ids, attention_mask, return_dict=False)
+        hidden = self.gain * windows + self.residual(self.network(windows, attention_mask))
         return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)

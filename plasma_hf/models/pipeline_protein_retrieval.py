@@ -1,35 +1,44 @@
 """`pipeline("protein-retrieval")`: a sequence or structure in, the nearest proteins out."""
 
-# The base class types its hooks for one dict of tensors; a query is a record.
 # mypy: disable-error-code="override, assignment, union-attr"
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.pipelines.pt_utils import KeyDataset
 
-from .batched_pipeline import BatchedPipeline
-from .protein import FASTA_SUFFIXES, is_protein, looks_like_path, read_records
-from .retrieval_index import CandidateList, Index
-from .retrieval_record import (
+from .protein import (
     ACCEPTED,
+    FASTA_SUFFIXES,
+    BatchedPipeline,
     RetrievalRecord,
     check_encoder,
     embed_records,
+    is_protein,
     is_record,
+    is_structure,
+    looks_like_path,
+    read_records,
     record_of,
     records_in,
 )
-from .structure import is_structure
+
+# The base class types its hooks for one dict of tensors; a query is a record.
+
 
 logger = logging.getLogger(__name__)
+
+ABOUT = ("id", "kind", "source")
+SCORE_DECIMALS = 6
+"""Single precision says no more; equal proteins embedded in two batches differ behind that."""
 
 EXPLAINED = 10
 """Residues that an explanation names."""
@@ -76,7 +85,7 @@ class ProteinRetrievalPipeline(BatchedPipeline):
     def __init__(
         self,
         *args: Any,
-        index: str | PathLike[str] | Index | None = None,
+        index: str | PathLike[str] | Any | None = None,
         candidates: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -95,7 +104,7 @@ class ProteinRetrievalPipeline(BatchedPipeline):
         if candidates is not None:
             self.index = self._embed_candidates(candidates)
         elif isinstance(index, str | PathLike):
-            self.index = Index.open(index, self.model)
+            self.index = _open_index(index, self.model)
         else:
             self.index = index
             self.index.check(self.model)
@@ -249,3 +258,93 @@ def _is_fasta_file(value: Any) -> bool:
         return False
     name = Path(value).name.removesuffix(".gz").lower()
     return name.endswith(FASTA_SUFFIXES) and Path(value).is_file()
+
+
+def _open_index(folder: str | PathLike[str], model: Any) -> Any:
+    try:
+        from plasma_hf.search.index import Index
+    except ImportError as error:
+        raise ImportError(
+            f"an index on disk ({folder}) is opened by the package plasma_hf, which is not "
+            "installed here: pip install 'plasma-hf[search]'; or give candidates=[...]."
+        ) from error
+    return Index.open(folder, model)
+
+
+class CandidateList:
+    """Find the nearest of a list of proteins in memory.
+
+    Args:
+        records: The candidates.
+        vectors: `(records, width)`, L2-normalised.
+    """
+
+    def __init__(self, records: Sequence[RetrievalRecord], vectors: Tensor) -> None:
+        """Keep records and vectors."""
+        self.records = list(records)
+        self.vectors = vectors.double().cpu().numpy()
+
+    def __len__(self) -> int:
+        """Count the records."""
+        return len(self.records)
+
+    def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
+        """Find the nearest records of each query; see `Index.search`."""
+        check_k(k)
+        results = []
+        for query in unit_rows(vectors, self.vectors.shape[1]):
+            scores = cosines(query, self.vectors)
+            best = stable_top(scores, k)
+            results.append(hits_of(self._about, best, scores[best]))
+        return results
+
+    def read(self, row: int) -> RetrievalRecord:
+        """Give a record."""
+        return self.records[row]
+
+    def _about(self, row: int) -> dict[str, Any]:
+        return {name: getattr(self.records[row], name) for name in ABOUT}
+
+
+def cosines(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Give the cosine of a query `(width,)` with vectors `(n, width)`, all L2-normalised."""
+    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), SCORE_DECIMALS)
+
+
+def stable_top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Give the places of the highest scores, equal ones in their order.
+
+    Example:
+        >>> stable_top(np.array([0.1, 0.9, 0.5, 0.9]), 3).tolist()
+        [1, 3, 2]
+    """
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def hits_of(
+    about: Callable[[int], Mapping[str, Any]], rows: np.ndarray, scores: np.ndarray
+) -> list[dict[str, Any]]:
+    """Name the hits in these rows, the best first."""
+    return [
+        {"score": float(score), "rank": rank, "row": row} | dict(about(row))
+        for rank, (row, score) in enumerate(zip(rows.tolist(), scores, strict=True), start=1)
+    ]
+
+
+def unit_rows(vectors: Tensor | np.ndarray, width: int) -> np.ndarray:
+    """Return queries `(queries, width)` as L2-normalised float32."""
+    values = vectors.detach().float().cpu().numpy() if isinstance(vectors, Tensor) else vectors
+    queries = np.ascontiguousarray(values, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(
+            f"queries have the shape {queries.shape}; give (queries, {width}), as the model that "
+            "made the index embeds them."
+        )
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    return queries / np.where(lengths == 0, 1, lengths)
+
+
+def check_k(k: int) -> None:
+    """Refuse to look for no hits."""
+    if k < 1:
+        raise ValueError(f"{k} hits are asked for; give at least 1.")

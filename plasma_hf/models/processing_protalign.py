@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import BatchFeature
 
-from .processing_plasma import PlasmaProcessor
-from .protein_mpnn_features import structure_batch
-from .recipe import Recipe
-from .structure import BACKBONE_ATOMS, Structure, is_structure, read_structure
+from .modeling_protein_mpnn import structure_batch
+from .processing_plasma import PlasmaProcessor, Recipe
+from .protein import BACKBONE_ATOMS, Structure, is_structure, read_structure
 
 
 class ProtAlignProcessor(PlasmaProcessor):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from ..models.retrieval_index import CandidateList, Index, IndexHeader, ModelIdentity
-from ..models.retrieval_record import RetrievalRecord
-from .index_writer import IndexReport, add_records, build_index, remove_records
-from .records import read_records
+from ..models.pipeline_protein_retrieval import CandidateList
+from ..models.protein import RetrievalRecord
+from .index import (
+    Index,
+    IndexHeader,
+    IndexReport,
+    ModelIdentity,
+    add_records,
+    build_index,
+    read_records,
+    remove_records,
+)
 
 __all__ = [
     "CandidateList",

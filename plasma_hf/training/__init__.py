@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .lora import lora_config
-from .pair_rows import PairRows, TrainingCollator
-from .plasma_run import PlasmaRun
-from .plasma_trainer import PlasmaTrainer
-from .presets import PRESETS, Preset
-from .protalign_parts import PairParts, split_pairs
-from .protalign_presets import PROTALIGN_PRESETS, ProtAlignPreset
+from .pair_data import PairRows, TrainingCollator
 from .protalign_run import ProtAlignRun
 from .protalign_trainer import ProtAlignTrainer
+from .run import PlasmaRun
+from .structure_data import PairParts, split_pairs
+from .trainer import PlasmaTrainer
 
 __all__ = [
     "PRESETS",

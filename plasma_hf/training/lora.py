@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..models.with_backbone import WithBackbone
+from ..models.loading import WithBackbone
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
 
 # The names of query and value in ESM-2 and BERT, T5, and the newer models in that order.
 ATTENTION = r"backbone\.(.*\.)?(query|value|q|v|q_proj|v_proj)"

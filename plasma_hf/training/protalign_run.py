@@ -11,19 +11,25 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments, set_seed
 
-from ..data.structure_rows import StructurePair
-from ..models.backbone import Backbone
+from ..io.structures import StructurePair
+from ..models.modeling_backbone import Backbone
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 from ..models.processing_protalign import ProtAlignProcessor
-from ..models.structure import Structure
-from .checkpoints import checkpoint_to_resume, digest
+from ..models.protein import Structure
+from .arguments import PROTALIGN_PRESETS, ProtAlignPreset
 from .lora import lora_config
-from .protalign_data import PairCollation, StructurePairs, near_copies
-from .protalign_features import PairFeatures, shaken, structure_hash
-from .protalign_parts import PairParts
-from .protalign_presets import PROTALIGN_PRESETS, ProtAlignPreset
 from .protalign_trainer import ProtAlignTrainer
+from .run import checkpoint_to_resume, digest
+from .structure_data import (
+    PairCollation,
+    PairFeatures,
+    PairParts,
+    StructurePairs,
+    near_copies,
+    shaken,
+    structure_hash,
+)
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.json"

@@ -12,10 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback
 
 from ..metrics.retrieval import best_ranks
-from .card import training_card
-from .gathered import gather_ranks
-from .protalign_data import ApartInBatches
-from .safe_saving import SafeSaving
+from .structure_data import ApartInBatches
+from .trainer import SafeSaving, gather_ranks, training_card
 
 MASKS = ("sequence_mask", "structure_mask", "structure_residue_mask")
 STRUCTURE_MASKS = MASKS[1:]
@@ -62,7 +60,7 @@ class ProtAlignTrainer(SafeSaving):
         >>> import tempfile
         >>> from plasma_hf.models.configuration_protalign import ProtAlignConfig
         >>> from plasma_hf.models.modeling_protalign import ProtAlignModel
-        >>> from plasma_hf.training.protalign_presets import PROTALIGN_PRESETS
+        >>> from plasma_hf.training.arguments import PROTALIGN_PRESETS
         >>> model = ProtAlignModel(ProtAlignConfig(sequence_size=8, structure_size=8))
         >>> protein = torch.ones(4, 8)
         >>> row = {"sequence_embeddings": protein, "structure_embeddings": protein}

@@ -20,13 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, set_seed
 
-from ..data.structure_rows import StructurePair
+from ..io.structures import StructurePair
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.processing_protalign import ProtAlignProcessor
-from ..models.residues import STANDARD_RESIDUES
-from ..models.structure import Structure
-from .checkpoints import checkpoint_to_resume
-from .encoder_trainer import EncoderTrainer, batch_arguments, lasting, only_batch
+from ..models.protein import STANDARD_RESIDUES, Structure
+from .encoder import EncoderTrainer, batch_arguments, lasting, only_batch
+from .run import checkpoint_to_resume
 
 NOT_ASKED = -100
 

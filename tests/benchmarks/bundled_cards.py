@@ -15,10 +15,8 @@ import json
 from pathlib import Path
 
 from plasma_hf import DEFAULT_CHECKPOINT
-from plasma_hf.hub.cards import model_card
-from plasma_hf.hub.held_out import METRICS, add_held_out
-from plasma_hf.hub.metric_spaces import metric_names, space_card
-from plasma_hf.hub.space import demo_space_card
+from plasma_hf.hub.card import METRICS, add_held_out, model_card
+from plasma_hf.hub.upload import demo_space_card, metric_names, space_card
 from tests.benchmarks.default_checkpoint import RESULTS
 
 CHECKPOINTS = Path(DEFAULT_CHECKPOINT).parent

@@ -14,7 +14,7 @@ from pathlib import Path
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
 from plasma_hf.data import make_splits, read_site_table
 from plasma_hf.evaluation import EmbeddedOnce, PlasmaAligner, SmithWaterman, run_aligner
-from plasma_hf.evaluation.figures import figures
+from plasma_hf.evaluation.run import figures
 from plasma_hf.training import PlasmaRun
 from tests.benchmarks.default_checkpoint import RESULTS, bundle
 from tests.benchmarks.site_pairs import SITES

@@ -19,22 +19,25 @@ import numpy as np
 import torch
 
 from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT
-from plasma_hf.data.structure_rows import StructurePair, pair_of, read_structure_folder
-from plasma_hf.data.structure_splits import split_by_cluster
-from plasma_hf.evaluation.retrieval import chance_floors, retrieval_values
-from plasma_hf.evaluation.retrieval_baselines import MeanPoolModel, length_similarity
+from plasma_hf.data.clusters import split_by_cluster
+from plasma_hf.evaluation.retrieval import (
+    MeanPoolModel,
+    chance_floors,
+    length_similarity,
+    retrieval_values,
+)
 from plasma_hf.evaluation.retrieval_study import model_vectors
+from plasma_hf.io.structures import StructurePair, pair_of, read_structure_folder
 from plasma_hf.metrics import recall_at_k
-from plasma_hf.models.backbone import Backbone
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
-from plasma_hf.models.configuration_protein_mpnn import ProteinMPNNConfig
+from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.modeling_protalign import ProtAlignModel
-from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
-from plasma_hf.models.structure import Structure
-from plasma_hf.training.protalign_parts import PairParts
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.protein import Structure
 from plasma_hf.training.protalign_run import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, train_encoders
+from plasma_hf.training.structure_data import PairParts
 from tests.benchmarks.default_checkpoint import RESULTS, bundle
 
 STRUCTURES = Path(__file__).parents[3] / "shared" / "data" / "structures"

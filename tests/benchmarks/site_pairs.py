@@ -15,10 +15,7 @@ from plasma_hf.data import (
     sample_matched_pairs,
 )
 from plasma_hf.evaluation import align_sequences as align
-from plasma_hf.evaluation.sequence_alignment import (
-    Per,
-    identity,
-)
+from plasma_hf.evaluation.aligners import Per, identity
 
 SITES = Path(__file__).parents[3] / "shared" / "data" / "sites"
 ACTIVE_SITES = SITES / "active_site.csv"

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.models.cost import hinge_cost
-from plasma_hf.models.kernels import use_kernels
+from plasma_hf.kernels import use_kernels
+from plasma_hf.models.modeling_plasma import hinge_cost
 from tests.benchmarks.machine import describe_machine, peak_operations, threads
 from tests.benchmarks.published_form import PublishedForm
 from tests.benchmarks.search_speed import build_store, measure_search

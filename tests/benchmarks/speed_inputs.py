@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.models.padding import pad_residues
+from plasma_hf.models.modeling_backbone import pad_residues
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CHAINS = DATA / "structures" / "masif_chains"

@@ -18,7 +18,7 @@ import torch
 
 from plasma_hf import PlasmaModel
 from plasma_hf.data import EmbeddingStore, read_site_table, sample_matched_pairs
-from plasma_hf.data.batches import sequence_hash
+from plasma_hf.data.store import sequence_hash
 from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, TrainingCollator
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.published_form import PublishedForm
@@ -28,7 +28,7 @@ SITES = Path(__file__).parents[3] / "shared" / "data" / "sites" / "active_site.c
 
 def bundled_backbone():
     """Return the backbone of the default checkpoint."""
-    from plasma_hf.cli_embed import load_embedder
+    from plasma_hf.cli.embed import load_embedder
 
     return load_embedder(None, None, None, None, "cpu", False)[0]
 

@@ -1,0 +1,5 @@
+"""The command line: a file a verb."""
+
+from .main import app
+
+__all__ = ["app"]

@@ -1,0 +1,727 @@
+"""Residue embeddings of sequences: from a store, or computed once and kept for a while."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.alignments import TO_BLOSUM, blosum_aligner
+from ..data.pairs import ProteinPair, SiteProtein
+from ..data.store import Embedder, EmbeddingStore
+from ..models.configuration_plasma import PlasmaConfig
+from ..models.modeling_plasma import PlasmaModel
+from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_record
+
+
+class EmbeddingSource(Protocol):
+    """Whatever gives the residue embeddings of a sequence."""
+
+    def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
+        """Return embeddings `(residues, hidden)`, float32, by sequence."""
+
+
+class StoredEmbeddings:
+    """Read embeddings from a store.
+
+    Args:
+        store: It holds every sequence that will be asked for.
+    """
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        """Keep the store."""
+        self.store = store
+
+    def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
+        """Return embeddings `(residues, hidden)`, float32, by sequence.
+
+        Raises:
+            KeyError: If the store lacks one; the message says how to add it.
+        """
+        return {
+            sequence: self.store.embeddings(sequence, torch.float32)
+            for sequence in dict.fromkeys(sequences)
+        }
+
+
+class EmbeddedOnce:
+    """Embed a sequence when it is first asked for, and keep the latest.
+
+    Args:
+        embedder: The backbone.
+        max_residues: Residues to keep; beyond, what was not asked for longest is forgotten.
+
+    Example:
+        >>> from plasma_hf import load_backbone
+        >>> source = EmbeddedOnce(load_backbone("substitution"))
+        >>> source.get(["MKVLA"])["MKVLA"].shape
+        torch.Size([5, 420])
+    """
+
+    def __init__(self, embedder: Embedder, max_residues: int = 200_000) -> None:
+        """Keep the embedder."""
+        self.embedder, self.max_residues = embedder, max_residues
+        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+        self.residues = 0
+
+    def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
+        """Return embeddings `(residues, hidden)`, float32, by sequence."""
+        wanted = list(dict.fromkeys(sequences))
+        missing = sorted((s for s in wanted if s not in self.kept), key=len)
+        for sequence, rows in zip(missing, self.embedder.embed(missing), strict=True):
+            self.kept[sequence] = rows
+            self.residues += len(rows)
+        for sequence in wanted:
+            self.kept.move_to_end(sequence)
+        found = {sequence: self.kept[sequence] for sequence in wanted}
+        while self.residues > self.max_residues:
+            _, forgotten = self.kept.popitem(last=False)
+            self.residues -= len(forgotten)
+        return found
+
+
+# --- What an evaluation compares: anything that gives pairs of proteins a score, and maybe a plan.
+
+
+AlignmentPath = NDArray[np.int64]
+"""Aligned residues, 0-based, `(pairs, 2)`."""
+
+
+@dataclass(frozen=True)
+class AlignedPair:
+    """Hold what an aligner says about one pair.
+
+    Attributes:
+        score: Larger for a likelier match; any finite number.
+        plan: `(query_residues, candidate_residues)`, weights in [0, 1], or None from an aligner
+            that gives scores alone.
+    """
+
+    score: float
+    plan: NDArray[np.floating] | None = None
+
+
+class Aligner(Protocol):
+    """Anything that aligns pairs. It raises for a pair that it cannot align, and skips none."""
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each, in their order."""
+
+
+def plan_of_path(
+    path: AlignmentPath, query_residues: int, candidate_residues: int
+) -> NDArray[np.float32]:
+    """Write an alignment path as a plan of zeros and ones.
+
+    Example:
+        >>> plan_of_path(np.array([[0, 1]]), 2, 2).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+    """
+    plan = np.zeros((query_residues, candidate_residues), dtype=np.float32)
+    plan[path[:, 0], path[:, 1]] = 1.0
+    return plan
+
+
+def path_result(
+    score: float, path: AlignmentPath, query: SiteProtein, candidate: SiteProtein
+) -> AlignedPair:
+    """Give a path as the result of a pair."""
+    plan = plan_of_path(path, len(query.sequence), len(candidate.sequence))
+    return AlignedPair(float(score), plan)
+
+
+def pair_name(pair: ProteinPair) -> str:
+    """Name a pair in a message.
+
+    Example:
+        >>> pair_name(ProteinPair(*(SiteProtein(uid, "F", "MK", (0, 1)) for uid in "AB"), 1))
+        'A and B'
+    """
+    return f"{pair.query.uid} and {pair.candidate.uid}"
+
+
+# --- Alignments of two sequences by BLOSUM62, and what can be read from two sequences alone.
+
+
+Mode = Literal["local", "global", "free-ends"]
+Per = Literal["shorter", "columns"]
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+# "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k
+# residues cost 11 + (k - 1), as here and in EMBOSS, or comes on top of it, 11 + k, as in BLAST.
+GAP_OPEN = 11
+
+
+def align_sequences(
+    query: str, candidate: str, mode: Mode, gap_open: int = GAP_OPEN
+) -> tuple[float, AlignmentPath]:
+    """Align two sequences by BLOSUM62, 1 for each further residue of a gap.
+
+    Args:
+        query: One-letter residues.
+        candidate: One-letter residues.
+        mode: "local" (Smith-Waterman), "global" (Needleman-Wunsch, end gaps charged) or
+            "free-ends" (Needleman-Wunsch, end gaps free).
+        gap_open: Cost of the first residue of a gap.
+
+    Returns:
+        The score of the alignment, and its residue pairs, 0-based, `(pairs, 2)`. Without any
+        positive local score they are 0 and empty.
+
+    Raises:
+        ImportError: If biopython is not installed.
+
+    Example:
+        >>> score, path = align_sequences("MKVLA", "WKVL", "local")
+        >>> score, path.tolist()
+        (13.0, [[1, 1], [2, 2], [3, 3]])
+    """
+    within = "local" if mode == "local" else "global"
+    aligner = blosum_aligner(within, gap_open, 0.0 if mode == "free-ends" else None)
+    found = aligner.align(
+        query.upper().translate(TO_BLOSUM), candidate.upper().translate(TO_BLOSUM)
+    )
+    if mode == "local" and found.score <= 0:
+        return 0.0, np.empty((0, 2), dtype=np.int64)
+    return float(found.score), _path(found[0])
+
+
+def _path(alignment: Any) -> AlignmentPath:
+    blocks = [
+        np.stack([np.arange(*query), np.arange(*candidate)], axis=1)
+        for query, candidate in zip(*alignment.aligned, strict=True)
+    ]
+    return np.concatenate(blocks) if blocks else np.empty((0, 2), dtype=np.int64)
+
+
+def identity(query: str, candidate: str, path: AlignmentPath, per: Per = "columns") -> float:
+    """Divide the identical aligned residues by a length.
+
+    Args:
+        query: One-letter residues.
+        candidate: One-letter residues.
+        path: Residues of a global alignment, `(pairs, 2)`.
+        per: "columns" divides by the number of columns of the alignment, gaps included,
+            "shorter" by the length of the shorter protein. Unrelated proteins of like length
+            have about .16 in the first measure and .20 in the second.
+
+    Returns:
+        The identity, between 0 and 1.
+
+    Example:
+        >>> path = np.array([[0, 0], [1, 1], [2, 2]])
+        >>> identity("MKVL", "MAV", path), identity("MKVL", "MAV", path, per="shorter")
+        (0.5, 0.6666666666666666)
+    """
+    equal = sum(query[i] == candidate[j] for i, j in path.tolist())
+    columns = len(query) + len(candidate) - len(path)
+    return equal / (columns if per == "columns" else min(len(query), len(candidate)))
+
+
+def global_identity(query: str, candidate: str) -> float:
+    """Return the identity per column of a global alignment, end gaps charged.
+
+    Example:
+        >>> global_identity("MKVLA", "MKVL")
+        0.8
+    """
+    return identity(query, candidate, align_sequences(query, candidate, "global")[1])
+
+
+def length_ratio(query: str, candidate: str) -> float:
+    """Divide the shorter length by the longer one.
+
+    Example:
+        >>> length_ratio("MKVL", "MKV")
+        0.75
+    """
+    short, long = sorted((len(query), len(candidate)))
+    return short / long
+
+
+def composition_cosine(query: str, candidate: str) -> float:
+    """Compute the cosine between the counts of the 20 residues, 0 where there are none.
+
+    Example:
+        >>> composition_cosine("MKKM", "KM")
+        1.0
+    """
+    first, second = (
+        np.array([sequence.count(letter) for letter in RESIDUES], dtype=float)
+        for sequence in (query, candidate)
+    )
+    return cosine(first, second)
+
+
+def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Compute the cosine of two vectors, 0 where one has no length.
+
+    Example:
+        >>> cosine(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+        1.0
+    """
+    norm = np.sqrt((first @ first) * (second @ second))
+    return float(first @ second / norm) if norm else 0.0
+
+
+# --- Baselines that need nothing but two sequences.
+
+
+class _BySequences:
+    """Align by BLOSUM62; the score is that of the alignment, the plan its path."""
+
+    name: str
+    mode: Mode
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each."""
+        return [self._align(pair) for pair in pairs]
+
+    def _align(self, pair: ProteinPair) -> AlignedPair:
+        query, candidate = pair.query, pair.candidate
+        found = align_sequences(query.sequence, candidate.sequence, self.mode)
+        return path_result(*found, query, candidate)
+
+
+class SmithWaterman(_BySequences):
+    """Align locally, BLOSUM62, gap 11/1."""
+
+    name = "smith-waterman"
+    mode = "local"
+
+
+class NeedlemanWunsch(_BySequences):
+    """Align globally with free end gaps, BLOSUM62, gap 11/1."""
+
+    name = "needleman-wunsch"
+    mode = "free-ends"
+
+
+class Length:
+    """Score by the ratio of the two lengths alone: what a draw of pairs gives away by them."""
+
+    name = "length"
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Score pairs, one result each, without a plan."""
+        return [AlignedPair(length_ratio(p.query.sequence, p.candidate.sequence)) for p in pairs]
+
+
+class Composition:
+    """Score by the cosine of the two residue counts alone."""
+
+    name = "composition"
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Score pairs, one result each, without a plan."""
+        return [
+            AlignedPair(composition_cosine(p.query.sequence, p.candidate.sequence)) for p in pairs
+        ]
+
+
+# --- Baselines on the same residue embeddings as PLASMA, without its head.
+
+
+Matrix = NDArray[np.float64]
+
+
+class MeanCosine:
+    """Score by the cosine of the mean embeddings of both proteins; it has no plan.
+
+    Args:
+        source: Where embeddings come from.
+        backbone: What a table calls the embeddings.
+    """
+
+    name = "mean-cosine"
+
+    def __init__(self, source: EmbeddingSource, backbone: str = "-") -> None:
+        """Keep the source."""
+        self.source, self.backbone = source, backbone
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Score pairs, one result each, without a plan."""
+        means = {key: rows.mean(axis=0) for key, rows in _embeddings(self.source, pairs).items()}
+        return [
+            AlignedPair(cosine(means[pair.query.sequence], means[pair.candidate.sequence]))
+            for pair in pairs
+        ]
+
+
+class EmbeddingAlignment:
+    """Align by dynamic programming over embedding similarity (EBA).
+
+    The similarity exp(-distance) is standardised by rows and by columns, the two averaged, and the
+    best global path without gap costs is found; the score is its sum by the shorter length, the
+    plan its path.
+
+    Source: embedding-based alignment, Pantolini et al. (Bioinformatics, 2024).
+
+    Args:
+        source: Where embeddings come from.
+        backbone: What a table calls the embeddings.
+    """
+
+    name = "eba"
+
+    def __init__(self, source: EmbeddingSource, backbone: str = "-") -> None:
+        """Keep the source."""
+        self.source, self.backbone = source, backbone
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each."""
+        embeddings = _embeddings(self.source, pairs)
+        results = []
+        for pair in pairs:
+            query, candidate = pair.query, pair.candidate
+            sides = embeddings[query.sequence], embeddings[candidate.sequence]
+            raw, path = best_path(enhanced_similarity(*sides))
+            score = raw / min(map(len, sides))
+            results.append(path_result(score, path, query, candidate))
+        return results
+
+
+def enhanced_similarity(query: Matrix, candidate: Matrix) -> Matrix:
+    """Compute exp(-distance) and standardise it by rows and by columns.
+
+    Args:
+        query: `(query_residues, hidden)`.
+        candidate: `(candidate_residues, hidden)`.
+
+    Returns:
+        The mean of both standardised forms, `(query_residues, candidate_residues)`; a row or
+        column without any spread counts 0.
+
+    Example:
+        >>> enhanced_similarity(1e4 * np.eye(2), 1e4 * np.eye(2)).round(3).tolist()
+        [[0.707, -0.707], [-0.707, 0.707]]
+    """
+    squares = (query**2).sum(1)[:, None] + (candidate**2).sum(1) - 2 * query @ candidate.T
+    distance = np.sqrt(np.maximum(squares, 0.0))
+    # Far embeddings underflow exp, and a matrix of zeros has no spread; a common factor, which
+    # standardising takes out again, keeps the nearest residues apart.
+    similarity = np.exp(distance.min() - distance)
+    return (_standardise(similarity, axis=1) + _standardise(similarity, axis=0)) / 2
+
+
+def _standardise(values: Matrix, axis: int) -> Matrix:
+    centred = values - values.mean(axis=axis, keepdims=True)
+    count = values.shape[axis]
+    spread = np.sqrt((centred**2).sum(axis=axis, keepdims=True) / max(count - 1, 1))
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+
+
+def best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
+    """Find the order-preserving path of largest summed similarity; a gap costs nothing.
+
+    Args:
+        similarity: Of residues, `(query_residues, candidate_residues)`, of either sign.
+
+    Returns:
+        The sum, and the residue pairs of the path, `(pairs, 2)`.
+
+    Example:
+        >>> total, path = best_path(np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 2.0]]))
+        >>> total, path.tolist()
+        (3.0, [[0, 0], [1, 2]])
+    """
+    n, m = similarity.shape
+    best = np.zeros((n + 1, m + 1))
+    for i in range(n):
+        step = np.maximum(best[i, 1:], best[i, :-1] + similarity[i])
+        # A free gap makes the rest of the row a running maximum.
+        best[i + 1, 1:] = np.maximum(np.maximum.accumulate(step), 0.0)
+    return float(best[n, m]), _trace_back(best)
+
+
+def _trace_back(best: Matrix) -> AlignmentPath:
+    pairs = []
+    i, j = best.shape[0] - 1, best.shape[1] - 1
+    while i and j:
+        # Values are handed on unchanged along gaps, so equality is exact.
+        if best[i, j] == best[i, j - 1]:
+            j -= 1
+        elif best[i, j] == best[i - 1, j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+    return np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
+
+
+def _embeddings(source: EmbeddingSource, pairs: Sequence[ProteinPair]) -> dict[str, Matrix]:
+    sequences = [side.sequence for pair in pairs for side in (pair.query, pair.candidate)]
+    return {key: rows.cpu().double().numpy() for key, rows in source.get(sequences).items()}
+
+
+# --- PLASMA as one of the aligners that an evaluation compares.
+
+
+class PlasmaAligner:
+    """Align with a PLASMA model over ready embeddings.
+
+    Args:
+        model: The head; a backbone in it is not used.
+        source: Where embeddings come from.
+        name: What a table calls it.
+        backbone: What a table calls the embeddings.
+
+    Example:
+        >>> from plasma_hf import load_backbone
+        >>> from plasma_hf.data import SiteProtein
+        >>> from plasma_hf.evaluation import EmbeddedOnce
+        >>> source = EmbeddedOnce(load_backbone("substitution"))
+        >>> aligner = PlasmaAligner(parameter_free(), source, "PLASMA-PF")
+        >>> protein = SiteProtein("P1", "F", "MKVLATWCHE" * 3, (0,) * 30)
+        >>> [result] = aligner.align([ProteinPair(protein, protein, label=1)])
+        >>> result.plan.shape, result.score > 0.9
+        ((30, 30), True)
+    """
+
+    def __init__(
+        self, model: PlasmaModel, source: EmbeddingSource, name: str, backbone: str = "-"
+    ) -> None:
+        """Keep the parts; the model is made to infer."""
+        self.model, self.source = model.eval(), source
+        self.name, self.backbone = name, backbone
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each."""
+        queries = [pair.query.sequence for pair in pairs]
+        candidates = [pair.candidate.sequence for pair in pairs]
+        device = self.model.device
+        embeddings: dict[str, Tensor] = {
+            sequence: rows.to(device)
+            for sequence, rows in self.source.get(queries + candidates).items()
+        }
+        aligned = self.model.align_pairs(
+            [embeddings[sequence] for sequence in queries],
+            [embeddings[sequence] for sequence in candidates],
+        )
+        return [
+            AlignedPair(score, plan.cpu().numpy())
+            for score, plan in zip(aligned.scores.tolist(), aligned.plans or (), strict=True)
+        ]
+
+
+def parameter_free(**changes: Any) -> PlasmaModel:
+    """Build PLASMA-PF, the published head without a parameter, for embeddings of any width.
+
+    Args:
+        **changes: Fields of `PlasmaConfig` to set otherwise.
+
+    Example:
+        >>> parameter_free(kernel_scale=0.2).config.head
+        'hinge'
+    """
+    return PlasmaModel(PlasmaConfig(**{"embedding_size": None, "head": "hinge"} | changes)).eval()
+
+
+def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
+    """Return a model of the same weights with some fields of its configuration changed.
+
+    Args:
+        model: It stays as it is; the two share their weights.
+        **changes: Fields of `PlasmaConfig` that no layer depends on: kernel_scale, n_iters,
+            threshold, diagonal_window, support_rounds, ...
+
+    Raises:
+        ValueError: If a field is out of its range.
+
+    Example:
+        >>> model = parameter_free()
+        >>> with_settings(model, threshold=0.3).config.threshold, model.config.threshold
+        (0.3, 0.5)
+    """
+    changed = copy(model)
+    changed.config = deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(changed.config, name, value)
+    changed.config._check_ranges()
+    return changed
+
+
+# --- Baselines on structures: TM-align and Foldseek, for proteins whose files are in one folder.
+
+
+COLUMNS = "query,target,bits,qstart,tstart,qaln,taln"
+CALPHA = 1  # of N, CA and C
+
+
+class StructureFolder:
+    """Find and read structures by the uid of a protein: `{uid}.pdb`, `.cif`, ..., also `.gz`.
+
+    Args:
+        folder: Where the files are, one chain each.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Remember the folder."""
+        self.folder = Path(folder)
+        self.read = lru_cache(maxsize=256)(self._read)
+
+    def path(self, protein: SiteProtein) -> Path:
+        """Return the file of a protein.
+
+        Raises:
+            FileNotFoundError: If there is none; the message names what was looked for.
+        """
+        for suffix in STRUCTURE_SUFFIXES:
+            for name in (f"{protein.uid}{suffix}", f"{protein.uid}{suffix}.gz"):
+                if (self.folder / name).is_file():
+                    return self.folder / name
+        raise FileNotFoundError(
+            f"{self.folder} has no structure of {protein.uid}; put it there as {protein.uid}.pdb "
+            "or .cif"
+        )
+
+    def _read(self, protein: SiteProtein) -> Protein:
+        """Read a structure whose residues are those of the sequence."""
+        found = read_record(str(self.path(protein)))
+        if found.sequence != protein.sequence:
+            raise ValueError(
+                f"the structure of {protein.uid} has {len(found.sequence or '')} residues, which "
+                f"are not the {len(protein.sequence)} of its sequence; give one of this sequence"
+            )
+        return found
+
+
+class TMAlign:
+    """Align structures by TM-align; the score is the mean of both normalised TM-scores.
+
+    Args:
+        structures: Where the structures are.
+    """
+
+    name = "tm-align"
+
+    def __init__(self, structures: StructureFolder) -> None:
+        """Check that tmtools is there."""
+        try:
+            from tmtools import tm_align
+        except ImportError as error:
+            raise ImportError("TM-align needs tmtools; run: pip install tmtools") from error
+        self.structures, self.tm_align = structures, tm_align
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each."""
+        return [self._align(pair) for pair in pairs]
+
+    def _align(self, pair: ProteinPair) -> AlignedPair:
+        sides, kept = [], []
+        for protein in (pair.query, pair.candidate):
+            atoms = self.structures.read(protein).backbone_atoms
+            assert atoms is not None  # a structure has atoms
+            calpha = atoms[:, CALPHA].double().numpy()  # (residues, 3)
+            known = np.flatnonzero(np.isfinite(calpha).all(axis=1))
+            kept.append(known)
+            sides.append((calpha[known], "".join(protein.sequence[i] for i in known)))
+        (first, query), (second, candidate) = sides
+        found = self.tm_align(first, second, query, candidate)
+        score = (found.tm_norm_chain1 + found.tm_norm_chain2) / 2
+        path = path_of_rows(found.seqxA, found.seqyA)
+        path = np.stack([side[path[:, k]] for k, side in enumerate(kept)], axis=1)
+        return path_result(score, path, pair.query, pair.candidate)
+
+
+def path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) -> AlignmentPath:
+    """Read a path from two aligned rows, `-` for a gap.
+
+    Args:
+        query: Aligned row of the query.
+        candidate: As long.
+        starts: Residue number, 0-based, of the first letter in each.
+
+    Example:
+        >>> path_of_rows("MK-V", "-KLV", starts=(4, 0)).tolist()
+        [[5, 0], [6, 2]]
+    """
+    rows = np.array([list(query), list(candidate)])
+    present = rows != "-"
+    numbers = np.cumsum(present, axis=1) - 1 + np.array(starts)[:, None]
+    return numbers[:, present.all(axis=0)].T.astype(np.int64)
+
+
+class Foldseek:
+    """Search structures by Foldseek; the score is the bit score, and a miss scores 0.
+
+    Args:
+        structures: Where the structures are.
+        binary: The program, looked for on the PATH.
+
+    Raises:
+        FileNotFoundError: If the program is not found.
+    """
+
+    name = "foldseek"
+
+    def __init__(self, structures: StructureFolder, binary: str = "foldseek") -> None:
+        """Look for the program."""
+        found = shutil.which(binary)
+        if found is None:
+            raise FileNotFoundError(
+                f"the program {binary!r} is not found on the PATH; install Foldseek "
+                "(https://github.com/steineggerlab/foldseek), or leave this baseline out"
+            )
+        self.structures, self.binary = structures, found
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each, in one search of all queries against all candidates."""
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            self._lay_out(scratch / "queries", (pair.query for pair in pairs))
+            self._lay_out(scratch / "candidates", (pair.candidate for pair in pairs))
+            hits = self._search(scratch)
+        return [self._result(pair, hits) for pair in pairs]
+
+    def _lay_out(self, folder: Path, proteins: Iterable[SiteProtein]) -> None:
+        folder.mkdir()
+        for protein in dict.fromkeys(proteins):
+            self.structures.read(protein)  # the residues that it numbers are those of the sequence
+            source = self.structures.path(protein).resolve()
+            # The file's name comes back as that of the hit; uids may hold any character.
+            place = folder / f"{_key(protein)}{''.join(source.suffixes[-2:])}"
+            if not place.exists():
+                place.symlink_to(source)
+
+    def _search(self, scratch: Path) -> dict[tuple[str, str], list[str]]:
+        command = [self.binary, "easy-search", "queries", "candidates", "hits.tsv", "tmp"]
+        command += ["--format-output", COLUMNS, "-e", "1e9", "--max-seqs", "100000", "-v", "1"]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"foldseek ended with {done.returncode}: {done.stderr[-300:]}")
+        hits: dict[tuple[str, str], list[str]] = {}
+        for line in (scratch / "hits.tsv").read_text().splitlines():
+            query, target, *values = line.split("\t")
+            names = query.split(".")[0], target.split(".")[0]
+            if names not in hits or float(values[0]) > float(hits[names][0]):
+                hits[names] = values
+        return hits
+
+    def _result(self, pair: ProteinPair, hits: dict[tuple[str, str], list[str]]) -> AlignedPair:
+        hit = hits.get((_key(pair.query), _key(pair.candidate)))
+        if hit is None:
+            return path_result(0.0, np.empty((0, 2), dtype=np.int64), pair.query, pair.candidate)
+        bits, query_start, candidate_start, query_row, candidate_row = hit
+        starts = int(query_start) - 1, int(candidate_start) - 1
+        path = path_of_rows(query_row, candidate_row, starts)
+        return path_result(float(bits), path, pair.query, pair.candidate)
+
+
+def _key(protein: SiteProtein) -> str:
+    return protein.uid.encode().hex()

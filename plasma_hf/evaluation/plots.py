@@ -1,0 +1,159 @@
+"""Pictures of an evaluation: ROC and PR curves, and the plans of a few examples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.pairs import ProteinPair
+from .aligners import Aligner
+from .report import Run
+from .run import align_in_chunks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+LONGEST = 600
+"""Residues of the longest protein in an example."""
+
+
+def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str = "png") -> list[Path]:
+    """Draw ROC and PR curves of the first seed, one picture for each task and split.
+
+    Args:
+        runs: Of an `Evaluation`.
+        folder: Where the pictures go.
+        ending: "png", "svg" or "pdf".
+
+    Returns:
+        The files written.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        group = groups.setdefault((run.task, run.split), [])
+        if not group or run.seed == group[0].seed:
+            group.append(run)
+    files = []
+    for (task, split), group in groups.items():
+        files.append(Path(folder) / f"{file_name(f'{task}_{split}_curves')}.{ending}")
+        _draw(group, f"{task}, {split}, seed {group[0].seed}", files[-1])
+    return files
+
+
+def _draw(runs: Sequence[Run], title: str, path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'drawing curves needs matplotlib; install it with: pip install "plasma-hf[plot]"'
+        ) from error
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    roc, recall = figure.subplots(1, 2)
+    for axes, names in ((roc, ("false positives", "recall")), (recall, ("recall", "precision"))):
+        axes.set(xlabel=names[0], ylabel=names[1], xlim=(0, 1), ylim=(0, 1.02))
+    for run in runs:
+        _draw_run(run, roc, recall)
+    roc.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
+    recall.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=150, metadata=_without_date(path))
+
+
+def _without_date(path: Path) -> dict[str, Any]:
+    """Leave the date out, so that the same figures give the same file."""
+    return {"Date": None} if path.suffix == ".svg" else {}
+
+
+def _draw_run(run: Run, roc: Axes, recall: Axes) -> None:
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    scored = [pair for pair in run.outcomes.pairs if not pair.failed]
+    labels = np.array([pair.label for pair in scored])
+    if len(np.unique(labels)) < 2:
+        return
+    scores = [pair.score for pair in scored]
+    name = run.aligner if run.backbone == "-" else f"{run.aligner} ({run.backbone})"
+    false, true, _ = roc_curve(labels, scores)
+    roc.plot(false, true, lw=1.3)
+    precision, found, _ = precision_recall_curve(labels, scores)
+    recall.plot(found, precision, lw=1.3, label=name, drawstyle="steps-pre")
+
+
+def choose_examples(pairs: Sequence[ProteinPair], count: int) -> list[ProteinPair]:
+    """Choose the first positive pairs of different families that a picture can show.
+
+    Args:
+        pairs: Of a split.
+        count: How many at most.
+    """
+    chosen: dict[str, ProteinPair] = {}
+    for pair in pairs:
+        longest = max(len(pair.query.sequence), len(pair.candidate.sequence))
+        if pair.label and longest <= LONGEST and len(chosen) < count:
+            chosen.setdefault(pair.query.family, pair)
+    return list(chosen.values())
+
+
+def draw_plans(
+    aligner: Aligner, pairs: Sequence[ProteinPair], folder: str | Path, ending: str = "png"
+) -> list[Path]:
+    """Draw the plans of a few pairs, with their segments and the middle of the labelled sites.
+
+    Args:
+        aligner: What aligns; one without plans draws nothing.
+        pairs: A few.
+        folder: Where the pictures go.
+        ending: "png", "svg" or "pdf".
+
+    Returns:
+        The files written; a pair that fails has none.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    import torch
+
+    from ..io.plot import plot_plan
+    from ..models.pipeline_protein_alignment import find_segments
+
+    files = []
+    for pair, result in align_in_chunks(aligner, pairs, progress=False):
+        if isinstance(result, Exception) or result.plan is None:
+            continue
+        ids = (pair.query.uid, pair.candidate.uid)
+        backbone = getattr(aligner, "backbone", "")
+        path = Path(folder) / f"{file_name('_'.join([*ids, aligner.name, backbone]))}.{ending}"
+        segments = [s.to_dict() for s in find_segments(torch.as_tensor(result.plan))]
+        plot_plan(result.plan, segments, *ids, path, _site_marks(pair))
+        files.append(path)
+    return files
+
+
+def _site_marks(pair: ProteinPair) -> list[tuple[int, int, str]]:
+    """Point at where the middle of the first site of both proteins meets."""
+    middles = []
+    for side in (pair.query, pair.candidate):
+        labelled = np.flatnonzero(side.site_labels)
+        if not len(labelled):
+            return []
+        first = np.split(labelled, np.flatnonzero(np.diff(labelled) > 1) + 1)[0]
+        middles.append(int(first[len(first) // 2]))
+    return [(middles[0], middles[1], "site")]
+
+
+def file_name(text: str) -> str:
+    """Turn a name into a file's name.
+
+    Example:
+        >>> file_name("P1_P2_default, kernel_scale 0.3_-")
+        'P1_P2_default_kernel_scale_0.3'
+    """
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.")

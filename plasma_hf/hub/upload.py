@@ -1,0 +1,330 @@
+"""Push a model to the Hub, whole."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+import shutil
+import tomllib
+from contextlib import nullcontext
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard, SpaceCardData
+
+from .card import ANY_REPOSITORY, render, template_folder
+from .export import PICKLES, RECORD, code_of, export_to_hub_folder
+
+logger = logging.getLogger(__name__)
+
+OUTDATED = ["*.py", "*.safetensors", "*.safetensors.index.json", *PICKLES]
+"""What goes from the repository where the new commit does not have it."""
+
+
+def push(
+    model: Any,
+    processor: Any,
+    repo_id: str,
+    *,
+    folder: str | Path | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    message: str = "Upload of a complete folder by plasma_hf",
+    token: str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Export a model with `export_to_hub_folder` and push the folder as one commit.
+
+    To load exactly this commit later, whatever is pushed then, pin it: `AutoModel.from_pretrained(
+    repo_id, revision=commit.oid, trust_remote_code=True)`. That pins the code as well.
+
+    Args:
+        model: See `export_to_hub_folder`.
+        processor: See `export_to_hub_folder`.
+        repo_id: On the Hub, "<org>/<name>"; made if it is not there. A card that it has stays,
+            unless `folder` brings a README.md.
+        folder: Where to export to, and to keep it; its `export.json` then tells the commit. By
+            default a temporary folder.
+        revision: Branch to push to, by default "main".
+        private: Whether a new repository is private.
+        message: Of the commit.
+        token: Of the Hub; by default that of `hf auth login`.
+        **options: See `export_to_hub_folder`.
+
+    Returns:
+        The commit; its hash is `.oid`.
+
+    Raises:
+        ValueError: See `export_to_hub_folder`.
+    """
+    api = HfApi(token=token)
+    kept = TemporaryDirectory() if folder is None else nullcontext(str(folder))
+    with kept as name:
+        own_card = (Path(name) / "README.md").is_file()
+        exported = export_to_hub_folder(model, processor, name, repo_id=repo_id, **options)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        keep_card = not own_card and api.file_exists(repo_id, "README.md", revision=revision)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=exported,
+            revision=revision,
+            commit_message=message,
+            ignore_patterns=["README.md"] if keep_card else None,
+            delete_patterns=OUTDATED,
+        )
+        record = json.loads((exported / RECORD).read_text(encoding="utf-8"))
+        record |= {"pushed_to": repo_id, "commit": commit.oid}
+        (exported / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    logger.info("%s is at revision %s", repo_id, commit.oid)
+    return commit
+
+
+# --- Metrics on the Hub: each `evaluate` module of this package as the folder of a Space.
+
+
+MODULES = Path(__file__).parents[1] / "metrics" / "modules"
+GRADIO = "6.31.0"
+"""Version that the Space runs; `app.py` was written for its interface."""
+LICENCE = "mit"
+PACKAGE = "plasma_hf.metrics"
+INSTALLED = re.compile(r"^The computations? .* install `plasma-hf\[train\]` for .*$", re.MULTILINE)
+STANDALONE = (
+    "It needs numpy and scikit-learn beside evaluate; the computations are in files beside it."
+)
+REQUIREMENTS = "evaluate>=0.4.6\nnumpy>=2.0\nscikit-learn>=1.6\n"
+
+
+def metric_names() -> list[str]:
+    """Return the metrics that have an `evaluate` module.
+
+    Example:
+        >>> metric_names()
+        ['average_precision', 'f1_max', 'label_match_score']
+    """
+    return sorted(file.parent.name for file in MODULES.glob("*/README.md"))
+
+
+def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_REPOSITORY) -> Path:
+    """Write the folder of a Space: the module, its card, its needs and a page to try it on.
+
+    `evaluate.load` takes the folder, if its name is the metric's, and the Space made from it; the
+    files that compute the metric are in it, and plasma_hf need not be installed.
+
+    Args:
+        name: One of `metric_names()`.
+        folder: Made if need be; files of these names in it are replaced.
+        repository: Where it will be, as `org/name`, for the line in the card that loads it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If there is no such metric.
+    """
+    if name not in metric_names():
+        raise ValueError(f"there is no metric {name!r}; give one of {', '.join(metric_names())}.")
+    out, module = Path(folder), MODULES / name
+    out.mkdir(parents=True, exist_ok=True)
+    code, beside = standalone((module / f"{name}.py").read_text(encoding="utf-8"))
+    (out / f"{name}.py").write_text(code, encoding="utf-8")
+    for file in beside:
+        shutil.copy(MODULES.parent / file, out / file)
+    shutil.copy(MODULES / "app.py", out / "app.py")
+    (out / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+    (out / "README.md").write_text(space_card(name, repository), encoding="utf-8")
+    return out
+
+
+def standalone(code: str) -> tuple[str, list[str]]:
+    r"""Let a module import what it takes from `plasma_hf.metrics` from files beside it.
+
+    Args:
+        code: Of the module.
+
+    Returns:
+        Its new code, and the names of those files in `plasma_hf/metrics`.
+
+    Example:
+        >>> changed, beside = standalone("from plasma_hf.metrics import f1_max\n")
+        >>> print(changed)
+        from .arrays import as_float_array
+        from .binary import f1_max
+        <BLANKLINE>
+        >>> beside
+        ['arrays.py', 'binary.py']
+    """
+    lines, package = code.splitlines(keepends=True), import_module(PACKAGE)
+    taken = next(
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE
+    )
+    names: dict[str, list[str]] = {}
+    for alias in taken.names:
+        home = getattr(package, alias.name).__module__.rpartition(".")[2]
+        names.setdefault(home, []).append(alias.name)
+    beside = sorted(code_of(MODULES.parent, dict.fromkeys(names, "the metric")))
+    # evaluate fetches the files that the module itself imports, and not what those import.
+    for file in beside:
+        home = Path(file).stem
+        names.setdefault(home, _defined(MODULES.parent / file)[:1])
+    imports = [f"from .{home} import {', '.join(names[home])}\n" for home in sorted(names)]
+    first, last = taken.lineno - 1, taken.end_lineno or taken.lineno
+    return "".join(lines[:first] + imports + lines[last:]), beside
+
+
+def _defined(file: Path) -> list[str]:
+    """Return the functions of a file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:
+    """Write the card of a metric's Space, from that of its module.
+
+    Args:
+        name: One of `metric_names()`.
+        repository: See `metric_space`.
+    """
+    data = SpaceCardData(
+        title=name,
+        sdk="gradio",
+        sdk_version=GRADIO,
+        app_file="app.py",
+        license=LICENCE,
+        tags=["evaluate", "metric"],
+    )
+    text = ModelCard((MODULES / name / "README.md").read_text(encoding="utf-8")).text.strip()
+    text = text.replace(f"plasma_hf/metrics/modules/{name}", repository)
+    text = INSTALLED.sub(STANDALONE, text)
+    return render("metric_space.md", data, text=text, licence=LICENCE)
+
+
+def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo:
+    """Put a metric on the Hub as a Space, made there if need be.
+
+    Args:
+        name: One of `metric_names()`.
+        repository: `org/name`; `evaluate.load` wants the name to be the metric's.
+        private: Make a new one private.
+
+    Returns:
+        The commit; `evaluate.load(repository, revision=commit.oid)` loads exactly this one.
+
+    Raises:
+        ValueError: If there is no such metric, or the Space has another name.
+    """
+    if repository.rpartition("/")[2] != name:
+        owner = repository.rpartition("/")[0] or "org"
+        raise ValueError(
+            f"{repository} is to hold the metric {name}, and evaluate.load looks for a module of "
+            f"the Space's own name; give {owner}/{name}."
+        )
+    with TemporaryDirectory() as scratch:
+        folder = metric_space(name, Path(scratch) / name, repository)
+        return push_space(folder, repository, private)
+
+
+def push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
+    """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go there."""
+    api = HfApi()
+    api.create_repo(
+        repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+    )
+    return api.upload_folder(
+        repo_id=repository, folder_path=folder, repo_type="space", delete_patterns="*.py"
+    )
+
+
+# --- The demo page as the folder of a Space, complete: page, examples, this package, its card.
+
+
+PACKAGE = Path(__file__).parents[1]
+PROJECT = PACKAGE.parent
+EXAMPLES = PROJECT / "demo"
+SEQUENCES = "serine_proteases.fasta"
+TITLE = "plasma_hf"
+PYTHON = "3.12"
+
+
+def demo_space(folder: str | PathLike[str]) -> Path:
+    """Write the folder of a Space that shows both bundled models; `python app.py` serves it.
+
+    This package is copied into it, so that the Space needs no other than those of its
+    `requirements.txt`.
+
+    Args:
+        folder: Made if need be; files of the same names in it are replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there are no example proteins, which only a clone has.
+    """
+    if not EXAMPLES.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {EXAMPLES} with the example proteins of the page, which are not "
+            "part of the installed package; clone the repository and run this in it."
+        )
+    out = Path(folder)
+    folders = {
+        ".": template_folder() / "space",
+        PACKAGE.name: PACKAGE,
+        "demo/structures": EXAMPLES / "structures",
+    }
+    for name, source in folders.items():
+        left = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(source, out / name, ignore=left, dirs_exist_ok=True)
+    shutil.copy(EXAMPLES / SEQUENCES, out / "demo" / SEQUENCES)
+    (out / "README.md").write_text(demo_space_card(), encoding="utf-8")
+    (out / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    return out
+
+
+def demo_space_card() -> str:
+    """Write the card of the demo Space."""
+    data = SpaceCardData(
+        title=TITLE,
+        short_description="Which residues of two proteins correspond",
+        sdk="gradio",
+        sdk_version=GRADIO,
+        python_version=PYTHON,
+        app_file="app.py",
+        license=LICENCE,
+        tags=["biology", "protein", "alignment", "retrieval"],
+    )
+    structures = len(list((EXAMPLES / "structures").glob("*.gz")))
+    return render(
+        "demo_space.md", data, title=TITLE, gradio=GRADIO, licence=LICENCE, structures=structures
+    )
+
+
+def requirements() -> list[str]:
+    """Return what the page needs besides Gradio, which is there by the card's `sdk_version`."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
+    return [need for need in needed if not need.startswith("gradio")]
+
+
+def push_demo_space(repository: str, private: bool = False) -> CommitInfo:
+    """Put the demo page on the Hub as a Space, made there if need be.
+
+    Args:
+        repository: `org/name`.
+        private: Make a new one private.
+
+    Returns:
+        The commit.
+
+    Raises:
+        FileNotFoundError: See `demo_space`.
+    """
+    with TemporaryDirectory() as scratch:
+        folder = demo_space(Path(scratch) / "space")
+        return push_space(folder, repository, private)

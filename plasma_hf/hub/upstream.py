@@ -1,0 +1,140 @@
+"""The files of the released PLASMA heads: `weights/{task}/{backbone}/` with three files each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..models.processing_plasma import find_backbone
+
+PARAMETERS = {
+    "eta.lrl.0.weight": "alignment_head.hidden.weight",
+    "eta.lrl.0.bias": "alignment_head.hidden.bias",
+    "eta.lrl.2.weight": "alignment_head.output.weight",
+    "eta.lrl.2.bias": "alignment_head.output.bias",
+    "eta.norm.weight": "alignment_head.norm.weight",
+    "eta.norm.bias": "alignment_head.norm.bias",
+}
+"""Parameter names in the released files and in `PlasmaModel`."""
+
+
+def read_released_head(
+    repo_or_dir: str | Path,
+    task: str | None = None,
+    backbone: str | None = None,
+    revision: str | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a released head as fields of a `PlasmaConfig` and a state dict of `PlasmaModel`.
+
+    Raises:
+        FileNotFoundError: If there is no such head.
+        ValueError: If the files are no released head.
+    """
+    folder = _find_folder(repo_or_dir, task, backbone, revision)
+    described = json.loads((folder / "config.json").read_text())
+    sidecar = folder / "metadata.json"
+    metadata = json.loads(sidecar.read_text()) if sidecar.exists() else None
+    tensors = load_file(folder / "model.safetensors")
+    fields = _config_fields(described, metadata, folder)
+    expected = set(PARAMETERS) if fields["head"] == "lrl" else set()
+    if set(tensors) != expected:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} has the tensors {sorted(tensors)}, a released head "
+            f"of kind {fields['head']!r} has {sorted(expected)}."
+        )
+    if tensors:
+        fields["head_size"], fields["embedding_size"] = tensors["eta.lrl.0.weight"].shape
+    else:
+        fields["embedding_size"] = None
+    return fields, {PARAMETERS[name]: tensor for name, tensor in tensors.items()}
+
+
+def write_released_head(config: Any, state: dict[str, Tensor], folder: Path) -> Path:
+    """Write a head as the released ones are laid out, and return the folder of its files.
+
+    Args:
+        config: The `PlasmaConfig` of the head.
+        state: Its parameters, named as in `PlasmaModel`.
+        folder: Where `weights/{task}/{backbone}/` begins; a head that names neither task nor
+            backbone is written into the folder itself.
+    """
+    metadata = config.released_metadata
+    if metadata and metadata.get("task") and metadata.get("backbone"):
+        folder = folder / "weights" / metadata["task"] / metadata["backbone"]
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = config.head == "lrl"
+    described = {
+        "eta": config.head,
+        "eta_kwargs": {"hidden_dim": config.head_size}
+        if learned
+        else {"normalize": config.normalize},
+        "omega": "sinkhorn",
+        "omega_kwargs": {"n_iters": config.n_iters, "temperature": config.kernel_scale},
+    }
+    scored = {"K": config.diagonal_window, "threshold": config.threshold}
+    metadata = (metadata or {}) | {"score_config": scored}
+    tensors = {theirs: state[ours].contiguous() for theirs, ours in PARAMETERS.items() if learned}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True))
+    (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    return folder
+
+
+def _find_folder(
+    repo_or_dir: str | Path, task: str | None, backbone: str | None, revision: str | None
+) -> Path:
+    root = Path(repo_or_dir)
+    inner = f"weights/{task}/{backbone}" if task and backbone else ""
+    if not root.exists():
+        if not inner:
+            raise ValueError(
+                f"{repo_or_dir} is no folder here; to load from the Hub give task and backbone, "
+                'for example task="active_site", backbone="esm2_t33_650M_UR50D".'
+            )
+        pattern = f"{inner}/*"
+        root = Path(snapshot_download(str(repo_or_dir), revision=revision, allow_patterns=pattern))
+    for folder in (root / inner, root):
+        if (folder / "model.safetensors").exists() and (folder / "config.json").exists():
+            return folder
+    heads = sorted(str(p.parent.relative_to(root)) for p in root.rglob("model.safetensors"))
+    raise FileNotFoundError(
+        f"{repo_or_dir} has no head for task={task!r}, backbone={backbone!r}; "
+        f"it has: {', '.join(heads) or 'none'}."
+    )
+
+
+def _config_fields(
+    described: dict[str, Any], metadata: dict[str, Any] | None, folder: Path
+) -> dict[str, Any]:
+    """Translate the released JSON; threshold and window are in the metadata alone."""
+    if described.get("eta") not in ("lrl", "hinge") or described.get("omega") != "sinkhorn":
+        raise ValueError(
+            f"{folder / 'config.json'} describes no released PLASMA head: it says "
+            f"eta={described.get('eta')!r}, omega={described.get('omega')!r}; "
+            "accepted are eta 'lrl' or 'hinge' with omega 'sinkhorn'."
+        )
+    options, kernel = described.get("eta_kwargs", {}), described.get("omega_kwargs", {})
+    scored = (metadata or {}).get("score_config", {})
+    return {
+        "head": described["eta"],
+        "normalize": options.get("normalize", False),
+        # The released class scales by 1 where its JSON is silent; 20 iterations are its default.
+        "kernel_scale": kernel.get("temperature", 1.0),
+        "n_iters": kernel.get("n_iters", 20),
+        "threshold": scored.get("threshold", 0.5),
+        "diagonal_window": scored.get("K", 10),
+        **_backbone_fields((metadata or {}).get("backbone")),
+        "released_metadata": metadata,
+    }
+
+
+def _backbone_fields(name: str | None) -> dict[str, Any]:
+    """Say which backbone a head was trained on and, for a published one, under which recipe."""
+    known = find_backbone(name) if name else None
+    recipe = f"{known.family}/upstream" if known is not None else None
+    return {"plm_name_or_path": name, "plm_recipe": recipe}

@@ -1,0 +1,1 @@
+"""Proteins and structures in, alignments out."""

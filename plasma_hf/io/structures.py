@@ -1,0 +1,322 @@
+"""Structures from a folder of files, and as rows of plain columns for data sets and Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from ..models.protein import STRUCTURE_SUFFIXES, Structure, join_structures, read_structures
+from .sequences import BadRecord
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+
+ChainPolicy = Literal["each", "first", "longest", "joined"]
+POLICIES: tuple[ChainPolicy, ...] = ("each", "first", "longest", "joined")
+CHAIN_LIST_SUFFIX = ".jsonl"
+# What the first line of a PDB file begins with, for files named without an ending.
+PDB_RECORDS = ("HEADER", "TITLE ", "COMPND", "REMARK", "CRYST1", "MODEL ", "ATOM  ", "HETATM")
+
+
+@dataclass(frozen=True, eq=False)
+class StructurePair:
+    """Hold a sequence and the structure that belongs to it.
+
+    Attributes:
+        id: What to call it.
+        sequence: One-letter residues; by default those observed in the structure.
+        structure: Backbone of the same protein.
+        family: Group that it belongs to, such as a target or a UniProt accession.
+    """
+
+    id: str
+    sequence: str
+    structure: Structure
+    family: str | None = None
+
+
+def pair_of(structure: Structure, family: str | None = None) -> StructurePair:
+    """Pair a structure with the sequence of its own observed residues."""
+    return StructurePair(structure.id, structure.sequence, structure, family)
+
+
+def row_features() -> Features:
+    """Give the columns of a row, for `datasets`.
+
+    Raises:
+        ImportError: If `datasets` is not installed.
+    """
+    try:
+        from datasets import Features, List, Value
+    except ImportError as error:
+        raise ImportError(
+            "data sets of structures need datasets; pip install 'plasma-hf[train]'"
+        ) from error
+    return Features(
+        {
+            "id": Value("string"),
+            "sequence": Value("string"),
+            "family": Value("string"),
+            "structure_id": Value("string"),
+            "structure_sequence": Value("string"),
+            "coordinates": List(Value("float32")),
+            "author_numbers": List(Value("string")),
+            "chain_ids": List(Value("string")),
+        }
+    )
+
+
+def pair_to_row(pair: StructurePair) -> dict[str, Any]:
+    """Write a pair as plain values that pass through `datasets`, JSON and Parquet unharmed.
+
+    Args:
+        pair: Sequence and structure.
+
+    Returns:
+        `coordinates` are those of N, CA, C, O of each residue, flattened from
+        `(residues, 4 atoms, 3)`, angstrom, None for a missing atom.
+
+    Example:
+        >>> structure = Structure("1abc.pdb:A", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
+        >>> row = pair_to_row(pair_of(structure, family="P1"))
+        >>> row["id"], row["sequence"], row["family"], len(row["coordinates"])
+        ('1abc.pdb:A', 'MK', 'P1', 24)
+    """
+    structure = pair.structure
+    # None, not NaN: JSON has no NaN, and a null is the same to every reader of Parquet.
+    coordinates = structure.backbone.flatten().to(torch.float32).numpy().astype(object)
+    coordinates[np.isnan(coordinates.astype(np.float32))] = None
+    return {
+        "id": pair.id,
+        "sequence": pair.sequence,
+        "family": pair.family,
+        "structure_id": structure.id,
+        "structure_sequence": structure.sequence,
+        "coordinates": coordinates.tolist(),
+        "author_numbers": list(structure.author_numbers),
+        "chain_ids": list(structure.chain_ids),
+    }
+
+
+def row_to_pair(row: Mapping[str, Any]) -> StructurePair:
+    """Read a row written by `pair_to_row`, from `datasets`, JSON or Parquet.
+
+    Args:
+        row: Columns by name; `coordinates` may hold None or NaN for a missing atom.
+
+    Returns:
+        The pair, with coordinates as float32.
+
+    Raises:
+        ValueError: If the columns do not fit together.
+
+    Example:
+        >>> structure = Structure("1abc.pdb:A", "MK", torch.ones(2, 4, 3), ("1", "2"), ("A", "A"))
+        >>> pair = row_to_pair(pair_to_row(pair_of(structure)))
+        >>> pair.structure.backbone.shape, pair.structure.author_numbers
+        (torch.Size([2, 4, 3]), ('1', '2'))
+    """
+    missing = [name for name in ("id", "sequence", "coordinates") if row.get(name) is None]
+    if missing:
+        raise ValueError(f"the row has no {', '.join(missing)}; give rows made by pair_to_row")
+    letters = row.get("structure_sequence") or row["sequence"]
+    values = np.array(row["coordinates"], dtype=np.float32)
+    if values.size != len(letters) * 12:
+        raise ValueError(
+            f"{row['id']} has {values.size} coordinates for {len(letters)} residues; give 12 for "
+            "each: x, y, z of N, CA, C, O"
+        )
+    numbers = row.get("author_numbers") or [str(i + 1) for i in range(len(letters))]
+    structure = Structure(
+        id=row.get("structure_id") or row["id"],
+        sequence=letters,
+        backbone=torch.from_numpy(values.reshape(-1, 4, 3)),
+        author_numbers=tuple(numbers),
+        chain_ids=tuple(row.get("chain_ids") or ["A"] * len(letters)),
+    )
+    return StructurePair(row["id"], row["sequence"], structure, row.get("family"))
+
+
+def read_structure_folder(
+    path: str | PathLike[str],
+    bad: list[BadRecord],
+    policy: ChainPolicy = "each",
+    min_residues: int = 1,
+) -> Iterator[Structure]:
+    """Read the structures of all files below a folder, one file in memory at a time.
+
+    Besides structure files (also `.gz`, and PDB files named without an ending) it reads lists of
+    chains, `.jsonl` and `.jsonl.gz`: one JSON object a line with `id`, `seq`, and `N`, `CA`, `C`
+    and `O` as one `[x, y, z]` a residue, null where unknown. Where there is `O_derived` instead,
+    that is taken for O: it is a place computed from ideal geometry, not a measured one. Files of
+    any other kind are passed over.
+
+    Args:
+        path: Folder, searched with all folders below it in sorted order, or a single file.
+        bad: List to which files and chains that are left out are added, with the reason.
+        policy: What to make of the chains of a file: "each" for a structure of its own, "first",
+            "longest" (of equally long ones the first by its name), or "joined" for all as one
+            structure. A chain of a list is always by itself.
+        min_residues: Structures of fewer residues are left out.
+
+    Yields:
+        Structures; their id is the place of the file below the folder and the chain
+        ("kinases/1abc.pdb.gz:A").
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no file in it that can hold a structure.
+        ValueError: If there is no such policy.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> chain = {"id": "c1", "seq": "G", "N": [[0, 0, 0]], "CA": [[1, 0, 0]], "C": [[2, 0, 0]]}
+        >>> _ = (folder / "chains.jsonl").write_text(json.dumps(chain))
+        >>> _ = (folder / "broken.pdb").write_text("nothing")
+        >>> bad = []
+        >>> [structure.id for structure in read_structure_folder(folder, bad)]
+        ['chains.jsonl:c1']
+        >>> bad[0].id
+        'broken.pdb'
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"there is no policy {policy!r}; give {', '.join(map(repr, POLICIES))}")
+    for file, name in find_structure_files(path):
+        for structure in read_structure_file(file, name, bad, policy):
+            if len(structure) < min_residues:
+                reason = f"it has {len(structure)} residues, fewer than {min_residues}"
+                bad.append(BadRecord(structure.id, reason))
+            else:
+                yield structure
+
+
+def find_structure_files(path: str | PathLike[str]) -> list[tuple[Path, str]]:
+    """List the files below a folder that can hold structures, and their names.
+
+    Args:
+        path: Folder, or a single file.
+
+    Returns:
+        Each file and its place below the folder, sorted by that.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [(path, path.name)]
+    found = sorted(
+        (file.relative_to(path).as_posix(), file)
+        for file in path.rglob("*")
+        if file.is_file() and _may_hold_structures(file)
+    )
+    if not found:
+        raise FileNotFoundError(
+            f"there is no structure file below {str(path)!r}; give a folder with files of the kind "
+            f"{', '.join((*STRUCTURE_SUFFIXES, CHAIN_LIST_SUFFIX))}, each also with .gz"
+        )
+    return [(file, name) for name, file in found]
+
+
+def _may_hold_structures(file: Path) -> bool:
+    suffix = _suffix(file)
+    if suffix:
+        # BinaryCIF cannot be read; it is tried, so that the reason is told.
+        return suffix in (*STRUCTURE_SUFFIXES, ".bcif", CHAIN_LIST_SUFFIX)
+    with open(file, "rb") as opened:
+        return opened.read(6).decode("ascii", "replace") in PDB_RECORDS
+
+
+def _suffix(file: Path) -> str:
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
+
+
+def read_structure_file(
+    file: Path, name: str, bad: list[BadRecord], policy: ChainPolicy = "each"
+) -> Iterator[Structure]:
+    """Read one file as `read_structure_folder` does; what is wrong with it is added to `bad`.
+
+    Args:
+        file: Structure file or list of chains.
+        name: What to call it in the ids of its structures.
+        bad: List to fill.
+        policy: What to make of its chains.
+
+    Yields:
+        Its structures.
+    """
+    try:
+        if _suffix(file) == CHAIN_LIST_SUFFIX:
+            yield from _read_chain_list(file, name, bad)
+            return
+        chains = [
+            replace(chain, id=f"{name}:{chain.chain_ids[0]}") for chain in read_structures(file)
+        ]
+        yield from choose_chains(chains, policy, name)
+    except (ValueError, OSError, EOFError) as error:
+        bad.append(BadRecord(name, str(error)))
+
+
+def choose_chains(
+    chains: Sequence[Structure], policy: ChainPolicy, name: str
+) -> Sequence[Structure]:
+    """Make of the chains of a file what a policy says, as in `read_structure_folder`."""
+    if not chains:
+        raise ValueError("it holds no protein chain")
+    if policy == "first":
+        return chains[:1]
+    if policy == "longest":
+        return [min(chains, key=lambda chain: (-len(chain), chain.chain_ids[0]))]
+    if policy == "joined":
+        return [join_structures(f"{name}:*", chains)]
+    return chains
+
+
+def _read_chain_list(file: Path, name: str, bad: list[BadRecord]) -> Iterator[Structure]:
+    opened = gzip.open if file.name.endswith(".gz") else open
+    with opened(file, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _chain_of_list(json.loads(line), name)
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                bad.append(BadRecord(f"{name} line {number}", str(error)))
+
+
+def _chain_of_list(record: Mapping[str, Any], name: str) -> Structure:
+    key, sequence = record.get("id"), record.get("seq") or record.get("sequence")
+    if not key or not sequence:
+        raise ValueError("it lacks id or seq; give a JSON object with id, seq, N, CA, C")
+    nothing = [None] * len(sequence)
+    oxygens = record.get("O") or record.get("O_derived") or nothing
+    atoms: list[Any] = [record.get("N"), record.get("CA"), record.get("C"), oxygens]
+    if any(atom is None or len(atom) != len(sequence) for atom in atoms):
+        raise ValueError(f"it has not one N, CA, C for each of its {len(sequence)} residues")
+    # The chain as PDB calls it, where the id ends with it: "1A2X_B".
+    chain = str(key).rpartition("_")[2] if "_" in str(key) else "A"
+    return Structure(
+        id=f"{name}:{key}",
+        sequence=sequence,
+        backbone=torch.stack([_places(atom) for atom in atoms], dim=1),
+        author_numbers=tuple(str(i + 1) for i in range(len(sequence))),
+        chain_ids=(chain,) * len(sequence),
+    )
+
+
+def _places(atom: Iterable[Sequence[float | None] | None]) -> torch.Tensor:
+    """Give one atom of each residue, `(residues, 3)`, NaN where it has no place."""
+    rows = [(None, None, None) if place is None else place for place in atom]
+    values = np.array(rows, dtype=np.float32)
+    if values.shape[1:] != (3,):
+        raise ValueError("it has atoms that are not x, y, z")
+    return torch.from_numpy(values)

@@ -1,0 +1,228 @@
+"""Turn lists, numpy arrays and torch tensors into numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def as_float_array(values: ArrayLike) -> NDArray[np.float64]:
+    """Convert values to a float64 array, without importing torch.
+
+    Args:
+        values: a list, a numpy array or a torch tensor on any device, with or without gradient.
+
+    Returns:
+        The values as float64, in the same shape.
+
+    Example:
+        >>> as_float_array([1, 2])
+        array([1., 2.])
+    """
+    if hasattr(values, "detach"):
+        # numpy knows no bfloat16, so the cast has to happen on the torch side.
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+# --- Rank metrics of pair scores against pair labels (1 = match, 0 = no match).
+
+
+GRID_THRESHOLDS = 1000
+
+
+def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Compute the area under the ROC curve, ties at mid-rank.
+
+    Args:
+        labels: 0 or 1 for each pair, shape `(pairs,)`.
+        scores: any finite number for each pair, larger for a likelier match, shape `(pairs,)`.
+
+    Returns:
+        The probability that a random match scores above a random non-match.
+
+    Raises:
+        ValueError: if the labels hold one class only, or a score is NaN or infinite.
+        ImportError: if scikit-learn is not installed.
+
+    Example:
+        >>> roc_auc([0, 1, 0, 1], [0.1, 0.4, 0.2, 0.2])
+        0.875
+    """
+    labels, scores = _checked(labels, scores)
+    return float(_sklearn_metrics().roc_auc_score(labels, scores))
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Compute the step-wise area under the precision-recall curve.
+
+    Args:
+        labels: 0 or 1 for each pair, shape `(pairs,)`.
+        scores: any finite number for each pair, shape `(pairs,)`.
+
+    Returns:
+        The mean of the precisions at each threshold, weighted by the gain in recall.
+
+    Raises:
+        ValueError: if the labels hold one class only, or a score is NaN or infinite.
+        ImportError: if scikit-learn is not installed.
+
+    Example:
+        >>> average_precision([0, 1, 1], [0.3, 0.2, 0.9])
+        0.8333333333333333
+    """
+    labels, scores = _checked(labels, scores)
+    return float(_sklearn_metrics().average_precision_score(labels, scores))
+
+
+def f1_max(
+    labels: ArrayLike, scores: ArrayLike, mode: Literal["exact", "grid1000"] = "exact"
+) -> float:
+    """Compute the largest F1 over thresholds, a pair being called a match at score >= threshold.
+
+    Args:
+        labels: 0 or 1 for each pair, shape `(pairs,)`.
+        scores: any finite number for each pair, shape `(pairs,)`.
+        mode: `"exact"` tries every distinct score. `"grid1000"` is the published protocol:
+            1000 equal steps from the lowest to the highest score, where a threshold that
+            predicts a single class counts 0; it misses optima, and is 0 for constant scores.
+
+    Returns:
+        The largest F1, between 0 and 1.
+
+    Raises:
+        ValueError: if the mode is unknown, the labels hold one class only, or a score is NaN
+            or infinite.
+        ImportError: if scikit-learn is not installed (mode `"exact"`).
+
+    Example:
+        >>> f1_max([0, 1], [0.9, 0.3])
+        0.6666666666666666
+        >>> f1_max([0, 1], [0.9, 0.3], mode="grid1000")
+        0.0
+    """
+    labels, scores = _checked(labels, scores)
+    if mode == "exact":
+        return _f1_max_exact(labels, scores)
+    if mode == "grid1000":
+        return _f1_max_grid(labels, scores)
+    raise ValueError(f"mode is {mode!r}; use 'exact' or 'grid1000'")
+
+
+def _f1_max_exact(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    precision, recall, _ = _sklearn_metrics().precision_recall_curve(labels, scores)
+    total = precision + recall
+    return float(np.max(2 * precision * recall / np.where(total > 0, total, 1)))
+
+
+def _f1_max_grid(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    thresholds = np.linspace(scores.min(), scores.max(), GRID_THRESHOLDS)
+    predicted = _count_at_least(scores, thresholds)
+    hits = _count_at_least(scores[labels == 1], thresholds)
+    f1 = 2 * hits / (predicted + labels.sum())
+    two_classes = (predicted > 0) & (predicted < len(scores))
+    return float(np.max(np.where(two_classes, f1, 0.0)))
+
+
+def _count_at_least(
+    values: NDArray[np.float64], thresholds: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    labels, scores = as_float_array(labels), as_float_array(scores)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(
+            f"labels have shape {labels.shape} and scores {scores.shape}; "
+            "give one label and one score for each pair, both of shape (pairs,)"
+        )
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(scores)} scores are NaN or infinite; "
+            "find out why these pairs failed, then give them a finite score"
+        )
+    found = np.unique(labels).tolist()
+    if found != [0.0, 1.0]:
+        raise ValueError(
+            f"labels hold the values {found[:5]}; give 0 (no match) and 1 (match), "
+            "with at least one pair of each"
+        )
+    return labels.astype(np.int64), scores
+
+
+def _sklearn_metrics() -> ModuleType:
+    try:
+        from sklearn import metrics
+    except ImportError as error:
+        raise ImportError(
+            'rank metrics need scikit-learn; run: pip install "plasma-hf[train]"'
+        ) from error
+    return metrics
+
+
+# --- Means over pairs that say how many pairs are in them, and refuse to leave any out unsaid.
+
+
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class PairMean:
+    """Hold a mean over pairs.
+
+    Attributes:
+        mean: over the pairs that have a value, NaN where none has.
+        scored: number of them.
+        skipped: names of the others.
+    """
+
+    mean: float
+    scored: int
+    skipped: tuple[str, ...] = ()
+
+
+def mean_over_pairs(
+    values: ArrayLike, names: Sequence[str] | None = None, allow_skipped: bool = False
+) -> PairMean:
+    """Average one value a pair; a pair without one is an error unless that is allowed.
+
+    Published evaluations left out pairs that failed, often negatives, without a word; their
+    figures are those of other pairs.
+
+    Args:
+        values: one number for each pair, NaN where the pair has none, shape `(pairs,)`.
+        names: what to call the pairs; their numbers by default.
+        allow_skipped: average the others, and return which were left out.
+
+    Returns:
+        The mean, the number of pairs in it, and which are not in it.
+
+    Raises:
+        ValueError: if a pair has no value and `allow_skipped` is False.
+
+    Example:
+        >>> mean_over_pairs([0.5, 1.0])
+        PairMean(mean=0.75, scored=2, skipped=())
+        >>> mean_over_pairs([0.5, float("nan")], ["P1 P2", "P1 P3"], allow_skipped=True)
+        PairMean(mean=0.5, scored=1, skipped=('P1 P3',))
+    """
+    values = as_float_array(values)
+    called = list(names) if names is not None else [f"pair {i}" for i in range(len(values))]
+    missing = np.isnan(values)
+    skipped = tuple(name for name, gone in zip(called, missing, strict=True) if gone)
+    if skipped and not allow_skipped:
+        more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        raise ValueError(
+            f"{len(skipped)} of {len(values)} pairs have no value: "
+            f"{', '.join(skipped[:NAMED])}{more}; score them, or say allow_skipped=True and "
+            "report how many were left out"
+        )
+    mean = float(values[~missing].mean()) if not missing.all() else float("nan")
+    return PairMean(mean, len(values) - len(skipped), skipped)

@@ -1,0 +1,913 @@
+"""Which residues of two family members correspond: what a classical alignment is sure of.
+
+A family of sites says that two proteins correspond, not where. In the confident columns of a global
+alignment it is plain to see, and serves to teach an encoder the cases where it is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PrinterCallback, TrainingArguments, set_seed
+
+from ..data.alignments import (
+    TO_BLOSUM,
+    FamilyAlignment,
+    ResidueAlignment,
+    blosum_aligner,
+    read_alignments,
+)
+from ..data.clusters import nearest_identity
+from ..data.pairs import SiteProtein, read_site_table
+from ..io.sequences import BadRecord, read_sequences
+from ..models.configuration_plasma import PlasmaConfig
+from ..models.modeling_plasma import (
+    PlasmaModel,
+    hinge_cost,
+    label_match_losses,
+    log_kernel,
+    make_plans,
+)
+from ..models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from ..models.processing_plasma import substitution_tokenizer
+from ..models.protein import RESIDUE_LETTERS, STANDARD_RESIDUES
+from .pair_data import site_correspondences
+from .run import checkpoint_to_resume
+from .trainer import SafeSaving
+
+Pairs = NDArray[np.int64]
+
+GAP_OPEN, END_GAP = 11.0, 0.5
+GAP_PENALTY = -4.0
+NO_PAIRS = np.empty((0, 2), dtype=np.int64)
+
+
+def confident_pairs(
+    query: str, candidate: str, *, reach: int = 4, least: float = 1.0, least_identity: float = 0.25
+) -> Pairs:
+    """Align two sequences globally and keep the columns whose surroundings agree.
+
+    Args:
+        query: One-letter residues.
+        candidate: One-letter residues.
+        reach: Columns to each side that speak for a column.
+        least: Mean BLOSUM62 score of these columns, in half-bits, that is confident; a gap
+            counts as -4.
+        least_identity: Share of identical columns below which no column is trusted.
+
+    Returns:
+        Corresponding residues, 0-based, `(pairs, 2)`.
+
+    Raises:
+        ImportError: If biopython is not installed.
+
+    Example:
+        >>> confident_pairs("MKVLAWDERTY", "MKVLAWDERTY").shape
+        (11, 2)
+    """
+    query, candidate = query.translate(TO_BLOSUM), candidate.translate(TO_BLOSUM)
+    aligner = blosum_aligner("global", GAP_OPEN, END_GAP)
+    aligned = aligner.align(query, candidate)[0]
+    columns = aligned.indices.T  # (columns, 2), -1 for a gap
+    paired = (columns >= 0).all(axis=1)
+    if not paired.any():
+        return NO_PAIRS
+    pairs = columns[paired].astype(np.int64)
+    same = sum(query[i] == candidate[j] for i, j in pairs)
+    if same < least_identity * len(columns):
+        return NO_PAIRS
+    matrix = aligner.substitution_matrix
+    scores = np.full(len(columns), GAP_PENALTY)
+    scores[paired] = [matrix[query[i], candidate[j]] for i, j in pairs]
+    ones = np.ones(2 * reach + 1)
+    around = np.convolve(scores, ones, "full")[reach : -reach or None]
+    counted = np.convolve(np.ones(len(scores)), ones, "full")[reach : -reach or None]
+    return pairs[(around / counted >= least)[paired]]
+
+
+def merge_pairs(first: Pairs, second: Pairs) -> Pairs:
+    """Join two lists of pairs; where they contradict each other, neither is believed.
+
+    Example:
+        >>> merge_pairs(np.array([[0, 0], [1, 1]]), np.array([[1, 2], [3, 3]])).tolist()
+        [[0, 0], [3, 3]]
+    """
+    joined = np.unique(np.concatenate([first, second]), axis=0)
+    once = np.ones(len(joined), dtype=bool)
+    for side in (0, 1):
+        _, place, count = np.unique(joined[:, side], return_inverse=True, return_counts=True)
+        once &= count[place] == 1
+    return joined[once]
+
+
+def shared_words(query: str, candidate: str, length: int = 3) -> float:
+    """Return the share of the shorter protein's words that the other has too, a cheap likeness.
+
+    Example:
+        >>> shared_words("MKVLA", "MKVLW")
+        0.6666666666666666
+    """
+    words = [{s[i : i + length] for i in range(len(s) - length + 1)} for s in (query, candidate)]
+    fewest = min(map(len, words))
+    return len(words[0] & words[1]) / fewest if fewest else 0.0
+
+
+# --- What a residue encoder learns from, read from files and kept apart from what it is judged on.
+
+
+logger = logging.getLogger(__name__)
+
+AnyPath: TypeAlias = "str | PathLike[str]"
+
+SOURCES = ("families", "pairs", "sites", "unrelated")
+
+LIKE = 0.5
+"""Identity from which on a protein is too like an excluded one to learn from."""
+
+
+@dataclass
+class EncoderSources:
+    """Hold what pairs are drawn from.
+
+    Attributes:
+        families: Alignments of families, such as those of Pfam.
+        pairs: Alignments of pairs.
+        proteins: Proteins with sites; those of one family correspond.
+        sequences: Any sequences, for masked residues.
+        weights: How often each of `SOURCES` is drawn; a source without data is left out.
+    """
+
+    families: Sequence[FamilyAlignment] = ()
+    pairs: Sequence[ResidueAlignment] = ()
+    proteins: Sequence[SiteProtein] = ()
+    sequences: Sequence[str] = ()
+    weights: dict[str, float] = field(
+        default_factory=lambda: {"families": 3.0, "pairs": 0.5, "sites": 9.0, "unrelated": 2.0}
+    )
+
+    def describe(self) -> dict[str, int]:
+        """Count what there is."""
+        return {
+            "families": len(self.families),
+            "aligned rows": sum(len(family.rows) for family in self.families),
+            "aligned pairs": len(self.pairs),
+            "site proteins": len(self.proteins),
+            "site families": len({protein.family for protein in self.proteins}),
+            "sequences": len(self.sequences),
+        }
+
+
+def read_sources(
+    alignments: Iterable[AnyPath] = (),
+    sites: Iterable[AnyPath] = (),
+    sequences: Iterable[AnyPath] = (),
+    *,
+    exclude_uids: Iterable[str] = (),
+    exclude_families: Iterable[str] = (),
+    bad: list[BadRecord] | None = None,
+) -> EncoderSources:
+    """Read what to learn from, and leave out what is like the proteins to be judged on.
+
+    Args:
+        alignments: Aligned FASTA (Pfam), or JSON with pairs, or folders of them.
+        sites: Tables of sites, see `read_site_table`.
+        sequences: Files of sequences, see `read_sequences`.
+        exclude_uids: Proteins of the tables not to learn from.
+        exclude_families: Families of the tables, or names of alignments, not to learn from.
+        bad: List that records left out as wrong are added to; else they are logged.
+
+    Raises:
+        ValueError: If a file cannot be read, or an excluded protein is in no table.
+
+    Example:
+        >>> rows = [{"uid": u, "interpro_id": "F", "seq_full": "MKV", "label": [0, 1, 1]}
+        ...         for u in "AB"]
+        >>> read_sources(sites=[rows]).describe()["site proteins"]
+        2
+    """
+    wrong: list[BadRecord] = [] if bad is None else bad
+    out = set(exclude_families)
+    families, pairs = read_alignments(alignments, wrong)
+    proteins = [protein for table in sites for protein in _read_sites(table, wrong)]
+    plain = [
+        protein.sequence or "" for file in sequences for protein in read_sequences(file, bad=wrong)
+    ]
+    if bad is None:
+        for record in wrong:
+            logger.warning("%s left out: %s", record.id, record.reason)
+    sources = EncoderSources(
+        [family for family in families if family.name not in out],
+        [pair for pair in pairs if pair.name not in out],
+        proteins,
+        plain,
+    )
+    return exclude(sources, exclude_uids, out)
+
+
+def exclude(
+    sources: EncoderSources, uids: Iterable[str] = (), families: Iterable[str] = ()
+) -> EncoderSources:
+    """Leave out proteins, whole families, and whatever is `LIKE` them.
+
+    Aligned families of domains stay: that a domain occurs in an excluded protein says nothing of
+    its site.
+
+    Args:
+        sources: What there is.
+        uids: Proteins with sites.
+        families: Families of proteins with sites.
+
+    Raises:
+        ValueError: If a uid is not there.
+    """
+    unwanted, groups = set(uids), set(families)
+    if missing := sorted(unwanted - {protein.uid for protein in sources.proteins}):
+        raise ValueError(
+            f"{len(missing)} proteins to exclude are in no table, the first {missing[0]!r}; give "
+            "the tables that they are from, so that what is like them can be left out as well."
+        )
+    # A protein of an excluded family may stand in the table under another family as well.
+    unwanted |= {protein.uid for protein in sources.proteins if protein.family in groups}
+    judged = sorted({p.sequence for p in sources.proteins if p.uid in unwanted})
+    if not judged:
+        return sources
+    texts = sorted({p.sequence for p in sources.proteins} | set(sources.sequences))
+    near, method = nearest_identity(texts, judged)
+    like = {text for text, identity in zip(texts, near, strict=True) if identity >= LIKE}
+    kept = [p for p in sources.proteins if p.uid not in unwanted and p.sequence not in like]
+    plain = [sequence for sequence in sources.sequences if sequence not in like]
+    logger.info(
+        "%d proteins excluded, with them %d others and %d sequences alike (by %s)",
+        len(unwanted),
+        len(sources.proteins) - len(kept) - len(unwanted),
+        len(sources.sequences) - len(plain),
+        method,
+    )
+    return EncoderSources(sources.families, sources.pairs, kept, plain, sources.weights)
+
+
+def read_names(path: AnyPath) -> list[str]:
+    """Read names, one a line; `#` begins a remark."""
+    lines = (line.split("#")[0].strip() for line in Path(path).read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def _read_sites(table: AnyPath, bad: list[BadRecord]) -> list[SiteProtein]:
+    proteins, wrong = read_site_table(table)
+    name = str(table) if isinstance(table, str | PathLike) else "table"
+    bad += [BadRecord(f"{name}, row {row.row} ({row.uid})", row.reason) for row in wrong]
+    return proteins
+
+
+# --- Batches that a residue encoder learns from: corresponding, unrelated and masked residues.
+
+
+MASKED = 1 + RESIDUE_LETTERS.index("X")
+"""Token of a residue that is to be guessed: any residue."""
+
+# Batches of one bucket are drawn together and sorted by length.
+BUCKET = 16
+# The partner in a family of sites is the least alike of so many.
+PARTNERS = 3
+# The partner of an unrelated protein is one of so many next to it in length.
+NEAREST = 16
+
+
+@dataclass
+class EncoderExample:
+    """Hold a pair to learn from.
+
+    Attributes:
+        query: One-letter residues.
+        candidate: One-letter residues.
+        pairs: Corresponding residues, `(pairs, 2)`; None until they are asked for.
+        related: Whether anything of the two corresponds.
+        query_sites: 0/1 a residue, all 0 where nothing is known.
+        candidate_sites: The same for the candidate.
+    """
+
+    query: str
+    candidate: str
+    pairs: Pairs | None
+    related: bool
+    query_sites: NDArray[np.int64]
+    candidate_sites: NDArray[np.int64]
+
+
+class PairSampler:
+    """Draw pairs of proteins from `EncoderSources`.
+
+    Args:
+        sources: What to draw from.
+
+    Raises:
+        ValueError: If there is nothing to draw from.
+    """
+
+    def __init__(self, sources: EncoderSources) -> None:
+        """Group the proteins by family and sort them by length."""
+        self.sources = sources
+        groups: dict[str, list[SiteProtein]] = {}
+        for protein in sorted(sources.proteins, key=lambda p: (p.uid, p.family)):
+            groups.setdefault(protein.family, []).append(protein)
+        self.groups = [group for group in groups.values() if len(group) > 1]
+        self.by_length = sorted(
+            (p for group in groups.values() for p in group), key=lambda p: len(p.sequence)
+        )
+        self.lengths = [len(protein.sequence) for protein in self.by_length]
+        self.family_odds = _odds([len(family.rows) for family in sources.families])
+        self.group_odds = _odds([len(group) for group in self.groups])
+        there = {
+            "families": bool(sources.families),
+            "pairs": bool(sources.pairs),
+            "sites": bool(self.groups),
+            "unrelated": len(groups) > 1 or len(sources.families) > 1,
+        }
+        weights = [sources.weights.get(name, 0.0) * there[name] for name in SOURCES]
+        if sum(weights) <= 0:
+            raise ValueError(
+                "there is nothing to draw pairs from; give alignments of families or of pairs, or "
+                "proteins with sites of which some share a family, and a weight above 0 for them."
+            )
+        self.odds = np.array(weights) / sum(weights)
+
+    def draw(self, rng: np.random.Generator) -> EncoderExample:
+        """Draw one pair; the same state of the generator gives the same pair."""
+        source = SOURCES[int(rng.choice(len(SOURCES), p=self.odds))]
+        if source == "families":
+            family = self.sources.families[
+                int(rng.choice(len(self.family_odds), p=self.family_odds))
+            ]
+            first, second = rng.choice(len(family.rows), size=2, replace=len(family.rows) < 2)
+            return _aligned(family.pair(int(first), int(second)))
+        if source == "pairs":
+            return _aligned(self.sources.pairs[int(rng.integers(len(self.sources.pairs)))])
+        if source == "sites":
+            return self._draw_relatives(rng)
+        return self._draw_unrelated(rng)
+
+    def _draw_relatives(self, rng: np.random.Generator) -> EncoderExample:
+        group = self.groups[int(rng.choice(len(self.groups), p=self.group_odds))]
+        places = rng.permutation(len(group))[: 1 + PARTNERS]
+        query, *others = (group[int(place)] for place in places)
+        partner = min(others, key=lambda other: shared_words(query.sequence, other.sequence))
+        sites = (np.array(query.site_labels), np.array(partner.site_labels))
+        return EncoderExample(query.sequence, partner.sequence, None, True, *sites)
+
+    def _draw_unrelated(self, rng: np.random.Generator) -> EncoderExample:
+        families = self.sources.families
+        if len(families) > 1 and (not self.groups or rng.random() < 0.25):
+            first, second = rng.choice(len(families), size=2, replace=False)
+            rows = [families[int(f)].rows for f in (first, second)]
+            query, candidate = (
+                row[int(rng.integers(len(row)))].replace("-", "").replace(".", "").upper()
+                for row in rows
+            )
+            return _unrelated(query, candidate)
+        protein = self.by_length[int(rng.integers(len(self.by_length)))]
+        place = bisect_left(self.lengths, len(protein.sequence))
+        first = max(0, min(place - NEAREST // 2, len(self.by_length) - NEAREST))
+        near = [p for p in self.by_length[first : first + NEAREST] if p.family != protein.family]
+        other = near[int(rng.integers(len(near)))] if near else self._of_other_family(protein, rng)
+        return _unrelated(protein.sequence, other.sequence)
+
+    def _of_other_family(self, protein: SiteProtein, rng: np.random.Generator) -> SiteProtein:
+        others = [p for p in self.by_length if p.family != protein.family]
+        return others[int(rng.integers(len(others)))]
+
+
+class EncoderBatches(Dataset):
+    """Batches for training an encoder; item k is batch k.
+
+    Args:
+        sources: What to draw from.
+        steps: Number of batches.
+        pairs_per_batch: Pairs in a batch.
+        max_residues: Longer proteins are cropped to a stretch of so many.
+        masked_per_batch: Sequences with masked residues in a batch; 0 for none.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self,
+        sources: EncoderSources,
+        steps: int,
+        pairs_per_batch: int = 16,
+        max_residues: int = 384,
+        masked_per_batch: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Remember the settings."""
+        self.sampler, self.sequences = PairSampler(sources), sources.sequences
+        self.steps, self.pairs_per_batch, self.seed = steps, pairs_per_batch, seed
+        self.max_residues, self.masked_per_batch = max_residues, masked_per_batch
+        if masked_per_batch and not sources.sequences:
+            raise ValueError("masked residues need sequences, and none are given.")
+        self._bucket = lru_cache(maxsize=2)(self._draw_bucket)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """Return batch `step`, see `collate`; with masked residues also `masked_*`."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"batch {step} of {self.steps}")
+        rng = np.random.default_rng([self.seed, 1, step])
+        examples = self._bucket(step // BUCKET)[step % BUCKET]
+        batch = collate([crop(settle(example), self.max_residues, rng) for example in examples])
+        return batch | (self._masked(rng) if self.masked_per_batch else {})
+
+    def _draw_bucket(self, number: int) -> list[list[EncoderExample]]:
+        rng = np.random.default_rng([self.seed, 0, number])
+        size = self.pairs_per_batch
+        drawn = [self.sampler.draw(rng) for _ in range(BUCKET * size)]
+        limit = self.max_residues
+        drawn.sort(key=lambda e: min(len(e.query), limit) + min(len(e.candidate), limit))
+        return [drawn[i * size : (i + 1) * size] for i in rng.permutation(BUCKET)]
+
+    def _masked(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        chosen = rng.integers(len(self.sequences), size=self.masked_per_batch)
+        whole = [tokens(self.sequences[int(i)]) for i in chosen]
+        starts = [int(rng.integers(max(1, len(t) - self.max_residues + 1))) for t in whole]
+        cut = [t[s : s + self.max_residues] for t, s in zip(whole, starts, strict=True)]
+        masked = [mask_residues(t, rng) for t in cut]
+        given, wanted = [g for g, _ in masked], [w for _, w in masked]
+        return {
+            "masked_input_ids": pad_sequence(given, batch_first=True),
+            "masked_labels": pad_sequence(wanted, batch_first=True, padding_value=-100),
+        }
+
+
+def tokens(sequence: str) -> Tensor:
+    """Return the token ids of a sequence as the tokenizer of the encoder gives them, `(residues,)`.
+
+    Example:
+        >>> tokens("ABz").tolist()
+        [1, 2, 26]
+    """
+    letters = np.frombuffer(sequence.upper().encode("ascii"), dtype=np.uint8)
+    return torch.from_numpy(letters.astype(np.int64) - ord("A") + 1)
+
+
+def mask_residues(
+    ids: Tensor, rng: np.random.Generator, share: float = 0.15
+) -> tuple[Tensor, Tensor]:
+    """Hide some residues: most become X, a few another residue, a few stay.
+
+    Args:
+        ids: Token ids, `(residues,)`.
+        rng: Numpy generator.
+        share: How many of the residues.
+
+    Returns:
+        The tokens to read, and the tokens to guess, -100 where there is nothing to guess.
+    """
+    hidden = rng.random(len(ids)) < share
+    how = rng.random(len(ids))
+    standard = np.array([1 + RESIDUE_LETTERS.index(letter) for letter in STANDARD_RESIDUES])
+    original = ids.numpy()
+    given = np.where(hidden & (how < 0.8), MASKED, original)
+    swapped = standard[rng.integers(len(standard), size=len(ids))]
+    given = np.where(hidden & (how > 0.9), swapped, given)
+    wanted = np.where(hidden & np.isin(original, standard), original, -100)
+    return torch.from_numpy(given), torch.from_numpy(wanted)
+
+
+def settle(example: EncoderExample) -> EncoderExample:
+    """Find the corresponding residues of an example that does not know them yet."""
+    if example.pairs is None:
+        sure = confident_pairs(example.query, example.candidate)
+        sites = site_correspondences(example.query_sites.tolist(), example.candidate_sites.tolist())
+        example.pairs = merge_pairs(sure, sites)
+    return example
+
+
+def crop(example: EncoderExample, limit: int, rng: np.random.Generator) -> EncoderExample:
+    """Cut long proteins to stretches of at most `limit` residues around one corresponding pair."""
+    pairs = example.pairs if example.pairs is not None else NO_PAIRS
+    if max(len(example.query), len(example.candidate)) <= limit:
+        return example
+    anchor = pairs[int(rng.integers(len(pairs)))] if len(pairs) else None
+    shift = int(rng.integers(limit))
+    starts = []
+    for side, sequence in enumerate((example.query, example.candidate)):
+        room = max(0, len(sequence) - limit)
+        place = int(anchor[side]) - shift if anchor is not None else int(rng.integers(room + 1))
+        starts.append(min(max(0, place), room))
+    (i, j), end = starts, np.array(starts) + limit
+    kept = pairs[((pairs >= starts) & (pairs < end)).all(axis=1)] - starts
+    return EncoderExample(
+        example.query[i : i + limit],
+        example.candidate[j : j + limit],
+        kept,
+        example.related,
+        example.query_sites[i : i + limit],
+        example.candidate_sites[j : j + limit],
+    )
+
+
+def collate(examples: Sequence[EncoderExample]) -> dict[str, Tensor]:
+    """Pad examples to a batch.
+
+    Returns:
+        `input_ids` `(2 * batch, residues)`, the queries first; `targets` `(pairs, 3)`, example,
+        query residue and candidate residue; `related` `(batch,)`; `site_labels`
+        `(2 * batch, residues)`.
+    """
+    both = [*(e.query for e in examples), *(e.candidate for e in examples)]
+    sites = [*(e.query_sites for e in examples), *(e.candidate_sites for e in examples)]
+    targets = [
+        np.column_stack([np.full(len(cast(Any, e.pairs)), number), cast(Any, e.pairs)])
+        for number, e in enumerate(examples)
+    ]
+    return {
+        "input_ids": pad_sequence([tokens(sequence) for sequence in both], batch_first=True),
+        "targets": torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        "related": torch.tensor([e.related for e in examples]),
+        "site_labels": pad_sequence([torch.from_numpy(s) for s in sites], batch_first=True),
+    }
+
+
+def _odds(sizes: Sequence[int]) -> NDArray[np.float64]:
+    """Return how often to draw groups: large ones more often, but not in proportion."""
+    roots = np.sqrt(np.array(sizes, dtype=np.float64))
+    return roots / roots.sum() if len(roots) else roots
+
+
+def _aligned(alignment: ResidueAlignment) -> EncoderExample:
+    nothing = [np.zeros(len(s), dtype=np.int64) for s in (alignment.query, alignment.candidate)]
+    return EncoderExample(alignment.query, alignment.candidate, alignment.pairs, True, *nothing)
+
+
+def _unrelated(query: str, candidate: str) -> EncoderExample:
+    nothing = [np.zeros(len(s), dtype=np.int64) for s in (query, candidate)]
+    return EncoderExample(query, candidate, NO_PAIRS, False, *nothing)
+
+
+# --- What a residue encoder is trained for: the plan that PLASMA-PF makes of its embeddings.
+
+
+SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class ObjectiveWeights:
+    """Say how much each part of the objective counts; 0 leaves it out.
+
+    Attributes:
+        correspondence: Corresponding residues choose each other.
+        unrelated: Residues of unrelated proteins choose none.
+        plan: The plan, with its support rounds, has its mass on corresponding residues.
+        site: Residues of a site find the site of a relative (label match loss).
+        masked: Masked residues are guessed.
+    """
+
+    correspondence: float = 1.0
+    unrelated: float = 0.5
+    plan: float = 0.0
+    site: float = 0.0
+    masked: float = 0.0
+
+
+class EncoderObjective(nn.Module):
+    """An encoder and what it is trained for, through a parameter-free head.
+
+    With the kernel K of a pair and the slack eps of a residue, a corresponding residue pair has
+    the probabilities `K_ij / (sum_j K_ij + eps^2)` and `K_ij / (sum_i K_ij + eps^2)`: the choice
+    of one residue among those of the other protein and staying alone, at the price at which a
+    plan lets both stay alone. The loss is the mean of their negative logarithms; for unrelated
+    proteins it is that of staying alone.
+
+    Args:
+        encoder: The encoder to train.
+        head: A `PlasmaModel` without parameters (`head="hinge"`), which says kernel and plan.
+        weights: Of the parts.
+    """
+
+    def __init__(
+        self, encoder: ResidueEncoderModel, head: PlasmaModel, weights: ObjectiveWeights
+    ) -> None:
+        """Put a guess of masked residues beside the encoder, where it is asked for."""
+        super().__init__()
+        self.encoder, self.weights = encoder, weights
+        self.config = head.config
+        self.guess = nn.Linear(encoder.config.width, 27) if weights.masked else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        related: Tensor,
+        site_labels: Tensor,
+        masked_input_ids: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the parts of the loss, and their weighted sum as `loss`; see `collate`."""
+        mask = input_ids > 0
+        embeddings = self.encoder(input_ids, mask).last_hidden_state
+        # Costs of some hundreds, exponentiated, do not survive half precision.
+        with torch.autocast(input_ids.device.type, enabled=False):
+            rows = F.layer_norm(embeddings.float(), embeddings.shape[-1:])
+            rows = rows.masked_fill(~mask.unsqueeze(-1), 0.0)
+            (query, candidate), masks = rows.chunk(2), mask.chunk(2)
+            kernel = log_kernel(
+                hinge_cost(query, candidate), self.config.kernel_scale, masks[0], masks[1]
+            )
+            parts = self._choices(kernel, masks, targets, related)
+            if self.weights.plan or self.weights.site:
+                parts |= self._plans(kernel, masks, targets, related, site_labels.chunk(2))
+        if self.guess is not None and masked_input_ids is not None:
+            parts["masked"] = self._guesses(masked_input_ids, masked_labels)
+        total = torch.stack([getattr(self.weights, name) * part for name, part in parts.items()])
+        return {"loss": total.sum()} | parts
+
+    def _choices(
+        self, kernel: Tensor, masks: tuple[Tensor, ...], targets: Tensor, related: Tensor
+    ) -> dict[str, Tensor]:
+        alone = kernel.new_tensor(2 * math.log(self.config.eps))
+        row_mass, column_mass = kernel.logsumexp(-1), kernel.logsumexp(-2)
+        pair, i, j = targets.unbind(-1)
+        wanted = kernel[pair, i, j]
+        losses = (
+            torch.logaddexp(row_mass, alone)[pair, i] + torch.logaddexp(column_mass, alone)[pair, j]
+        ) / 2 - wanted
+        chosen = [
+            _mean(F.softplus(mass - alone), side)
+            for mass, side in zip((row_mass, column_mass), masks, strict=True)
+        ]
+        return {
+            "correspondence": _mean_of_pairs(losses, pair, len(kernel)),
+            "unrelated": _mean((chosen[0] + chosen[1]) / 2, ~related),
+        }
+
+    def _plans(
+        self,
+        kernel: Tensor,
+        masks: tuple[Tensor, ...],
+        targets: Tensor,
+        related: Tensor,
+        site_labels: tuple[Tensor, ...],
+    ) -> dict[str, Tensor]:
+        _, plan = make_plans(kernel, masks[0], masks[1], self.config)
+        pair, i, j = targets.unbind(-1)
+        # A plan that is not converged has entries above 1.
+        losses = -plan[pair, i, j].clamp(SMALL, 1).log()
+        query_sites, candidate_sites = site_labels
+        forth = label_match_losses(plan, query_sites, candidate_sites)
+        back = label_match_losses(plan.transpose(1, 2), candidate_sites, query_sites)
+        labelled = related & query_sites.any(-1) & candidate_sites.any(-1)
+        return {
+            "plan": _mean_of_pairs(losses, pair, len(kernel)),
+            "site": _mean((forth + back) / 2, labelled),
+        }
+
+    def _guesses(self, input_ids: Tensor, labels: Tensor | None) -> Tensor:
+        mask = input_ids > 0
+        windows = self.encoder.substitution(input_ids, mask).last_hidden_state
+        assert labels is not None and self.guess is not None
+        logits = self.guess(self.encoder.network(windows, mask)).float()
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Average what counts, along the last axis; 0 where nothing does."""
+    weight = counted.to(values.dtype)
+    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def _mean_of_pairs(losses: Tensor, pair: Tensor, count: int) -> Tensor:
+    """Average over the residues of each pair, then over the pairs that have any."""
+    sums = losses.new_zeros(count).index_add(0, pair, losses)
+    sizes = losses.new_zeros(count).index_add(0, pair, torch.ones_like(losses))
+    return _mean(sums / sizes.clamp(min=1), sizes > 0)
+
+
+# --- Training of a residue encoder with the Trainer of transformers.
+
+
+logger = logging.getLogger(__name__)
+
+HEAD: dict[str, Any] = {
+    "head": "hinge",
+    "kernel_scale": 0.2,
+    "support_rounds": 3,
+    "support_window": 25,
+    "support_gap": 3,
+    "support_weight": 16.0,
+}
+"""The parameter-free head that the encoder is trained for. The default checkpoint has fewer support
+rounds and a last one for order, under which encoders were not measured."""
+
+
+@dataclass
+class EncoderTraining:
+    """Settings of a training run; the same settings and data give the same weights.
+
+    Attributes:
+        steps: Batches to learn from.
+        pairs_per_batch: Pairs in a batch.
+        max_residues: Longer proteins are cropped to so many.
+        masked_per_batch: Sequences with masked residues in a batch, where they have a weight.
+        learning_rate: At its highest.
+        warmup: Share of the steps in which it rises; it falls along a cosine after.
+        weight_decay: Of the matrices.
+        save_steps: Steps between checkpoints.
+        weights: Of the parts of the objective.
+        seed: Of initial weights and draws.
+        device: "cpu" to stay off a GPU, None for one if it is there.
+        head: Fields of the `PlasmaConfig` of the head.
+        kept: Share of what was learnt that is kept, see `keep_share`.
+    """
+
+    steps: int = 2000
+    pairs_per_batch: int = 8
+    max_residues: int = 200
+    masked_per_batch: int = 8
+    learning_rate: float = 1.5e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    save_steps: int = 200
+    weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
+    seed: int = 0
+    device: str | None = None
+    head: dict[str, Any] = field(default_factory=lambda: dict(HEAD))
+    kept: float = 0.4
+
+
+class EncoderTrainer(SafeSaving):
+    """A Trainer whose batches come ready, in order, and which logs the parts of the loss."""
+
+    # The objective takes no count of items; Trainer must not scale the loss by one.
+    model_accepts_loss_kwargs = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin with no parts."""
+        super().__init__(*args, **kwargs)
+        self._parts: dict[str, Tensor] = {}
+        self._counted = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        batches: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(batches)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the loss, and keep its parts for the log."""
+        parts: dict[str, Tensor] = model(**inputs)
+        for name, part in parts.items():
+            if name != "loss":
+                self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part.detach()
+        self._counted += 1
+        return (parts["loss"], parts) if return_outputs else parts["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of each part since the last log."""
+        if "loss" in logs and self._counted:
+            logs |= {name: float(total) / self._counted for name, total in self._parts.items()}
+            self._parts, self._counted = {}, 0
+            logger.info("step %d: %s", self.state.global_step, logs)
+        super().log(logs, *args, **kwargs)
+
+
+def train_residue_encoder(
+    sources: EncoderSources,
+    folder: str | Path,
+    settings: EncoderTraining | None = None,
+    config: ResidueEncoderConfig | None = None,
+    *,
+    start: ResidueEncoderModel | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> ResidueEncoderModel:
+    """Train a residue encoder and save it, with its tokenizer, to a folder.
+
+    Args:
+        sources: What to learn from.
+        folder: Where the encoder goes; its checkpoints go to `checkpoints` in it.
+        settings: Of the run.
+        config: Of the encoder, if it is a new one.
+        start: An encoder to go on from, instead of a new one.
+        resume: Go on at the last checkpoint, if there is one.
+        **options: Further fields of `TrainingArguments`.
+
+    Raises:
+        FileExistsError: If the folder has checkpoints and `resume` is False.
+        ValueError: If they are of a run with other settings.
+        ImportError: If accelerate is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from plasma_hf.data.alignments import FamilyAlignment
+        >>> family = FamilyAlignment("PF1", ("MKVLAW", "MRVLSW", "MKV-AW"))
+        >>> tiny = ResidueEncoderConfig(width=8, dilations=[1])
+        >>> settings = EncoderTraining(steps=1, pairs_per_batch=2, device="cpu")
+        >>> encoder = train_residue_encoder(
+        ...     EncoderSources([family]), tempfile.mkdtemp(), settings, tiny, disable_tqdm=True)
+        >>> encoder.config.width
+        8
+    """
+    settings, folder = settings or EncoderTraining(), Path(folder)
+    checkpoints = folder / "checkpoints"
+    last = checkpoint_to_resume(checkpoints, lasting(settings), resume)
+    set_seed(settings.seed)
+    encoder = start or ResidueEncoderModel(config or ResidueEncoderConfig())
+    head = PlasmaModel(PlasmaConfig(embedding_size=encoder.config.hidden_size, **settings.head))
+    batches = EncoderBatches(
+        sources,
+        settings.steps,
+        settings.pairs_per_batch,
+        settings.max_residues,
+        settings.masked_per_batch if settings.weights.masked else 0,
+        settings.seed,
+    )
+    trainer = EncoderTrainer(
+        model=EncoderObjective(encoder.train(), head, settings.weights),
+        args=batch_arguments(checkpoints, settings, options),
+        train_dataset=batches,
+        data_collator=only_batch,
+    )
+    trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
+    trainer.train(resume_from_checkpoint=last)
+    keep_share(encoder, settings.kept)
+    if trainer.is_world_process_zero():
+        encoder.eval().save_pretrained(folder)
+        substitution_tokenizer().save_pretrained(folder)
+    return encoder.eval()
+
+
+@torch.no_grad()
+def keep_share(encoder: ResidueEncoderModel, share: float) -> None:
+    """Go only part of the way from the substitution windows to a trained encoder.
+
+    The windows serve proteins unlike any that were learnt from, the trained encoder those like
+    them; between the two lie embeddings better than either (interpolation of weights, as Wortsman
+    et al. 2022 do it for classifiers).
+
+    Args:
+        encoder: Changed in place.
+        share: 0 for the windows, 1 for the encoder as trained.
+
+    Example:
+        >>> encoder = ResidueEncoderModel(ResidueEncoderConfig(width=8, dilations=[1]))
+        >>> _ = encoder.gain.data.fill_(2.0)
+        >>> keep_share(encoder, 0.25)
+        >>> encoder.gain[0].item()
+        1.25
+    """
+    encoder.gain.copy_(1 + share * (encoder.gain - 1))
+    encoder.residual.weight.mul_(share)
+    encoder.residual.bias.mul_(share)
+
+
+def batch_arguments(folder: Path, settings: Any, options: dict[str, Any]) -> TrainingArguments:
+    """Configure `Trainer` for a data set whose items are batches, by settings of either kind."""
+    fields: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": 1,  # an item of the data set is a batch
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(settings.warmup * settings.steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": 1.0,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": max(1, min(50, settings.steps // 10)),
+        "seed": settings.seed,
+        "use_cpu": settings.device == "cpu",
+        "report_to": "none",
+        "remove_unused_columns": False,
+    }
+    return TrainingArguments(**fields | options)
+
+
+def lasting(settings: Any) -> dict[str, Any]:
+    """Return the settings, of either kind, that a resumed run must not change."""
+    free = ("device", "save_steps")
+    return {name: value for name, value in asdict(settings).items() if name not in free}
+
+
+def only_batch(items: list[Any]) -> Any:
+    """Collate a batch of one batch."""
+    return items[0]

@@ -1,0 +1,128 @@
+"""A tiny training from a store, which tests run in parts, on two ranks, and kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf.data import EmbeddingStore, ProteinPair, SiteProtein
+from plasma_hf.training import PairRows, PlasmaTrainer, TrainingCollator
+from plasma_hf.training.arguments import EVERY_RUN
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+WIDTH = 16
+
+
+class LetterEmbedder:
+    """Embed a residue by its letter alone."""
+
+    identity = {"backbone": "letters"}
+    hidden_size = WIDTH
+
+    def embed(self, sequences):
+        table = torch.randn(len(LETTERS), WIDTH, generator=torch.Generator().manual_seed(0))
+        return [table[[LETTERS.index(letter) for letter in sequence]] for sequence in sequences]
+
+
+def make_pairs(n=16, seed=0):
+    """Draw `n` pairs of proteins of 15 to 40 residues; positive ones share a motif of eight."""
+    rng = random.Random(seed)
+
+    def protein(name, motif):
+        left, right = (rng.choices(LETTERS, k=rng.randint(4, 16)) for _ in range(2))
+        labels = (0,) * len(left) + (1,) * len(motif) + (0,) * len(right)
+        sequence = "".join([*left, *motif, *right])
+        return SiteProtein(f"{name}", "F", sequence, labels)
+
+    pairs = []
+    for i in range(n):
+        motifs = [rng.choices(LETTERS, k=8) for _ in range(2)]
+        label = 1 - i % 2
+        sides = protein(f"Q{i}", motifs[0]), protein(f"C{i}", motifs[1 - label])
+        pairs.append(ProteinPair(*sides, label))
+    return pairs
+
+
+def make_store(folder, pairs):
+    store = EmbeddingStore.create(folder, LetterEmbedder())
+    proteins = [protein for pair in pairs for protein in (pair.query, pair.candidate)]
+    store.add([(f"{i}", protein.sequence) for i, protein in enumerate(proteins)], LetterEmbedder())
+    return EmbeddingStore.open(folder)
+
+
+def make_trainer(store, output, pairs, *, model=None, callbacks=(), optim="sgd", **arguments):
+    """Make a trainer whose first weights depend on nothing."""
+    torch.set_num_threads(1)
+    if model is None:
+        torch.manual_seed(0)
+        fields = {"head": "residual", "head_size": 8, "kernel_scale": 1.0, "score_form": "soft"}
+        model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, **fields))
+    fields = EVERY_RUN | {
+        "output_dir": str(output),
+        "optim": optim,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "num_train_epochs": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+    }
+    return PlasmaTrainer(
+        model,
+        TrainingArguments(**fields | arguments),
+        data_collator=TrainingCollator(store),
+        train_dataset=PairRows(pairs, correspondences=True),
+        eval_dataset=PairRows(pairs),
+        callbacks=list(callbacks),
+    )
+
+
+class KillAt(TrainerCallback):
+    """Kill this process at an update, so that nothing is tidied up."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+CHECKPOINTED = {
+    "per_device_train_batch_size": 2,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "cosine",
+    "learning_rate": 0.01,
+    "save_strategy": "steps",
+    "save_steps": 3,
+}
+"""A run of 16 updates in 2 epochs, with checkpoints in the middle of them."""
+
+if __name__ == "__main__":
+    job, folder = sys.argv[1], Path(sys.argv[2])
+    pairs = make_pairs()
+    store = EmbeddingStore.open(folder / "store")
+    if job == "killed":
+        trainer = make_trainer(
+            store, folder / "run", pairs, callbacks=[KillAt(int(sys.argv[3]))], **CHECKPOINTED
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "run")))
+    else:
+        trainer = make_trainer(store, folder / "ranks", pairs, per_device_train_batch_size=2)
+        trainer.train()
+        metrics = trainer.evaluate()
+        if trainer.is_world_process_zero():
+            figures = {k: torch.tensor(v) for k, v in metrics.items() if isinstance(v, float)}
+            save_file(trainer.model.state_dict() | figures, folder / "ranks.safetensors")
