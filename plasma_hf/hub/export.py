@@ -52,7 +52,7 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
 
     Example:
         >>> import plasma_hf
-        >>> "cost.py" in code_of(plasma_hf.models.__path__[0], {"modeling_plasma": "a test"})
+        >>> "protein.py" in code_of(plasma_hf.models.__path__[0], {"modeling_plasma": "a test"})
         True
     """
     name, local = str(folder), Path(folder).is_dir()

@@ -218,7 +218,6 @@ def generic_recipe(tokenizer: Any, max_residues: int | None = None) -> Recipe:
         ValueError: If no text form does; residues cannot be told apart then.
 
     Example:
-        >>> from .tokenization_substitution import substitution_tokenizer
         >>> generic_recipe(substitution_tokenizer()).text
         'raw'
     """
