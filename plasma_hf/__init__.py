@@ -10,10 +10,10 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .backbones import load_backbone
 from .hub import check_hub_folder, export_to_hub_folder, push
 from .models.configuration_plasma import PlasmaConfig
 from .models.configuration_protalign import ProtAlignConfig
-from .models.loading import load_backbone
 from .models.modeling_plasma import PlasmaModel
 from .models.modeling_protalign import ProtAlignModel
 from .models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder

@@ -82,7 +82,12 @@ BackboneName = Annotated[
     str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
 ]
 Recipe = Annotated[
-    str | None, typer.Option(help="How sequences are written for the backbone: native or upstream.")
+    str | None,
+    typer.Option(
+        "--input-format",
+        "--recipe",
+        help="How sequences are written for the backbone: native or upstream.",
+    ),
 ]
 Revision = Annotated[
     str | None, typer.Option(help="Commit, branch or tag of the model on the Hub.")

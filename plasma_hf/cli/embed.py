@@ -179,7 +179,7 @@ def load_embedder(
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     if backbone is None:
         if recipe is not None:
-            fail("--recipe goes with --backbone; a PLASMA model brings its own")
+            fail("--input-format goes with --backbone; a PLASMA model brings its own")
         return _load_model(model, revision, device, trust_remote_code)
     if model is not None:
         fail("--model brings its own backbone; give --model or --backbone")
@@ -189,7 +189,7 @@ def load_embedder(
     embedder = load_backbone(
         backbone, recipe, revision=revision, device=device, trust_remote_code=trust_remote_code
     )
-    if embedder.recipe.reads_structures:
+    if embedder.input_format.reads_structures:
         fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
     return embedder, None
 
