@@ -166,6 +166,6 @@ def test_configurations_share_a_repository_and_a_card(trip):
 def test_a_space_has_the_metric_and_nothing_stale(trip):
     files = trip[0]["files"]
     papers = {".gitattributes", "README.md", "app.py", "requirements.txt"}
-    assert set(files["org/f1_max"]) == papers | {"f1_max.py", "arrays.py", "binary.py"}
-    code = {"label_match_score.py", "arrays.py", "label_match.py", "pair_mean.py"}
+    assert set(files["org/f1_max"]) == papers | {"f1_max.py", "pairs.py"}
+    code = {"label_match_score.py", "pairs.py", "residues.py"}
     assert set(files["org/label_match_score"]) == papers | code

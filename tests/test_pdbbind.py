@@ -2,7 +2,6 @@
 
 import pytest
 from conftest import SHARED
-from structures import FULL, atom_at, write_structure
 
 from plasma_hf.data.pdbbind import (
     CHAIN_CHOICES,
@@ -16,6 +15,7 @@ from plasma_hf.data.pdbbind import (
     read_name_index,
     select,
 )
+from tests.helpers.structures import FULL, atom_at, write_structure
 
 LETTERS = {"A": "ALA", "G": "GLY", "K": "LYS", "M": "MET", "V": "VAL", "X": "UNK", "m": "MSE"}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import datasets
 import pytest
 from huggingface_hub import DatasetCard
-from structures import FULL, write_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets_scripts"))
 import pdbbind
@@ -17,6 +16,7 @@ from structure_folder import StructureFolder
 from test_pdbbind import tree  # noqa: F401 -- a fixture
 
 from plasma_hf.io.structures import row_to_pair
+from tests.helpers.structures import FULL, write_structure
 
 NAMES = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
 
