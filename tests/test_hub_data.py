@@ -30,10 +30,13 @@ SITES = ([1, 1], [0, 1, 1])
 PUBLISH = """
 import json, sys
 from huggingface_hub import HfApi
-from plasma_hf.data.pdbbind import push_folder
 from plasma_hf.hub import metric_names, push_metric
 
-folder, api = sys.argv[1], HfApi()
+folder, scripts = sys.argv[1:]
+sys.path.insert(0, scripts)
+from dataset_folder import push_folder
+
+api = HfApi()
 for task in ("active_site", "motif", "active_site"):  # one of them twice
     commit = push_folder(f"{folder}/{task}", "org/interpro-sites", private=False)
 push_folder(f"{folder}/structures", "org/structures", private=False)
@@ -116,7 +119,9 @@ def trip(tmp_path_factory):
         export(folder)
     with serve() as address:
         hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        published = run_client(PUBLISH, [folder], folder, "hf", **hub)
+        published = run_client(
+            PUBLISH, [folder, Path(pdbbind.__file__).parent], folder, "hf", **hub
+        )
         known = [SCORES, LABELS, PLAN, SITES, published["commit"], published["metric"]]
         given = [json.dumps(known)]
         online = run_client(LOAD, given, folder, "hf", **hub)

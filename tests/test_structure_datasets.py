@@ -67,7 +67,7 @@ def test_folder_to_parquet_and_back(folder, tmp_path, shell):
     assert "The structures are not split." in card.text
     assert "{" not in card.text
     report = json.loads((out / "report.json").read_text())
-    assert [record["id"] for record in report["bad"]] == ["broken.pdb", "short.pdb:A"]
+    assert [record["id"] for record in report["invalid"]] == ["broken.pdb", "short.pdb:A"]
     assert "- broken.pdb: " in (out / "report.md").read_text()
 
 
