@@ -10,7 +10,7 @@ from .collator import PairCollator
 from .leakage import LeakageReport, leakage_report
 from .pairs import ProteinPair, sample_matched_negatives, sample_matched_pairs
 from .sites import InvalidRow, SiteProtein, SiteTableReport, iter_site_rows, read_site_table
-from .splits import PairSplits, iter_pairs, make_splits, pair_rows
+from .splits import PairSplits, make_splits, pair_rows
 from .store import Embedder, EmbeddingJob, EmbeddingReport, EmbeddingStore
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Structure",
     "StructurePair",
     "cluster_sequences",
-    "iter_pairs",
     "iter_site_rows",
     "leakage_report",
     "make_splits",
