@@ -15,26 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..data.store import Embedder, EmbeddingStore, head_width
-from ..evaluation import (
-    Aligner,
-    Composition,
-    EmbeddedOnce,
-    EmbeddingAlignment,
-    EmbeddingSource,
-    Foldseek,
-    Length,
-    MeanCosine,
-    NeedlemanWunsch,
-    PlasmaAligner,
-    SmithWaterman,
-    StoredEmbeddings,
-    StructureFolder,
-    TMAlign,
-    parameter_free,
-    with_settings,
-)
-from ..models.modeling_plasma import PlasmaModel
 from .common import (
     BackboneName,
     BatchSize,
@@ -67,22 +47,23 @@ from .embed import load_backbone_for as load_backbone
 from .embed import load_embedder
 
 if TYPE_CHECKING:
-    pass
     from ..data.sites import SiteProtein
-    from ..evaluation import Aligner, Evaluation, TruthRun
+    from ..data.store import Embedder
+    from ..evaluation import Aligner, EmbeddingSource, Evaluation, TruthRun
     from ..evaluation.retrieval import RetrievalReport
     from ..evaluation.retrieval_study import RetrievalStudy
     from ..io.structures import StructurePair
+    from ..models.modeling_plasma import PlasmaModel
 
 
-ON_SEQUENCES: dict[str, Any] = {
-    "smith-waterman": SmithWaterman,
-    "needleman-wunsch": NeedlemanWunsch,
-    "length": Length,
-    "composition": Composition,
+ON_SEQUENCES = {
+    "smith-waterman": "SmithWaterman",
+    "needleman-wunsch": "NeedlemanWunsch",
+    "length": "Length",
+    "composition": "Composition",
 }
-ON_EMBEDDINGS: dict[str, Any] = {"eba": EmbeddingAlignment, "mean-cosine": MeanCosine}
-ON_STRUCTURES: dict[str, Any] = {"tm-align": TMAlign, "foldseek": Foldseek}
+ON_EMBEDDINGS = {"eba": "EmbeddingAlignment", "mean-cosine": "MeanCosine"}
+ON_STRUCTURES = {"tm-align": "TMAlign", "foldseek": "Foldseek"}
 SHORT = {"kernel_scale": "kernel scale", "n_iters": "iterations", "diagonal_window": "window"}
 
 
@@ -123,6 +104,9 @@ class LineUp:
 
     def __post_init__(self) -> None:
         """Load what does not depend on the seed."""
+        from ..data.store import EmbeddingStore
+        from ..evaluation import StoredEmbeddings
+
         self._sources: dict[tuple[tuple[str, str], ...], NamedSource] = {}
         self._load = lru_cache(maxsize=4)(self._load_model)
         for folder in self.stores:
@@ -136,6 +120,9 @@ class LineUp:
 
     def aligners(self, seed: int) -> list[Aligner]:
         """Return all aligners, models as they were trained for a seed."""
+        from .. import evaluation
+        from ..data.store import head_width
+
         models = [(name, *self._model(name, seed)) for name in self.models]
         sources = self._given or list(dict.fromkeys(own for *_, own in models if own))
         if not sources:
@@ -154,7 +141,8 @@ class LineUp:
         for source in sources:
             for baseline in self.baselines:
                 if baseline in ON_EMBEDDINGS:
-                    found.append(ON_EMBEDDINGS[baseline](source.source, source.name))
+                    kind = getattr(evaluation, ON_EMBEDDINGS[baseline])
+                    found.append(kind(source.source, source.name))
         found += self._baselines_without_embeddings
         names = [(aligner.name, getattr(aligner, "backbone", "")) for aligner in found]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -163,6 +151,8 @@ class LineUp:
         return found
 
     def _swept(self, name: str, model: PlasmaModel, source: NamedSource) -> Iterator[Aligner]:
+        from ..evaluation import PlasmaAligner, with_settings
+
         for values in product(*self.sweep.values()):
             changes = dict(zip(self.sweep, values, strict=True))
             suffix = "".join(f", {SHORT.get(key, key)} {v}" for key, v in changes.items())
@@ -173,6 +163,9 @@ class LineUp:
         return self._load(name.replace("{seed}", str(seed)))
 
     def _load_model(self, name: str) -> tuple[PlasmaModel, NamedSource | None]:
+        from ..evaluation import parameter_free
+        from ..models.modeling_plasma import PlasmaModel
+
         if name == "pf":
             return parameter_free(), None
         if self._is_head_alone(name):
@@ -200,6 +193,8 @@ class LineUp:
         return config.model_type == "plasma" and config.plm_config is None
 
     def _source_of(self, embedder: Embedder) -> NamedSource:
+        from ..evaluation import EmbeddedOnce
+
         known = self._sources.get(_key(embedder.identity))
         if known is not None:
             return known
@@ -213,14 +208,17 @@ class LineUp:
         return self._sources[_key(identity)]
 
     def _independent(self) -> Iterator[Aligner]:
+        from .. import evaluation
+
         for name in self.baselines:
             if name in ON_SEQUENCES:
-                yield ON_SEQUENCES[name]()
+                yield getattr(evaluation, ON_SEQUENCES[name])()
             elif name in ON_STRUCTURES:
                 if self.structures is None:
                     fail(f"--baseline {name} reads structures; give their folder: --structures")
                 try:
-                    yield ON_STRUCTURES[name](StructureFolder(self.structures))
+                    folder = evaluation.StructureFolder(self.structures)
+                    yield getattr(evaluation, ON_STRUCTURES[name])(folder)
                 except FileNotFoundError as error:
                     report(f"{name} is left out: {error}")
                     self.not_found.append(name)
