@@ -24,6 +24,7 @@ from plasma_hf.io.formats import FIELDS, FORMATS, LEGEND
 ROOT = Path(__file__).parents[1]
 LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"
 FASTA = f">one first\n{LONG[:10]}\n{LONG[10:]}\n>two\nGGGPGGGPGGGP\n"
+VERBS = ("align", "embed", "search", "index build", "train plasma", "train protalign")
 BAD = f">fine\n{PART}\n>empty\n>digits\nMK7LA\n"
 
 
@@ -271,24 +272,20 @@ def test_help_has_examples() -> None:
     assert len(help_examples()) == 4
 
 
-RUN = "from plasma_hf.cli import app; app(prog_name='plasma-hf')"
+RUN = "import sys; sys.argv[0] = 'plasma-hf'; from plasma_hf.cli import app; app()"
+"""What the installed script does."""
 
 
 def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
     """Nothing but the result is said, and a reader that leaves early is no error to speak of."""
     Path("many.fasta").write_text("".join(f">p{n}\n{LONG}\n" for n in range(30)))
-    command = [
-        sys.executable,
-        "-c",
-        RUN,
-        "align",
-        "many.fasta",
-        "many.fasta",
-        "--model",
-        checkpoint,
-    ]
+    words = ["align", "many.fasta", "many.fasta", "--model", checkpoint]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, "-c", RUN, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     ) as process:
         assert process.stdout and process.stderr
         assert process.stdout.readline() == LEGEND
@@ -297,14 +294,35 @@ def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
     assert process.returncode == 1
 
 
-def test_cli_alone_does_not_import_torch() -> None:
-    """Help needs no torch; the package round the module is put aside to see it."""
-    code = (
-        "import sys, types; package = types.ModuleType('plasma_hf'); "
-        f"package.__path__ = [{str(ROOT / 'plasma_hf')!r}]; sys.modules['plasma_hf'] = package; "
-        "import plasma_hf.cli; assert not {'torch', 'transformers'} & set(sys.modules)"
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "alig", *(f"{verb} --help" for verb in VERBS)],
+)
+def test_help_and_typing_errors_import_nothing_heavy(words: str) -> None:
+    code = f"import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {RUN}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}", *words.split()],
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert done.returncode == (2 if words == "alig" else 0), done.stderr
+    loaded = set(done.stderr.split())
+    assert "plasma_hf.cli.main" in loaded
+    assert not {"torch", "transformers", "numpy", "datasets"} & loaded
+
+
+def test_the_package_registers_itself_but_in_the_command_line() -> None:
+    code = "import sys; sys.argv[0] = {!r}; import plasma_hf; print('torch' in sys.modules)"
+    for name, eager in (("/bin/plasma-hf", "False"), ("/bin/python", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(name)],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=True,
+        )
+        assert done.stdout.strip() == eager
 
 
 def environment() -> dict[str, str]:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what the library says of bad input into one line and exit code 2."""
+    from .. import register
+
     try:
+        register()
         yield
     except BrokenPipeError:  # the reader has seen enough; typer ends quietly
         raise
