@@ -11,15 +11,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig, __version__
-from plasma_hf.cli.main import FormatName, app
-from plasma_hf.io.formats import FIELDS, FORMATS, LEGEND
+from plasma_hf.cli.common import OutputFormat
+from plasma_hf.cli.main import app
+from plasma_hf.io.formats import FIELDS, FORMATS, HIT_FORMATS, LEGEND
 
 ROOT = Path(__file__).parents[1]
 LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"
@@ -58,6 +59,13 @@ def rows(text: str) -> list[dict[str, Any]]:
 
 def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def choices(annotated: Any) -> list[str]:
+    """Return the values that an option takes, given its type."""
+    while (inner := get_args(annotated)) and not all(isinstance(one, str) for one in inner):
+        annotated = inner[0]
+    return list(inner)
 
 
 def one_line(result: Any) -> str:
@@ -242,7 +250,7 @@ def test_plot(align: Any) -> None:
 
 
 def test_formats_are_those_of_the_library() -> None:
-    assert [name.value for name in FormatName] == list(FORMATS)
+    assert choices(OutputFormat) == list(FORMATS) == list(HIT_FORMATS)
 
 
 def test_version() -> None:
