@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backbones import load_backbone
     from .hub import check_hub_folder, export_to_hub_folder, push
     from .models.configuration_plasma import PlasmaConfig
     from .models.configuration_protalign import ProtAlignConfig as ProtAlignConfig
-    from .models.loading import load_backbone
     from .models.modeling_plasma import PlasmaModel
     from .models.modeling_protalign import ProtAlignModel
     from .models.modeling_protein_mpnn import ProteinMPNNEncoder
@@ -54,7 +54,7 @@ _HOMES = {
     "hub": ("check_hub_folder", "export_to_hub_folder", "push"),
     "models.configuration_plasma": ("PlasmaConfig",),
     "models.configuration_protalign": ("ProtAlignConfig",),
-    "models.loading": ("load_backbone",),
+    "backbones": ("load_backbone",),
     "models.modeling_plasma": ("PlasmaModel",),
     "models.modeling_protalign": ("ProtAlignModel",),
     "models.modeling_protein_mpnn": ("ProteinMPNNConfig", "ProteinMPNNEncoder"),

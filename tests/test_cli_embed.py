@@ -115,7 +115,10 @@ def test_remove(embed: Any, tiny: None) -> None:
         (["--output", "store"], "there is nothing to do; give files with proteins, or --remove"),
         (["--output", "no", "--remove", "P1"], "there is no embedding store in 'no'"),
         (["two.fasta", "-o", "s", "--model", "a", "--backbone", "b"], "--model brings its own"),
-        (["two.fasta", "-o", "s", "--recipe", "native"], "--recipe goes with --backbone"),
+        (
+            ["two.fasta", "-o", "s", "--input-format", "native"],
+            "--input-format goes with --backbone",
+        ),
         (["two.fasta", "-o", "s", "--backbone", "no/where"], "no/where"),
         (["two.fasta", "-o", "s", "--model", "no/where"], "--model no/where cannot be loaded;"),
         (["two.fasta", "-o", "s", "--model", "head"], "--model head is a head that takes residue"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from plasma_hf.backbones import BACKBONES
 from plasma_hf.cli.main import app
-from plasma_hf.models.processing_plasma import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

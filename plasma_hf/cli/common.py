@@ -136,7 +136,12 @@ BackboneName = Annotated[
     str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
 ]
 Recipe = Annotated[
-    str | None, typer.Option(help="How sequences are written for the backbone: native or upstream.")
+    str | None,
+    typer.Option(
+        "--input-format",
+        "--recipe",
+        help="How sequences are written for the backbone: native or upstream.",
+    ),
 ]
 RetrievalModel = Annotated[
     str | None, typer.Option(help="Folder or Hub id of a ProtAlign model; the bundled by default.")

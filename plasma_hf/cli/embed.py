@@ -180,12 +180,12 @@ def load_embedder(
     from transformers import AutoProcessor
     from transformers.utils import logging
 
-    from ..models.loading import load_backbone
+    from ..backbones import load_backbone
     from ..models.modeling_backbone import Backbone
 
     if backbone is None:
         if recipe is not None:
-            fail("--recipe goes with --backbone; a PLASMA model brings its own")
+            fail("--input-format goes with --backbone; a PLASMA model brings its own")
         plasma = load_model(model, "plasma", revision, device, trust_remote_code)
         config = plasma.config
         processor = plasma.processor or AutoProcessor.from_pretrained(
@@ -204,6 +204,6 @@ def load_embedder(
         device=device or best_device(),
         trust_remote_code=trust_remote_code,
     )
-    if embedder.recipe.reads_structures:
+    if embedder.input_format.reads_structures:
         fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
     return embedder, None
