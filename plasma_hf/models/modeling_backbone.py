@@ -58,33 +58,29 @@ class SafeWeights(PreTrainedModel):
     source_revision: str | None = None  # None for a folder, and for what was never loaded
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: Any, *args: Any, use_safetensors: bool | None = None, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load a saved model as `PreTrainedModel` does, see `load_safely`."""
-        load = super().from_pretrained
-        loaded = load_safely(load, name_or_path, *args, use_safetensors=use_safetensors, **kwargs)
+        loaded = load_safely(super().from_pretrained, name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.source_revision = commit_of(model.config._name_or_path or name_or_path, kwargs)
         return loaded
 
 
-def load_safely(
-    load: Callable[..., Any], name: Any, *args: Any, use_safetensors: bool | None, **options: Any
-) -> Any:
+def load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
     """Call a `from_pretrained` so that it reads safetensors alone, or raises a `WeightsError`.
 
     With `use_safetensors=False` it reads pickles too, by `torch.load(weights_only=True)`.
     """
-    if use_safetensors is None and os.environ.get(ALLOW_PICKLE) != "1":
-        use_safetensors = True
+    safe = options.get("use_safetensors")
+    if safe is None and os.environ.get(ALLOW_PICKLE) != "1":
+        safe = True
     try:
-        return load(name, *args, use_safetensors=use_safetensors, **options)
+        return load(name, *args, **options | {"use_safetensors": safe})
     except WeightsError:
         raise
     # What a reader makes of a damaged file may be an error of any kind.
     except Exception as error:
-        reason = None if use_safetensors is False else _what_is_wrong(name, options)
+        reason = None if safe is False else _what_is_wrong(name, options)
         if reason is None:
             raise
         raise WeightsError(reason) from error
@@ -571,12 +567,7 @@ class PreTrainedHead(SafeWeights):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
-        name_or_path: Any,
-        *args: Any,
-        load_backbone: bool = True,
-        use_safetensors: bool | None = None,
-        **kwargs: Any,
+        cls, name_or_path: Any, *args: Any, load_backbone: bool = True, **kwargs: Any
     ) -> Any:
         """Load a saved model, and the backbone it stands on if that is not saved with it.
 
@@ -586,11 +577,10 @@ class PreTrainedHead(SafeWeights):
         Raises:
             OSError: If weights are missing, damaged or a pickle, or the backbone is nowhere.
         """
-        kwargs["use_safetensors"] = use_safetensors
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if load_backbone and model.backbone is None and model.config.plm_config is not None:
-            model.load_backbone(use_safetensors=use_safetensors)
+            model.load_backbone(use_safetensors=kwargs.get("use_safetensors"))
         if model.backbone is not None:
             model.backbone.requires_grad_(False).eval()
         return loaded
@@ -609,21 +599,12 @@ class PreTrainedHead(SafeWeights):
             self.backbone.eval()
         return self
 
-    def load_backbone(
-        self,
-        source: str | Path | None = None,
-        *,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        use_safetensors: bool | None = None,
-    ) -> PlasmaProcessor:
+    def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:
         """Load the backbone that the head was made for, and return its processor.
 
         Args:
             source: Folder with it, by default the id in the configuration.
-            revision: Commit, branch or tag on the Hub, by default that of the configuration.
-            trust_remote_code: Run Python code that the backbone brings.
-            use_safetensors: See `plasma_hf.load_backbone`.
+            **options: For `plasma_hf.load_backbone`: revision, trust_remote_code, ...
 
         Raises:
             ValueError: If the configuration names no backbone, or this one does not fit.
@@ -638,14 +619,9 @@ class PreTrainedHead(SafeWeights):
             )
         if IN_PACKAGE:  # which knows what authors publish as well
             load = import_module("plasma_hf.backbones").load_backbone
-        backbone = load(
-            str(source or name),
-            config.plm_recipe,
-            revision=revision or (config.plm_revision if source is None else None),
-            device=self.device,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=use_safetensors,
-        )
+        if source is None:
+            options["revision"] = options.get("revision") or config.plm_revision
+        backbone = load(str(source or name), config.plm_recipe, device=self.device, **options)
         self.attach_backbone(backbone, name if source is not None else None)
         if source is not None:
             config.plm_name_or_path, config.plm_revision = str(source), backbone.revision

@@ -36,7 +36,7 @@ class SubstitutionConfig(PreTrainedConfig):
     decay: float | int = 7.0
 
     def __post_init__(self, **kwargs: object) -> None:
-        """Check the window."""
+        """Check the numbers."""
         if self.window < 0 or self.decay <= 0:
             raise ValueError(
                 f"window={self.window}, decay={self.decay}: give a window of 0 or more residues "

@@ -57,7 +57,7 @@ def substitution_tokenizer() -> PreTrainedTokenizerFast:
 class InputFormat:
     """How sequences become tokens, one per residue, and what stands around them.
 
-    Attributes:
+    Args:
         name: "family/form" for the named ones, see `INPUT_FORMATS`.
         text: "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"]).
         as_x: Letters given as X though the tokenizer may know them; those unknown always are.
@@ -200,6 +200,10 @@ def generic_input_format(tokenizer: Any) -> InputFormat:
     )
 
 
+def _letters(protein: Any) -> str:
+    return protein.sequence or "" if is_protein(protein) else protein
+
+
 PROST_T5, PROT_T5 = "Rostlab/ProstT5", "Rostlab/prot_t5_xl_half_uniref50-enc"
 ESM2 = "facebook/esm2_t33_650M_UR50D"
 
@@ -320,9 +324,10 @@ class PlasmaProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        sequences = [
-            protein.sequence or "" if is_protein(protein) else clean_sequence(protein, name)
-            for protein in proteins
+        sequences: Any = [
+            # `checked` is what was read, and its letters are clean.
+            p.sequence if getattr(p, "checked", False) else clean_sequence(_letters(p), name)
+            for p in proteins
         ]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
