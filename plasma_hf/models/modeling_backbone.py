@@ -110,10 +110,10 @@ def pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | Non
     """Say why weights are not read if they are a pickle and not the `wanted` file, else None."""
     known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir") and v}
     how = f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1)"
-    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
     if wanted == ADAPTER:
         call = f"model.load_adapter({str(name)!r}, use_safetensors=False)"
-        how, pickled = f"load its base and type {call}", ("adapter_model.bin",)
+        how, pickled = f"load its base and type {call}", ["adapter_model.bin"]
     there = []
     for file in (wanted, *pickled):
         with suppress(OSError, ValueError):
@@ -143,7 +143,7 @@ def folder_of(name: Any, options: dict[str, Any], file: str = "config.json") -> 
 def commit_of(name: Any, options: dict[str, Any]) -> str | None:
     """Return the commit that the cache of the Hub has of a model, None for a folder."""
     folder = None if os.path.isdir(name or "") else folder_of(name, options)
-    return folder and extract_commit_hash(str(folder / "config.json"), None)
+    return extract_commit_hash(str(folder / "config.json"), None) if folder else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -514,10 +514,10 @@ def _load_tokenizer(
     fields, _unused = PreTrainedConfig.get_config_dict(source, revision=revision)
     # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown
     # token in front of every residue of Ankh; read as plain data, the file says what it means.
+    options: dict[str, Any] = {"revision": revision}
     if fields.get("model_type") == "t5" and has_file(source, "tokenizer.json", revision):
-        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return AutoTokenizer.from_pretrained(source, **options)
+        return PreTrainedTokenizerFast.from_pretrained(source, **options)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
 
 
 LEARNED_POSITIONS = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
@@ -529,7 +529,7 @@ def _settled(
 ) -> InputFormat:
     """Decide on the format: the one asked for, that of the model, or a generic one."""
     config = model.config
-    saved = "esmc/native" if config.model_type == "esmc" else getattr(model, "saved_format", None)
+    saved = "esmc/native" if config.model_type == "esmc" else getattr(model, "saved_format", "")
     wanted = wanted or INPUT_FORMATS.get(saved) or generic_input_format(tokenizer)
     limits = [max_residues, wanted.max_residues]
     kind = getattr(config, "position_embedding_type", "absolute")

@@ -200,8 +200,10 @@ def generic_input_format(tokenizer: Any) -> InputFormat:
     )
 
 
-def _letters(protein: Any) -> str:
-    return protein.sequence or "" if is_protein(protein) else protein
+def _clean_letters(protein: Any, name: str) -> str:
+    letters = protein.sequence or "" if is_protein(protein) else protein
+    # What was read is checked, and its letters are clean.
+    return letters if getattr(protein, "checked", False) else clean_sequence(letters, name)
 
 
 PROST_T5, PROT_T5 = "Rostlab/ProstT5", "Rostlab/prot_t5_xl_half_uniref50-enc"
@@ -324,11 +326,7 @@ class PlasmaProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        sequences: Any = [
-            # `checked` is what was read, and its letters are clean.
-            p.sequence if getattr(p, "checked", False) else clean_sequence(_letters(p), name)
-            for p in proteins
-        ]
+        sequences = [_clean_letters(protein, name) for protein in proteins]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)
