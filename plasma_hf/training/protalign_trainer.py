@@ -88,7 +88,6 @@ class ProtAlignTrainer(SafeSaving):
         self.args.remove_unused_columns = False  # a pair is the collator's affair
         model: Any = self.model
         self.inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.inner.gather = gather_ranks
         self.figures: dict[str, dict[str, float]] = {}
         self.card_details: dict[str, Any] = {}
 
@@ -116,17 +115,19 @@ class ProtAlignTrainer(SafeSaving):
         inputs = dict(inputs)
         form = inputs.pop("form_embeddings", None)
         if not self.left_out:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            output = model(**inputs, gather=gather_ranks)
+            return (output.loss, output) if return_outputs else output.loss
         # Of seed and update alone: a run that was stopped goes on with the same views.
         drawn = torch.Generator().manual_seed(1_000_003 * self.args.seed + self.state.global_step)
         first, second = (leave_out(inputs, self.left_out, drawn) for _ in range(2))
         second = mix_forms(crop(second, self.cropped, drawn), form, drawn)
-        output = model(**first)
+        output = model(**first, gather=gather_ranks)
         views = self.inner.get_structure_features(
-            **{name: second[name] for name in STRUCTURE_INPUTS if name in second}
+            **{name: second[name] for name in STRUCTURE_INPUTS if name in second},
+            gather=gather_ranks,
         )
         loss = output.loss + self.view_weight * self.inner.pair_loss(
-            views, output.structure_features, inputs.get("groups"), self.inner.gather
+            views, output.structure_features, inputs.get("groups"), gather_ranks
         )
         return (loss, output) if return_outputs else loss
 
