@@ -239,7 +239,7 @@ def test_other_files_in_place_of_the_checkpoint(tmvec, published):
     ckpt, params = published
     with pytest.raises(ValueError, match="params.json cannot be read as a checkpoint"):
         TMVecModel.from_upstream(params, params)
-    with pytest.raises(FileNotFoundError, match=r"nowhere.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.ckpt is not a file"):
         TMVecModel.from_upstream(ckpt.with_name("nowhere.ckpt"), params)
     torch.save(tmvec.state_dict(), ckpt)
     with pytest.raises(ValueError, match="has no state_dict"):
