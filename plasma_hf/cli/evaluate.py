@@ -661,7 +661,7 @@ def evaluate_protalign(
     if model and (table or 3 in (figure or [])):
         fail("--table and --figure 3 train models of their own; leave --model out for them")
     with one_line_errors():
-        from ..training.protalign_run import ProtAlignRun
+        from ..training.run import ProtAlignRun
 
         pairs, complete = read_pairs(structures, min_residues, max_residues)
         seeds = list(dict.fromkeys(seed or [0]))

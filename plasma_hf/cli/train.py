@@ -453,7 +453,7 @@ def train_protalign(
 ) -> None:
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     with one_line_errors():
-        from ..training.protalign_run import ProtAlignRun
+        from ..training.run import ProtAlignRun
         from ..training.structure_data import split_pairs
 
         pairs, complete = read_pairs(structures, min_residues, max_residues)
@@ -499,8 +499,8 @@ def _train_residues(
     from ..models.configuration_protalign import ProtAlignConfig
     from ..models.modeling_protalign import ProtAlignModel
     from ..models.modeling_substitution import ResidueEncoderModel
-    from ..training.protalign_run import processor_of
     from ..training.residue_contrast import ResidueTraining, train_encoders
+    from ..training.run import processor_of
 
     sizes: dict[str, Any] = {
         "sequence_size": backbone.hidden_size,

@@ -19,7 +19,7 @@ from ..io.structures import StructurePair
 from ..models.modeling_backbone import Backbone
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
-from ..training.protalign_run import METRICS, ProtAlignRun, processor_of
+from ..training.run import METRICS, ProtAlignRun, processor_of
 from ..training.structure_data import PairCollation, PairFeatures, PairParts, split_pairs
 from .aligners import align_sequences
 from .plots import file_name

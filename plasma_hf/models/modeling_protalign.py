@@ -737,8 +737,8 @@ class ProtAlignModel(WithBackbone):
                     f"structure {structure.id} has no residue with all the backbone atoms that "
                     "are read; leave it out, or give one with coordinates."
                 )
-        batch["structure_residue_mask"] = batch.pop("residue_mask")
-        return self.pool_structures(**{name: rows.to(self.device) for name, rows in batch.items()})
+        names = ("backbone", "residue_mask", "residue_index", "chain_index")
+        return self.pool_structures(None, None, *(batch[name].to(self.device) for name in names))
 
     def _embed_batches(
         self,

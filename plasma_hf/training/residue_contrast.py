@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
 from ..io.structures import StructurePair
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.protein import STANDARD_RESIDUES, Structure
-from .encoder import EncoderTrainer, batch_arguments, lasting, only_batch
-from .run import checkpoint_to_resume
+from .run import checkpoint_to_resume, lasting_settings
+from .trainer import BatchTrainer
 
 NOT_ASKED = -100
 
@@ -246,20 +246,16 @@ def train_encoders(
     processor = model.processor
     if processor is None:
         raise ValueError("the model has no processor; set model.processor.")
-    last = checkpoint_to_resume(folder, lasting(settings), resume)
+    last = checkpoint_to_resume(folder, lasting_settings(settings), resume)
     set_seed(settings.seed)
     model.requires_grad_(False)
     model.sequence_encoder.requires_grad_(sequences)
     model.structure_encoder.requires_grad_(True)
     noise = model.structure_encoder.config.augment_eps
     model.structure_encoder.config.augment_eps = settings.noise
-    trainer = EncoderTrainer(
-        model=ResidueContrast(model, settings),
-        args=batch_arguments(folder, settings, options),
-        train_dataset=ChainBatches(pairs, clusters, processor, settings),
-        data_collator=only_batch,
-    )
-    trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
+    objective = ResidueContrast(model, settings)
+    batches = ChainBatches(pairs, clusters, processor, settings)
+    trainer = BatchTrainer(objective, folder, batches, settings, options)
     trainer.train(resume_from_checkpoint=last)
     model.structure_encoder.config.augment_eps = noise
     model.requires_grad_(True)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from plasma_hf import ProtAlignConfig, ProtAlignModel
 from plasma_hf.models.modeling_protalign import clip_loss, siglip_loss
-from plasma_hf.training.trainer import gather_ranks
+from plasma_hf.training.distributed import gather_ranks
 
 PAIRS, UPDATES = 12, 3
 LOSSES = {
