@@ -21,7 +21,6 @@ PIPELINES = {
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 CHOICES = {"loss": ("clip", "siglip"), "siglip_sign": ("pseudocode", "paper")}
-FIRST_TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
 
 
 @strict
@@ -105,7 +104,7 @@ class ProtAlignConfig(PreTrainedConfig):
             self.structure_size = width_of(self.structure_config)
         self._check_ranges()
         if self.logit_temperature is None:
-            self.logit_temperature = FIRST_TEMPERATURE[self.loss]
+            self.logit_temperature = 0.07 if self.loss == "clip" else 0.1
         if self.learn_temperature is None:
             self.learn_temperature = self.loss == "siglip"
         super().__post_init__(**kwargs)

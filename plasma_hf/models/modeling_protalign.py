@@ -35,13 +35,7 @@ Item = TypeVar("Item")
 
 
 class Gathered(NamedTuple):
-    """Vectors of all ranks.
-
-    Args:
-        vectors: `(pairs of all ranks, ...)`, rank after rank.
-        start: Where those of this rank begin.
-        ranks: How many ranks there are.
-    """
+    """Vectors of all ranks, rank after rank, where those of this one begin, and how many ranks."""
 
     vectors: Tensor
     start: int
@@ -237,9 +231,8 @@ class PairLoss(nn.Module):
             self.log_scale.data.clamp_(max=self.MAX_LOG_SCALE)
         if self.config.loss == "clip":
             return clip_loss(sequences, structures, 1 / self.scale, groups, gather)
-        options: dict[str, Any] = {"groups": groups, "gather": gather}
-        chunk = self.config.loss_chunk
-        return siglip_loss(sequences, structures, self.scale, self.offset, chunk=chunk, **options)
+        options = {"groups": groups, "gather": gather, "chunk": self.config.loss_chunk}
+        return siglip_loss(sequences, structures, self.scale, self.offset, **options)
 
 
 class Standardize(nn.BatchNorm1d):
@@ -681,10 +674,7 @@ class ProtAlignModel(WithBackbone):
         return self._embed_batches(structures, lengths, self._pool_atoms, batch_size)
 
     def explain_sequence(self, sequence: str) -> Tensor:
-        """Return how much each residue weighs in the vector of a sequence, `(residues,)`.
-
-        These are the attention weights' mean over heads; their sum is 1.
-        """
+        """Return how much each residue weighs in the vector, `(residues,)`, with the sum 1."""
         with self._inference():
             return self._pool_proteins([_read(sequence, "the sequence")])[1][0].float().cpu()
 
@@ -738,7 +728,8 @@ class ProtAlignModel(WithBackbone):
                     "are read; leave it out, or give one with coordinates."
                 )
         names = ("backbone", "residue_mask", "residue_index", "chain_index")
-        return self.pool_structures(None, None, *(batch[name].to(self.device) for name in names))
+        atoms: list[Any] = [batch[name].to(self.device) for name in names]
+        return self.pool_structures(None, None, *atoms)
 
     def _embed_batches(
         self,

@@ -130,11 +130,7 @@ class ProtAlignPreset(TrainingPreset):
 
 
 # AdamW without weight decay is Adam.
-ADAM: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 0.0,
-}
+ADAM: dict[str, Any] = {"weight_decay": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
 COSINE: dict[str, Any] = {
     "weight_decay": 0.01,
     "lr_scheduler_type": "cosine",
@@ -145,8 +141,8 @@ COSINE: dict[str, Any] = {
 PUBLISHED = Preset(
     name="published",
     config={"head": "lrl", "head_size": 512, "kernel_scale": 0.1, "n_iters": 20},
-    arguments=ADAM
-    | {
+    arguments={
+        **ADAM,
         "learning_rate": 1e-4,
         "per_device_train_batch_size": 1,
         "num_train_epochs": 20,
@@ -166,8 +162,8 @@ IMPROVED = Preset(
         "score_loss_form": "affine",
         "label_match_form": "symmetric",
     },
-    arguments=COSINE
-    | {
+    arguments={
+        **COSINE,
         "learning_rate": 3e-3,
         "per_device_train_batch_size": 16,
         "num_train_epochs": 3,

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.pairs import ProteinPair
@@ -47,9 +47,6 @@ METRICS = "metrics.json"
 SETTINGS = "run.json"
 """File beside checkpoints with the settings of their run."""
 
-HELD_OUT = {"interpolation": "test", "extrapolation": "test_hard"}
-"""What the two test sets of a split are called in the metrics."""
-
 UNUSED_PARTS = ("pooler", "contact_head")
 
 Trained = Literal["none", "structure", "all", "lora"]
@@ -58,10 +55,9 @@ TRAINED: tuple[Trained, ...] = ("none", "structure", "all", "lora")
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint of a Trainer that was written to its end, None without one.
+    """Return the last checkpoint that was written to its end, None without one.
 
-    A process that is killed while it writes leaves a torn one; the state of the Trainer is what
-    is written last.
+    A process that is killed while it writes leaves a torn one, without the state of the Trainer.
     """
     found = {int(c.name.split("-")[-1]): c for c in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     for _, checkpoint in sorted(found.items(), reverse=True):
@@ -79,8 +75,8 @@ def checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool
 
     Args:
         folder: Of the checkpoints; made if need be.
-        settings: What a resumed run has in common with the one that was stopped, by name. A new run
-            leaves them in the folder.
+        settings: What a resumed run must share with the one that was stopped; a new run leaves
+            them in the folder.
         resume: Whether to go on with an earlier run.
 
     Raises:
@@ -158,16 +154,15 @@ class TrainingRun:
         return self.presets[self.preset] if isinstance(self.preset, str) else self.preset
 
     @property
-    def _checkpoints(self) -> Path:
-        return Path(self.folder) / CHECKPOINTS
-
-    @property
     def _store_folder(self) -> Path:
         return Path(self.store or Path(self.folder) / "store")
 
-    def _training_arguments(self) -> Any:
+    def _training_arguments(self) -> TrainingArguments:
         given = {"seed": self.seed} | dict(self.arguments)
-        return self._preset.training_arguments(self._checkpoints, **given)
+        arguments: TrainingArguments = self._preset.training_arguments(
+            Path(self.folder) / CHECKPOINTS, **given
+        )
+        return arguments
 
     def _common(self, pairs: Iterable[str], **others: Any) -> dict[str, Any]:
         """Say what a resumed run has to have in common with the one that was stopped."""
@@ -232,9 +227,8 @@ class PlasmaRun(TrainingRun):
         pairs = sample_share(splits.train, self.fraction, self.seed)
         learnt = (f"{p.query.sequence} {p.candidate.sequence} {p.label}" for p in pairs)
         settings = self._common(learnt, fraction=self.fraction)
-        checkpoint = checkpoint_to_resume(self._checkpoints, settings, resume)
-        held_out = {name: getattr(splits, side) for name, side in HELD_OUT.items()}
-        everything = [*pairs, *splits.validation, *(p for part in held_out.values() for p in part)]
+        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
+        everything = [*pairs, *splits.validation, *splits.test, *splits.test_hard]
         sequences = (side.sequence for pair in everything for side in (pair.query, pair.candidate))
         store = store_sequences(self._store_folder, sequences, backbone, self.store_dtype)
         set_seed(self.seed)
@@ -251,7 +245,7 @@ class PlasmaRun(TrainingRun):
         for name, value in preset.aligning.items():
             setattr(model.config, name, value)
         trainer.evaluate()
-        for name, test in held_out.items():
+        for name, test in (("interpolation", splits.test), ("extrapolation", splits.test_hard)):
             if len(test):
                 trainer.evaluate(PairRows(test), metric_key_prefix=name)
         model.attach_backbone(backbone)
@@ -332,7 +326,7 @@ class ProtAlignRun(TrainingRun):
         most = max(2, len(train) // arguments.world_size)
         arguments.per_device_train_batch_size = min(arguments.per_device_train_batch_size, most)
         settings = self._settings(parts)
-        checkpoint = checkpoint_to_resume(self._checkpoints, settings, resume)
+        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
         everything, forms = [*train, *parts.validation, *parts.test], None
         if preset.form_eps and self.trained in ("none", "lora"):
             # A second form of structures; an encoder that trains adds its noise itself.

@@ -114,14 +114,10 @@ def structure_hash(structure: Structure) -> str:
 
 
 class StructureEmbedder:
-    """Say of a structure encoder what an embedding store asks of its embedder.
-
-    Args:
-        encoder: Left in the mode that it is in.
-    """
+    """Let a structure encoder fill an embedding store."""
 
     def __init__(self, encoder: ProteinMPNNEncoder) -> None:
-        """Keep the encoder."""
+        """Keep the encoder, in the mode that it is in."""
         self.encoder = encoder
 
     @property
@@ -137,11 +133,7 @@ class StructureEmbedder:
         return int(self.encoder.config.hidden_size)
 
     def embed(self, structures: Sequence[Any]) -> list[Tensor]:
-        """Embed structures of like length, the residues alone that have all atoms.
-
-        Returns:
-            `(residues with all atoms, hidden)` each: a pool asks for no order.
-        """
+        """Embed structures of like length, the residues alone that have all atoms."""
         rows = self.encoder.embed(structures, batch_size=len(structures))
         atoms = self.encoder.config.atoms
         return [
@@ -208,7 +200,7 @@ def store_sequences(
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Hold the stores that a head trains on; None for an encoder that trains along.
+    """Hold the stores that pools train on; None for an encoder that trains along.
 
     Attributes:
         sequences: By `sequence_hash`.
@@ -222,21 +214,12 @@ class PairFeatures:
     def compute(
         cls,
         folder: Path,
-        pairs: Iterable[StructurePair],
+        pairs: Sequence[StructurePair],
         backbone: Backbone | None,
         encoder: ProteinMPNNEncoder | None,
         dtype: str = "float16",
     ) -> PairFeatures:
-        """Embed both sides of pairs into `sequences` and `structures` of a folder.
-
-        Args:
-            folder: Made if need be.
-            pairs: What a run needs.
-            backbone: Of the sequences, None to leave them.
-            encoder: Of the structures, None to leave them.
-            dtype: What new stores keep.
-        """
-        pairs = list(pairs)
+        """Embed the sides of pairs that have an encoder into two stores, as far as need be."""
         sequences = structures = None
         if backbone is not None:
             texts = (pair.sequence for pair in pairs)
@@ -307,15 +290,7 @@ class StructurePairs(Dataset[dict[str, Any]]):
 
 
 def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
-    """Number groups of pairs whose sequences are nearly the same.
-
-    Args:
-        pairs: Sequences and structures.
-        identity: Identical residues / length of the shorter sequence, from which on two are.
-
-    Returns:
-        A group for each pair, `(pairs,)`.
-    """
+    """Number groups of pairs whose sequences are identical from a share of the shorter one on."""
     clusters = cluster_sequences({str(i): pair.sequence for i, pair in enumerate(pairs)}, identity)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters.values()))}
     return [numbers[clusters[str(i)]] for i in range(len(pairs))]

@@ -18,14 +18,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
 from ..hub import push
-from ..hub.card import card_of
+from ..hub.card import ANY_REPOSITORY, card_of
 from ..hub.export import is_adapter
 from ..metrics.pairs import average_precision, f1_max, roc_auc
 from ..metrics.retrieval import best_ranks
 from ..models.modeling_plasma import label_match_losses, with_labelled_site
 from .augmentation import crop_structures, mask_spans, mix_up
 from .distributed import gather_ranks
-from .samplers import GroupDisjointSampler, LengthGroupedSampler
+from .samplers import EpochSampler, GroupDisjointSampler, LengthGroupedSampler
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +41,15 @@ STRUCTURE_INPUTS = (
 
 
 class SafeTrainer(Trainer):
-    """A `Trainer` that writes and uploads no pickle beside the model.
+    """A `Trainer` that prints nothing, and writes and uploads no pickle beside the model.
 
-    Folders of a checkpoint have three files of `torch.save`, to go on with a run that was
-    stopped: `optimizer.pt`, `scheduler.pt` and `rng_state.pth` (one per process). `Trainer` reads
-    them with `torch.load(weights_only=True)`, only to resume, and only from the folder that it is
-    told. No export and no upload takes them along.
+    Checkpoints alone have files of `torch.save`, to go on with a run that was stopped:
+    `optimizer.pt`, `scheduler.pt` and `rng_state.pth` (one per process). `Trainer` reads them with
+    `torch.load(weights_only=True)`, and only to resume. No export and no upload takes them along.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Print nothing: what would be is in the log history."""
+        """Leave out the callback that prints; what it would print is in the log history."""
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
 
@@ -88,21 +87,15 @@ class SafeTrainer(Trainer):
         private: bool | None = None,
         **options: Any,
     ) -> CommitInfo | None:
-        """Push model, processor and card as one commit, by `plasma_hf.push`.
+        """Push model, processor and card as one commit, by `plasma_hf.push`, and wait for it.
 
         Args:
             commit_message: Of the commit.
-            blocking: Without effect: this returns when the upload is done.
-            token: Of the Hub; by default `hub_token` of the arguments.
-            revision: Branch to push to; by default `hub_revision` of the arguments.
+            blocking: Without effect.
+            token: Of the Hub; this, `revision` and `private` are by default those of the arguments.
+            revision: Branch to push to.
             private: Whether a new repository is private.
-            **options: See `plasma_hf.export_to_hub_folder`.
-
-        Returns:
-            The commit; None in all processes but the first.
-
-        Raises:
-            ValueError: See `init_hf_repo` and `plasma_hf.export_to_hub_folder`.
+            **options: See `plasma_hf.export_to_hub_folder`, which also says what it refuses.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -115,15 +108,10 @@ class SafeTrainer(Trainer):
             if card is not None:
                 card.save(Path(folder) / "README.md")
             processor = self.processing_class or getattr(self.model, "processor", None)
+            options |= {"folder": folder, "revision": revision or self.args.hub_revision}
+            message = commit_message or "End of training"
             return push(
-                self.model,
-                processor,
-                self.hub_model_id,
-                folder=folder,
-                revision=revision or self.args.hub_revision,
-                message=commit_message or "End of training",
-                token=token,
-                **options,
+                self.model, processor, self.hub_model_id, message=message, token=token, **options
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -131,7 +119,7 @@ class SafeTrainer(Trainer):
         if self.args.hub_strategy != HubStrategy.END:
             self.push_to_hub(f"Training in progress, step {self.state.global_step}")
 
-    def card(self, repository: str | None = None) -> ModelCard | None:
+    def card(self, repository: str) -> ModelCard | None:
         """Return a card to push along, None for that of the export."""
         return None
 
@@ -163,16 +151,12 @@ class CardTrainer(SafeTrainer):
         """Pairs that update the weights together, or are compared with each other."""
         return self.args.train_batch_size * self.args.world_size
 
-    @property
-    def order_seed(self) -> int:
-        """Seed of the order of pairs."""
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+    def _sampler(self, kind: type[EpochSampler], about: Sequence[int]) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return kind(about, self.pairs_per_batch, seed)
 
     def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate as `Trainer` does, and keep the metrics for the card."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -187,15 +171,14 @@ class CardTrainer(SafeTrainer):
         if not _internal_call and self.is_world_process_zero():
             self._card().save(Path(output_dir or str(self.args.output_dir)) / "README.md")
 
-    def card(self, repository: str | None = None) -> ModelCard | None:
+    def card(self, repository: str) -> ModelCard | None:
         """Return the card of the run; an adapter has that of the export."""
         return None if is_adapter(self.model) else self._card(repository)
 
-    def _card(self, repository: str | None = None) -> ModelCard:
+    def _card(self, repository: str = ANY_REPOSITORY) -> ModelCard:
         model: Any = self.model
-        known = {} if repository is None else {"repository": repository}
         written = {"figures": self.metrics, "settings": self.details()}
-        return card_of(model.config, written, **known)
+        return card_of(model.config, written, repository)
 
     def details(self) -> dict[str, Any]:
         """Return what there is to say of the run so far, by name."""
@@ -218,8 +201,7 @@ class PlasmaTrainer(CardTrainer):
     - `evaluate` gives losses, ROC-AUC, average precision, F1-max and label match score, and keeps
       a few numbers per pair, never plans. `eval_loss` is the whole objective, `eval_score_loss`
       the part that the published preset stops by.
-    - Pairs of like length share a batch, in an order that depends on seed and epoch alone, where
-      the data set has `lengths`.
+    - Where the data set has `lengths`, pairs of like length share a batch.
     - `save_model` writes a model card with the metrics of every evaluation of this run, and
       `push_to_hub` pushes it with a folder that loads where plasma_hf is not installed.
 
@@ -258,14 +240,10 @@ class PlasmaTrainer(CardTrainer):
         lengths = getattr(train_dataset, "lengths", None)
         if lengths is None:
             return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(lengths, self.pairs_per_batch, self.order_seed)
+        return self._sampler(LengthGroupedSampler, lengths)
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Any, Any]:
         """Align a batch and keep its loss and a few numbers per pair."""
         inputs = self._prepare_inputs(inputs)
@@ -344,8 +322,7 @@ class ProtAlignTrainer(CardTrainer):
 
     - Every rank compares its pairs with those of all ranks; the update is that of one process with
       all of them. Accumulated batches are not compared with each other.
-    - Pairs of one group, where the data set has `groups`, are in different batches as far as they
-      fit. The order depends on seed and epoch alone.
+    - Where the data set has `groups`, pairs of one group are in different batches if they fit.
     - `evaluate` lets every sequence search all structures of the data set, and the reverse.
       `eval_selection` is R@1 of sequences, and among equals R@5: what the best model is chosen by.
       `eval_loss` compares all pairs of the set with each other, however they were batched.
@@ -394,15 +371,10 @@ class ProtAlignTrainer(CardTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         groups = getattr(rows, "groups", None)
-        groups = list(range(len(rows))) if groups is None else groups
-        return GroupDisjointSampler(groups, self.pairs_per_batch, self.order_seed)
+        return self._sampler(GroupDisjointSampler, range(len(rows)) if groups is None else groups)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of pairs, and with `left_out` that of two views of the structures."""
         inputs = dict(inputs)
@@ -436,11 +408,7 @@ class ProtAlignTrainer(CardTrainer):
             self.args.dataloader_drop_last = dropping
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Any, Any]:
         """Return no loss, sequence features and, in the place of labels, structure features."""
         inputs = self._prepare_inputs(inputs)
@@ -534,11 +502,7 @@ class BatchTrainer(SafeTrainer):
         return SequentialSampler(batches)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss, and keep its parts for the log."""
         parts: dict[str, Tensor] = model(**inputs)
