@@ -908,7 +908,7 @@ def command(
     ] = None,
 ) -> None:
     """Train a residue encoder; see `HELP`."""
-    with one_line_errors():
+    with one_line_errors() as skipped:
         if not alignments and not sites:
             fail("there is nothing to learn from; give --alignments, --sites or both")
         if masked_weight and not sequences:
@@ -917,7 +917,18 @@ def command(
             fail(f"--device {device}; give cpu or cuda, or nothing for a GPU if there is one")
 
         blocks = _numbers(dilations)
-        sources, complete = _read(alignments, sites, sequences, exclude_uids, exclude_families)
+        bad: list[BadRecord] = []
+        sources = read_sources(
+            alignments or (),
+            sites or (),
+            sequences or (),
+            exclude_uids=read_names(exclude_uids) if exclude_uids else (),
+            exclude_families=read_names(exclude_families) if exclude_families else (),
+            bad=bad,
+        )
+        skipped.report_records(bad)
+        counts = sources.describe().items()
+        report(", ".join(f"{count} {what}" for what, count in counts if count))
         weights = ObjectiveWeights(
             correspondence=correspondence_weight,
             unrelated=unrelated_weight,
@@ -942,31 +953,6 @@ def command(
         record = {"settings": asdict(settings), "data": sources.describe()}
         (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
         report(f"{encoder.num_parameters()} parameters, {steps} steps; wrote {output}")
-    if not complete:
-        raise typer.Exit(2)
-
-
-def _read(
-    alignments: list[Path] | None,
-    sites: list[Path] | None,
-    sequences: list[Path] | None,
-    exclude_uids: Path | None,
-    exclude_families: Path | None,
-) -> tuple[EncoderSources, bool]:
-    """Read what can be read, report the rest, and say whether it was everything."""
-    bad: list[BadRecord] = []
-    sources = read_sources(
-        alignments or (),
-        sites or (),
-        sequences or (),
-        exclude_uids=read_names(exclude_uids) if exclude_uids else (),
-        exclude_families=read_names(exclude_families) if exclude_families else (),
-        bad=bad,
-    )
-    for record in bad:
-        report(f"{record.id}: {record.reason}")
-    report(", ".join(f"{count} {what}" for what, count in sources.describe().items() if count))
-    return sources, not bad
 
 
 def _numbers(text: str) -> list[int]:

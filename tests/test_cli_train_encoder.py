@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from plasma_hf.models.loading import load_backbone
+from plasma_hf.backbones import load_backbone
 from reproduce.encoder import app
 
 SMALL = ["--width", "8", "--dilations", "1,2", "--pairs-per-batch", "2", "--steps", "3"]
