@@ -1,8 +1,6 @@
 """PDBbind from small trees in the layouts of its releases, and from real complexes."""
 
 import pytest
-from conftest import SHARED
-from structures import FULL, atom_at, write_structure
 
 from plasma_hf.data.pdbbind import (
     CHAIN_CHOICES,
@@ -16,6 +14,8 @@ from plasma_hf.data.pdbbind import (
     read_name_index,
     select,
 )
+from tests.conftest import SHARED
+from tests.helpers.structures import FULL, atom_at, write_structure
 
 LETTERS = {"A": "ALA", "G": "GLY", "K": "LYS", "M": "MET", "V": "VAL", "X": "UNK", "m": "MSE"}
 

@@ -20,7 +20,6 @@ from plasma_hf.hub import upload as metric_spaces
 from plasma_hf.hub import upload as space
 from plasma_hf.hub.card import template_folder
 from plasma_hf.io import formats
-from plasma_hf.io import formats as search_formats
 from plasma_hf.io.formats import AlignedPair
 from plasma_hf.models.protein import Protein
 from tests.helpers.structure_files import make_structure, write_pdb
@@ -168,7 +167,7 @@ def test_search(app, given):
     found = downloaded(files)
     hits = json.loads(found["hits.json"])["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
-    assert found["hits.tsv"].startswith(search_formats.FORMATS["tsv"].head)
+    assert found["hits.tsv"].startswith(formats.HIT_FORMATS["tsv"].head)
     assert str(ROOT) not in "".join(found.values())
 
 

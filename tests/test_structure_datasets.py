@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 from huggingface_hub import DatasetCard
-from structures import FULL, write_structure
+
+from tests.helpers.structures import FULL, write_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets_scripts"))
 import pdbbind

@@ -6,10 +6,8 @@ import json
 import datasets
 import pytest
 import torch
-from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
-from structures import FULL, write_structure
 
 from plasma_hf.data.clusters import split_by_cluster
 from plasma_hf.io.structures import (
@@ -20,6 +18,8 @@ from plasma_hf.io.structures import (
     row_to_pair,
 )
 from plasma_hf.models.protein import Structure, read_structure
+from tests.conftest import SHARED
+from tests.helpers.structures import FULL, write_structure
 
 A, G, K = ("ALA", FULL), ("GLY", FULL), ("LYS", FULL)
 ONE, OTHER = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"

@@ -19,7 +19,6 @@ from transformers import pipeline
 
 import plasma_hf
 from plasma_hf.io import formats
-from plasma_hf.io import formats as search_formats
 from plasma_hf.io.formats import AlignedPair
 from plasma_hf.models.protein import Protein, RetrievalRecord, read_records, record_of
 
@@ -135,7 +134,7 @@ def search(text: str, file: str | None, part: str, top_k: int) -> list[Any]:
     hits = [hit | {"source": hit["id"]} for hit in found]  # not where they are on this machine
     return [
         hit_table(query, hits, NAMES),
-        downloads("hits", search_formats.FORMATS, query.id, len(query.residues), hits),
+        downloads("hits", formats.HIT_FORMATS, query.id, len(query.residues), hits),
     ]
 
 
