@@ -285,7 +285,7 @@ def test_structures_and_sequences_from_files(tmp_path: Path) -> None:
     assert [record.id for record in bad] == ["rubbish.pdb", "P2", str(tmp_path / "no.pdb")]
     assert records[1].source == f"{folder / 'two.pdb'}:A"
     [as_sequence, _] = read_records([folder / "two.pdb"], bad, "sequence")
-    assert (as_sequence.kind, as_sequence.residues) == ("sequence", "MKVLAAGMKV")
+    assert (as_sequence.kind, as_sequence.sequence) == ("sequence", "MKVLAAGMKV")
     bad.clear()
     assert not list(read_records([fasta], bad, "structure"))
     assert "holds sequences" in bad[0].reason
@@ -297,7 +297,7 @@ def test_structures_and_sequences_from_files(tmp_path: Path) -> None:
     assert index.header.kinds == {"sequence": 1, "structure": 3}
     again = index.read(1)
     assert (again.kind, again.sha) == ("structure", records[1].sha)
-    assert index.read(3).content == "MKVLA"
+    assert index.read(3).sequence == "MKVLA"
     write_helix(folder / "two.pdb", {"A": "MKVLAAGMKW"})
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         index.read(1)

@@ -132,10 +132,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.txt is not read by its ending '\.txt'; give a file"):
         read(tmp_path / "x.txt")
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(CSV.encode())[:-20])
-    with pytest.raises(ValueError, match=r"x\.csv\.gz is no readable table"):
+    with pytest.raises(ValueError, match=r"x\.csv\.gz is not a valid table"):
         read(tmp_path / "x.csv.gz")
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"x\.csv is no readable table"):
+    with pytest.raises(ValueError, match=r"x\.csv is not a valid table"):
         read(tmp_path / "x.csv")
     (tmp_path / "y.csv").write_text("")
     with pytest.raises(ValueError, match=r"y\.csv has no column 'id', only ; name"):

@@ -101,7 +101,7 @@ def test_structures_keep_the_numbers_of_their_files(app):
 
 def test_a_chain_or_record_is_named(app, tmp_path):
     fasta = "".join(f">{p.id}\n{p.sequence}\n" for p in (Protein("a", PAIR[0]), Protein("b", "MK")))
-    assert app.read_input(fasta, None, " a ", "query").residues == PAIR[0]
+    assert app.read_input(fasta, None, " a ", "query").sequence == PAIR[0]
     with pytest.raises(ValueError, match=r"^text.fasta holds 2 records: a, b; name one"):
         app.read_input(fasta, None, "", "query")
     chain = make_structure("two", 20, 1)
@@ -110,7 +110,7 @@ def test_a_chain_or_record_is_named(app, tmp_path):
     (tmp_path / "two.pdb").write_text(lines + lines.replace(" A ", " B "))
     with pytest.raises(ValueError, match=r"^two.pdb holds 2 chains"):
         app.read_input(*as_file(tmp_path / "two.pdb"), "query")
-    assert len(app.read_input(*as_file(tmp_path / "two.pdb", "B"), "query").residues) == 20
+    assert len(app.read_input(*as_file(tmp_path / "two.pdb", "B"), "query")) == 20
     both = app.read_input(*as_file(tmp_path / "two.pdb", "*"), "query")
     assert app.plan_figure(np.eye(40), [], [both, both]).data[0].x[20][:2] == "B:"
 
@@ -125,7 +125,7 @@ def test_a_chain_or_record_is_named(app, tmp_path):
         (None, ">a\nM<b>K", "the character '<'"),
         ("notes.txt", "MKT", "files are read by their ending"),
         ("bad.pdb", "nothing", "bad.pdb"),
-        ("bad.fasta", "MKT", "bad.fasta is no readable FASTA file"),
+        ("bad.fasta", "MKT", "bad.fasta is not a valid FASTA file"),
     ],
 )
 def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):

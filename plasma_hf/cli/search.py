@@ -17,7 +17,7 @@ from .common import Device, RemoteCode, Residues, Revision, fail, one_line_error
 
 if TYPE_CHECKING:
     from ..io.sequences import BadRecord
-    from ..models.protein import RetrievalRecord
+    from ..models.protein import Protein
     from ..search import IndexReport
 
 
@@ -347,25 +347,25 @@ def _one_of(what: str, **options: Any) -> None:
 
 def _read_queries(
     sequence: str | None, fasta: str | None, structure: str | None, bad: list[BadRecord]
-) -> list[RetrievalRecord]:
+) -> list[Protein]:
     """Read all records of a file, or the one that is named."""
-    from ..models.protein import record_of
+    from ..models.protein import BACKBONE_ATOMS, read_protein
     from ..search import read_records
 
     if sequence is not None and "." in sequence and Path(sequence).is_file():
         fail(f"--sequence {sequence} is a file; give it as --fasta or --structure")
     if sequence is not None:
-        return [record_of({"id": "query", "sequence": sequence})]
+        return [read_protein({"id": "query", "sequence": sequence}, "query")]
     place = fasta or structure or ""
     kind = "sequence" if fasta else "structure"
     if not Path(place).exists():
-        return [record_of(Path(place))]
+        return [read_protein(Path(place), "query", BACKBONE_ATOMS)]
     return list(read_records([place], bad, kind))
 
 
 def _read_candidates(
     structures: Path | None, sequences: Path | None, bad: list[BadRecord]
-) -> list[RetrievalRecord]:
+) -> list[Protein]:
     from ..search import read_records
 
     place, kind = (structures, "structure") if structures else (sequences, "sequence")
@@ -391,7 +391,7 @@ def _pipeline(model: Any, batch_size: int, options: dict[str, Any], bad: list[Ba
         )
     finally:
         logger.disabled = was
-    bad += [BadRecord(*one) for one in pipe.bad_candidates]
+    bad += [BadRecord(*one) for one in pipe.invalid_candidates]
     return pipe
 
 
@@ -408,7 +408,7 @@ def _opened(output: Path | None) -> AbstractContextManager[TextIO]:
     return output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout)
 
 
-def _write(results: Iterable[tuple[RetrievalRecord, Any]], format_name: str, file: TextIO) -> bool:
+def _write(results: Iterable[tuple[Protein, Any]], format_name: str, file: TextIO) -> bool:
     """Write results as they come; say whether every query has one."""
     complete = True
     form = FORMATS[format_name]
@@ -418,6 +418,6 @@ def _write(results: Iterable[tuple[RetrievalRecord, Any]], format_name: str, fil
             report(f"{query.id}: {hits['error']}")
             complete = False
             continue
-        file.write(form.render(query.id, len(query.residues), hits))
+        file.write(form.render(query.id, len(query), hits))
         file.flush()
     return complete

@@ -124,7 +124,7 @@ def _read_table(file: Path, delimiter: str, columns: tuple[str, str]) -> Iterato
             _check_columns(reader.fieldnames or [], columns, str(file))
             yield from reader
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no readable table: {error}.") from error
+        raise ValueError(f"{file} is not a valid table: {error}.") from error
 
 
 def _load_dataset(path: Path, suffix: str) -> Iterable[Any]:

@@ -786,5 +786,6 @@ def _batches(pieces: list[Piece], residues_per_batch: int) -> Iterator[list[Piec
 
 
 def _cut(protein: Protein, piece: Piece) -> Protein:
-    sequence = (protein.sequence or "")[piece.start : piece.end]
-    return Protein(protein.id, sequence, backbone_atoms=protein.backbone_atoms)
+    if piece.end - piece.start == len(protein):
+        return protein
+    return Protein(protein.id, (protein.sequence or "")[piece.start : piece.end])

@@ -457,8 +457,12 @@ class PlasmaProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        given: list[Any] = [p.sequence or "" if is_protein(p) else p for p in proteins]
-        sequences = [clean_sequence(sequence, name) for sequence in given]
+        sequences = [
+            protein.sequence or ""
+            if getattr(protein, "checked", False)
+            else clean_sequence(protein.sequence or "" if is_protein(protein) else protein, name)
+            for protein in proteins
+        ]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)

@@ -24,19 +24,21 @@ from ..io.structures import read_structure_folder
 from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
+    RESIDUES_PER_BATCH,
     check_k,
     cosines,
+    embed_proteins,
     hits_of,
     stable_top,
     unit_rows,
 )
 from ..models.protein import (
+    BACKBONE_ATOMS,
     KINDS,
-    RESIDUES_PER_BATCH,
-    RetrievalRecord,
-    embed_records,
-    is_structure_file,
-    record_of,
+    STRUCTURE_SUFFIXES,
+    Protein,
+    read_protein,
+    suffix_of,
 )
 
 HEADER = "index.json"
@@ -232,7 +234,7 @@ class Index:
         ranked = [self._rank(*pair, k) for pair in zip(queries, found, strict=True)]
         return [hits_of(self._about.__getitem__, rows, scores) for rows, scores in ranked]
 
-    def read(self, row: int) -> RetrievalRecord:
+    def read(self, row: int) -> Protein:
         """Read a record again: a sequence from the index, a structure from its file.
 
         Raises:
@@ -241,13 +243,13 @@ class Index:
         """
         about = self.records[row]
         if about["kind"] == "sequence":
-            return RetrievalRecord(about["id"], about["residues"], about["source"])
+            return Protein(about["id"], about["residues"], source=about["source"])
         if not about["source"]:
             raise ValueError(f"{about['id']} was read from no file, and an index keeps no atoms")
-        record = record_of(about["source"], about["id"])
+        record = read_protein(about["source"], about["id"], BACKBONE_ATOMS)
         if record.sha != about["sha"]:
             raise ValueError(f"{about['source']} has changed since it was indexed")
-        return RetrievalRecord(about["id"], record.content, record.source)
+        return replace(record, id=about["id"])
 
     def _rank(self, query: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Give rows and scores of the best, computed anew: alike in every batch of queries."""
@@ -337,12 +339,12 @@ def shard_name(made_by: ModelIdentity, names: Iterable[tuple[str, str]]) -> str:
 
 
 def write_shard(
-    path: Path, model: Any, records: Sequence[RetrievalRecord], residues_per_batch: int
+    path: Path, model: Any, records: Sequence[Protein], residues_per_batch: int
 ) -> None:
     """Embed records and write those that can be; the others are noted with the reason."""
     good: list[dict[str, Any]] = []
     bad: list[tuple[str, str]] = []
-    vectors = embed_records(model, records, residues_per_batch)
+    vectors = embed_proteins(model, records, residues_per_batch)
     for record, vector in zip(records, vectors, strict=True):
         if isinstance(vector, Tensor):
             good.append(_row(record, vector))
@@ -387,12 +389,12 @@ def inspect_shard(path: Path) -> tuple[dict[str, int], int, list[BadRecord]]:
     return counts, table.schema.field("vector").type.list_size, [BadRecord(*one) for one in bad]
 
 
-def _row(record: RetrievalRecord, vector: Tensor) -> dict[str, Any]:
+def _row(record: Protein, vector: Tensor) -> dict[str, Any]:
     return {
         "id": record.id,
         "kind": record.kind,
         "source": record.source,
-        "residues": record.residues,
+        "residues": record.sequence,
         "sha": record.sha,
         "vector": vector.numpy(),
     }
@@ -406,7 +408,7 @@ DATASET = "dataset_info.json"
 
 def read_records(
     inputs: str | Path | Iterable[str | Path], bad: list[BadRecord], kind: str | None = None
-) -> Iterator[RetrievalRecord]:
+) -> Iterator[Protein]:
     r"""Read records one after the other, leaving out and reporting what is wrong.
 
     Args:
@@ -424,7 +426,7 @@ def read_records(
         >>> fasta = pathlib.Path(tempfile.mkdtemp(), "two.fasta")
         >>> _ = fasta.write_text(">P1 first\nMKVLA\n>P2\nMK7\n")
         >>> bad = []
-        >>> [(record.id, record.residues) for record in read_records([fasta], bad)]
+        >>> [(record.id, record.sequence) for record in read_records([fasta], bad)]
         [('P1', 'MKVLA')]
         >>> bad[0].id
         'P2'
@@ -438,11 +440,11 @@ def read_records(
             bad.append(BadRecord(str(place), str(error)))
 
 
-def as_records(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
+def as_records(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
     """Take records as they are, and `(id, content)` or `(id, content, source)` as records.
 
     Args:
-        values: Content is a sequence or a `Structure`; or whatever `record_of` reads.
+        values: Content is a sequence or a `Structure`; or whatever `read_protein` reads.
         bad: List to which what is wrong is added.
 
     Raises:
@@ -457,29 +459,30 @@ def as_records(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Retrieva
         try:
             if isinstance(value, tuple | list) and len(value) in (2, 3):
                 name = str(value[0])
-                record = record_of(RetrievalRecord(name, *value[1:]), "record")
+                record = read_protein(Protein.of(name, *value[1:]), "record")
             else:
-                record = record_of(value, name)
+                record = read_protein(value, name, BACKBONE_ATOMS)
             yield record
         except (ValueError, TypeError, OSError) as error:
             bad.append(BadRecord(name, str(error)))
 
 
-def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[RetrievalRecord]:
+def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[Protein]:
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
-    structures = is_structure_file(place) or (place.is_dir() and not (place / DATASET).exists())
+    is_file = suffix_of(place) in STRUCTURE_SUFFIXES
+    structures = is_file or (place.is_dir() and not (place / DATASET).exists())
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")
         for protein in read_sequences(place, bad=bad):
-            yield RetrievalRecord(protein.id, protein.sequence or "", f"{whole}:{protein.id}")
+            yield Protein(protein.id, protein.sequence, source=f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
     for structure in read_structure_folder(place, bad):
         content = structure.sequence if kind == "sequence" else structure
-        record = RetrievalRecord(structure.id, content, str(folder / structure.id))
+        record = Protein.of(structure.id, content, str(folder / structure.id))
         yield from as_records([record], bad)
 
 
@@ -527,7 +530,7 @@ def build_index(
     Args:
         model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
         records: `(id, content)` or `(id, content, source)`, content a sequence or a `Structure`;
-            or `RetrievalRecord`s, as `read_records` gives them.
+            or `Protein`s, as `read_records` gives them.
         folder: Folder of the index, made if need be.
         bad: List to which what is left out is added, for example the one `read_records` fills.
         factory: faiss index factory string for approximate search, such as "IVF256,Flat"; by
@@ -606,7 +609,7 @@ def add_records(
         shards = _Shards(path, model, index.header.made_by, report, residues_per_batch)
         changed: set[str] = set()
 
-        def is_new(record: RetrievalRecord) -> bool:
+        def is_new(record: Protein) -> bool:
             sha = known.get(record.id)
             if sha == record.sha:
                 report.already_there += 1
@@ -660,10 +663,10 @@ class _Shards:
         self.counts: dict[str, int] = {}
         self.failed: set[str] = set()
 
-    def name_of(self, records: Sequence[RetrievalRecord]) -> str:
+    def name_of(self, records: Sequence[Protein]) -> str:
         return shard_name(self.made_by, ((record.id, record.sha) for record in records))
 
-    def take(self, name: str, records: Sequence[RetrievalRecord]) -> None:
+    def take(self, name: str, records: Sequence[Protein]) -> None:
         path = self.folder / name
         there = path.exists()
         if not there:
@@ -778,9 +781,7 @@ def _quiet_progress_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _each_once(
-    records: Iterable[RetrievalRecord], bad: list[BadRecord]
-) -> Iterator[RetrievalRecord]:
+def _each_once(records: Iterable[Protein], bad: list[BadRecord]) -> Iterator[Protein]:
     """Pass over and report records of an id that came before."""
     first: dict[str, str] = {}
     for record in records:
@@ -793,17 +794,17 @@ def _each_once(
         bad.append(BadRecord(record.id, reason))
 
 
-def _chunks(records: Iterable[RetrievalRecord], size: int) -> Iterator[list[RetrievalRecord]]:
+def _chunks(records: Iterable[Protein], size: int) -> Iterator[list[Protein]]:
     records = iter(records)
     while chunk := list(islice(records, size)):
         yield chunk
 
 
-def _counted(records: Iterable[RetrievalRecord], progress: bool) -> Iterable[RetrievalRecord]:
+def _counted(records: Iterable[Protein], progress: bool) -> Iterable[Protein]:
     return tqdm(records, unit="protein", disable=not progress)
 
 
-def _conflict(record: RetrievalRecord, folder: Path) -> BadRecord:
+def _conflict(record: Protein, folder: Path) -> BadRecord:
     return BadRecord(
         record.id,
         f"{folder} holds this id with other content, which stays; rename one of the two, or let "
