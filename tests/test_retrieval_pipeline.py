@@ -240,7 +240,7 @@ def test_bad_candidates_are_left_out(files: Path, caplog: pytest.LogCaptureFixtu
     candidates = ["MKV", "MK7", "WYF", "MKO"]
     with caplog.at_level(logging.WARNING):
         pipe = ProteinRetrievalPipeline(model=as_model(), candidates=candidates)
-    assert [name for name, _ in pipe.invalid_candidates] == ["candidate 2", "candidate 4"]
+    assert [record.id for record in pipe.invalid_candidates] == ["candidate 2", "candidate 4"]
     assert "candidate candidate 2" not in caplog.text
     assert "candidate 2 is left out: candidate 2 has the character '7'" in caplog.text
     assert len(pipe("MKV")) == 2

@@ -380,7 +380,6 @@ def _read_candidates(
 def _pipeline(model: Any, batch_size: int, options: dict[str, Any], bad: list[BadRecord]) -> Any:
     import logging
 
-    from ..io.sequences import BadRecord
     from ..models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 
     logger = logging.getLogger(ProteinRetrievalPipeline.__module__)
@@ -391,7 +390,7 @@ def _pipeline(model: Any, batch_size: int, options: dict[str, Any], bad: list[Ba
         )
     finally:
         logger.disabled = was
-    bad += [BadRecord(*one) for one in pipe.invalid_candidates]
+    bad += pipe.invalid_candidates
     return pipe
 
 

@@ -940,7 +940,7 @@ class EmbeddingStore:
         found = list(bad)
         ids: dict[str, str] = {}
         sequences: dict[str, str] = {}
-        for protein in read_sequences(proteins, bad=found):
+        for protein in read_sequences(proteins, on_invalid=found.append):
             sequence = protein.sequence or ""
             key = sequence_hash(sequence)
             known = ids.get(protein.id, self._index.ids.get(protein.id, key))

@@ -202,10 +202,10 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         for protein, error in zip(proteins, vectors, strict=True):
             if not isinstance(error, Tensor):
                 invalid.append(InvalidRecord(protein.id, f"it cannot be embedded: {error}"))
-        for name, reason in invalid:
-            logger.warning("%s is left out: %s", name, reason)
+        for record in invalid:
+            logger.warning("%s is left out: %s", record.id, record.reason)
         if not found:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in invalid[:3])
+            reasons = "; ".join(f"{record.id}: {record.reason}" for record in invalid[:3])
             raise ValueError(f"there is no candidate that can be searched. {reasons}".strip())
         kept, rows = zip(*found, strict=True)
         return CandidateList(kept, torch.stack(rows))

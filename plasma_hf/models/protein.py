@@ -20,7 +20,7 @@ from functools import cached_property
 from itertools import chain as chained
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -500,7 +500,8 @@ class Protein:
         return digest.hexdigest()
 
 
-class InvalidRecord(NamedTuple):
+@dataclass(frozen=True)
+class InvalidRecord:
     """A record that is left out: its id, or where it stands if it has none, and why."""
 
     id: str

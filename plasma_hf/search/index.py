@@ -476,11 +476,11 @@ def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")
-        for protein in read_sequences(place, bad=bad):
+        for protein in read_sequences(place, on_invalid=bad.append):
             yield Protein(protein.id, protein.sequence, source=f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
-    for structure in read_structure_folder(place, bad):
+    for structure in read_structure_folder(place, bad.append):
         content = structure.sequence if kind == "sequence" else structure
         record = Protein.of(structure.id, content, str(folder / structure.id))
         yield from as_records([record], bad)
