@@ -310,11 +310,11 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def _check_recipe(self) -> None:
         wanted = self.model.config.plm_recipe
-        if self.processor is not None and wanted not in (None, self.processor.recipe.name):
+        if self.processor is not None and wanted not in (None, self.processor.input_format.name):
             raise ValueError(
-                f"this head was made for sequences written by the recipe {wanted!r}, the processor "
-                f"has {self.processor.recipe.name!r}; give "
-                f"processor=PlasmaProcessor(tokenizer, recipe={wanted!r}), or none."
+                f"this head was made for sequences in the input format {wanted!r}, the processor "
+                f"has {self.processor.input_format.name!r}; give "
+                f"processor=PlasmaProcessor(tokenizer, input_format={wanted!r}), or none."
             )
 
     def _check_store(self) -> None:
@@ -326,8 +326,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         if not same or recipe not in (None, made["recipe"]):
             raise ValueError(
                 f"the store holds embeddings of {made['backbone']} ({made['recipe']}), this model "
-                f"takes those of {name} ({recipe or 'any recipe'}); make a store with: "
-                f"plasma-hf embed --backbone {name} --recipe {recipe or 'generic'}."
+                f"takes those of {name} ({recipe or 'any input format'}); make a store with: "
+                f"plasma-hf embed --backbone {name} --input-format {recipe or 'generic'}."
             )
         backbone = self.model.backbone
         if backbone is not None and weights_digest(backbone) != made["weights"]:
@@ -340,7 +340,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     def _embed(self, proteins: list[Protein], seen: _Seen) -> list[Tensor]:
         """Return residue embeddings `(residues, hidden)`; a repeated protein is embedded once."""
         # A sequence says all there is to a model that reads no structures.
-        by_structure = self.processor is not None and self.processor.recipe.reads_structures
+        by_structure = self.processor is not None and self.processor.input_format.reads_structures
         keys = [protein.sha if by_structure else protein.sequence for protein in proteins]
         known, new = seen.embeddings, {}
         for key, protein in zip(keys, proteins, strict=True):
