@@ -135,7 +135,7 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
         """Give the structures of a file that have a fitting size, numbered."""
         shortest, longest = self.config.min_residues, self.config.max_residues
         family = name.rpartition("/")[0] if self.config.family_from_folder else ""
-        structures = read_structure_file(self.files[name], name, invalid, self.config.chains)
+        structures = read_structure_file(self.files[name], name, invalid.append, self.config.chains)
         for number, structure in enumerate(structures):
             if shortest <= len(structure) <= longest:
                 yield number, pair_to_row(pair_of(structure, family or None))

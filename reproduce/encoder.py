@@ -210,7 +210,9 @@ def read_sources(
     families, pairs = read_alignments(alignments, wrong)
     proteins = [protein for table in sites for protein in _read_sites(table, wrong)]
     plain = [
-        protein.sequence or "" for file in sequences for protein in read_sequences(file, bad=wrong)
+        protein.sequence or ""
+        for file in sequences
+        for protein in read_sequences(file, on_invalid=wrong.append)
     ]
     if bad is None:
         for record in wrong:

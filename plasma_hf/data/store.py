@@ -674,7 +674,7 @@ class EmbeddingStore(ShardedStore):
         found = list(bad)
         ids: dict[str, str] = {}
         sequences: dict[str, str] = {}
-        for protein in read_sequences(proteins, bad=found):
+        for protein in read_sequences(proteins, on_invalid=found.append):
             sequence = protein.sequence or ""
             key = sequence_hash(sequence)
             known = ids.get(protein.id, self.ids.get(protein.id, key))

@@ -347,7 +347,7 @@ class PlasmaProcessor(ProcessorMixin):
         """Encode one side.
 
         Args:
-            proteins: Sequences, or proteins that were read, whose sequences are clean.
+            proteins: Sequences, or proteins; those that were read are clean already.
             name: What to call them in an error message.
 
         Returns:
@@ -355,7 +355,9 @@ class PlasmaProcessor(ProcessorMixin):
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
         sequences = [
-            protein.sequence or "" if is_protein(protein) else clean_sequence(protein, name)
+            protein.sequence or ""
+            if getattr(protein, "checked", False)
+            else clean_sequence(protein.sequence or "" if is_protein(protein) else protein, name)
             for protein in proteins
         ]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]

@@ -35,19 +35,21 @@ from ..io.structures import read_structure_folder
 from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
+    RESIDUES_PER_BATCH,
     check_k,
     cosines,
+    embed_proteins,
     hits_of,
     stable_top,
     unit_rows,
 )
 from ..models.protein import (
+    BACKBONE_ATOMS,
     KINDS,
-    RESIDUES_PER_BATCH,
-    RetrievalRecord,
-    embed_records,
-    is_structure_file,
-    record_of,
+    STRUCTURE_SUFFIXES,
+    Protein,
+    read_protein,
+    suffix_of,
 )
 
 RECORDS_PER_SHARD = 512
@@ -195,20 +197,20 @@ class _Shard:
 # A record in the index, and back.
 
 
-def _row(record: RetrievalRecord) -> dict[str, str]:
+def _row(record: Protein) -> dict[str, str]:
     about = {name: getattr(record, name) for name in ABOUT}
-    return about | {"residues": record.residues, "sha": record.sha}
+    return about | {"residues": record.sequence or "", "sha": record.sha}
 
 
-def _record(row: dict[str, str]) -> RetrievalRecord:
+def _record(row: dict[str, str]) -> Protein:
     if row["kind"] == "sequence":
-        return RetrievalRecord(row["id"], row["residues"], row["source"])
+        return Protein.of(row["id"], row["residues"], row["source"])
     if not row["source"]:
         raise ValueError(f"{row['id']} was read from no file, and an index keeps no atoms")
-    record = record_of(row["source"], row["id"])
+    record = read_protein(row["source"], row["id"], BACKBONE_ATOMS)
     if record.sha != row["sha"]:
         raise ValueError(f"{row['source']} has changed since it was indexed")
-    return RetrievalRecord(row["id"], record.content, record.source)
+    return replace(record, id=row["id"])
 
 
 # --- Searching.
@@ -304,7 +306,7 @@ class Index(ShardedStore):
             results.append(hits_of(self._about, rows[best], scores[best]))
         return results
 
-    def read(self, row: int) -> RetrievalRecord:
+    def read(self, row: int) -> Protein:
         """Read a record again: a sequence from the index, a structure from its file.
 
         Raises:
@@ -360,7 +362,7 @@ def _import_faiss() -> Any:
 
 def read_records(
     inputs: str | Path | Iterable[str | Path], bad: list[BadRecord], kind: str | None = None
-) -> Iterator[RetrievalRecord]:
+) -> Iterator[Protein]:
     r"""Read records one after the other, leaving out and reporting what is wrong.
 
     Args:
@@ -378,7 +380,7 @@ def read_records(
         >>> fasta = pathlib.Path(tempfile.mkdtemp(), "two.fasta")
         >>> _ = fasta.write_text(">P1 first\nMKVLA\n>P2\nMK7\n")
         >>> bad = []
-        >>> [(record.id, record.residues) for record in read_records([fasta], bad)]
+        >>> [(record.id, record.sequence) for record in read_records([fasta], bad)]
         [('P1', 'MKVLA')]
         >>> bad[0].id
         'P2'
@@ -392,26 +394,28 @@ def read_records(
             bad.append(BadRecord(str(place), str(error)))
 
 
-def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[RetrievalRecord]:
+def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[Protein]:
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
-    structures = is_structure_file(place) or (place.is_dir() and not (place / DATASET).exists())
+    structures = suffix_of(place) in STRUCTURE_SUFFIXES or (
+        place.is_dir() and not (place / DATASET).exists()
+    )
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")
-        for protein in read_sequences(place, bad=bad):
-            yield RetrievalRecord(protein.id, protein.sequence or "", f"{whole}:{protein.id}")
+        for protein in read_sequences(place, on_invalid=bad.append):
+            yield replace(protein, source=f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
-    found = read_structure_folder(place, bad)
+    found = read_structure_folder(place, bad.append)
     values = (
         (one.id, one.sequence if kind == "sequence" else one, str(folder / one.id)) for one in found
     )
     yield from _valid(values, bad)
 
 
-def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
+def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
     """Take records, and tuples as `build_index` says; skip and report invalid ones."""
     if isinstance(values, str | Path):
         raise TypeError(
@@ -422,14 +426,14 @@ def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRec
         try:
             if isinstance(value, tuple | list) and len(value) in (2, 3):
                 name = str(value[0])
-                yield record_of(RetrievalRecord(name, *value[1:]), "record")
+                yield read_protein(Protein.of(name, *value[1:]), "record")
             else:
-                yield record_of(value, name)
+                yield read_protein(value, name, BACKBONE_ATOMS)
         except (ValueError, TypeError, OSError) as error:
             bad.append(BadRecord(name, str(error)))
 
 
-def _once(records: Iterable[RetrievalRecord], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
+def _once(records: Iterable[Protein], bad: list[BadRecord]) -> Iterator[Protein]:
     """Skip and report records of an id that came before."""
     first: dict[str, str] = {}
     for record in records:
@@ -476,7 +480,7 @@ def build_index(
     Args:
         model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
         records: `(id, content)` or `(id, content, source)`, content a sequence or a `Structure`;
-            or `RetrievalRecord`s, as `read_records` gives them.
+            or `Protein`s, as `read_records` gives them.
         folder: Folder of the index, made if need be.
         bad: Invalid records to report with the others: the list that `read_records` fills.
         factory: faiss index factory string for approximate search, such as "IVF256,Flat"; by
@@ -556,7 +560,7 @@ def add_records(
         known = {row["id"]: row["sha"] for shard in index._shards for row in shard.rows()}
         changed: set[str] = set()
 
-        def is_new(record: RetrievalRecord) -> bool:
+        def is_new(record: Protein) -> bool:
             sha = known.get(record.id)
             if sha == record.sha:
                 report.already_there += 1
@@ -612,8 +616,8 @@ def _lock(folder: Path) -> AbstractContextManager[None]:
 
 
 def _parts(
-    made_by: ModelFingerprint, records: Iterable[RetrievalRecord], size: int
-) -> Iterator[tuple[str, list[RetrievalRecord]]]:
+    made_by: ModelFingerprint, records: Iterable[Protein], size: int
+) -> Iterator[tuple[str, list[Protein]]]:
     """Cut records into what goes into a shard, and name that."""
     records = iter(records)
     while part := list(islice(records, size)):
@@ -623,14 +627,14 @@ def _parts(
 def _embedded(
     path: Path,
     model: Any,
-    records: Sequence[RetrievalRecord],
+    records: Sequence[Protein],
     residues_per_batch: int,
     report: IndexReport,
 ) -> _Shard:
     """Open the shard of these records; embed them first unless it is there."""
     there = path.exists()
     if not there:
-        found = embed_records(model, records, residues_per_batch)
+        found = embed_proteins(model, records, residues_per_batch)
         pairs = list(zip(records, found, strict=True))
         good = [(record, vector) for record, vector in pairs if isinstance(vector, Tensor)]
         bad = [
