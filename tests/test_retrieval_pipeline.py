@@ -281,24 +281,30 @@ sys.modules["plasma_hf"] = None  # any import of it now fails
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-folder, index, query = sys.argv[1:]
+folder, structures, index, query = sys.argv[1:]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 name = "pipeline_protein_retrieval.ProteinRetrievalPipeline"
-pipe = get_class_from_dynamic_module(name, folder)(model=model, index=index)
-print(*(hit["id"] for hit in pipe(query, explain=True)))
+kind = get_class_from_dynamic_module(name, folder)
+print(*(hit["id"] for hit in kind(model=model, candidates=structures)(query, explain=True)))
+try:
+    kind(model=model, index=index)
+except ImportError as error:
+    print(error)
 """
 
 
-def test_an_index_is_searched_where_the_package_is_not_installed(
-    search: Any, model: ProtAlignModel, index: Path, tmp_path: Path
+def test_structures_are_searched_where_the_package_is_not_installed(
+    search: Any, files: Path, index: Path, tmp_path: Path
 ) -> None:
     search.save_pretrained(tmp_path / "saved")
     if not (tmp_path / "saved" / "pipeline_protein_retrieval.py").exists():
         pytest.skip("a saved ProtAlign does not carry the code of this pipeline yet")
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
     environment.pop("PYTHONPATH", None)
-    words = [str(tmp_path / "saved"), str(index), SEQUENCES["short"]]
+    words = [str(tmp_path / "saved"), str(files / "structures"), str(index), SEQUENCES["short"]]
     command = [sys.executable, "-c", FRESH, *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [hit["id"] for hit in search(SEQUENCES["short"])]
+    found, refused = done.stdout.splitlines()
+    assert found.split() == [hit["id"] for hit in search(SEQUENCES["short"])]
+    assert "pip install 'plasma-hf[search]'; or give candidates=[...]" in refused
