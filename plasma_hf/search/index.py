@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.store import (
+    EmbeddingReport,
     Header,
     ShardedStore,
     describe,
@@ -233,11 +234,7 @@ class Index(ShardedStore):
 
     @classmethod
     def open(cls, folder: str | PathLike[str], model: Any = None) -> Index:
-        """Open an index; records stay on disk until they are found.
-
-        Args:
-            folder: Where it is.
-            model: Model that is to search it.
+        """Open an index, for a model to search it; records stay on disk until they are found.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -424,13 +421,10 @@ def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRec
 
 
 @dataclass
-class IndexReport:
+class IndexReport(EmbeddingReport):
     """Say what was done to an index."""
 
-    embedded: int = 0  # records embedded now
-    already_there: int = 0  # records that were there before, from this job or another
     replaced: int = 0  # records that took the place of one of the same id
-    bad: list[BadRecord] = field(default_factory=list)  # skipped records, each with the reason
 
 
 def build_index(
