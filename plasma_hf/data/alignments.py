@@ -109,7 +109,7 @@ class FamilyAlignment:
             [[0, 0], [2, 2]]
         """
         rows = self.rows[first], self.rows[second]
-        both = np.logical_and(*([letter.isupper() for letter in row] for row in rows))
+        both = np.array([[letter.isupper() for letter in row] for row in rows]).all(axis=0)
         present = np.array([[letter not in GAPS for letter in row] for row in rows])
         pairs = (np.cumsum(present, axis=1) - 1)[:, both].T
         query, candidate = (re.sub(r"[-.]", "", row).upper() for row in rows)
