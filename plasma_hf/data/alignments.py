@@ -147,21 +147,21 @@ def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
             f"{path} holds {len(joined)} rows of lengths {lengths}; give an aligned FASTA file, "
             "whose rows are of one length"
         )
-    strange = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
-    if strange:
-        raise ValueError(f"{path} holds {' '.join(map(repr, strange))}, not residue letters")
+    others = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
+    if others:
+        raise ValueError(f"{path} holds {' '.join(map(repr, others))}, not residue letters")
     return FamilyAlignment(Path(path).name.split(".")[0], joined)
 
 
 def read_reference_alignments(
-    path: str | PathLike[str], bad: list[BadRecord] | None = None
+    path: str | PathLike[str], invalid: list[BadRecord] | None = None
 ) -> list[ResidueAlignment]:
     """Read reference alignments of pairs from JSON, also .gz.
 
     Args:
         path: A list of records with `seq_a`, `seq_b` and `pairs` (`[[i, j], ...]`, 0-based), where
             they are known with names `a` and `b`, and with `core_pairs`, the trusted columns.
-        bad: Takes the invalid records; without it the first of them raises.
+        invalid: Takes the invalid records; without it the first of them raises.
 
     Raises:
         ValueError: If the file is not a list of records, or a record is invalid.
@@ -186,20 +186,20 @@ def read_reference_alignments(
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             lacking = isinstance(error, KeyError)
             reason = f"it lacks {error.args[0]}" if lacking else str(error)
-            if bad is None:
+            if invalid is None:
                 raise ValueError(f"{path}, record {number}: {reason}") from error
-            bad.append(BadRecord(f"record {number}", reason))
+            invalid.append(BadRecord(f"record {number}", reason))
     return found
 
 
 def read_alignments(
-    paths: Iterable[str | PathLike[str]], bad: list[BadRecord] | None = None
+    paths: Iterable[str | PathLike[str]], invalid: list[BadRecord] | None = None
 ) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
     """Read files of either form, or folders of them.
 
     Args:
         paths: `.json` and `.json.gz` files are records of pairs, all others aligned FASTA.
-        bad: As in `read_reference_alignments`.
+        invalid: As in `read_reference_alignments`.
 
     Returns:
         The families, and the pairs.
@@ -213,7 +213,7 @@ def read_alignments(
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in (one for one in inside if not one.is_dir()):
             if ".json" in file.suffixes:
-                pairs += read_reference_alignments(file, bad)
+                pairs += read_reference_alignments(file, invalid)
             else:
                 families.append(read_family_alignment(file))
     return families, pairs
