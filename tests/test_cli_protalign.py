@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignModel
-from plasma_hf.cli.common import EvaluateGroup
 from plasma_hf.cli.evaluate import EVALUATE_PROTALIGN_HELP, evaluate_protalign
+from plasma_hf.cli.main import EvaluateGroup
 from plasma_hf.cli.train import TRAIN_PROTALIGN_HELP, train_protalign
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from tests.helpers.structure_files import make_pairs, write_pdb
@@ -44,10 +44,12 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     app = typer.Typer()
     for name, (function, text) in COMMANDS.items():
         app.command(name, help=text)(function)
-    quick = ["--structure-encoder", "encoder", "--device", "cpu", "--epochs", "2"]
+    quick = {"train": ["--structure-encoder", "encoder", "--epochs", "2"], "evaluate": []}
 
     def invoke(verb: str, *words: str, structures: str = "pdb") -> Any:
-        return CliRunner().invoke(app, [verb, "--structures", structures, *quick, *words])
+        return CliRunner().invoke(
+            app, [verb, "--structures", structures, "--device", "cpu", *quick[verb], *words]
+        )
 
     return invoke
 
@@ -74,41 +76,19 @@ def test_a_run_leaves_a_model_a_card_and_figures(trained: Path, run: Any) -> Non
     assert run("train", "--output", "out", "--resume").exit_code == 0
 
 
-def test_a_trained_model_is_judged_without_training(trained: Path, run: Any) -> None:
-    words = ("--model", "out", "--part", "all", "--figure", "2", "--figure", "4", "--clusters")
-    result = run("evaluate", *words, "--least-cosine", "-1", "--out", "judged")
-    assert result.exit_code == 0, result.output
-    assert "| out |" in result.stdout and "Test pairs: 30 (seed 0)" in result.stdout
-    written = json.loads(Path("judged/evaluation.json").read_text())
-    names = [row["name"] for row in written["tables"][0]["rows"]]
-    assert names == ["out", "length alone", "sequence oracle"]
-    assert len(written["clusters"][0]) == 30
-    for name in ("figure2", "figure4"):
-        assert {path.suffix for path in Path("judged").glob(f"{name}.*")} == {".png", ".json"}
-    other = run("evaluate", "--model", "out", "--seed", "1", "--out", "other")
-    assert "trained on the split of seed 0" in other.stderr
-
-
-def test_tables_and_figures_train_what_they_need_once(run: Any) -> None:
-    words = ("--seed", "0", "--seed", "1", "--table", "2", "--figure", "3", "--out", "study")
+def test_a_trained_model_is_evaluated(trained: Path, run: Any) -> None:
+    words = ("--model", "out", "--part", "all", "--out", "evaluated")
     result = run("evaluate", *words, structures="with_broken")
     assert result.exit_code == 2  # by the broken file alone
     assert "broken.pdb" in result.stderr
-    written = json.loads(Path("study/evaluation.json").read_text())
-    assert [table["title"] for table in written["tables"]] == ["model", "table 2"]
+    result = run("evaluate", *words)
+    assert result.exit_code == 0, result.output
+    assert "| out |" in result.stdout and "Test pairs: 30 (seed 0)" in result.stdout
+    written = json.loads(Path("evaluated/evaluation.json").read_text())
     names = [row["name"] for row in written["tables"][0]["rows"]]
-    assert names == ["ProtAlign", "mean-pool + linear", "length alone", "sequence oracle"]
-    assert [row["name"] for row in written["tables"][1]["rows"]] == ["CLIP", "SigLIP"]
-    assert set(written["tables"][1]["rows"][0]["figures"]["mrr"]["by_seed"]) == {"0", "1"}
-    assert len(json.loads(Path("study/figure3.json").read_text())["losses"]["SigLIP"]) == 2
-    times = {path: path.stat().st_mtime_ns for path in Path("study/runs").glob("*/metrics.json")}
-    assert len(times) == 6  # ProtAlign and CLIP are the same
-    run("evaluate", "--figure", "3", "--out", "study", structures="with_broken")
-    assert times == {path: path.stat().st_mtime_ns for path in times}
-    again = json.loads(Path("study/evaluation.json").read_text())["tables"][0]["rows"][0]
-    first = written["tables"][0]["rows"][0]
-    name = "recall_at_1"
-    assert again["figures"][name]["by_seed"]["0"] == first["figures"][name]["by_seed"]["0"]
+    assert names == ["out", "length alone", "sequence oracle"]
+    other = run("evaluate", "--model", "out", "--seed", "1", "--out", "other")
+    assert "trained on the split of seed 0" in other.stderr
 
 
 def test_what_cannot_be_done_is_said_in_one_line(trained: Path, run: Any) -> None:
@@ -116,7 +96,7 @@ def test_what_cannot_be_done_is_said_in_one_line(trained: Path, run: Any) -> Non
         (("train", "--output", "x", "--structure-encoder", "nowhere"), "nor new"),
         (("train", "--output", "x", "--min-residues", "500"), "give more structures"),
         (("evaluate", "--out", "x", "--model", "encoder"), "protein_mpnn"),
-        (("evaluate", "--out", "x", "--model", "out", "--table", "2"), "leave --model out"),
+        (("evaluate", "--out", "x", "--model", "nowhere"), "--model nowhere cannot be loaded"),
     ):
         result = run(*words)
         assert result.exit_code == 2 and said in result.stderr, result.output

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
 from plasma_hf.data import EmbeddingStore, ProteinPair, SiteProtein
 from plasma_hf.evaluation import (
+    CachedEmbeddings,
     Composition,
-    EmbeddedOnce,
     EmbeddingAlignment,
     Foldseek,
     Length,
@@ -60,11 +60,11 @@ class CountingBackbone:
 
 
 @pytest.fixture
-def source() -> EmbeddedOnce:
-    return EmbeddedOnce(CountingBackbone())
+def source() -> CachedEmbeddings:
+    return CachedEmbeddings(CountingBackbone())
 
 
-def test_plasma_gives_what_the_model_gives(source: EmbeddedOnce) -> None:
+def test_plasma_gives_what_the_model_gives(source: CachedEmbeddings) -> None:
     model = PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT)
     pairs = [pair_of(CHAIN, CHAIN[4:]), pair_of(CHAIN[4:], CHAIN + CHAIN)]
     results = PlasmaAligner(model, source, "default").align(pairs)
@@ -81,14 +81,14 @@ def test_plasma_gives_what_the_model_gives(source: EmbeddedOnce) -> None:
 
 
 def test_embeddings_beyond_the_limit_are_forgotten() -> None:
-    source = EmbeddedOnce(CountingBackbone(), max_residues=25)
+    source = CachedEmbeddings(CountingBackbone(), max_residues=25)
     for sequence in (CHAIN, CHAIN[:4], CHAIN[:15], CHAIN):
         assert len(source.get([sequence])[sequence]) == len(sequence)
     assert source.embedder.embedded == [CHAIN, CHAIN[:4], CHAIN[:15], CHAIN]
     assert source.residues <= 25
 
 
-def test_a_store_gives_the_same(source: EmbeddedOnce, tmp_path: Path) -> None:
+def test_a_store_gives_the_same(source: CachedEmbeddings, tmp_path: Path) -> None:
     embedder = load_backbone("substitution")
     store = EmbeddingStore.create(tmp_path / "store", embedder)
     store.add([("whole", CHAIN), ("part", CHAIN[3:])], embedder)
@@ -139,7 +139,7 @@ def test_length_and_composition_have_no_plan() -> None:
     assert all(a.align([pair])[0].plan is None for a in (Length(), Composition()))
 
 
-def test_mean_cosine(source: EmbeddedOnce) -> None:
+def test_mean_cosine(source: CachedEmbeddings) -> None:
     rows = source.get([CHAIN, CHAIN[:7]])
     means = [rows[s].double().mean(0) for s in (CHAIN, CHAIN[:7])]
     want = torch.nn.functional.cosine_similarity(*means, dim=0)
@@ -148,7 +148,7 @@ def test_mean_cosine(source: EmbeddedOnce) -> None:
     assert result.plan is None
 
 
-def test_eba_finds_a_shifted_copy(source: EmbeddedOnce) -> None:
+def test_eba_finds_a_shifted_copy(source: CachedEmbeddings) -> None:
     aligner = EmbeddingAlignment(source)
     same, part = aligner.align([pair_of(CHAIN, CHAIN), pair_of(CHAIN, CHAIN[5:])])
     np.testing.assert_array_equal(same.plan, np.eye(20))

@@ -20,6 +20,7 @@ from plasma_hf.evaluation import (
     run_residue_truth,
     truth_markdown,
 )
+from plasma_hf.evaluation.report import truth_dict
 
 ALIGNMENTS = Path(__file__).parents[2] / "shared" / "data" / "alignments"
 GOOD = {
@@ -55,7 +56,7 @@ def test_good_records_are_read_and_bad_ones_named(write: Any) -> None:
     assert "lacks seq_b" in bad[0] and "outside of its sequences" in bad[1]
     assert bad[3:] == ["P1 and P2 (S1): no residues are aligned"]
     assert [reference.identity for reference in references] == [1.0, 0.0]
-    assert references[1].true_pairs.tolist() == [[2, 1]]  # the trusted columns
+    assert references[1].pairs.tolist() == [[2, 1]]  # the trusted columns
 
 
 @pytest.mark.parametrize("content", [b"[", b"{}", gzip.compress(b"[", mtime=0)[:8]])
@@ -66,22 +67,22 @@ def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: bytes) -> No
         read_reference_pairs(path)
 
 
-def test_figures_of_an_aligner(write: Any) -> None:
+def test_metrics_of_an_aligner(write: Any) -> None:
     references, _ = read_reference_pairs(write(GOOD, REMOTE))
     run = run_residue_truth(NeedlemanWunsch(), references, "tiny")
     assert run is not None
-    good = run.figures((0.35, 1.01))
+    good = run.metrics((0.35, 1.01))
     assert (good["pairs"], good["residues"], good["best_partner"]) == (1, 5, 1.0)
     assert (good["precision"], good["called"], good["mass"]) == (1.0, 1.0, 1.0)
-    assert run.figures((0.0, 0.2))["pairs"] == 1
-    assert run.figures()["pairs"] == 2
+    assert run.metrics((0.0, 0.2))["pairs"] == 1
+    assert run.metrics()["pairs"] == 2
     text = truth_markdown([run])
     assert "### tiny, identity >= 35 % (1 pairs)" in text
     assert "| needleman-wunsch | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |" in text
-    json.dumps(run.to_dict(), allow_nan=False)
+    json.dumps(truth_dict(run), allow_nan=False)
 
 
-def test_an_aligner_without_plans_has_no_figures(write: Any) -> None:
+def test_an_aligner_without_plans_has_no_metrics(write: Any) -> None:
     references, _ = read_reference_pairs(write(GOOD))
     assert run_residue_truth(Length(), references, "tiny") is None
 
@@ -98,7 +99,7 @@ def test_a_pair_that_fails_is_named(write: Any) -> None:
     references, _ = read_reference_pairs(write(GOOD, REMOTE))
     run = run_residue_truth(Fails(), references, "tiny")
     assert run is not None
-    assert (run.problems, run.figures()["pairs"]) == (["P3 and P2: no such protein"], 1)
+    assert (run.problems, run.metrics()["pairs"]) == (["P3 and P2: no such protein"], 1)
     assert "1 failed" in truth_markdown([run])
 
 
@@ -109,6 +110,6 @@ def test_on_real_alignments() -> None:
     assert (len(references), bad) == (1268, [])
     run = run_residue_truth(NeedlemanWunsch(), references[:5], "RV12")
     assert run is not None
-    found = run.figures()
+    found = run.metrics()
     assert 0.5 < found["best_partner"] == pytest.approx(found["mass"])
     assert np.isfinite(list(found.values())).all()

@@ -1,4 +1,4 @@
-"""Figures, intervals, floors, pictures and listings of a retrieval."""
+"""Metrics, intervals and floors of a retrieval."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plasma_hf.evaluation.retrieval import (
-    FIGURES,
-    MeanPool,
-    MeanPoolModel,
+    METRICS,
     RetrievalReport,
     chance_floors,
     estimate,
@@ -22,15 +19,6 @@ from plasma_hf.evaluation.retrieval import (
     retrieval_values,
     sequence_oracle,
 )
-from plasma_hf.evaluation.retrieval_study import (
-    clusters_as_json,
-    draw_heat_map,
-    draw_losses,
-    draw_planes,
-    list_clusters,
-    sequence_differences,
-)
-from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from tests.helpers.structure_files import make_pairs
 
 FAMILIES = ["P", "P", "P", "Q", "Q", None]
@@ -38,7 +26,7 @@ FAMILIES = ["P", "P", "P", "Q", "Q", None]
 
 def test_a_perfect_retrieval_and_its_reverse() -> None:
     values = retrieval_values(np.eye(6), FAMILIES)
-    assert set(values) == set(FIGURES)
+    assert set(values) == set(METRICS)
     assert all(value.mean() == 1 for value in values.values())
     assert len(values["within_family_recall_at_1"]) == 5  # the sixth is alone
     backwards = retrieval_values(np.roll(np.eye(6), 1, axis=1), FAMILIES)
@@ -68,7 +56,7 @@ def test_floors_are_what_random_rankings_reach(families) -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=60))
-def test_an_interval_holds_its_figure_and_stays_a_share(hits) -> None:
+def test_an_interval_holds_its_mean_and_stays_a_share(hits) -> None:
     found = estimate(np.array(hits))
     assert 0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1
     assert found.high > found.low  # also where all or none hit
@@ -82,22 +70,6 @@ def test_a_paired_difference_tells_models_apart_where_single_intervals_do_not() 
     assert paired_difference(ours, ours).value == 0
     with pytest.raises(ValueError, match="100 queries and 3"):
         paired_difference(ours, np.ones(3))
-
-
-def test_mean_pool_is_the_mean_of_residues_that_the_mask_has() -> None:
-    pool, rows = MeanPool(4, 3), torch.randn(2, 5, 4)
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
-    vectors, weights = pool(rows.masked_fill(~mask.unsqueeze(-1), torch.nan), mask)
-    assert torch.allclose(vectors[0], pool.linear(rows[0, :2].mean(0)), atol=1e-6)
-    assert weights.sum(1).tolist() == pytest.approx([1, 1])
-
-
-def test_a_baseline_is_saved_and_loaded(tmp_path) -> None:
-    model = MeanPoolModel(ProtAlignConfig(sequence_size=6, structure_size=4)).eval()
-    model.save_pretrained(tmp_path)
-    again = MeanPoolModel.from_pretrained(tmp_path)
-    rows = torch.randn(2, 3, 6)
-    assert torch.equal(model.get_sequence_features(rows), again.get_sequence_features(rows))
 
 
 def test_what_needs_no_model() -> None:
@@ -119,44 +91,3 @@ def test_a_report_over_two_seeds() -> None:
     assert written["floors"]["chance"]["recall_at_1"] == pytest.approx(1 / 6)
     table = report.to_markdown()
     assert "| good | 1.000 ± .000 |" in table and "| random within family | .500 |" in table
-
-
-def test_pictures_are_written_with_their_numbers(tmp_path) -> None:
-    rng = np.random.default_rng(0)
-    before, after = [tuple(rng.normal(size=(2, 8, 4)).astype(np.float32)) for _ in range(2)]
-    draw_planes({"before": before, "after": after}, tmp_path / "figure2.png")
-    draw_losses({"CLIP": [3.0, 2.0], "SigLIP": [9.0, 4.0]}, tmp_path / "figure3.png")
-    draw_heat_map(after[0] @ after[1].T, list("abcdefgh"), tmp_path / "figure4.svg")
-    for name in ("figure2.png", "figure3.png", "figure4.svg"):
-        assert (tmp_path / name).stat().st_size > 1000
-    read = {n: json.loads((tmp_path / f"figure{n}.json").read_text()) for n in (2, 3, 4)}
-    assert len(read[2]["stages"]["after"]["structures"]) == 8
-    assert read[3]["losses"]["SigLIP"] == [9.0, 4.0]
-    assert len(read[4]["cosines"]) == len(read[4]["ids"]) == 8
-    with pytest.raises(ValueError, match="at least 3"):
-        draw_planes({"after": (after[0][:2], after[1][:2])}, tmp_path / "x.png")
-    with pytest.raises(ValueError, match="two axes"):
-        draw_losses(dict.fromkeys("abc", [1.0]), tmp_path / "x.png")
-
-
-def test_clusters_are_chains_of_close_vectors() -> None:
-    angles = np.array([0.0, 0.2, 0.4, 2.0])  # the first and third are linked by the second
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    sequences = ["MKVLAWGGH", "MKVLAWGGH", "MKILAWGG", "PPPPPPPP"]
-    (cluster,) = list_clusters(vectors, list("abcd"), sequences, ["F"] * 4, least_cosine=0.97)
-    assert [member.id for member in cluster] == ["a", "b", "c"]
-    assert cluster[2].differences == ("V3I", "H9-") and cluster[2].identity == 7 / 8
-    assert clusters_as_json([cluster])[0][0]["family"] == "F"
-
-
-@pytest.mark.parametrize(
-    ("second", "differences"),
-    [
-        ("MKVLAWGGHEE", ["9+EE"]),
-        ("TTMKVLAWGGH", ["0+TT"]),
-        ("MKVAWGGH", ["L4-"]),
-        ("MKVLAWGGH", []),
-    ],
-)
-def test_differences_of_sequences(second, differences) -> None:
-    assert sequence_differences("MKVLAWGGH", second) == differences

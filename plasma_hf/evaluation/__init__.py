@@ -5,8 +5,8 @@ from __future__ import annotations
 from .aligners import (
     AlignedPair,
     Aligner,
+    CachedEmbeddings,
     Composition,
-    EmbeddedOnce,
     EmbeddingAlignment,
     EmbeddingSource,
     Foldseek,
@@ -20,28 +20,27 @@ from .aligners import (
     TMAlign,
     align_sequences,
     global_identity,
-    pair_name,
     parameter_free,
-    plan_of_path,
     with_settings,
 )
-from .report import (
-    Evaluation,
-    ReferencePair,
+from .report import Evaluation, truth_markdown
+from .run import (
+    PairOutcome,
     Run,
     TruthRun,
     evaluate_splits,
+    pair_identities,
+    pair_metrics,
     read_reference_pairs,
+    run_aligner,
     run_residue_truth,
-    truth_markdown,
 )
-from .run import Outcomes, PairOutcome, pair_identities, run_aligner
 
 __all__ = [
     "AlignedPair",
     "Aligner",
     "Composition",
-    "EmbeddedOnce",
+    "CachedEmbeddings",
     "EmbeddingAlignment",
     "EmbeddingSource",
     "Evaluation",
@@ -49,10 +48,8 @@ __all__ = [
     "Length",
     "MeanCosine",
     "NeedlemanWunsch",
-    "Outcomes",
     "PairOutcome",
     "PlasmaAligner",
-    "ReferencePair",
     "Run",
     "SmithWaterman",
     "StoredEmbeddings",
@@ -63,9 +60,8 @@ __all__ = [
     "evaluate_splits",
     "global_identity",
     "pair_identities",
-    "pair_name",
+    "pair_metrics",
     "parameter_free",
-    "plan_of_path",
     "read_reference_pairs",
     "run_aligner",
     "run_residue_truth",

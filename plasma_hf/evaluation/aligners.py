@@ -1,4 +1,4 @@
-"""Residue embeddings of sequences: from a store, or computed once and kept for a while."""
+"""What an evaluation compares: models and baselines that give pairs a score, and maybe a plan."""
 
 from __future__ import annotations
 
@@ -25,9 +25,53 @@ from ..models.configuration_plasma import PlasmaConfig
 from ..models.modeling_plasma import PlasmaModel
 from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_record
 
+AlignmentPath = NDArray[np.int64]
+"""Aligned residues, 0-based, `(pairs, 2)`."""
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AlignedPair:
+    """Hold what an aligner says about one pair.
+
+    Attributes:
+        score: Larger for a likelier match; any finite number.
+        plan: `(query_residues, candidate_residues)`, weights in [0, 1], or None from an aligner
+            that gives scores alone.
+    """
+
+    score: float
+    plan: NDArray[np.floating] | None = None
+
+    @classmethod
+    def from_path(cls, score: float, path: AlignmentPath, pair: ProteinPair) -> AlignedPair:
+        """Write an alignment path as a plan of zeros and ones.
+
+        Example:
+            >>> pair = ProteinPair(*(SiteProtein(uid, "F", "MK", (0, 1)) for uid in "AB"), 1)
+            >>> AlignedPair.from_path(5.0, np.array([[0, 1]]), pair).plan.tolist()
+            [[0.0, 1.0], [0.0, 0.0]]
+        """
+        shape = (len(pair.query.sequence), len(pair.candidate.sequence))
+        plan = np.zeros(shape, dtype=np.float32)
+        plan[path[:, 0], path[:, 1]] = 1.0
+        return cls(float(score), plan)
+
+
+class Aligner(Protocol):
+    """Anything that aligns pairs. It raises for a pair that it cannot align, and skips none."""
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+
+    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
+        """Align pairs, one result each, in their order."""
+
 
 class EmbeddingSource(Protocol):
-    """Whatever gives the residue embeddings of a sequence."""
+    """Anything that gives the residue embeddings of a sequence."""
 
     def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
         """Return embeddings `(residues, hidden)`, float32, by sequence."""
@@ -37,7 +81,7 @@ class StoredEmbeddings:
     """Read embeddings from a store.
 
     Args:
-        store: It holds every sequence that will be asked for.
+        store: It has every sequence that will be asked for.
     """
 
     def __init__(self, store: EmbeddingStore) -> None:
@@ -50,22 +94,19 @@ class StoredEmbeddings:
         Raises:
             KeyError: If the store lacks one; the message says how to add it.
         """
-        return {
-            sequence: self.store.embeddings(sequence, torch.float32)
-            for sequence in dict.fromkeys(sequences)
-        }
+        return {s: self.store.embeddings(s, torch.float32) for s in dict.fromkeys(sequences)}
 
 
-class EmbeddedOnce:
-    """Embed a sequence when it is first asked for, and keep the latest.
+class CachedEmbeddings:
+    """Embed a sequence when it is first asked for, and keep those used last.
 
     Args:
         embedder: The backbone.
-        max_residues: Residues to keep; beyond, what was not asked for longest is forgotten.
+        max_residues: Residues to keep; beyond that, the embeddings unused for longest go.
 
     Example:
         >>> from plasma_hf import load_backbone
-        >>> source = EmbeddedOnce(load_backbone("substitution"))
+        >>> source = CachedEmbeddings(load_backbone("substitution"))
         >>> source.get(["MKVLA"])["MKVLA"].shape
         torch.Size([5, 420])
     """
@@ -92,79 +133,12 @@ class EmbeddedOnce:
         return found
 
 
-# --- What an evaluation compares: anything that gives pairs of proteins a score, and maybe a plan.
-
-
-AlignmentPath = NDArray[np.int64]
-"""Aligned residues, 0-based, `(pairs, 2)`."""
-
-
-@dataclass(frozen=True)
-class AlignedPair:
-    """Hold what an aligner says about one pair.
-
-    Attributes:
-        score: Larger for a likelier match; any finite number.
-        plan: `(query_residues, candidate_residues)`, weights in [0, 1], or None from an aligner
-            that gives scores alone.
-    """
-
-    score: float
-    plan: NDArray[np.floating] | None = None
-
-
-class Aligner(Protocol):
-    """Anything that aligns pairs. It raises for a pair that it cannot align, and skips none."""
-
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
-
-    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Align pairs, one result each, in their order."""
-
-
-def plan_of_path(
-    path: AlignmentPath, query_residues: int, candidate_residues: int
-) -> NDArray[np.float32]:
-    """Write an alignment path as a plan of zeros and ones.
-
-    Example:
-        >>> plan_of_path(np.array([[0, 1]]), 2, 2).tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
-    """
-    plan = np.zeros((query_residues, candidate_residues), dtype=np.float32)
-    plan[path[:, 0], path[:, 1]] = 1.0
-    return plan
-
-
-def path_result(
-    score: float, path: AlignmentPath, query: SiteProtein, candidate: SiteProtein
-) -> AlignedPair:
-    """Give a path as the result of a pair."""
-    plan = plan_of_path(path, len(query.sequence), len(candidate.sequence))
-    return AlignedPair(float(score), plan)
-
-
-def pair_name(pair: ProteinPair) -> str:
-    """Name a pair in a message.
-
-    Example:
-        >>> pair_name(ProteinPair(*(SiteProtein(uid, "F", "MK", (0, 1)) for uid in "AB"), 1))
-        'A and B'
-    """
-    return f"{pair.query.uid} and {pair.candidate.uid}"
-
-
-# --- Alignments of two sequences by BLOSUM62, and what can be read from two sequences alone.
-
-
+# "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k residues
+# cost 11 + (k - 1), as here and in EMBOSS, or comes on top of it, 11 + k, as in BLAST.
+GAP_OPEN = 11
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 Mode = Literal["local", "global", "free-ends"]
 Per = Literal["shorter", "columns"]
-RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-# "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k
-# residues cost 11 + (k - 1), as here and in EMBOSS, or comes on top of it, 11 + k, as in BLAST.
-GAP_OPEN = 11
 
 
 def align_sequences(
@@ -173,14 +147,14 @@ def align_sequences(
     """Align two sequences by BLOSUM62, 1 for each further residue of a gap.
 
     Args:
-        query: One-letter residues.
-        candidate: One-letter residues.
+        query: One-letter residues, as those of the candidate.
+        candidate: See `query`.
         mode: "local" (Smith-Waterman), "global" (Needleman-Wunsch, end gaps charged) or
             "free-ends" (Needleman-Wunsch, end gaps free).
         gap_open: Cost of the first residue of a gap.
 
     Returns:
-        The score of the alignment, and its residue pairs, 0-based, `(pairs, 2)`. Without any
+        The score of the alignment, and its residue pairs, 0-based, `(pairs, 2)`. Without a
         positive local score they are 0 and empty.
 
     Raises:
@@ -193,35 +167,23 @@ def align_sequences(
     """
     within = "local" if mode == "local" else "global"
     aligner = blosum_aligner(within, gap_open, 0.0 if mode == "free-ends" else None)
-    found = aligner.align(
-        query.upper().translate(TO_BLOSUM), candidate.upper().translate(TO_BLOSUM)
-    )
+    found = aligner.align(*(s.upper().translate(TO_BLOSUM) for s in (query, candidate)))
     if mode == "local" and found.score <= 0:
         return 0.0, np.empty((0, 2), dtype=np.int64)
-    return float(found.score), _path(found[0])
-
-
-def _path(alignment: Any) -> AlignmentPath:
-    blocks = [
-        np.stack([np.arange(*query), np.arange(*candidate)], axis=1)
-        for query, candidate in zip(*alignment.aligned, strict=True)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty((0, 2), dtype=np.int64)
+    columns = found[0].indices  # (2, columns), -1 in a gap
+    return float(found.score), columns[:, (columns >= 0).all(axis=0)].T
 
 
 def identity(query: str, candidate: str, path: AlignmentPath, per: Per = "columns") -> float:
     """Divide the identical aligned residues by a length.
 
     Args:
-        query: One-letter residues.
-        candidate: One-letter residues.
+        query: One-letter residues, as those of the candidate.
+        candidate: See `query`.
         path: Residues of a global alignment, `(pairs, 2)`.
         per: "columns" divides by the number of columns of the alignment, gaps included,
             "shorter" by the length of the shorter protein. Unrelated proteins of like length
             have about .16 in the first measure and .20 in the second.
-
-    Returns:
-        The identity, between 0 and 1.
 
     Example:
         >>> path = np.array([[0, 0], [1, 1], [2, 2]])
@@ -243,105 +205,68 @@ def global_identity(query: str, candidate: str) -> float:
     return identity(query, candidate, align_sequences(query, candidate, "global")[1])
 
 
-def length_ratio(query: str, candidate: str) -> float:
-    """Divide the shorter length by the longer one.
-
-    Example:
-        >>> length_ratio("MKVL", "MKV")
-        0.75
-    """
-    short, long = sorted((len(query), len(candidate)))
-    return short / long
-
-
-def composition_cosine(query: str, candidate: str) -> float:
-    """Compute the cosine between the counts of the 20 residues, 0 where there are none.
-
-    Example:
-        >>> composition_cosine("MKKM", "KM")
-        1.0
-    """
-    first, second = (
-        np.array([sequence.count(letter) for letter in RESIDUES], dtype=float)
-        for sequence in (query, candidate)
-    )
-    return cosine(first, second)
-
-
-def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Compute the cosine of two vectors, 0 where one has no length.
-
-    Example:
-        >>> cosine(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
-        1.0
-    """
-    norm = np.sqrt((first @ first) * (second @ second))
-    return float(first @ second / norm) if norm else 0.0
-
-
-# --- Baselines that need nothing but two sequences.
-
-
-class _BySequences:
-    """Align by BLOSUM62; the score is that of the alignment, the plan its path."""
+class PairwiseAligner:
+    """Align pairs one by one: what most baselines have in common."""
 
     name: str
-    mode: Mode
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Align pairs, one result each."""
+        """Align pairs, one result each, in their order."""
         return [self._align(pair) for pair in pairs]
 
     def _align(self, pair: ProteinPair) -> AlignedPair:
-        query, candidate = pair.query, pair.candidate
-        found = align_sequences(query.sequence, candidate.sequence, self.mode)
-        return path_result(*found, query, candidate)
+        raise NotImplementedError
 
 
-class SmithWaterman(_BySequences):
-    """Align locally, BLOSUM62, gap 11/1."""
+class SmithWaterman(PairwiseAligner):
+    """Align locally, BLOSUM62, gap 11/1; the score is the alignment's, the plan its path."""
 
     name = "smith-waterman"
-    mode = "local"
+    mode: Mode = "local"
+
+    def _align(self, pair: ProteinPair) -> AlignedPair:
+        found = align_sequences(pair.query.sequence, pair.candidate.sequence, self.mode)
+        return AlignedPair.from_path(*found, pair)
 
 
-class NeedlemanWunsch(_BySequences):
+class NeedlemanWunsch(SmithWaterman):
     """Align globally with free end gaps, BLOSUM62, gap 11/1."""
 
     name = "needleman-wunsch"
     mode = "free-ends"
 
 
-class Length:
-    """Score by the ratio of the two lengths alone: what a draw of pairs gives away by them."""
+class Length(PairwiseAligner):
+    """Score by the ratio of the two lengths alone: what the choice of pairs gives away by them."""
 
     name = "length"
 
-    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Score pairs, one result each, without a plan."""
-        return [AlignedPair(length_ratio(p.query.sequence, p.candidate.sequence)) for p in pairs]
+    def _align(self, pair: ProteinPair) -> AlignedPair:
+        shorter, longer = sorted((len(pair.query.sequence), len(pair.candidate.sequence)))
+        return AlignedPair(shorter / longer)
 
 
-class Composition:
-    """Score by the cosine of the two residue counts alone."""
+class Composition(PairwiseAligner):
+    """Score by the cosine between the counts of the 20 residues: order does not matter."""
 
     name = "composition"
 
-    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Score pairs, one result each, without a plan."""
-        return [
-            AlignedPair(composition_cosine(p.query.sequence, p.candidate.sequence)) for p in pairs
-        ]
+    def _align(self, pair: ProteinPair) -> AlignedPair:
+        counts = (
+            np.array([side.sequence.count(letter) for letter in RESIDUES], dtype=float)
+            for side in (pair.query, pair.candidate)
+        )
+        return AlignedPair(_cosine(*counts))
 
 
-# --- Baselines on the same residue embeddings as PLASMA, without its head.
-
-
-Matrix = NDArray[np.float64]
+def _cosine(first: Matrix, second: Matrix) -> float:
+    """Return the cosine of two vectors, 0 where one has no length."""
+    norm = np.sqrt((first @ first) * (second @ second))
+    return float(first @ second / norm) if norm else 0.0
 
 
 class MeanCosine:
-    """Score by the cosine of the mean embeddings of both proteins; it has no plan.
+    """Score by the cosine between mean embeddings: no alignment at all.
 
     Args:
         source: Where embeddings come from.
@@ -355,20 +280,24 @@ class MeanCosine:
         self.source, self.backbone = source, backbone
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Score pairs, one result each, without a plan."""
-        means = {key: rows.mean(axis=0) for key, rows in _embeddings(self.source, pairs).items()}
+        """Align pairs, one result each, in their order."""
+        sequences = [side.sequence for pair in pairs for side in (pair.query, pair.candidate)]
+        rows = {s: e.cpu().double().numpy() for s, e in self.source.get(sequences).items()}
         return [
-            AlignedPair(cosine(means[pair.query.sequence], means[pair.candidate.sequence]))
+            self._compare(pair, rows[pair.query.sequence], rows[pair.candidate.sequence])
             for pair in pairs
         ]
 
+    def _compare(self, pair: ProteinPair, query: Matrix, candidate: Matrix) -> AlignedPair:
+        return AlignedPair(_cosine(query.mean(axis=0), candidate.mean(axis=0)))
 
-class EmbeddingAlignment:
+
+class EmbeddingAlignment(MeanCosine):
     """Align by dynamic programming over embedding similarity (EBA).
 
     The similarity exp(-distance) is standardised by rows and by columns, the two averaged, and the
-    best global path without gap costs is found; the score is its sum by the shorter length, the
-    plan its path.
+    best global path without gap costs is found; the score is its sum divided by the length of the
+    shorter protein, the plan its path.
 
     Source: embedding-based alignment, Pantolini et al. (Bioinformatics, 2024).
 
@@ -379,21 +308,9 @@ class EmbeddingAlignment:
 
     name = "eba"
 
-    def __init__(self, source: EmbeddingSource, backbone: str = "-") -> None:
-        """Keep the source."""
-        self.source, self.backbone = source, backbone
-
-    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Align pairs, one result each."""
-        embeddings = _embeddings(self.source, pairs)
-        results = []
-        for pair in pairs:
-            query, candidate = pair.query, pair.candidate
-            sides = embeddings[query.sequence], embeddings[candidate.sequence]
-            raw, path = best_path(enhanced_similarity(*sides))
-            score = raw / min(map(len, sides))
-            results.append(path_result(score, path, query, candidate))
-        return results
+    def _compare(self, pair: ProteinPair, query: Matrix, candidate: Matrix) -> AlignedPair:
+        total, path = best_path(enhanced_similarity(query, candidate))
+        return AlignedPair.from_path(total / min(len(query), len(candidate)), path, pair)
 
 
 def enhanced_similarity(query: Matrix, candidate: Matrix) -> Matrix:
@@ -446,12 +363,8 @@ def best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
         step = np.maximum(best[i, 1:], best[i, :-1] + similarity[i])
         # A free gap makes the rest of the row a running maximum.
         best[i + 1, 1:] = np.maximum(np.maximum.accumulate(step), 0.0)
-    return float(best[n, m]), _trace_back(best)
-
-
-def _trace_back(best: Matrix) -> AlignmentPath:
     pairs = []
-    i, j = best.shape[0] - 1, best.shape[1] - 1
+    i, j = n, m
     while i and j:
         # Values are handed on unchanged along gaps, so equality is exact.
         if best[i, j] == best[i, j - 1]:
@@ -461,15 +374,7 @@ def _trace_back(best: Matrix) -> AlignmentPath:
         else:
             i, j = i - 1, j - 1
             pairs.append((i, j))
-    return np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
-
-
-def _embeddings(source: EmbeddingSource, pairs: Sequence[ProteinPair]) -> dict[str, Matrix]:
-    sequences = [side.sequence for pair in pairs for side in (pair.query, pair.candidate)]
-    return {key: rows.cpu().double().numpy() for key, rows in source.get(sequences).items()}
-
-
-# --- PLASMA as one of the aligners that an evaluation compares.
+    return float(best[n, m]), np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
 
 
 class PlasmaAligner:
@@ -483,9 +388,7 @@ class PlasmaAligner:
 
     Example:
         >>> from plasma_hf import load_backbone
-        >>> from plasma_hf.data import SiteProtein
-        >>> from plasma_hf.evaluation import EmbeddedOnce
-        >>> source = EmbeddedOnce(load_backbone("substitution"))
+        >>> source = CachedEmbeddings(load_backbone("substitution"))
         >>> aligner = PlasmaAligner(parameter_free(), source, "PLASMA-PF")
         >>> protein = SiteProtein("P1", "F", "MKVLATWCHE" * 3, (0,) * 30)
         >>> [result] = aligner.align([ProteinPair(protein, protein, label=1)])
@@ -496,23 +399,16 @@ class PlasmaAligner:
     def __init__(
         self, model: PlasmaModel, source: EmbeddingSource, name: str, backbone: str = "-"
     ) -> None:
-        """Keep the parts; the model is made to infer."""
+        """Keep the parts; the model is put in eval mode."""
         self.model, self.source = model.eval(), source
         self.name, self.backbone = name, backbone
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Align pairs, one result each."""
-        queries = [pair.query.sequence for pair in pairs]
-        candidates = [pair.candidate.sequence for pair in pairs]
+        """Align pairs, one result each, in their order."""
+        sides = [[p.query.sequence for p in pairs], [p.candidate.sequence for p in pairs]]
         device = self.model.device
-        embeddings: dict[str, Tensor] = {
-            sequence: rows.to(device)
-            for sequence, rows in self.source.get(queries + candidates).items()
-        }
-        aligned = self.model.align_pairs(
-            [embeddings[sequence] for sequence in queries],
-            [embeddings[sequence] for sequence in candidates],
-        )
+        rows = {s: found.to(device) for s, found in self.source.get(sides[0] + sides[1]).items()}
+        aligned = self.model.align_pairs(*([rows[sequence] for sequence in side] for side in sides))
         return [
             AlignedPair(score, plan.cpu().numpy())
             for score, plan in zip(aligned.scores.tolist(), aligned.plans or (), strict=True)
@@ -523,7 +419,7 @@ def parameter_free(**changes: Any) -> PlasmaModel:
     """Build PLASMA-PF, the published head without a parameter, for embeddings of any width.
 
     Args:
-        **changes: Fields of `PlasmaConfig` to set otherwise.
+        **changes: Other values for fields of `PlasmaConfig`.
 
     Example:
         >>> parameter_free(kernel_scale=0.2).config.head
@@ -556,10 +452,6 @@ def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
     return changed
 
 
-# --- Baselines on structures: TM-align and Foldseek, for proteins whose files are in one folder.
-
-
-COLUMNS = "query,target,bits,qstart,tstart,qaln,taln"
 CALPHA = 1  # of N, CA and C
 
 
@@ -601,11 +493,14 @@ class StructureFolder:
         return found
 
 
-class TMAlign:
+class TMAlign(PairwiseAligner):
     """Align structures by TM-align; the score is the mean of both normalised TM-scores.
 
     Args:
         structures: Where the structures are.
+
+    Raises:
+        ImportError: If tmtools is not installed.
     """
 
     name = "tm-align"
@@ -618,25 +513,20 @@ class TMAlign:
             raise ImportError("TM-align needs tmtools; run: pip install tmtools") from error
         self.structures, self.tm_align = structures, tm_align
 
-    def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
-        """Align pairs, one result each."""
-        return [self._align(pair) for pair in pairs]
-
     def _align(self, pair: ProteinPair) -> AlignedPair:
-        sides, kept = [], []
+        places, sequences, known = [], [], []
         for protein in (pair.query, pair.candidate):
             atoms = self.structures.read(protein).backbone_atoms
             assert atoms is not None  # a structure has atoms
             calpha = atoms[:, CALPHA].double().numpy()  # (residues, 3)
-            known = np.flatnonzero(np.isfinite(calpha).all(axis=1))
-            kept.append(known)
-            sides.append((calpha[known], "".join(protein.sequence[i] for i in known)))
-        (first, query), (second, candidate) = sides
-        found = self.tm_align(first, second, query, candidate)
+            known.append(np.flatnonzero(np.isfinite(calpha).all(axis=1)))
+            places.append(calpha[known[-1]])
+            sequences.append("".join(protein.sequence[i] for i in known[-1]))
+        found = self.tm_align(*places, *sequences)
         score = (found.tm_norm_chain1 + found.tm_norm_chain2) / 2
         path = path_of_rows(found.seqxA, found.seqyA)
-        path = np.stack([side[path[:, k]] for k, side in enumerate(kept)], axis=1)
-        return path_result(score, path, pair.query, pair.candidate)
+        path = np.stack([side[path[:, k]] for k, side in enumerate(known)], axis=1)
+        return AlignedPair.from_path(score, path, pair)
 
 
 def path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) -> AlignmentPath:
@@ -651,7 +541,7 @@ def path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) -
         >>> path_of_rows("MK-V", "-KLV", starts=(4, 0)).tolist()
         [[5, 0], [6, 2]]
     """
-    rows = np.array([list(query), list(candidate)])
+    rows = np.array([list(query), list(candidate)], dtype="U1")
     present = rows != "-"
     numbers = np.cumsum(present, axis=1) - 1 + np.array(starts)[:, None]
     return numbers[:, present.all(axis=0)].T.astype(np.int64)
@@ -684,28 +574,38 @@ class Foldseek:
         """Align pairs, one result each, in one search of all queries against all candidates."""
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
-            self._lay_out(scratch / "queries", (pair.query for pair in pairs))
-            self._lay_out(scratch / "candidates", (pair.candidate for pair in pairs))
+            self._link(scratch / "queries", [pair.query for pair in pairs])
+            self._link(scratch / "candidates", [pair.candidate for pair in pairs])
             hits = self._search(scratch)
-        return [self._result(pair, hits) for pair in pairs]
+        nothing = ("0", "1", "1", "", "")
+        results = []
+        for pair in pairs:
+            hit = hits.get((_key(pair.query), _key(pair.candidate)), nothing)
+            bits, query_start, candidate_start, query_row, candidate_row = hit
+            starts = int(query_start) - 1, int(candidate_start) - 1
+            path = path_of_rows(query_row, candidate_row, starts)
+            results.append(AlignedPair.from_path(float(bits), path, pair))
+        return results
 
-    def _lay_out(self, folder: Path, proteins: Iterable[SiteProtein]) -> None:
+    def _link(self, folder: Path, proteins: Iterable[SiteProtein]) -> None:
         folder.mkdir()
         for protein in dict.fromkeys(proteins):
             self.structures.read(protein)  # the residues that it numbers are those of the sequence
             source = self.structures.path(protein).resolve()
-            # The file's name comes back as that of the hit; uids may hold any character.
-            place = folder / f"{_key(protein)}{''.join(source.suffixes[-2:])}"
-            if not place.exists():
-                place.symlink_to(source)
+            # The file's name comes back as that of the hit; uids may contain any character.
+            link = folder / f"{_key(protein)}{''.join(source.suffixes[-2:])}"
+            if not link.exists():
+                link.symlink_to(source)
 
-    def _search(self, scratch: Path) -> dict[tuple[str, str], list[str]]:
+    def _search(self, scratch: Path) -> dict[tuple[str, str], Sequence[str]]:
+        """Return the best hit of each query and candidate: bits, starts, aligned rows."""
         command = [self.binary, "easy-search", "queries", "candidates", "hits.tsv", "tmp"]
-        command += ["--format-output", COLUMNS, "-e", "1e9", "--max-seqs", "100000", "-v", "1"]
+        command += ["--format-output", "query,target,bits,qstart,tstart,qaln,taln"]
+        command += ["-e", "1e9", "--max-seqs", "100000", "-v", "1"]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"foldseek ended with {done.returncode}: {done.stderr[-300:]}")
-        hits: dict[tuple[str, str], list[str]] = {}
+        hits: dict[tuple[str, str], Sequence[str]] = {}
         for line in (scratch / "hits.tsv").read_text().splitlines():
             query, target, *values = line.split("\t")
             names = query.split(".")[0], target.split(".")[0]
@@ -713,15 +613,16 @@ class Foldseek:
                 hits[names] = values
         return hits
 
-    def _result(self, pair: ProteinPair, hits: dict[tuple[str, str], list[str]]) -> AlignedPair:
-        hit = hits.get((_key(pair.query), _key(pair.candidate)))
-        if hit is None:
-            return path_result(0.0, np.empty((0, 2), dtype=np.int64), pair.query, pair.candidate)
-        bits, query_start, candidate_start, query_row, candidate_row = hit
-        starts = int(query_start) - 1, int(candidate_start) - 1
-        path = path_of_rows(query_row, candidate_row, starts)
-        return path_result(float(bits), path, pair.query, pair.candidate)
-
 
 def _key(protein: SiteProtein) -> str:
     return protein.uid.encode().hex()
+
+
+ON_SEQUENCES: dict[str, Any] = {
+    aligner.name: aligner for aligner in (SmithWaterman, NeedlemanWunsch, Length, Composition)
+}
+ON_EMBEDDINGS: dict[str, Any] = {
+    aligner.name: aligner for aligner in (EmbeddingAlignment, MeanCosine)
+}
+ON_STRUCTURES: dict[str, Any] = {aligner.name: aligner for aligner in (TMAlign, Foldseek)}
+"""Baselines by name, apart by what they read: sequences, embeddings, or a folder of structures."""

@@ -1,33 +1,52 @@
-"""Pictures of an evaluation: ROC and PR curves, and the plans of a few examples."""
+"""Figures of an evaluation: ROC and PR curves, and the plans of a few examples."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.pairs import ProteinPair
 from .aligners import Aligner
-from .report import Run
-from .run import align_in_chunks
+from .run import Run, align_in_chunks
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+    from matplotlib.figure import Figure
 
 LONGEST = 600
 """Residues of the longest protein in an example."""
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure, in inches; without pyplot it needs no screen, and nothing stays in memory.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'figures need matplotlib; install it with: pip install "plasma-hf[plot]"'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; its date is left out, so that the same numbers give the same file."""
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+
+
 def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str = "png") -> list[Path]:
-    """Draw ROC and PR curves of the first seed, one picture for each task and split.
+    """Draw ROC and PR curves of the first seed, one figure for each task and split.
 
     Args:
         runs: Of an `Evaluation`.
-        folder: Where the pictures go.
+        folder: Where the figures go.
         ending: "png", "svg" or "pdf".
 
     Returns:
@@ -43,52 +62,36 @@ def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str = "png") ->
             group.append(run)
     files = []
     for (task, split), group in groups.items():
+        figure = new_figure(9.6, 4.6)
+        figure.suptitle(f"{task}, {split}, seed {group[0].seed}", parse_math=False)
+        _draw(figure, group)
         files.append(Path(folder) / f"{file_name(f'{task}_{split}_curves')}.{ending}")
-        _draw(group, f"{task}, {split}, seed {group[0].seed}", files[-1])
+        save_figure(figure, files[-1])
     return files
 
 
-def _draw(runs: Sequence[Run], title: str, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'drawing curves needs matplotlib; install it with: pip install "plasma-hf[plot]"'
-        ) from error
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    figure.suptitle(title, parse_math=False)
+def _draw(figure: Figure, runs: Sequence[Run]) -> None:
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
     roc, recall = figure.subplots(1, 2)
     for axes, names in ((roc, ("false positives", "recall")), (recall, ("recall", "precision"))):
         axes.set(xlabel=names[0], ylabel=names[1], xlim=(0, 1), ylim=(0, 1.02))
     for run in runs:
-        _draw_run(run, roc, recall)
+        scored = [pair for pair in run.pairs if isfinite(pair.score)]
+        labels, scores = [pair.label for pair in scored], [pair.score for pair in scored]
+        if len(set(labels)) < 2:
+            continue
+        name = run.aligner if run.backbone == "-" else f"{run.aligner} ({run.backbone})"
+        false, true, _ = roc_curve(labels, scores)
+        roc.plot(false, true, lw=1.3)
+        precision, found, _ = precision_recall_curve(labels, scores)
+        recall.plot(found, precision, lw=1.3, label=name, drawstyle="steps-pre")
     roc.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
     recall.legend(fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=150, metadata=_without_date(path))
-
-
-def _without_date(path: Path) -> dict[str, Any]:
-    """Leave the date out, so that the same figures give the same file."""
-    return {"Date": None} if path.suffix == ".svg" else {}
-
-
-def _draw_run(run: Run, roc: Axes, recall: Axes) -> None:
-    from sklearn.metrics import precision_recall_curve, roc_curve
-
-    scored = [pair for pair in run.outcomes.pairs if not pair.failed]
-    labels = np.array([pair.label for pair in scored])
-    if len(np.unique(labels)) < 2:
-        return
-    scores = [pair.score for pair in scored]
-    name = run.aligner if run.backbone == "-" else f"{run.aligner} ({run.backbone})"
-    false, true, _ = roc_curve(labels, scores)
-    roc.plot(false, true, lw=1.3)
-    precision, found, _ = precision_recall_curve(labels, scores)
-    recall.plot(found, precision, lw=1.3, label=name, drawstyle="steps-pre")
 
 
 def choose_examples(pairs: Sequence[ProteinPair], count: int) -> list[ProteinPair]:
-    """Choose the first positive pairs of different families that a picture can show.
+    """Choose the first positive pairs of different families that a figure can show.
 
     Args:
         pairs: Of a split.
@@ -110,7 +113,7 @@ def draw_plans(
     Args:
         aligner: What aligns; one without plans draws nothing.
         pairs: A few.
-        folder: Where the pictures go.
+        folder: Where the figures go.
         ending: "png", "svg" or "pdf".
 
     Returns:
@@ -125,7 +128,7 @@ def draw_plans(
     from ..models.pipeline_protein_alignment import find_segments
 
     files = []
-    for pair, result in align_in_chunks(aligner, pairs, progress=False):
+    for pair, result, _ in align_in_chunks(aligner, pairs, progress=False):
         if isinstance(result, Exception) or result.plan is None:
             continue
         ids = (pair.query.uid, pair.candidate.uid)

@@ -1,27 +1,24 @@
-"""How well sequences find structures and structures sequences, from a matrix of similarities."""
+"""How well sequences find structures and structures sequences: recalls, intervals, floors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
 
 from ..data.clusters import KmerIndex
 from ..io.structures import StructurePair
 from ..metrics.retrieval import best_ranks, ranks_within_family
-from ..models.configuration_protalign import ProtAlignConfig
-from ..models.modeling_protalign import Gather, ProtAlignModel, Standardize, alone
-from .report import figure_text, markdown_table, none_for_nan
-from .run import mean_and_error
+from ..models.modeling_protalign import ProtAlignModel
+from .report import markdown_table, mean_and_error, metric_text, summary
 
 PLACES = (1, 5)
 DIRECTIONS = {"": "sequence to structure", "reverse_": "structure to sequence"}
-FIGURES = {
+METRICS = {
     f"{prefix}{name}": f"{title}, {direction}"
     for prefix, direction in DIRECTIONS.items()
     for name, title in (
@@ -33,35 +30,37 @@ FIGURES = {
         ("within_family_recall_at_1", "R@1 within the family"),
     )
 }
-"""Figures of an evaluation by name, with what a reader calls them."""
+"""Metrics of a retrieval by name, with what a reader calls them."""
+
+SHOWN = (
+    "recall_at_1",
+    "recall_at_5",
+    "mrr",
+    "reverse_recall_at_1",
+    "reverse_recall_at_5",
+    "family_recall_at_1",
+    "within_family_recall_at_1",
+)
+"""Metrics of the Markdown table; JSON has all."""
+
+COMPARED = ("recall_at_1", "recall_at_5", "mrr")
+
+DEFINITIONS = """\
+R@k is the share of queries whose partner ranks within the first k of all candidates by cosine,
+equal cosines by their mean rank; MRR the mean of 1 / rank. Family recall counts any member of the
+query's family, and within the family other families are left out. Several seeds: mean ± standard
+error over seeds, each with its own split. One seed: the figure with its 95 % interval over queries
+(Wilson for recall, bootstrap for MRR)."""
 
 Z = 1.959964
 RESAMPLES = 2000
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """Hold a figure and its 95 % confidence interval.
-
-    Attributes:
-        value: Mean over queries.
-        low: Lower bound.
-        high: Upper bound.
-        queries: How many the mean is over.
-    """
-
-    value: float
-    low: float
-    high: float
-    queries: int
-
-
 Values = dict[str, NDArray[np.float64]]
-"""What each query contributes to a figure, `(queries,)`, by the names of `FIGURES`."""
+"""What each query contributes to a metric, `(queries,)`, by the names of `METRICS`."""
 
 
 def retrieval_values(similarity: ArrayLike, families: Sequence[str | None]) -> Values:
-    """Compute what each query contributes to the figures of a retrieval.
+    """Compute what each query contributes to the metrics of a retrieval.
 
     Args:
         similarity: Of sequences with structures, `(pairs, pairs)`; row i and column i belong
@@ -69,7 +68,7 @@ def retrieval_values(similarity: ArrayLike, families: Sequence[str | None]) -> V
         families: Of each pair, `(pairs,)`; one of None is a family of its own.
 
     Returns:
-        Values `(queries,)` by the names of `FIGURES`: hits as 0 and 1, reciprocal ranks. Equal
+        Values `(queries,)` by the names of `METRICS`: hits as 0 and 1, reciprocal ranks. Equal
         similarities count by their mean rank. `within_family_recall_at_1` has the queries alone
         whose family has several members, and is left out where there are none.
 
@@ -82,7 +81,7 @@ def retrieval_values(similarity: ArrayLike, families: Sequence[str | None]) -> V
         ([1.0, 0.0], [1.0, 1.0])
     """
     similarity = np.asarray(similarity)
-    numbers = family_numbers(families)
+    numbers = _family_numbers(families)
     several = np.bincount(numbers)[numbers] > 1
     values: Values = {}
     for prefix, matrix in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
@@ -94,19 +93,24 @@ def retrieval_values(similarity: ArrayLike, families: Sequence[str | None]) -> V
         if several.any():
             within = ranks_within_family(matrix, numbers)[several]
             values[f"{prefix}within_family_recall_at_1"] = (within <= 1).astype(float)
-    return {name: values[name] for name in FIGURES if name in values}
+    return {name: values[name] for name in METRICS if name in values}
 
 
-def family_numbers(families: Sequence[str | None]) -> NDArray[np.int64]:
-    """Number the families; None is a new one each time.
-
-    Example:
-        >>> family_numbers(["P", None, "P", None]).tolist()
-        [0, 1, 0, 2]
-    """
+def _family_numbers(families: Sequence[str | None]) -> NDArray[np.int64]:
+    """Number the families; None is a new one each time."""
     known: dict[object, int] = {}
     keys = [object() if family is None else family for family in families]
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Hold the mean over queries, the bounds of its 95 % confidence interval, and their number."""
+
+    value: float
+    low: float
+    high: float
+    queries: int
 
 
 def estimate(values: NDArray[np.float64]) -> Estimate:
@@ -124,12 +128,11 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
         '0.428 0.364 0.495'
     """
     mean, n = float(values.mean()), len(values)
-    if np.isin(values, (0, 1)).all():
-        middle = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
-        half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-        return Estimate(mean, max(middle - half, 0.0), min(middle + half, 1.0), n)
-    low, high = np.percentile(_resampled_means(values), (2.5, 97.5))
-    return Estimate(mean, float(low), float(high), n)
+    if not np.isin(values, (0, 1)).all():
+        return _bootstrap(values)
+    middle = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+    return Estimate(mean, max(middle - half, 0.0), min(middle + half, 1.0), n)
 
 
 def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Estimate:
@@ -155,114 +158,61 @@ def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) ->
         raise ValueError(
             f"{len(ours)} queries and {len(theirs)}; give values of the same queries, in order"
         )
-    difference = ours - theirs
-    low, high = np.percentile(_resampled_means(difference), (2.5, 97.5))
-    return Estimate(float(difference.mean()), float(low), float(high), len(ours))
+    return _bootstrap(ours - theirs)
 
 
-def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _bootstrap(values: NDArray[np.float64]) -> Estimate:
     drawn = np.random.default_rng(0)  # the same values give the same interval
-    return np.array([drawn.choice(values, len(values)).mean() for _ in range(RESAMPLES)])
+    means = [drawn.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
 def chance_floors(families: Sequence[str | None]) -> dict[str, dict[str, float]]:
-    """Give the expected figures of two retrievals that know little.
+    """Give the expected metrics of two retrievals that know little.
 
     Args:
         families: Of each pair, `(pairs,)`.
 
     Returns:
         "chance" ranks at random, "random within family" finds the family and ranks it at random.
-        Both have the figures of `FIGURES`.
+        Both have the metrics of `METRICS`.
 
     Example:
         >>> floors = chance_floors(["P", "P", "Q", "Q"])
         >>> floors["chance"]["recall_at_1"], floors["random within family"]["recall_at_1"]
         (0.25, 0.5)
     """
-    numbers = family_numbers(families)
-    sizes = np.bincount(numbers)[numbers]
-    n = len(numbers)
-    whole = np.full(n, n)
-    floors: dict[str, dict[str, float]] = {"chance": {}, "random within family": {}}
-    for prefix in DIRECTIONS:
-        for name, among in (("chance", whole), ("random within family", sizes)):
-            figures = floors[name]
-            for k in PLACES:
-                figures[f"{prefix}recall_at_{k}"] = float(np.minimum(k / among, 1).mean())
-            harmonic = np.cumsum(1 / np.arange(1, n + 1))
-            figures[f"{prefix}mrr"] = float((harmonic[among - 1] / among).mean())
-            if (sizes > 1).any():
-                figures[f"{prefix}within_family_recall_at_1"] = float((1 / sizes[sizes > 1]).mean())
-        for k in PLACES:
-            chance = [_found_by_chance(n, int(size), k) for size in sizes]
-            floors["chance"][f"{prefix}family_recall_at_{k}"] = float(np.mean(chance))
-            floors["random within family"][f"{prefix}family_recall_at_{k}"] = 1.0
+    numbers = _family_numbers(families)
+    sizes, n = np.bincount(numbers)[numbers], len(numbers)
+    harmonic = np.cumsum(1 / np.arange(1, n + 1))
+    by_chance = {k: np.mean([_found_by_chance(n, int(size), k) for size in sizes]) for k in PLACES}
+    floors = {}
+    for name, among, family in (
+        ("chance", np.full(n, n), by_chance),
+        ("random within family", sizes, dict.fromkeys(PLACES, 1.0)),
+    ):
+        found = {f"recall_at_{k}": np.minimum(k / among, 1).mean() for k in PLACES}
+        found["mrr"] = (harmonic[among - 1] / among).mean()
+        if (sizes > 1).any():
+            found["within_family_recall_at_1"] = (1 / sizes[sizes > 1]).mean()
+        found |= {f"family_recall_at_{k}": share for k, share in family.items()}
+        floors[name] = {f"{prefix}{m}": float(v) for prefix in DIRECTIONS for m, v in found.items()}
     return floors
 
 
 def _found_by_chance(n: int, size: int, k: int) -> float:
-    """Give the probability that one of `size` among `n` stands in k places, drawn at random."""
+    """Give the probability that one of `size` among `n` is within k, drawn at random."""
     return 1 - math.comb(n - size, k) / math.comb(n, k) if n > k else 1.0
 
 
-# --- What a trained retrieval is compared with: a pool that learns little, and what needs no model.
-
-
-class MeanPool(nn.Module):
-    """Take the mean of the residues, and a linear map of it.
-
-    Args:
-        residue_size: Width of a residue embedding.
-        shared_size: Width of the vector.
-        standardize: As in `AttentionPool`.
-    """
-
-    def __init__(self, residue_size: int, shared_size: int, standardize: bool = False) -> None:
-        """Build the map."""
-        super().__init__()
-        self.linear = nn.Linear(residue_size, shared_size)
-        self.scale = Standardize(shared_size) if standardize else None
-
-    def forward(
-        self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
-    ) -> tuple[Tensor, Tensor]:
-        """Pool a batch of proteins, as `AttentionPool` does.
-
-        Args:
-            embeddings: `(batch, residues, hidden)`.
-            mask: True at residues, `(batch, residues)`.
-            gather: For `Standardize`.
-
-        Returns:
-            Vectors `(batch, shared)`, and the equal weights of the residues, `(batch, residues)`.
-        """
-        weights = mask.to(self.linear.weight.dtype)
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-        rows = embeddings.to(weights.dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
-        vectors = self.linear((weights.unsqueeze(1) @ rows).squeeze(1))
-        return vectors if self.scale is None else self.scale(vectors, gather), weights
-
-
-class MeanPoolModel(ProtAlignModel):
-    """ProtAlign with one linear map of the mean residue for each side; all else is the same.
-
-    Example:
-        >>> import torch
-        >>> model = MeanPoolModel(ProtAlignConfig(sequence_size=8, structure_size=4))
-        >>> model.get_structure_features(torch.randn(2, 9, 4)).shape
-        torch.Size([2, 128])
-    """
-
-    _auto_class = None  # a baseline is saved without code: it is no model for the Hub
-
-    def __init__(self, config: ProtAlignConfig) -> None:
-        """Put means in the place of attention."""
-        super().__init__(config)
-        sizes = {"sequence": config.sequence_size, "structure": config.structure_size}
-        for side, size in sizes.items():
-            setattr(self, f"{side}_pool", MeanPool(size, config.hidden_size, config.standardize))
-        self.post_init()
+def pair_vectors(
+    model: ProtAlignModel, pairs: Sequence[StructurePair]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the vectors of sequences and of structures, `(pairs, shared)` each, of length 1."""
+    sequences = model.embed_sequences([pair.sequence for pair in pairs])
+    structures = model.embed_structures([pair.structure for pair in pairs])
+    return sequences.numpy(), structures.numpy()
 
 
 def length_similarity(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
@@ -297,74 +247,6 @@ def sequence_oracle(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
     return np.stack([index.shares(pair.sequence) for pair in pairs])
 
 
-# --- Figures of several retrievals over several seeds, as tables in Markdown and JSON.
-
-
-SHOWN = (
-    "recall_at_1",
-    "recall_at_5",
-    "mrr",
-    "reverse_recall_at_1",
-    "reverse_recall_at_5",
-    "family_recall_at_1",
-    "within_family_recall_at_1",
-)
-"""Figures of the Markdown table; JSON has all."""
-
-COMPARED = ("recall_at_1", "recall_at_5", "mrr")
-
-DEFINITIONS = """\
-R@k is the share of queries whose partner ranks within the first k of all candidates by cosine,
-equal cosines by their mean rank; MRR the mean of 1 / rank. Family recall counts any member of the
-query's family, and within the family other families are left out. Several seeds: mean ± standard
-error over seeds, each with its own split. One seed: the figure with its 95 % interval over queries
-(Wilson for recall, bootstrap for MRR)."""
-
-
-@dataclass
-class Row:
-    """Hold one retrieval over seeds.
-
-    Attributes:
-        name: What retrieves.
-        by_seed: Values of the queries, by seed.
-    """
-
-    name: str
-    by_seed: dict[int, Values] = field(default_factory=dict)
-
-    def mean_and_error(self, figure: str) -> tuple[float, float]:
-        """Return mean and standard error over seeds, NaN where there is none."""
-        return mean_and_error([v[figure].mean() for v in self.by_seed.values() if figure in v])
-
-    def cell(self, figure: str) -> str:
-        """Spell a figure, with its standard error or its interval."""
-        if len(self.by_seed) > 1:
-            return figure_text(*self.mean_and_error(figure))
-        (values,) = self.by_seed.values()
-        if figure not in values:
-            return "-"
-        found = estimate(values[figure])
-        return f"{figure_text(found.value)} [{figure_text(found.low)}, {figure_text(found.high)}]"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row for JSON."""
-        figures = {}
-        for name in FIGURES:
-            mean, error = self.mean_and_error(name)
-            by_seed = {
-                str(seed): asdict(estimate(values[name]))
-                for seed, values in self.by_seed.items()
-                if name in values
-            }
-            figures[name] = {
-                "mean": none_for_nan(mean),
-                "standard_error": none_for_nan(error),
-                "by_seed": by_seed,
-            }
-        return {"name": self.name, "figures": figures}
-
-
 class RetrievalReport:
     """Gather retrievals of the same pairs, and write them as one table.
 
@@ -381,7 +263,7 @@ class RetrievalReport:
     def __init__(self, title: str) -> None:
         """Begin with nothing."""
         self.title = title
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, dict[int, Values]] = {}  # by name and seed
         self.floors: dict[int, dict[str, dict[str, float]]] = {}
         self.queries: dict[int, int] = {}
 
@@ -396,24 +278,28 @@ class RetrievalReport:
             similarity: Of sequences with structures, `(pairs, pairs)`.
             families: Of each pair, `(pairs,)`.
         """
-        values = retrieval_values(similarity, families)
-        self.rows.setdefault(name, Row(name)).by_seed[seed] = values
+        self.rows.setdefault(name, {})[seed] = retrieval_values(similarity, families)
         self.queries[seed] = len(families)
         self.floors.setdefault(seed, chance_floors(families))
 
+    def add_baselines(self, seed: int, pairs: Sequence[StructurePair]) -> None:
+        """Add what needs no model: `length_similarity` and `sequence_oracle`."""
+        families = [pair.family for pair in pairs]
+        self.add("length alone", seed, length_similarity(pairs), families)
+        self.add("sequence oracle", seed, sequence_oracle(pairs), families)
+
     def differences(self) -> dict[str, dict[str, Any]]:
         """Compare every retrieval with the first one, on the same queries of all seeds."""
-        first, *others = self.rows.values()
+        (first, ours), *others = self.rows.items()
         found: dict[str, dict[str, Any]] = {}
-        for row in others:
-            seeds = [seed for seed in first.by_seed if seed in row.by_seed]
-            for name in COMPARED if seeds else ():
-                ours, theirs = (
-                    np.concatenate([each.by_seed[seed][name] for seed in seeds])
-                    for each in (first, row)
+        for name, theirs in others:
+            seeds = [seed for seed in ours if seed in theirs]
+            for metric in COMPARED if seeds else ():
+                sides = (
+                    np.concatenate([by[seed][metric] for seed in seeds]) for by in (ours, theirs)
                 )
-                key = f"{first.name} - {row.name}"
-                found.setdefault(key, {})[name] = asdict(paired_difference(ours, theirs))
+                difference = asdict(paired_difference(*sides))
+                found.setdefault(f"{first} - {name}", {})[metric] = difference
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -421,33 +307,48 @@ class RetrievalReport:
         return {
             "title": self.title,
             "queries": {str(seed): count for seed, count in self.queries.items()},
-            "rows": [row.to_dict() for row in self.rows.values()],
-            "floors": {name: self._floor(name) for name in self._floor_names()},
+            "rows": [{"name": name, "figures": _metrics(by)} for name, by in self.rows.items()],
+            "floors": self._mean_floors(),
             "differences": self.differences(),
         }
 
     def to_markdown(self) -> str:
         """Write the table, with the floors below the retrievals."""
-        names = [
-            name for name in SHOWN if any(name in v for r in self.rows.values() for v in _all(r))
-        ]
-        lines = [(row.name, *(row.cell(name) for name in names)) for row in self.rows.values()]
-        for floor in self._floor_names():
-            values = self._floor(floor)
-            lines.append((floor, *(figure_text(values.get(name, np.nan)) for name in names)))
-        titles = [FIGURES[name].removesuffix(", sequence to structure") for name in names]
+        every = [values for by_seed in self.rows.values() for values in by_seed.values()]
+        names = [name for name in SHOWN if any(name in values for values in every)]
+        lines = [(row, *(_cell(by, name) for name in names)) for row, by in self.rows.items()]
+        for floor, values in self._mean_floors().items():
+            lines.append((floor, *(metric_text(values.get(name, np.nan)) for name in names)))
+        titles = [METRICS[name].removesuffix(", sequence to structure") for name in names]
         counts = ", ".join(f"{count} (seed {seed})" for seed, count in self.queries.items())
         return f"Test pairs: {counts}.\n\n{markdown_table((self.title, *titles), lines)}"
 
-    def _floor_names(self) -> list[str]:
-        return list(dict.fromkeys(name for floors in self.floors.values() for name in floors))
+    def _mean_floors(self) -> dict[str, dict[str, float]]:
+        """Return the means of the floors over seeds, of the metrics that all seeds have."""
+        first, *others = self.floors.values()
+        return {
+            name: {
+                metric: float(np.mean([value, *(each[name][metric] for each in others)]))
+                for metric, value in floor.items()
+                if all(metric in each[name] for each in others)
+            }
+            for name, floor in first.items()
+        }
 
-    def _floor(self, name: str) -> dict[str, float]:
-        """Return the mean of a floor over seeds."""
-        by_seed: list[Mapping[str, float]] = [floors[name] for floors in self.floors.values()]
-        shared = [figure for figure in by_seed[0] if all(figure in each for each in by_seed)]
-        return {figure: float(np.mean([each[figure] for each in by_seed])) for figure in shared}
+
+def _metrics(by_seed: dict[int, Values]) -> dict[str, Any]:
+    found = {}
+    for name in METRICS:
+        some = {str(seed): values[name] for seed, values in by_seed.items() if name in values}
+        estimates = {seed: asdict(estimate(values)) for seed, values in some.items()}
+        found[name] = summary([values.mean() for values in some.values()], estimates)
+    return found
 
 
-def _all(row: Row) -> list[Values]:
-    return list(row.by_seed.values())
+def _cell(by_seed: dict[int, Values], metric: str) -> str:
+    """Write a metric, with its standard error or, of a single seed, its interval."""
+    some = [values[metric] for values in by_seed.values() if metric in values]
+    if len(by_seed) > 1 or not some:
+        return metric_text(*mean_and_error([values.mean() for values in some]))
+    found = estimate(some[0])
+    return f"{metric_text(found.value)} [{metric_text(found.low)}, {metric_text(found.high)}]"

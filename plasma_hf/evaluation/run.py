@@ -1,4 +1,4 @@
-"""What one aligner makes of a list of pairs, a few numbers each; no plan is kept."""
+"""Run aligners over pairs of proteins, and reduce what they find to metrics; no plan is kept."""
 
 from __future__ import annotations
 
@@ -6,29 +6,51 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
-from typing import TypeVar
+from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.pairs import ProteinPair
+from ..data.alignments import ResidueAlignment, read_reference_alignments
+from ..data.pairs import ProteinPair, SiteProtein
+from ..io.sequences import BadRecord
 from ..metrics import (
+    ResidueTruth,
     average_precision,
     f1_max,
     label_mass_precision,
     label_match_score,
     mean_over_pairs,
+    residue_truth,
     roc_auc,
     symmetric_label_match_score,
 )
 from .aligners import AlignedPair, Aligner, global_identity
 
+if TYPE_CHECKING:
+    from ..data.splits import PairSplits
+
 PAIRS_AT_ONCE = 32
 """Pairs aligned together; their plans are in memory at the same time."""
 
+RANKING: dict[str, Callable[..., float]] = {
+    "roc_auc": roc_auc,
+    "f1_max": f1_max,
+    "average_precision": average_precision,
+}
+SITE_MATCH: dict[str, Callable[..., float]] = {
+    "label_match": label_match_score,
+    "symmetric_label_match": symmetric_label_match_score,
+    "label_mass_precision": label_mass_precision,
+}
+
+Bounds = tuple[float, float]
+ALL: Bounds = (0.0, 1.01)
+BINS: dict[str, Bounds] = {"< 20 %": (0.0, 0.20), "20-35 %": (0.20, 0.35), ">= 35 %": (0.35, 1.01)}
+"""Sequence identity, from and to; the upper bound is not in the bin."""
+
 Identities = dict[tuple[str, str], float]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,9 +63,8 @@ class PairOutcome:
         label: 1 for the same family, 0 for different ones.
         identity: Per column of a global alignment, between 0 and 1.
         score: NaN for a pair that failed.
-        label_match: NaN for a negative pair, and from an aligner without a plan.
-        symmetric_label_match: The same.
-        label_mass_precision: The same.
+        label_match: NaN for a negative pair, and from an aligner without a plan, as are the
+            symmetric one and the precision.
         error: Why the pair failed, or has no label match; empty otherwise.
     """
 
@@ -57,22 +78,27 @@ class PairOutcome:
     label_mass_precision: float = nan
     error: str = ""
 
-    @property
-    def failed(self) -> bool:
-        """Whether the pair has no score."""
-        return not isfinite(self.score)
-
 
 @dataclass
-class Outcomes:
-    """Hold what one aligner makes of the pairs of one split.
+class Run:
+    """Hold what one aligner makes of the pairs of one split of one seed.
 
     Attributes:
-        pairs: One outcome a pair.
+        aligner: Its name.
+        backbone: What embeddings it reads, "-" for none.
+        task: What the sites are.
+        split: "test" or "test_hard".
+        seed: Of the draw of pairs.
+        pairs: One outcome per pair.
         has_plans: Whether the aligner gives plans.
         seconds: Wall time of aligning, embedding included where it was not done before.
     """
 
+    aligner: str
+    backbone: str = "-"
+    task: str = ""
+    split: str = ""
+    seed: int = 0
     pairs: list[PairOutcome] = field(default_factory=list)
     has_plans: bool = False
     seconds: float = 0.0
@@ -80,22 +106,25 @@ class Outcomes:
 
 def align_in_chunks(
     aligner: Aligner, pairs: Sequence[ProteinPair], progress: bool | None = None
-) -> Iterator[tuple[ProteinPair, AlignedPair | Exception]]:
+) -> Iterator[tuple[ProteinPair, AlignedPair | Exception, float]]:
     """Align pairs, a chunk at a time, and go on where one fails.
 
     Args:
         aligner: What aligns.
-        pairs: In any number.
-        progress: Show progress; None where standard error is a terminal.
+        pairs: Any number.
+        progress: Show progress; by default if standard error is a terminal.
 
     Yields:
-        Each pair, in order, with its result or with what was raised for it.
+        Each pair, in order, its result or what was raised for it, and the seconds it took.
     """
     disable = None if progress is None else not progress
     with tqdm(total=len(pairs), desc=aligner.name, unit="pair", disable=disable) as bar:
         for start in range(0, len(pairs), PAIRS_AT_ONCE):
             chunk = pairs[start : start + PAIRS_AT_ONCE]
-            yield from zip(chunk, _results(aligner, chunk), strict=True)
+            began = time.perf_counter()
+            results = _results(aligner, chunk)
+            seconds = (time.perf_counter() - began) / len(chunk)
+            yield from ((pair, r, seconds) for pair, r in zip(chunk, results, strict=True))
             bar.update(len(chunk))
 
 
@@ -104,23 +133,22 @@ def _results(aligner: Aligner, chunk: Sequence[ProteinPair]) -> list[AlignedPair
         results: list[AlignedPair | Exception] = list(aligner.align(chunk))
         if len(results) != len(chunk):
             raise ValueError(f"{aligner.name} gave {len(results)} results for {len(chunk)} pairs")
-        return [_checked(aligner, pair, r) for pair, r in zip(chunk, results, strict=True)]
-    except Exception as error:  # whatever an aligner may raise; alone, the good pairs pass
+        for pair, result in zip(chunk, results, strict=True):
+            _check(pair, result)
+        return results
+    except Exception as error:  # whatever an aligner may raise; alone, the valid pairs pass
         if len(chunk) == 1:
             return [error]
         return [result for pair in chunk for result in _results(aligner, [pair])]
 
 
-def _checked(
-    aligner: Aligner, pair: ProteinPair, result: AlignedPair | Exception
-) -> AlignedPair | Exception:
+def _check(pair: ProteinPair, result: AlignedPair | Exception) -> None:
     assert isinstance(result, AlignedPair)
     shape = (len(pair.query.sequence), len(pair.candidate.sequence))
     if not isfinite(result.score):
         raise ValueError(f"its score is {result.score}, not a finite number")
     if result.plan is not None and result.plan.shape != shape:
         raise ValueError(f"its plan is of shape {result.plan.shape}, not {shape}")
-    return result
 
 
 def run_aligner(
@@ -128,218 +156,245 @@ def run_aligner(
     pairs: Sequence[ProteinPair],
     identities: Identities | None = None,
     progress: bool | None = None,
-) -> Outcomes:
+) -> Run:
     """Align pairs and keep a few numbers of each.
 
     Args:
         aligner: What aligns.
         pairs: Positive and negative ones.
         identities: What `pair_identities` gives for these pairs; computed where absent.
-        progress: Show progress; None where standard error is a terminal.
+        progress: Show progress; by default if standard error is a terminal.
 
     Returns:
-        One outcome a pair, also for a pair that failed.
+        A run with one outcome per pair, also for a pair that failed.
 
     Example:
         >>> from plasma_hf.data import SiteProtein
         >>> from plasma_hf.evaluation import SmithWaterman
         >>> protein = SiteProtein("P1", "F", "MKVLA", (0, 1, 1, 0, 0))
-        >>> outcomes = run_aligner(SmithWaterman(), [ProteinPair(protein, protein, label=1)])
-        >>> outcomes.pairs[0].score, outcomes.pairs[0].label_match
+        >>> run = run_aligner(SmithWaterman(), [ProteinPair(protein, protein, label=1)])
+        >>> run.pairs[0].score, run.pairs[0].label_match
         (22.0, 1.0)
     """
-    known = pair_identities(pairs) if identities is None else identities
-    outcomes = Outcomes()
-    results = align_in_chunks(aligner, pairs, progress)
-    for (pair, result), seconds in timed(results):
-        outcomes.seconds += seconds
-        outcomes.has_plans |= isinstance(result, AlignedPair) and result.plan is not None
-        uids = (pair.query.uid, pair.candidate.uid)
-        outcomes.pairs.append(_outcome(pair, result, known[_key(pair)], uids))
-    return outcomes
+    known = pair_identities(pairs, progress) if identities is None else identities
+    run = Run(aligner.name, getattr(aligner, "backbone", "-"))
+    for pair, result, seconds in align_in_chunks(aligner, pairs, progress):
+        run.seconds += seconds
+        run.has_plans |= isinstance(result, AlignedPair) and result.plan is not None
+        run.pairs.append(
+            _outcome(pair, result, known[pair.query.sequence, pair.candidate.sequence])
+        )
+    return run
 
 
-def timed(results: Iterator[T]) -> Iterator[tuple[T, float]]:
-    """Give each result with the seconds that it took to come."""
-    start = time.perf_counter()
-    for result in results:
-        yield result, time.perf_counter() - start
-        start = time.perf_counter()
-
-
-def _outcome(
-    pair: ProteinPair, result: AlignedPair | Exception, identity: float, uids: tuple[str, str]
-) -> PairOutcome:
+def _outcome(pair: ProteinPair, result: AlignedPair | Exception, identity: float) -> PairOutcome:
+    known = (pair.query.uid, pair.candidate.uid, pair.label, identity)
     if isinstance(result, Exception):
-        return PairOutcome(*uids, pair.label, identity, error=spell(result))
+        return PairOutcome(*known, error=one_line(result))
     if not pair.label or result.plan is None:
-        return PairOutcome(*uids, pair.label, identity, result.score)
+        return PairOutcome(*known, result.score)
     sites = [np.asarray(side.site_labels) for side in (pair.query, pair.candidate)]
     if not all(side.any() for side in sites):
-        error = "one of its proteins has no labelled residue"
-        return PairOutcome(*uids, pair.label, identity, result.score, error=error)
-    return PairOutcome(
-        *uids,
-        pair.label,
-        identity,
-        result.score,
-        label_match_score(result.plan, *sites),
-        symmetric_label_match_score(result.plan, *sites),
-        label_mass_precision(result.plan, *sites),
-    )
+        unlabelled = "one of its proteins has no labelled residue"
+        return PairOutcome(*known, result.score, error=unlabelled)
+    matches = {name: metric(result.plan, *sites) for name, metric in SITE_MATCH.items()}
+    return PairOutcome(*known, result.score, **matches)
 
 
-def spell(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Say in one line what was raised.
 
     Example:
-        >>> spell(KeyError("no such protein")), spell(RuntimeError())
+        >>> one_line(KeyError("no such protein")), one_line(RuntimeError())
         ('no such protein', 'RuntimeError')
     """
-    # The text of a KeyError is quoted otherwise.
+    # The text of a KeyError would be quoted.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
-def pair_identities(
-    pairs: Sequence[ProteinPair],
-    identity: Callable[[str, str], float] = global_identity,
-    progress: bool | None = None,
-) -> Identities:
-    """Compute the sequence identity of each pair once, for all aligners.
-
-    Args:
-        pairs: In any number.
-        identity: How; by default per column of a global alignment.
-        progress: Show progress; None where standard error is a terminal.
-
-    Returns:
-        Identities between 0 and 1, by the two sequences.
-    """
+def pair_identities(pairs: Sequence[ProteinPair], progress: bool | None = None) -> Identities:
+    """Return the `global_identity` of pairs by their two sequences, once for all aligners."""
     disable = None if progress is None else not progress
-    keys = dict.fromkeys(map(_key, pairs))
-    return {key: identity(*key) for key in tqdm(keys, "identity", unit="pair", disable=disable)}
+    keys = dict.fromkeys((pair.query.sequence, pair.candidate.sequence) for pair in pairs)
+    bar = tqdm(keys, "identity", unit="pair", disable=disable)
+    return {key: global_identity(*key) for key in bar}
 
 
-def _key(pair: ProteinPair) -> tuple[str, str]:
-    return pair.query.sequence, pair.candidate.sequence
-
-
-# --- The figures of an evaluation: from outcomes of pairs to one row a split, and over seeds.
-
-
-METRICS = {
-    "roc_auc": "ROC-AUC",
-    "f1_max": "F1-max",
-    "average_precision": "PR-AUC",
-    "label_match": "label match",
-    "symmetric_label_match": "symmetric",
-    "label_mass_precision": "mass precision",
-}
-"""Figures of a table, with the heads of their columns."""
-
-RANKING: dict[str, Callable[..., float]] = {
-    "roc_auc": roc_auc,
-    "f1_max": f1_max,
-    "average_precision": average_precision,
-}
-
-BINS = ((0.0, 0.20), (0.20, 0.35), (0.35, 1.01))
-"""Sequence identity, from and to; the upper bound is not in the bin."""
-
-
-def bin_name(bounds: tuple[float, float]) -> str:
-    """Name a bin of identity.
-
-    Example:
-        >>> [bin_name(bounds) for bounds in BINS]
-        ['< 20 %', '20-35 %', '>= 35 %']
-    """
-    low, high = bounds
-    if low <= 0:
-        return f"< {100 * high:.0f} %"
-    return f">= {100 * low:.0f} %" if high > 1 else f"{100 * low:.0f}-{100 * high:.0f} %"
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Hold the figures of one aligner on one split.
-
-    Attributes:
-        values: By the names of `METRICS`; NaN where there is nothing to compute one from.
-        positives: Pairs of one family that are in them.
-        negatives: Pairs of different families that are in them.
-        failed: Pairs without a score, which are in no figure.
-        unlabelled: Positive pairs with a score, but without a labelled residue on either side.
-    """
-
-    values: dict[str, float]
-    positives: int
-    negatives: int
-    failed: int
-    unlabelled: int
-
-
-def figures(outcomes: Outcomes, bounds: tuple[float, float] | None = None) -> Figures:
-    """Compute the figures of a list of pairs.
+def pair_metrics(run: Run, bounds: Bounds = ALL) -> dict[str, float]:
+    """Compute the metrics of a run.
 
     Args:
-        outcomes: What `run_aligner` gave.
+        run: What `run_aligner` gave.
         bounds: Take positive pairs of this identity alone; the negatives are all there are, since
             pairs of different families are nearly all of low identity.
 
     Returns:
-        Ranking figures over pairs of both kinds, label match figures over positive ones.
+        Ranking metrics over pairs of both kinds and site match over positive ones, NaN where there
+        is nothing to compute one from. Counts beside: the `positives` and `negatives` in them,
+        pairs that `failed` and are in none, positives with a score but `unlabelled`.
     """
-    chosen = [pair for pair in outcomes.pairs if not pair.label or _inside(pair, bounds)]
-    scored = [pair for pair in chosen if not pair.failed]
+    chosen = [p for p in run.pairs if not p.label or bounds[0] <= p.identity < bounds[1]]
+    scored = [pair for pair in chosen if isfinite(pair.score)]
     positives = [pair for pair in scored if pair.label]
-    unlabelled = sum(bool(pair.error) for pair in positives)
-    values = _ranking(scored)
-    for name in METRICS.keys() - RANKING.keys():
-        values[name] = _mean(positives, name) if outcomes.has_plans else nan
-    return Figures(
-        {name: values[name] for name in METRICS},
-        len(positives),
-        len(scored) - len(positives),
-        len(chosen) - len(scored),
-        unlabelled,
-    )
+    labels, scores = [pair.label for pair in scored], [pair.score for pair in scored]
+    found = dict.fromkeys(RANKING | SITE_MATCH, nan)
+    if len(set(labels)) == 2:
+        found |= {name: metric(labels, scores) for name, metric in RANKING.items()}
+    if run.has_plans and positives:
+        for name in SITE_MATCH:  # without those that have no labelled residue, which are counted
+            matches = [getattr(pair, name) for pair in positives]
+            found[name] = mean_over_pairs(matches, allow_skipped=True).mean
+    return found | {
+        "positives": len(positives),
+        "negatives": len(scored) - len(positives),
+        "failed": len(chosen) - len(scored),
+        "unlabelled": sum(bool(pair.error) for pair in positives),
+    }
 
 
-def _inside(pair: PairOutcome, bounds: tuple[float, float] | None) -> bool:
-    return bounds is None or bounds[0] <= pair.identity < bounds[1]
-
-
-def _ranking(scored: Sequence[PairOutcome]) -> dict[str, float]:
-    labels = np.array([pair.label for pair in scored])
-    scores = np.array([pair.score for pair in scored])
-    if len(np.unique(labels)) < 2:
-        return dict.fromkeys(RANKING, nan)
-    return {name: metric(labels, scores) for name, metric in RANKING.items()}
-
-
-def _mean(positives: Sequence[PairOutcome], name: str) -> float:
-    values = [getattr(pair, name) for pair in positives]
-    # Pairs without a labelled residue are counted and named beside the figures.
-    return mean_over_pairs(values, allow_skipped=True).mean if values else nan
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over seeds, and its standard error, NaN for a single one.
+def evaluate_splits(
+    aligners: Callable[[int], Sequence[Aligner]],
+    splits: Sequence[PairSplits],
+    task: str,
+    parts: Sequence[str] = ("test", "test_hard"),
+    progress: bool | None = None,
+) -> list[Run]:
+    """Evaluate aligners on the held-out pairs of several seeds.
 
     Args:
-        values: One figure a seed.
+        aligners: Gives those of a seed, of the same names for each: a head trained on one split
+            must not be judged by another.
+        splits: One for each seed.
+        task: What the sites are.
+        parts: Which pairs: "test", "test_hard" or both.
+        progress: Show progress; by default if standard error is a terminal.
 
     Returns:
-        Mean, and sample standard deviation (ddof 1) / sqrt(seeds).
+        One run for each seed, part and aligner; a part without pairs has none.
+    """
+    runs = []
+    for split in splits:
+        ready = aligners(split.seed)
+        for part in parts:
+            pairs: Sequence[ProteinPair] = getattr(split, part)
+            identities = pair_identities(pairs, progress) if len(pairs) else {}
+            for aligner in ready if len(pairs) else ():
+                run = run_aligner(aligner, pairs, identities, progress)
+                run.task, run.split, run.seed = task, part, split.seed
+                runs.append(run)
+    return runs
+
+
+def read_reference_pairs(path: str | PathLike[str]) -> tuple[list[ResidueAlignment], list[str]]:
+    """Read the alignments that plans are compared with; see `plasma_hf.data.alignments`.
+
+    Args:
+        path: A list of records in JSON, also .gz, as `read_reference_alignments` takes it.
+
+    Returns:
+        Those with aligned residues, and a line on each record that cannot be used.
+
+    Raises:
+        ValueError: If the file is not a list of records.
 
     Example:
-        >>> mean_and_error([0.25, 0.75])
-        (0.5, 0.25)
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "reference.json"
+        >>> _ = path.write_text('[{"a": "P1", "b": "P2", "seq_a": "MKV", "seq_b": "RV",'
+        ...     '"pairs": [[1, 0], [2, 1]]}, {"a": "P3", "b": "P4", "seq_a": "MKV"}]')
+        >>> [reference], problems = read_reference_pairs(path)
+        >>> reference.pairs.tolist(), reference.identity, problems
+        ([[1, 0], [2, 1]], 0.5, ['record 2: it lacks seq_b'])
     """
-    array: NDArray[np.float64] = np.asarray(values, dtype=float)
-    if not len(array):
-        return nan, nan
-    error = float(array.std(ddof=1) / np.sqrt(len(array))) if len(array) > 1 else nan
-    return float(array.mean()), error
+    invalid: list[BadRecord] = []
+    alignments = read_reference_alignments(path, invalid)
+    problems = [f"{record.id}: {record.reason}" for record in invalid]
+    problems += [
+        f"{' and '.join(found.names)} ({found.name}): no residues are aligned"
+        for found in alignments
+        if not len(found.pairs)
+    ]
+    return [found for found in alignments if len(found.pairs)], problems
+
+
+@dataclass
+class TruthRun:
+    """Hold what one aligner makes of one set of reference alignments.
+
+    Attributes:
+        aligner: Its name.
+        reference: Name of the set.
+        threshold: Weight above which residues are called aligned.
+        truths: By pair, with its identity.
+        problems: A line on each pair that failed.
+        seconds: Wall time of aligning.
+    """
+
+    aligner: str
+    reference: str
+    threshold: float
+    truths: list[tuple[float, ResidueTruth]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def metrics(self, bounds: Bounds = ALL) -> dict[str, float]:
+        """Return the metrics of the pairs in a bin of identity.
+
+        Each pair of proteins weighs the same, or as many true residue pairs as it has in the
+        metrics `by_residue`.
+        """
+        chosen = [truth for identity, truth in self.truths if bounds[0] <= identity < bounds[1]]
+        weights = [truth.n_true for truth in chosen]
+        called, true = sum(truth.n_called for truth in chosen), sum(weights)
+        found: dict[str, float] = {"pairs": len(chosen), "residues": true}
+        for name in ("best_partner", "best_partner_symmetric", "mass"):
+            values = [getattr(truth, name) for truth in chosen]
+            found[name] = float(np.mean(values)) if chosen else nan
+            by_residue = float(np.average(values, weights=weights)) if chosen else nan
+            found[f"{name}_by_residue"] = by_residue
+        correct = sum(truth.n_correct for truth in chosen)
+        found["precision"] = correct / called if called else nan
+        found["called"] = called / true if true else nan
+        return found
+
+
+def run_residue_truth(
+    aligner: Aligner,
+    references: Sequence[ResidueAlignment],
+    name: str,
+    threshold: float = 0.5,
+    progress: bool | None = None,
+) -> TruthRun | None:
+    """Align the proteins of reference alignments and compare plans with the truth.
+
+    Args:
+        aligner: What aligns.
+        references: The truth.
+        name: What to call the set.
+        threshold: Plan weight above which residues are called aligned.
+        progress: Show progress; by default if standard error is a terminal.
+
+    Returns:
+        The run, or None from an aligner without plans.
+    """
+    run = TruthRun(aligner.name, name, threshold)
+    results = align_in_chunks(aligner, [_pair_of(found) for found in references], progress)
+    for reference, (_, result, seconds) in zip(references, results, strict=True):
+        run.seconds += seconds
+        if isinstance(result, Exception):
+            run.problems.append(f"{' and '.join(reference.names)}: {one_line(result)}")
+        elif result.plan is None:
+            return None
+        else:
+            truth = residue_truth(result.plan, reference.pairs, threshold)
+            run.truths.append((reference.identity, truth))
+    return run
+
+
+def _pair_of(found: ResidueAlignment) -> ProteinPair:
+    query, candidate = (
+        SiteProtein(uid, found.name, sequence, (0,) * len(sequence))
+        for uid, sequence in zip(found.names, (found.query, found.candidate), strict=True)
+    )
+    return ProteinPair(query, candidate, label=1)

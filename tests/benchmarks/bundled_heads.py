@@ -13,8 +13,13 @@ from pathlib import Path
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
 from plasma_hf.data import make_splits, read_site_table
-from plasma_hf.evaluation import EmbeddedOnce, PlasmaAligner, SmithWaterman, run_aligner
-from plasma_hf.evaluation.run import figures
+from plasma_hf.evaluation import (
+    CachedEmbeddings,
+    PlasmaAligner,
+    SmithWaterman,
+    pair_metrics,
+    run_aligner,
+)
 from plasma_hf.training import PlasmaRun
 from tests.benchmarks.default_checkpoint import RESULTS, bundle
 from tests.benchmarks.site_pairs import SITES
@@ -59,7 +64,7 @@ def splits_of(task: str):
 
 def compare(task: str, folder: Path) -> dict[str, dict[str, float]]:
     """Measure the head, PLASMA-PF read in the same way, and Smith-Waterman on held-out families."""
-    source = EmbeddedOnce(load_backbone("substitution"))
+    source = CachedEmbeddings(load_backbone("substitution"))
     aligners = [
         PlasmaAligner(PlasmaModel.from_pretrained(folder, load_backbone=False), source, "head"),
         PlasmaAligner(
@@ -70,7 +75,7 @@ def compare(task: str, folder: Path) -> dict[str, dict[str, float]]:
         SmithWaterman(),
     ]
     pairs = splits_of(task).test_hard
-    return {a.name: figures(run_aligner(a, pairs)).values for a in aligners}
+    return {a.name: pair_metrics(run_aligner(a, pairs)) for a in aligners}
 
 
 def main(words: list[str] | None = None) -> None:

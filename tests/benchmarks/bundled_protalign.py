@@ -21,12 +21,11 @@ import torch
 from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT
 from plasma_hf.data.clusters import split_by_cluster
 from plasma_hf.evaluation.retrieval import (
-    MeanPoolModel,
     chance_floors,
     length_similarity,
+    pair_vectors,
     retrieval_values,
 )
-from plasma_hf.evaluation.retrieval_study import model_vectors
 from plasma_hf.io.structures import StructurePair, pair_of, read_structure_folder
 from plasma_hf.metrics import recall_at_k
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
@@ -38,6 +37,7 @@ from plasma_hf.models.protein import Structure
 from plasma_hf.training.protalign_run import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, train_encoders
 from plasma_hf.training.structure_data import PairParts
+from reproduce.protalign_study import MeanPoolModel
 from tests.benchmarks.default_checkpoint import RESULTS, bundle
 
 STRUCTURES = Path(__file__).parents[3] / "shared" / "data" / "structures"
@@ -149,7 +149,7 @@ def figures(out: Path) -> str:
     for name, kind in POOLS.items():
         for seed in SEEDS:
             model = kind.from_pretrained(folder_of(out, name, seed))
-            sequences, structures = model_vectors(model, test)
+            sequences, structures = pair_vectors(model, test)
             values = retrieval_values(sequences @ structures.T, families)
             rows[name].append({key: float(value.mean()) for key, value in values.items()})
             if kind is ProtAlignModel:

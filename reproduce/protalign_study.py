@@ -1,34 +1,48 @@
-"""Proteins that a model holds to be alike, and how their sequences differ."""
+"""Tables and figures of the ProtAlign paper, on structures of your own.
+
+Run as `python -m reproduce.protalign_study --structures pdb/ --table 2 --figure 4 --out results`.
+
+On the split of each seed a model is trained as `plasma-hf train protalign` does it, and beside it
+the mean-pool baseline. --table 2 compares CLIP and SigLIP, --table 3 sweeps temperature and bias,
+--figure 2 draws sequences and structures before and after training, --figure 3 the training
+losses, --figure 4 all cosines, --clusters lists proteins that the model takes to be alike, with the
+differences of their sequences. Figures and clusters are of the first seed. With --model nothing is
+trained: figures 2 and 4 and the clusters are those of that model, on all structures.
+
+OUT gets evaluation.md, evaluation.json, figures with their numbers, and in runs/ the models. A
+command that was stopped goes on when it is run again.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from ..data.clusters import connect
-from ..io.structures import StructurePair
-from ..models.modeling_backbone import Backbone
-from ..models.modeling_protalign import ProtAlignModel
-from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
-from ..training.protalign_run import METRICS, ProtAlignRun, processor_of
-from ..training.structure_data import PairCollation, PairFeatures, PairParts, split_pairs
-from .aligners import align_sequences
-from .plots import file_name
-from .report import figure_text, markdown_table
-from .retrieval import MeanPoolModel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+from plasma_hf import load_backbone
+from plasma_hf.cli.common import Skipped, load_structure_encoder, read_pairs, training_arguments
+from plasma_hf.data.clusters import connect
+from plasma_hf.evaluation import align_sequences
+from plasma_hf.evaluation.aligners import identity
+from plasma_hf.evaluation.plots import file_name, new_figure, save_figure
+from plasma_hf.evaluation.report import markdown_table, metric_text, write_report
+from plasma_hf.evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
+from plasma_hf.io.structures import StructurePair
+from plasma_hf.models.configuration_protalign import ProtAlignConfig
+from plasma_hf.models.modeling_backbone import Backbone
+from plasma_hf.models.modeling_protalign import Gather, ProtAlignModel, Standardize, alone
+from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
+from plasma_hf.training.protalign_run import METRICS, TRAINED, ProtAlignRun, processor_of
+from plasma_hf.training.structure_data import PairParts, split_pairs
 
 MOST_NAMED = 12
 """Differences of two sequences that a table names."""
@@ -133,14 +147,8 @@ def sequence_differences(first: str, second: str) -> list[str]:
 
 
 def _identity(first: str, second: str) -> float:
-    _, path = align_sequences(first, second, "free-ends")
-    same = sum(first[i] == second[j] for i, j in path.tolist())
-    return same / min(len(first), len(second))
-
-
-def clusters_as_json(clusters: Sequence[Sequence[Member]]) -> list[list[dict[str, Any]]]:
-    """Give clusters as JSON can hold them."""
-    return [[asdict(member) for member in cluster] for cluster in clusters]
+    path = align_sequences(first, second, "free-ends")[1]
+    return identity(first, second, path, per="shorter")
 
 
 def clusters_as_markdown(clusters: Sequence[Sequence[Member]]) -> str:
@@ -158,7 +166,7 @@ def clusters_as_markdown(clusters: Sequence[Sequence[Member]]) -> str:
             member.id,
             member.family or "-",
             _shown(member),
-            figure_text(member.identity),
+            metric_text(member.identity),
             str(member.length),
         )
         for number, cluster in enumerate(clusters, start=1)
@@ -174,7 +182,7 @@ def _shown(member: Member) -> str:
     return f"{named} and {more} more" if more > 0 else named
 
 
-# --- Pictures of a retrieval: both kinds of vectors on a plane, losses by epoch, all similarities.
+# Figures: both kinds of vectors on a plane, losses by epoch, all similarities.
 
 
 Vectors = NDArray[np.float32]
@@ -192,7 +200,7 @@ def draw_planes(
     Args:
         stages: Sequence vectors and structure vectors, `(pairs, shared)` each, by what the stage
             is called, such as "before training".
-        path: Picture to write.
+        path: File to write.
         seed: Of t-SNE.
 
     Returns:
@@ -203,7 +211,7 @@ def draw_planes(
         ValueError: If there are fewer than three pairs.
     """
     places = {name: _on_plane(*vectors, seed) for name, vectors in stages.items()}
-    figure = _figure(4.8 * len(places), 4.6)
+    figure = new_figure(4.8 * len(places), 4.6)
     all_axes = np.ravel(figure.subplots(1, len(places)))
     for axes, (name, kinds) in zip(all_axes, places.items(), strict=True):
         axes.set(title=name, xticks=[], yticks=[])
@@ -222,11 +230,11 @@ def _on_plane(sequences: Vectors, structures: Vectors, seed: int) -> dict[str, l
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError(
-            'this picture needs scikit-learn; pip install "plasma-hf[evaluate]"'
+            'figure 2 needs scikit-learn; pip install "plasma-hf[evaluate]"'
         ) from error
     count = len(sequences)
     if count < 3:
-        raise ValueError(f"{count} pairs make no picture; give at least 3")
+        raise ValueError(f"{count} pairs are too few for a figure; give at least 3")
     # t-SNE needs fewer neighbours than points, and is usually run with about 30.
     neighbours = min(30.0, (2 * count - 1) / 3)
     plane = TSNE(perplexity=neighbours, metric="cosine", init="random", random_state=seed)
@@ -242,7 +250,7 @@ def draw_losses(losses: Mapping[str, Sequence[float]], path: str | Path) -> dict
 
     Args:
         losses: Mean loss of each epoch by the name of the loss, one or two.
-        path: Picture to write.
+        path: File to write.
 
     Returns:
         What the JSON file beside the picture holds.
@@ -253,7 +261,7 @@ def draw_losses(losses: Mapping[str, Sequence[float]], path: str | Path) -> dict
     """
     if not 1 <= len(losses) <= 2:
         raise ValueError(f"{len(losses)} losses do not fit on two axes; give one or two")
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     first = figure.subplots()
     first.set_xlabel("epoch")
     for number, (name, values) in enumerate(losses.items()):
@@ -273,7 +281,7 @@ def draw_heat_map(
     Args:
         similarity: `(sequences, structures)`.
         ids: Of the pairs, in order.
-        path: Picture to write.
+        path: File to write.
 
     Returns:
         What the JSON file beside the picture holds.
@@ -281,7 +289,7 @@ def draw_heat_map(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    figure = _figure(6.0, 5.2)
+    figure = new_figure(6.0, 5.2)
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="cosine")
@@ -290,32 +298,74 @@ def draw_heat_map(
     return _write(figure, path, {"ids": list(ids), "cosines": rounded})
 
 
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib; pip install "plasma-hf[plot]"') from error
-    # A Figure without pyplot draws by Agg: no screen is needed, and nothing stays in memory.
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _write(figure: Figure, path: str | Path, numbers: dict[str, Any]) -> dict[str, Any]:
+def _write(figure: Any, path: str | Path, numbers: dict[str, Any]) -> dict[str, Any]:
     path = Path(path)
-    # Without the date, the same numbers give the same file.
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+    save_figure(figure, path)
     path.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return numbers
 
 
-# --- The runs that tables and figures of a retrieval are made of: trained once, for several seeds.
+# The runs that tables and figures are made of: each trained once, for several seeds.
+
+
+class MeanPool(nn.Module):
+    """Take the mean of the residues, and a linear map of it.
+
+    Args:
+        residue_size: Width of a residue embedding.
+        shared_size: Width of the vector.
+        standardize: As in `AttentionPool`.
+    """
+
+    def __init__(self, residue_size: int, shared_size: int, standardize: bool = False) -> None:
+        """Build the map."""
+        super().__init__()
+        self.linear = nn.Linear(residue_size, shared_size)
+        self.scale = Standardize(shared_size) if standardize else None
+
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
+    ) -> tuple[Tensor, Tensor]:
+        """Pool a batch of proteins, as `AttentionPool` does.
+
+        Args:
+            embeddings: `(batch, residues, hidden)`.
+            mask: True at residues, `(batch, residues)`.
+            gather: For `Standardize`.
+
+        Returns:
+            Vectors `(batch, shared)`, and the equal weights of the residues, `(batch, residues)`.
+        """
+        weights = mask.to(self.linear.weight.dtype)
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+        rows = embeddings.to(weights.dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
+        vectors = self.linear((weights.unsqueeze(1) @ rows).squeeze(1))
+        return vectors if self.scale is None else self.scale(vectors, gather), weights
+
+
+class MeanPoolModel(ProtAlignModel):
+    """ProtAlign with one linear map of the mean residue for each side; all else is the same.
+
+    Example:
+        >>> import torch
+        >>> model = MeanPoolModel(ProtAlignConfig(sequence_size=8, structure_size=4))
+        >>> model.get_structure_features(torch.randn(2, 9, 4)).shape
+        torch.Size([2, 128])
+    """
+
+    _auto_class = None  # a baseline is saved without code: it is no model for the Hub
+
+    def __init__(self, config: ProtAlignConfig) -> None:
+        """Put means in the place of attention."""
+        super().__init__(config)
+        sizes = {"sequence": config.sequence_size, "structure": config.structure_size}
+        for side, size in sizes.items():
+            setattr(self, f"{side}_pool", MeanPool(size, config.hidden_size, config.standardize))
+        self.post_init()
 
 
 TEMPERATURES = (0.07, 0.035, 0.02, 0.001)
 BIASES = (-20.0, -10.0, -5.0, 0.0)
-PAIRS_PER_BATCH = 32
-
-StudyVectors = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Sequence vectors and structure vectors of pairs, `(pairs, shared)` each, of length 1."""
 
 
 @dataclass(frozen=True)
@@ -333,9 +383,10 @@ class Variant:
     model_class: type[ProtAlignModel] = ProtAlignModel
 
 
+OURS = Variant("ProtAlign")
+MEAN_POOL = Variant("mean-pool + linear", {}, MeanPoolModel)
 CLIP = Variant("CLIP", {"loss": "clip"})
 SIGLIP = Variant("SigLIP", {"loss": "siglip"})
-MEAN_POOL = Variant("mean-pool + linear", {}, MeanPoolModel)
 # A value that is swept is not learnt.
 TEMPERATURE_SWEEP = tuple(
     Variant(
@@ -348,7 +399,7 @@ BIAS_SWEEP = tuple(
     Variant(f"SigLIP, bias {bias:g}", {"loss": "siglip", "logit_bias": bias, "learn_bias": False})
     for bias in BIASES
 )
-VARIANTS = {"table 2": (CLIP, SIGLIP), "table 3": (*TEMPERATURE_SWEEP, *BIAS_SWEEP)}
+TABLES = {2: (CLIP, SIGLIP), 3: (*TEMPERATURE_SWEEP, *BIAS_SWEEP)}
 """The tables of the paper, by what is trained for them."""
 
 
@@ -386,16 +437,17 @@ class RetrievalStudy:
             run.train(parts, self.backbone, copy.deepcopy(self.encoder), resume=True)
         return variant.model_class.from_pretrained(run.folder)
 
-    def vectors(self, variant: Variant, seed: int) -> StudyVectors:
+    def vectors(self, variant: Variant, seed: int) -> tuple[Vectors, Vectors]:
         """Return the vectors of the test pairs, after training."""
-        model = self.train(variant, seed)
-        return pair_vectors(model, self.parts[seed].test, self._collation(model, seed))
+        return pair_vectors(self.train(variant, seed), self.parts[seed].test)
 
-    def untrained_vectors(self, variant: Variant, seed: int) -> StudyVectors:
+    def untrained_vectors(self, variant: Variant, seed: int) -> tuple[Vectors, Vectors]:
         """Return the vectors of the test pairs by the model that training starts from."""
         encoder = copy.deepcopy(self.encoder)
         model = self.run_of(variant, seed).untrained_model(self.backbone, encoder)
-        return pair_vectors(model, self.parts[seed].test, self._collation(model, seed))
+        model.attach_backbone(self.backbone).attach_structure_encoder(encoder)
+        model.processor = processor_of(model, self.backbone)
+        return pair_vectors(model, self.parts[seed].test)
 
     def losses(self, variant: Variant, seed: int) -> list[float]:
         """Return the training loss of each epoch."""
@@ -418,38 +470,122 @@ class RetrievalStudy:
             config=config,
         )
 
-    def _collation(self, model: ProtAlignModel, seed: int) -> PairCollation:
-        features = self.run_of(Variant("-"), seed).features(
-            self.parts[seed].test, self.backbone, self.encoder
+    def report(self, title: str, variants: Sequence[Variant]) -> RetrievalReport:
+        """Train variants on every seed, and compare them on its test pairs."""
+        found = RetrievalReport(title)
+        for seed in self.seeds:
+            test = self.parts[seed].test
+            for variant in variants:
+                sequences, structures = self.vectors(variant, seed)
+                families = [pair.family for pair in test]
+                found.add(variant.name, seed, sequences @ structures.T, families)
+            if MEAN_POOL in variants:
+                found.add_baselines(seed, test)
+        return found
+
+
+def describe(
+    options: argparse.Namespace,
+    pairs: Sequence[StructurePair],
+    stages: Mapping[str, tuple[Vectors, Vectors]],
+) -> list[list[Member]] | None:
+    """Draw the figures of the vectors of one model, and list its clusters, as far as asked for."""
+    ids = [pair.id for pair in pairs]
+    sequences, structures = stages["after training"]
+    if 2 in options.figure:
+        draw_planes(stages, options.out / "figure2.png")
+    if 4 in options.figure:
+        draw_heat_map(sequences @ structures.T, ids, options.out / "figure4.png")
+    if not options.clusters:
+        return None
+    texts, families = [pair.sequence for pair in pairs], [pair.family for pair in pairs]
+    return list_clusters(structures, ids, texts, families, options.least_cosine)
+
+
+def study_of(options: argparse.Namespace, pairs: Sequence[StructurePair]) -> RetrievalStudy:
+    """Return the study that the options ask for."""
+    backbone = load_backbone(options.sequence_backbone, device=options.device)
+    encoder = load_structure_encoder(options.structure_encoder, options.seed[0], options.device)
+    run = ProtAlignRun(
+        options.out,
+        preset=options.preset,
+        trained=options.train_encoders,
+        config={"loss": options.loss},
+        arguments=training_arguments(
+            options.epochs, options.batch_size, options.learning_rate, options.device
+        ),
+    )
+    split = {} if options.identity is None else {"identity": options.identity}
+    return RetrievalStudy(pairs, backbone, encoder, run, options.seed, split)
+
+
+def options_of(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduce.protalign_study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--structures", type=Path, nargs="+", required=True, help="folders or files of structures")
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--model", help="folder or Hub id of a trained model to describe; nothing is trained")
+    add("--seed", type=int, nargs="+", default=[0], help="of splits and runs")
+    add("--table", type=int, nargs="+", choices=(2, 3), default=[])
+    add("--figure", type=int, nargs="+", choices=(2, 3, 4), default=[])
+    add("--clusters", action="store_true", help="list proteins that lie close together")
+    add("--least-cosine", type=float, default=0.9, help="from which on two proteins are linked")
+    add("--sequence-backbone", default="substitution", help="name, folder or Hub id")
+    add("--structure-encoder", default="new", help="ProteinMPNN .pt, a folder, or new")
+    add("--train-encoders", choices=TRAINED, default="none")
+    add("--preset", choices=("improved", "published"), default="improved")
+    add("--loss", choices=("clip", "siglip"), default="clip")
+    add("--identity", type=float, help="from which on sequences are in one cluster")
+    add("--min-residues", type=int, default=20)
+    add("--max-residues", type=int, default=1024)
+    add("--epochs", type=float)
+    add("--batch-size", type=int)
+    add("--learning-rate", type=float)
+    add("--device", default="cpu")
+    options = parser.parse_args(words)
+    if options.model and (options.table or 3 in options.figure):
+        parser.error("--table and --figure 3 train models of their own; leave --model out for them")
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; 2 says that a structure could not be used."""
+    options = options_of(words)
+    skipped = Skipped()
+    pairs = read_pairs(options.structures, options.min_residues, options.max_residues, skipped)
+    options.out.mkdir(parents=True, exist_ok=True)
+    reports, stages = [], {}
+    if options.model:
+        stages["after training"] = pair_vectors(
+            ProtAlignModel.from_pretrained(options.model), pairs
         )
-        return PairCollation(features, processor_of(model, self.backbone))
+    else:
+        study, seed = study_of(options, pairs), options.seed[0]
+        reports.append(study.report("model", (OURS, MEAN_POOL)))
+        reports += [study.report(f"table {n}", TABLES[n]) for n in options.table]
+        if 2 in options.figure:
+            stages["before training"] = study.untrained_vectors(OURS, seed)
+        stages["after training"] = study.vectors(OURS, seed)
+        pairs = list(study.parts[seed].test)
+        if 3 in options.figure:
+            losses = {variant.name: study.losses(variant, seed) for variant in (CLIP, SIGLIP)}
+            draw_losses(losses, options.out / "figure3.png")
+    clusters = describe(options, pairs, stages)
+    parts = ["# Retrieval", *(report.to_markdown() for report in reports), DEFINITIONS]
+    settings = {"structures": [str(path) for path in options.structures], "seeds": options.seed}
+    found: dict[str, Any] = {"settings": settings, "tables": [r.to_dict() for r in reports]}
+    if clusters is not None:
+        parts += [f"## Proteins that lie within a cosine of {options.least_cosine:g}"]
+        parts += [clusters_as_markdown(clusters) if clusters else "None."]
+        found["clusters"] = [[asdict(member) for member in cluster] for cluster in clusters]
+    print(write_report(options.out, parts, evaluation=found))
+    return 2 if skipped.count else 0
 
 
-def model_vectors(model: ProtAlignModel, pairs: Sequence[StructurePair]) -> StudyVectors:
-    """Return the vectors of pairs by the encoders that a model has."""
-    return pair_vectors(model, pairs, PairCollation(PairFeatures(None, None), model.processor))
-
-
-@torch.no_grad()
-def pair_vectors(
-    model: ProtAlignModel, pairs: Sequence[StructurePair], collation: PairCollation
-) -> StudyVectors:
-    """Return the vectors of pairs.
-
-    Args:
-        model: Put in eval mode.
-        pairs: Sequences and structures.
-        collation: Makes batches of rows as `StructurePairs` has them.
-    """
-    model.eval()
-    # Those of like length together, so that little is padding.
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].sequence))
-    sequences = torch.zeros(len(pairs), model.config.hidden_size)
-    structures = torch.zeros_like(sequences)
-    for start in range(0, len(order), PAIRS_PER_BATCH):
-        places = order[start : start + PAIRS_PER_BATCH]
-        batch = collation([{"pair": pairs[i]} for i in places])
-        output = model(**{name: value.to(model.device) for name, value in batch.items()})
-        sequences[places] = output.sequence_features.float().cpu()
-        structures[places] = output.structure_features.float().cpu()
-    return sequences.numpy(), structures.numpy()
+if __name__ == "__main__":
+    raise SystemExit(main())
