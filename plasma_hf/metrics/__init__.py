@@ -16,10 +16,6 @@ from .residues import (
 )
 from .retrieval import mean_reciprocal_rank, recall_at_k
 
-# Their names in evaluation/report.py.
-ResidueTruth = ReferenceAgreement
-residue_truth = compare_with_reference
-
 __all__ = [
     "PairMean",
     "ReferenceAgreement",
