@@ -125,7 +125,7 @@ def train_plasma(
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
-        from ..data.pairs import read_site_table
+        from ..data.sites import read_site_table
         from ..data.splits import make_splits
         from ..models.configuration_plasma import PlasmaConfig
         from ..training.run import PlasmaRun

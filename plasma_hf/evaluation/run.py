@@ -16,13 +16,13 @@ from ..data.alignments import ResidueAlignment, read_reference_alignments
 from ..data.pairs import ProteinPair, SiteProtein
 from ..io.sequences import BadRecord
 from ..metrics import (
-    ResidueTruth,
+    ReferenceAgreement,
     average_precision,
+    compare_with_reference,
     f1_max,
     label_mass_precision,
     label_match_score,
     mean_over_pairs,
-    residue_truth,
     roc_auc,
     symmetric_label_match_score,
 )
@@ -334,7 +334,7 @@ class TruthRun:
     aligner: str
     reference: str
     threshold: float
-    truths: list[tuple[float, ResidueTruth]] = field(default_factory=list)
+    truths: list[tuple[float, ReferenceAgreement]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -387,7 +387,7 @@ def run_residue_truth(
         elif result.plan is None:
             return None
         else:
-            truth = residue_truth(result.plan, reference.pairs, threshold)
+            truth = compare_with_reference(result.plan, reference.pairs, threshold)
             run.truths.append((reference.identity, truth))
     return run
 
