@@ -196,7 +196,7 @@ def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
     try:
         card = model_card(folder, repo_id or ANY_REPOSITORY)
     except ValueError as error:  # what the metrics are of is not what is exported
-        logger.warning("the card has no figures: %s", error)
+        logger.warning("the card has no metrics: %s", error)
         for file in copied:
             file.unlink()
         card = model_card(folder, repo_id or ANY_REPOSITORY)
