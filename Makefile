@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo space test lint fix benchmark clean
+.PHONY: demo space test test-fast lint docs fix benchmark clean
 
 demo: $(VENV)/.demo ## align two proteases and check their catalytic triad
 	$(BIN)/python demo/demo.py --plot plan.png
@@ -14,6 +14,12 @@ space: $(VENV)/.space ## serve the demo page on this machine
 test: lint ## lint, types, tests, doctests, README
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+test-fast: $(VENV)/.dev ## what is not marked slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+docs: $(VENV)/.dev ## build docs/ into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -23,7 +29,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-benchmark: $(VENV)/.dev ## figures of the README; needs ../shared
+benchmark: $(VENV)/.dev ## figures of docs/benchmarks.md; needs ../shared
 	$(BIN)/python -m tests.benchmarks.speed
 
 clean:

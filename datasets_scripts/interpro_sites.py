@@ -14,25 +14,31 @@ upstream protocol depend on it.
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import datasets
+import huggingface_hub
 import typer
+from dataset_folder import (
+    count_examples,
+    errors_told_by,
+    push_folder,
+    report_and_exit,
+    shell_command,
+    split_generators,
+    write_card,
+    write_parquet,
+    write_report,
+)
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from plasma_hf.data.pdbbind import push_folder
-from plasma_hf.data.sites import SiteTableReport, iter_site_rows
+from plasma_hf.data import SiteTableReport, iter_site_rows
 
-logger = logging.getLogger(__name__)
-
-TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "dataset_interpro_sites.md"
 SPLITS = {"train": "train", "validation": "valid|dev", "test": "test"}
 FEATURES = datasets.Features(
     {
@@ -64,7 +70,7 @@ class InterProSitesConfig(datasets.BuilderConfig):
 class InterProSites(datasets.GeneratorBasedBuilder):
     """Build a data set of proteins with labelled sites from tables in the VenusX schema.
 
-    Rows are read one at a time; rows that are wrong are left out and named in `reports`.
+    Rows are read one at a time; invalid rows are left out and named in `reports`.
 
     Args:
         config_name: "motif", "binding_site", "active_site", or "custom" for other tables.
@@ -110,10 +116,8 @@ class InterProSites(datasets.GeneratorBasedBuilder):
         if not files:
             folder = download(self.config.hub_id, self.config.hub_revision)
             files = {name: [path] for name, path in find_tables([folder]).items()}
-        return [
-            datasets.SplitGenerator(name, gen_kwargs={"files": [str(file) for file in files[name]]})
-            for name in sorted(files, key=_place)
-        ]
+        ordered = sorted(files, key=_place)
+        return split_generators("files", {name: list(map(str, files[name])) for name in ordered})
 
     def _generate_examples(
         self, files: Sequence[str]
@@ -125,7 +129,7 @@ class InterProSites(datasets.GeneratorBasedBuilder):
             for protein, row in iter_site_rows(file, report):
                 given = {name: str(row.get(name) or "") for name in FEATURES if name != "label"}
                 yield (number, report.n_rows), given | {"label": list(protein.site_labels)}
-            if not report.n_good:
+            if not report.n_used:
                 raise ValueError(f"no row can be used. {report.to_markdown()}")
 
 
@@ -146,11 +150,8 @@ def download(hub_id: str, revision: str | None = None) -> Path:
     Raises:
         ConnectionError: If they cannot be fetched and were not fetched before.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        folder = snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             hub_id, repo_type="dataset", revision=revision, allow_patterns="*.csv"
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -202,85 +203,41 @@ def _split_of(file: Path) -> str | None:
 
 
 def export(builder: InterProSites, out: str | PathLike[str]) -> Path:
-    """Write a data set as a folder of Parquet files with a card and a report of bad rows.
+    """Write a data set as a folder of Parquet files with a card and a report of invalid rows.
 
     The folder loads with `datasets.load_dataset(out)`.
-
-    Args:
-        builder: The data set.
-        out: Folder, made if need be.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: If a table has no row that can be used, or cannot be read.
         ConnectionError: If the tables are neither given nor to be had from the Hub.
     """
-    out = Path(out)
-    try:
-        builder.download_and_prepare(
-            str(out), file_format="parquet", download_mode="force_redownload"
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None
-    reports = {name: report.to_dict() for name, report in builder.reports.items()}
-    (out / "report.json").write_text(json.dumps(reports, indent=1))
-    report = "\n\n".join(report.to_markdown() for report in builder.reports.values())
-    (out / "report.md").write_text(report + "\n")
-    _write_card(builder, out)
+    out = write_parquet(builder, out)
+    reports = list(builder.reports.values())
+    values = {name: report.to_dict() for name, report in builder.reports.items()}
+    write_report(out, values, "\n\n".join(report.to_markdown() for report in reports))
+    own, source = builder.config.data_files, builder.config.hub_id
+    data = {
+        "license": "other" if own else "apache-2.0",
+        "tags": ["biology", "protein", "interpro", "active site", "binding site"],
+        "task_categories": ["token-classification"],
+        "pretty_name": f"InterPro sites by residue: {builder.config.name}",
+    }
+    write_card(
+        *(builder, out, "dataset_interpro_sites.md", data),
+        source=", ".join(Path(file).name for file in builder.reports) if own else source,
+        n_rows=sum(report.n_rows for report in reports),
+        n_invalid=sum(len(report.invalid) for report in reports),
+        n_notes=sum(len(report.notes) for report in reports),
+    )
     return out
 
 
-def _write_card(builder: InterProSites, out: Path) -> None:
-    from huggingface_hub import DatasetCard, DatasetCardData
-
-    splits = builder.info.splits or {}
-    files = [{"split": name, "path": f"{builder.dataset_name}-{name}*.parquet"} for name in splits]
-    n_rows = sum(split.num_examples for split in splits.values())
-    source = builder.config.hub_id
-    if builder.config.data_files:
-        source = ", ".join(Path(file).name for file in builder.reports)
-    data = DatasetCardData(
-        license="other" if builder.config.data_files else "apache-2.0",
-        tags=["biology", "protein", "interpro", "active site", "binding site"],
-        task_categories=["token-classification"],
-        pretty_name=f"InterPro sites by residue: {builder.config.name}",
-        size_categories=[_size_category(n_rows)],
-        configs=[{"config_name": builder.config.name, "default": True, "data_files": files}],
-    )
-    reports = builder.reports.values()
-    card = DatasetCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        title=data.pretty_name,
-        config=builder.config.name,
-        source=source,
-        splits=[(name, split.num_examples) for name, split in splits.items()],
-        n_rows=sum(report.n_rows for report in reports),
-        n_bad=sum(len(report.bad) for report in reports),
-        n_notes=sum(len(report.notes) for report in reports),
-    )
-    card.save(out / "README.md")
-
-
-def _size_category(count: int) -> str:
-    steps = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
-    return next((name for limit, name in steps if count < limit), "100K<n<1M")
-
-
-class Task(StrEnum):
-    """Tasks, as typer takes a choice."""
-
-    motif = "motif"
-    binding_site = "binding_site"
-    active_site = "active_site"
-    custom = "custom"
-
-
 def main(
-    task: Annotated[Task, typer.Argument(help="Which sites; custom for tables of your own.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, made if need be.")],
+    task: Annotated[
+        Literal["motif", "binding_site", "active_site", "custom"],
+        typer.Argument(help="Which sites; custom for tables of your own."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     csv: Annotated[
         list[Path] | None,
         typer.Option(help="CSV file or folder with train, valid and test; can be repeated."),
@@ -295,36 +252,28 @@ def main(
 ) -> None:
     """Check InterPro site tables (VenusX schema) and write them as Parquet with a card.
 
-    Without --csv the tables come from the Hub. Rows that are wrong are named on standard error and
+    Without --csv the tables come from the Hub. Invalid rows are named on standard error and
     in report.md, the others are used, and the exit code is 2.
 
     Example: python datasets_scripts/interpro_sites.py active_site --csv VenusX/ --out active_site
     """
-    datasets.disable_progress_bars()
-    try:
+    with errors_told_by("interpro_sites"):
         files = find_tables(csv) if csv else None
         options = {"hub_revision": revision} if revision else {}
-        builder = InterProSites(task.value, files, **options)
+        builder = InterProSites(task, files, **options)
         export(builder, out)
         if push_to:
             push_folder(out, push_to, private)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"interpro_sites: {error}", err=True)
-        raise typer.Exit(2) from None
-    bad = [(report.source, row) for report in builder.reports.values() for row in report.bad]
-    for source, row in bad:
-        typer.echo(f"{source}: row {row.row} ({row.uid or 'no uid'}): {row.reason}", err=True)
-    splits = ", ".join(f"{name} {s.num_examples}" for name, s in builder.info.splits.items())
-    typer.echo(f"{out}: {splits}; {len(bad)} rows left out", err=True)
-    if bad:
-        raise typer.Exit(2)
+    lines = [
+        f"{report.source}: row {row.row} ({row.uid or 'no uid'}): {row.reason}"
+        for report in builder.reports.values()
+        for row in report.invalid
+    ]
+    splits = ", ".join(f"{name} {count}" for name, count in count_examples(builder).items())
+    report_and_exit([*lines, f"{out}: {splits}; {len(lines)} rows left out"], bool(lines))
 
 
-# Made here, once: a builder changes names of its module, Path among them, for streaming, and typer
-# could not read the options after that.
-app = typer.Typer(add_completion=False)
-app.command()(main)
-command = typer.main.get_command(app)
+command = shell_command(main)
 
 if __name__ == "__main__":
     command()

@@ -14,32 +14,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import datasets
 import typer
-
-from plasma_hf.data.pdbbind import (
-    CHAIN_CHOICES,
-    DEDUPLICATIONS,
-    PAPER_COUNTS,
-    SPLITS,
-    PdbbindReport,
+from dataset_folder import (
     digest_files,
-    open_pdbbind,
+    errors_told_by,
     push_folder,
-    read_complex,
-    select,
+    report_and_exit,
+    shell_command,
+    split_generators,
     write_card,
     write_parquet,
     write_report,
 )
-from plasma_hf.io.structures import pair_to_row, row_features
+from pdbbind_reader import (
+    PAPER_COUNTS,
+    ChainChoice,
+    Deduplication,
+    PdbbindReport,
+    open_pdbbind,
+    read_complex,
+    select,
+)
 
-TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "dataset_pdbbind.md"
+from plasma_hf.io.structures import pair_to_row, row_features
 
 
 @dataclass
@@ -117,11 +119,7 @@ class Pdbbind(datasets.GeneratorBasedBuilder):
         )
         if not any(kept.values()):
             raise ValueError(f"no complex can be used. {self.report.to_markdown()}")
-        return [
-            datasets.SplitGenerator(name, gen_kwargs={"codes": kept[name]})
-            for name in SPLITS
-            if kept[name]
-        ]
+        return split_generators("codes", kept)
 
     def _generate_examples(self, codes: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for code in codes:
@@ -135,13 +133,6 @@ def export(builder: Pdbbind, out: str | PathLike[str]) -> Path:
     """Write a data set as a folder of Parquet files with a card and a report, for your own use.
 
     The folder loads with `datasets.load_dataset(out)`.
-
-    Args:
-        builder: The data set.
-        out: Folder, made if need be.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: If no complex can be used.
@@ -159,38 +150,30 @@ def export(builder: Pdbbind, out: str | PathLike[str]) -> Path:
         "pretty_name": f"Protein chains of PDBbind {builder.config.name}",
     }
     write_card(
-        *(builder, out, TEMPLATE, data),
+        *(builder, out, "dataset_pdbbind.md", data),
         listed=report.listed,
         kept=report.kept,
         paper=PAPER_COUNTS,
         chains=report.chains,
         deduplication=report.deduplication,
-        n_bad=len(report.bad),
+        n_invalid=len(report.invalid),
     )
     return out
 
 
-class Release(StrEnum):
-    """Releases, as typer takes a choice."""
-
-    v2016 = "2016"
-    v2020 = "2020"
-    custom = "custom"
-
-
-Chains = StrEnum("Chains", [(name, name) for name in CHAIN_CHOICES])
-Equal = StrEnum("Equal", [(name, name) for name in DEDUPLICATIONS])
-
-
 def main(
-    release: Annotated[Release, typer.Argument(help="Year of the index files; custom for any.")],
+    release: Annotated[
+        Literal["2016", "2020", "custom"],
+        typer.Argument(help="Year of the index files; custom for any."),
+    ],
     root: Annotated[Path, typer.Option(help="Folder that the archives were unpacked in.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, made if need be.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     casf: Annotated[Path | None, typer.Option(help="Folder of CASF, if not below that.")] = None,
-    chains: Annotated[Chains, typer.Option(help="Which chain of a complex.")] = Chains.longest,
+    chains: Annotated[ChainChoice, typer.Option(help="Which chain of a complex.")] = "longest",
     deduplication: Annotated[
-        Equal, typer.Option(help="Keep equal sequences once in all, once in each split, or always.")
-    ] = Equal["global"],
+        Deduplication,
+        typer.Option(help="Keep equal sequences once in all, once in each split, or always."),
+    ] = "global",
     keep_unknown: Annotated[
         bool, typer.Option("--keep-unknown", help="Keep residues that have no letter, as X.")
     ] = False,
@@ -209,27 +192,17 @@ def main(
 
     Example: python datasets_scripts/pdbbind.py 2020 --root pdbbind/ --out chains --try-all
     """
-    datasets.disable_progress_bars()
-    options = {"chains": chains.value, "deduplication": deduplication.value}
-    options |= {"keep_unknown": keep_unknown, "casf": str(casf) if casf else None}
-    try:
-        builder = Pdbbind(release.value, root, try_all=try_all, **options)
+    options = {"chains": chains, "deduplication": deduplication, "keep_unknown": keep_unknown}
+    options["casf"] = str(casf) if casf else None
+    with errors_told_by("pdbbind"):
+        builder = Pdbbind(release, root, try_all=try_all, **options)
         export(builder, out)
         if push_to:
             push_folder(out, push_to)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"pdbbind: {error}", err=True)
-        raise typer.Exit(2) from None
-    typer.echo(builder.report.to_markdown(), err=True)
-    if builder.report.bad:
-        raise typer.Exit(2)
+    report_and_exit([builder.report.to_markdown()], bool(builder.report.invalid))
 
 
-# Made here, once: a builder changes names of its module, Path among them, for streaming, and typer
-# could not read the options after that.
-app = typer.Typer(add_completion=False)
-app.command()(main)
-command = typer.main.get_command(app)
+command = shell_command(main)
 
 if __name__ == "__main__":
     command()

@@ -13,35 +13,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
 import datasets
 import typer
-
-from plasma_hf.data.clusters import split_by_cluster
-from plasma_hf.data.pdbbind import (
+from dataset_folder import (
     SPLITS,
+    count_examples,
     digest_files,
-    list_bad,
+    errors_told_by,
+    list_invalid,
     push_folder,
+    report_and_exit,
+    shell_command,
+    split_generators,
     write_card,
     write_parquet,
     write_report,
 )
-from plasma_hf.io.sequences import BadRecord
+
+from plasma_hf.data import BadRecord, split_by_cluster
 from plasma_hf.io.structures import (
     POLICIES,
+    ChainPolicy,
     find_structure_files,
     pair_of,
     pair_to_row,
     read_structure_file,
     row_features,
 )
-
-TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "dataset_structure_folder.md"
 
 
 @dataclass
@@ -72,7 +74,7 @@ class StructureFolderConfig(datasets.BuilderConfig):
 class StructureFolder(datasets.GeneratorBasedBuilder):
     """Build a data set of sequences and backbone coordinates from a folder of structures.
 
-    Files are read one at a time; those that are wrong are left out and named in `bad`. With
+    Files are read one at a time; those that are invalid are left out and named in `invalid`. With
     `by_cluster` each file is read twice, first for its sequences.
 
     Args:
@@ -81,7 +83,7 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
         options: Attributes of `StructureFolderConfig`, and what `datasets.DatasetBuilder` takes.
 
     Attributes:
-        bad: Files and chains left out; filled while the data set is prepared.
+        invalid: Files and chains left out; filled while the data set is prepared.
         clustered_by: What split the structures: method and identity; empty if not split.
     """
 
@@ -97,7 +99,7 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
                 f"there is no choice of chains {options['chains']!r}; give {', '.join(POLICIES)}"
             )
         self.files = dict((name, file) for file, name in find_structure_files(folder))
-        self.bad: list[BadRecord] = []
+        self.invalid: list[BadRecord] = []
         self.clustered_by = ""
         options |= {"dataset_name": "structure_folder", "config_name": "default"}
         options |= {"folder": str(folder), "state": digest_files(self.files.values())}
@@ -109,21 +111,15 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: datasets.DownloadManager
     ) -> list[datasets.SplitGenerator]:
-        self.bad.clear()
-        if not self.config.by_cluster:
-            wanted = dict.fromkeys(self.files)
-            return [datasets.SplitGenerator("train", gen_kwargs={"wanted": wanted})]
-        return [
-            datasets.SplitGenerator(name, gen_kwargs={"wanted": wanted})
-            for name, wanted in self._by_cluster().items()
-            if wanted
-        ]
+        self.invalid.clear()
+        every = {"train": dict.fromkeys(self.files)}
+        return split_generators("wanted", self._by_cluster() if self.config.by_cluster else every)
 
     def _by_cluster(self) -> dict[str, dict[str, set[int]]]:
         """Give, by split and file, which of the structures of the file are in it."""
         places, sequences = [], []
         for name in self.files:
-            for number, row in self._rows(name, self.bad):
+            for number, row in self._rows(name, self.invalid):
                 places.append((name, number))
                 sequences.append(row["sequence"])
         split = split_by_cluster(sequences, seed=self.config.seed)
@@ -135,31 +131,31 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
                 wanted.setdefault(name, set()).add(number)
         return found
 
-    def _rows(self, name: str, bad: list[BadRecord]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(self, name: str, invalid: list[BadRecord]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Give the structures of a file that have a fitting size, numbered."""
         shortest, longest = self.config.min_residues, self.config.max_residues
         family = name.rpartition("/")[0] if self.config.family_from_folder else ""
-        structures = read_structure_file(self.files[name], name, bad, self.config.chains)
+        structures = read_structure_file(self.files[name], name, invalid, self.config.chains)
         for number, structure in enumerate(structures):
             if shortest <= len(structure) <= longest:
                 yield number, pair_to_row(pair_of(structure, family or None))
             else:
                 reason = f"it has {len(structure)} residues, not {shortest} to {longest}"
-                bad.append(BadRecord(structure.id, reason))
+                invalid.append(BadRecord(structure.id, reason))
 
     def _generate_examples(
         self, wanted: Mapping[str, set[int] | None]
     ) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
         # What is wrong was noted when the splits were made, if they were.
-        bad: list[BadRecord] = [] if self.clustered_by else self.bad
+        invalid: list[BadRecord] = [] if self.clustered_by else self.invalid
         empty = True
         for name, numbers in wanted.items():
-            for number, row in self._rows(name, bad):
+            for number, row in self._rows(name, invalid):
                 if numbers is None or number in numbers:
                     empty = False
                     yield (name, number), row
         if empty:
-            raise ValueError(f"no structure can be used. {list_bad(bad)}")
+            raise ValueError(f"no structure can be used. {list_invalid(invalid)}")
 
 
 def export(builder: StructureFolder, out: str | PathLike[str]) -> Path:
@@ -167,42 +163,31 @@ def export(builder: StructureFolder, out: str | PathLike[str]) -> Path:
 
     The folder loads with `datasets.load_dataset(out)`.
 
-    Args:
-        builder: The data set.
-        out: Folder, made if need be.
-
-    Returns:
-        The folder.
-
     Raises:
         ValueError: If no structure can be used.
     """
     out = write_parquet(builder, out)
-    splits = {name: split.num_examples for name, split in builder.info.splits.items()}
-    values = {"splits": splits, "clustered_by": builder.clustered_by}
-    values |= {"bad": [vars(record) for record in builder.bad]}
-    write_report(out, values, list_bad(builder.bad))
+    values = {"splits": count_examples(builder), "clustered_by": builder.clustered_by}
+    values |= {"invalid": [vars(record) for record in builder.invalid]}
+    write_report(out, values, list_invalid(builder.invalid))
     tags = ["biology", "protein", "protein structure"]
     data = {"license": "unknown", "tags": tags, "pretty_name": "Protein structures"}
     write_card(
-        *(builder, out, TEMPLATE, data),
+        *(builder, out, "dataset_structure_folder.md", data),
         source=Path(builder.config.folder).resolve().name,
         n_files=len(builder.files),
-        n_bad=len(builder.bad),
+        n_invalid=len(builder.invalid),
         clustered_by=builder.clustered_by,
     )
     return out
 
 
-Chains = StrEnum("Chains", [(name, name) for name in POLICIES])
-
-
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder of PDB and mmCIF files.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, made if need be.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     chains: Annotated[
-        Chains, typer.Option(help="What to make of the chains of a file.")
-    ] = Chains.each,
+        ChainPolicy, typer.Option(help="What to make of the chains of a file.")
+    ] = "each",
     min_residues: Annotated[int, typer.Option(help="Leave out shorter structures.")] = 20,
     max_residues: Annotated[int, typer.Option(help="Leave out longer structures.")] = 100_000,
     family_from_folder: Annotated[
@@ -225,30 +210,20 @@ def main(
 
     Example: python datasets_scripts/structure_folder.py structures/ --out chains
     """
-    datasets.disable_progress_bars()
     options = {"min_residues": min_residues, "max_residues": max_residues, "seed": seed}
     options |= {"family_from_folder": family_from_folder, "by_cluster": by_cluster}
-    try:
-        builder = StructureFolder(folder, chains=chains.value, **options)
+    with errors_told_by("structure_folder"):
+        builder = StructureFolder(folder, chains=chains, **options)
         export(builder, out)
         if push_to:
             push_folder(out, push_to, private=not public)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"structure_folder: {error}", err=True)
-        raise typer.Exit(2) from None
-    for record in builder.bad:
-        typer.echo(f"{record.id}: {record.reason}", err=True)
-    splits = ", ".join(f"{name} {s.num_examples}" for name, s in builder.info.splits.items())
-    typer.echo(f"{out}: {splits}; {len(builder.bad)} left out", err=True)
-    if builder.bad:
-        raise typer.Exit(2)
+    lines = [f"{record.id}: {record.reason}" for record in builder.invalid]
+    splits = ", ".join(f"{name} {count}" for name, count in count_examples(builder).items())
+    lines.append(f"{out}: {splits}; {len(builder.invalid)} left out")
+    report_and_exit(lines, bool(builder.invalid))
 
 
-# Made here, once: a builder changes names of its module, Path among them, for streaming, and typer
-# could not read the options after that.
-app = typer.Typer(add_completion=False)
-app.command()(main)
-command = typer.main.get_command(app)
+command = shell_command(main)
 
 if __name__ == "__main__":
     command()

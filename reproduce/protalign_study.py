@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plasma_hf import load_backbone
-from plasma_hf.cli.common import load_structure_encoder, read_pairs, training_arguments
+from plasma_hf.cli.common import Skipped, load_structure_encoder, read_pairs, training_arguments
 from plasma_hf.data.clusters import connect
 from plasma_hf.evaluation import align_sequences
 from plasma_hf.evaluation.aligners import identity
@@ -556,7 +556,8 @@ def options_of(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; 2 says that a structure could not be used."""
     options = options_of(words)
-    pairs, complete = read_pairs(options.structures, options.min_residues, options.max_residues)
+    skipped = Skipped()
+    pairs = read_pairs(options.structures, options.min_residues, options.max_residues, skipped)
     options.out.mkdir(parents=True, exist_ok=True)
     reports, stages = [], {}
     if options.model:
@@ -583,7 +584,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parts += [clusters_as_markdown(clusters) if clusters else "None."]
         found["clusters"] = [[asdict(member) for member in cluster] for cluster in clusters]
     print(write_report(options.out, parts, evaluation=found))
-    return 0 if complete else 2
+    return 2 if skipped.count else 0
 
 
 if __name__ == "__main__":

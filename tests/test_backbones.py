@@ -1,4 +1,4 @@
-"""Recipes and backbones: exact tokens, one row a residue, alone as in a batch."""
+"""Input formats and backbones: exact tokens, one row a residue, alone as in a batch."""
 
 import json
 import logging
@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 import plasma_hf
 from plasma_hf import PlasmaProcessor, load_backbone
+from plasma_hf.backbones import BACKBONES, find_input_format
 from plasma_hf.models.modeling_backbone import windows
 from plasma_hf.models.processing_plasma import (
-    BACKBONES,
-    RECIPES,
-    Recipe,
-    find_recipe,
-    generic_recipe,
+    INPUT_FORMATS,
+    InputFormat,
+    generic_input_format,
 )
 from tests.helpers.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
 
@@ -69,7 +68,7 @@ TOKENS = {
 UNDER = {"tm_vec/native": "prot_t5", "tm_vec/upstream": "prost_t5"} | dict.fromkeys(
     ("protssn/native", "protssn/upstream"), "esm2"
 )
-RECIPES_OF_SEQUENCES = [name for name, recipe in RECIPES.items() if not recipe.reads_structures]
+FORMATS_OF_SEQUENCES = [name for name, f in INPUT_FORMATS.items() if not f.reads_structures]
 
 
 @pytest.fixture(scope="session")
@@ -87,16 +86,16 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(folders, tmp_path_factory):
-    """Load a small random backbone under a named recipe."""
+    """Load a small random backbone in a named input format."""
     loaded = {}
 
     def load(name):
         if name not in loaded:
-            family, recipe = name.split("/")[0], RECIPES[name]
+            family, input_format = name.split("/")[0], INPUT_FORMATS[name]
             if family in ("tm_vec", "protssn"):
-                recipe = replace(recipe, language_model=folders(UNDER[name]))
+                input_format = replace(input_format, language_model=folders(UNDER[name]))
                 make = tm_vec_files if family == "tm_vec" else protssn_files
-                loaded[name] = load_backbone(make(tmp_path_factory.mktemp(family)), recipe)
+                loaded[name] = load_backbone(make(tmp_path_factory.mktemp(family)), input_format)
             else:
                 loaded[name] = load_backbone(folders(family), name)
         return loaded[name]
@@ -116,8 +115,8 @@ def coil(length, seed=0):
     return steps + torch.randn(length, 3, 3, generator=generator)
 
 
-def test_every_recipe_is_tested():
-    assert set(TOKENS) == set(RECIPES)
+def test_every_input_format_is_tested():
+    assert set(TOKENS) == set(INPUT_FORMATS)
 
 
 @pytest.mark.parametrize("name", TOKENS)
@@ -129,7 +128,7 @@ def test_exact_tokens(tiny, name):
     assert unknown is not None and not any(unknown in row for row in TOKENS[name])
 
 
-@pytest.mark.parametrize("name", RECIPES_OF_SEQUENCES)
+@pytest.mark.parametrize("name", FORMATS_OF_SEQUENCES)
 def test_one_row_a_residue_at_any_length(tiny, name):
     lengths = (1, 12, 1023, 1024, 1025)
     sequences = [random_sequence(length, length) for length in lengths]
@@ -153,7 +152,7 @@ def test_one_row_a_residue_of_a_structure(tiny, name):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, embedded, strict=False))
 
 
-@pytest.mark.parametrize("name", RECIPES_OF_SEQUENCES)
+@pytest.mark.parametrize("name", FORMATS_OF_SEQUENCES)
 def test_alone_as_in_a_padded_batch(tiny, name):
     sequences = [random_sequence(length, length) for length in (3, 40, 41, 97, 5)]
     together = tiny(name).embed(sequences)
@@ -162,10 +161,10 @@ def test_alone_as_in_a_padded_batch(tiny, name):
         assert torch.allclose(alone, rows, atol=1e-5), (alone - rows).abs().max()
 
 
-@pytest.mark.parametrize("name", RECIPES_OF_SEQUENCES)
+@pytest.mark.parametrize("name", FORMATS_OF_SEQUENCES)
 def test_letters_have_a_stated_rule(tiny, name):
     backbone = tiny(name)
-    as_x = set(backbone.recipe.as_x) | {"J"}
+    as_x = set(backbone.input_format.as_x) | {"J"}
     for letter in "UZOBJ":
         given, x = backbone.embed([f"MKV{letter}LA", "MKVXLA"])
         assert torch.allclose(given, x, atol=1e-6) == (letter in as_x), letter
@@ -197,7 +196,7 @@ def test_tm_vec_forms_stand_on_different_models(tiny, tmp_path):
     assert not torch.allclose(a, b, atol=1e-3)
     released.model.save_pretrained(tmp_path)
     again = load_backbone(tmp_path)
-    assert again.recipe.name == "tm_vec/upstream"
+    assert again.input_format.name == "tm_vec/upstream"
     assert torch.equal(again.embed(["MKTAYIAKQR"])[0], a)
 
 
@@ -241,11 +240,11 @@ def test_a_window_gives_what_the_protein_alone_would(tiny, folders):
         alone = backbone.embed([sequence[start:end]])[0][keep_start - start : keep_end - start]
         assert torch.allclose(rows[keep_start:keep_end], alone, atol=1e-6)
     assert not torch.allclose(rows, tiny("esm2/native").embed([sequence])[0], atol=1e-3)
-    assert backbone.identity["max_residues"] == "40"
+    assert backbone.fingerprint["max_residues"] == "40"
 
 
-def test_a_generic_recipe_for_any_tokenizer(folders):
-    forms = {family: load_backbone(folders(family)).recipe.text for family in FAMILIES}
+def test_a_generic_input_format_for_any_tokenizer(folders):
+    forms = {family: load_backbone(folders(family)).input_format.text for family in FAMILIES}
     spaced = dict.fromkeys(("prot_bert", "prot_t5", "prost_t5"), "spaced")
     assert forms == spaced | dict.fromkeys(("esm2", "ankh", "esmc"), "raw")
     assert load_backbone(folders("prot_bert")).embed(["MKVLA"])[0].shape == (5, 32)
@@ -253,7 +252,7 @@ def test_a_generic_recipe_for_any_tokenizer(folders):
 
 def test_learned_positions_limit_a_window(folders):
     backbone = load_backbone(folders("prot_bert"), "prot_bert/native")
-    assert backbone.recipe.max_residues == 1098  # of 1100 positions
+    assert backbone.input_format.max_residues == 1098  # of 1100 positions
     assert len(backbone.embed([random_sequence(1500)])[0]) == 1500
 
 
@@ -263,7 +262,7 @@ def test_a_tokenizer_that_merges_residues_is_refused():
         tokenizer_object=Tokenizer(models.WordLevel(pieces, unk_token="<unk>")), unk_token="<unk>"
     )
     with pytest.raises(ValueError, match="in none of the text forms raw, spaced, list"):
-        generic_recipe(tokenizer)
+        generic_input_format(tokenizer)
 
 
 def test_a_letter_without_token_and_without_x_is_refused():
@@ -281,11 +280,11 @@ def test_a_prefix_without_token_is_refused(folders):
         load_backbone(folders("prot_t5"), "prost_t5/native").embed(["MKV"])
 
 
-def test_processor_saves_its_recipe(tiny, tmp_path):
+def test_processor_saves_its_input_format(tiny, tmp_path):
     processor = tiny("prost_t5/native").processor
     processor.save_pretrained(tmp_path)
     again = PlasmaProcessor.from_pretrained(tmp_path)
-    assert again.recipe == processor.recipe
+    assert again.input_format == processor.input_format
     assert torch.equal(again.encode(["MKV"])["input_ids"], processor.encode(["MKV"])["input_ids"])
     assert "residue_tokenizer" not in json.loads((tmp_path / "processor_config.json").read_text())
 
@@ -308,16 +307,18 @@ def test_embeddings_that_overflow_are_refused(tmp_path):
         backbone.embed(["MKV"])
 
 
-def test_named_backbones_know_their_recipes():
-    assert find_recipe("facebook/esm2_t6_8M_UR50D").name == "esm2/native"
-    assert find_recipe("prot_bert", "upstream").name == "prot_bert/upstream"
-    assert find_recipe("org/else") is None
-    with pytest.raises(ValueError, match=r"recipe='upstream' for org/else; accepted are 'generic'"):
-        find_recipe("org/else", "upstream")
+def test_named_backbones_know_their_input_formats():
+    assert find_input_format("facebook/esm2_t6_8M_UR50D").name == "esm2/native"
+    assert find_input_format("prot_bert", "upstream").name == "prot_bert/upstream"
+    assert find_input_format("org/else") is None
+    with pytest.raises(
+        ValueError, match=r"input_format='upstream' for org/else; accepted are 'generic'"
+    ):
+        find_input_format("org/else", "upstream")
     with pytest.raises(ValueError, match="accepted are raw, spaced, list"):
-        Recipe("mine", text="word")
+        InputFormat("mine", text="word")
     assert {known.family for known in BACKBONES.values()} == {
-        name.split("/")[0] for name in RECIPES
+        name.split("/")[0] for name in INPUT_FORMATS
     }
 
 

@@ -11,19 +11,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig, __version__
-from plasma_hf.cli.main import FormatName, app
-from plasma_hf.io.formats import FIELDS, FORMATS, LEGEND
+from plasma_hf.cli.common import OutputFormat
+from plasma_hf.cli.main import app
+from plasma_hf.io.formats import FIELDS, FORMATS, HIT_FORMATS, LEGEND
 
 ROOT = Path(__file__).parents[1]
 LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"
 FASTA = f">one first\n{LONG[:10]}\n{LONG[10:]}\n>two\nGGGPGGGPGGGP\n"
+VERBS = ("align", "embed", "search", "index build", "train plasma", "train protalign")
 BAD = f">fine\n{PART}\n>empty\n>digits\nMK7LA\n"
 
 
@@ -57,6 +59,13 @@ def rows(text: str) -> list[dict[str, Any]]:
 
 def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def choices(annotated: Any) -> list[str]:
+    """Return the values that an option takes, given its type."""
+    while (inner := get_args(annotated)) and not all(isinstance(one, str) for one in inner):
+        annotated = inner[0]
+    return list(inner)
 
 
 def one_line(result: Any) -> str:
@@ -241,7 +250,7 @@ def test_plot(align: Any) -> None:
 
 
 def test_formats_are_those_of_the_library() -> None:
-    assert [name.value for name in FormatName] == list(FORMATS)
+    assert choices(OutputFormat) == list(FORMATS) == list(HIT_FORMATS)
 
 
 def test_version() -> None:
@@ -271,24 +280,20 @@ def test_help_has_examples() -> None:
     assert len(help_examples()) == 4
 
 
-RUN = "from plasma_hf.cli import app; app(prog_name='plasma-hf')"
+RUN = "import sys; sys.argv[0] = 'plasma-hf'; from plasma_hf.cli import app; app()"
+"""What the installed script does."""
 
 
 def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
     """Nothing but the result is said, and a reader that leaves early is no error to speak of."""
     Path("many.fasta").write_text("".join(f">p{n}\n{LONG}\n" for n in range(30)))
-    command = [
-        sys.executable,
-        "-c",
-        RUN,
-        "align",
-        "many.fasta",
-        "many.fasta",
-        "--model",
-        checkpoint,
-    ]
+    words = ["align", "many.fasta", "many.fasta", "--model", checkpoint]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, "-c", RUN, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     ) as process:
         assert process.stdout and process.stderr
         assert process.stdout.readline() == LEGEND
@@ -297,14 +302,35 @@ def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
     assert process.returncode == 1
 
 
-def test_cli_alone_does_not_import_torch() -> None:
-    """Help needs no torch; the package round the module is put aside to see it."""
-    code = (
-        "import sys, types; package = types.ModuleType('plasma_hf'); "
-        f"package.__path__ = [{str(ROOT / 'plasma_hf')!r}]; sys.modules['plasma_hf'] = package; "
-        "import plasma_hf.cli; assert not {'torch', 'transformers'} & set(sys.modules)"
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "alig", *(f"{verb} --help" for verb in VERBS)],
+)
+def test_help_and_typing_errors_import_nothing_heavy(words: str) -> None:
+    code = f"import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {RUN}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}", *words.split()],
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert done.returncode == (2 if words == "alig" else 0), done.stderr
+    loaded = set(done.stderr.split())
+    assert "plasma_hf.cli.main" in loaded
+    assert not {"torch", "transformers", "numpy", "datasets"} & loaded
+
+
+def test_the_package_registers_itself_but_in_the_command_line() -> None:
+    code = "import sys; sys.argv[0] = {!r}; import plasma_hf; print('torch' in sys.modules)"
+    for name, eager in (("/bin/plasma-hf", "False"), ("/bin/python", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(name)],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=True,
+        )
+        assert done.stdout.strip() == eager
 
 
 def environment() -> dict[str, str]:

@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignModel
-from plasma_hf.cli.common import EvaluateGroup
 from plasma_hf.cli.evaluate import EVALUATE_PROTALIGN_HELP, evaluate_protalign
+from plasma_hf.cli.main import EvaluateGroup
 from plasma_hf.cli.train import TRAIN_PROTALIGN_HELP, train_protalign
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from tests.helpers.structure_files import make_pairs, write_pdb

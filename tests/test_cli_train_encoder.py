@@ -7,8 +7,8 @@ import typer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from plasma_hf.backbones import load_backbone
 from plasma_hf.cli.train import TRAIN_ENCODER_HELP, train_encoder
-from plasma_hf.models.loading import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command(help=TRAIN_ENCODER_HELP)(train_encoder)

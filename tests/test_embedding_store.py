@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,20 @@ from safetensors.torch import save_file
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore
-from plasma_hf.data import store as chunk_files
-from plasma_hf.data import store as store_index
+from plasma_hf.data import store as store_module
 from plasma_hf.data.store import (
-    chunk_paths,
     cut_batches,
     describe,
     rank_and_world_size,
     sequence_hash,
-    shard_lock,
+    shard_paths,
+    writer_lock,
 )
-from tests.helpers.store_job import CHUNK_BYTES, RESIDUES_PER_BATCH, TinyEsm, make_head, run
+from tests.helpers.kill_points import Jobs, jobs
+from tests.helpers.store_job import RESIDUES_PER_BATCH, SHARD_BYTES, TinyEsm, make_head, run
 
 ROOT = Path(__file__).parents[1]
-JOB = Path(__file__).parent / "helpers" / "store_job.py"
+JOB = "tests.helpers.store_job"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
@@ -142,7 +142,7 @@ def test_dtypes(tmp_path: Path, name: str) -> None:
     assert torch.equal(store.embeddings("P1"), want.to(dtype))
     assert torch.equal(store.projections("P1", torch.float32), projected.to(dtype).float())
     assert store.projections("P1").shape == (5, 8)
-    size = sum(path.stat().st_size for path in chunk_paths(tmp_path))
+    size = sum(path.stat().st_size for path in shard_paths(tmp_path))
     assert 5 * 40 * dtype.itemsize < size < 5 * 40 * dtype.itemsize + 1500
 
 
@@ -161,7 +161,7 @@ def test_files_can_be_read_by_those_who_may_read_the_folder(letters: EmbeddingSt
         letters.add([("P9", "WYW")], Letters())
     finally:
         os.umask(umask)
-    path = chunk_paths(letters.folder)[-1]
+    path = shard_paths(letters.folder)[-1]
     assert path.stat().st_mode & 0o777 == 0o644
 
 
@@ -169,7 +169,7 @@ def test_estimate_is_the_size_on_disk(fasta: Path, tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype="bfloat16")
     job = store.prepare(fasta)
     store.run(job, TinyEsm(), make_head())
-    size = sum(path.stat().st_size for path in chunk_paths(tmp_path))
+    size = sum(path.stat().st_size for path in shard_paths(tmp_path))
     assert size == pytest.approx(job.n_bytes, rel=0.02)
     assert store.prepare(fasta).n_bytes == 0
 
@@ -214,7 +214,7 @@ def test_remove_and_add_again(letters: EmbeddingStore) -> None:
     assert "MKVLA" not in letters
     assert "P2" in EmbeddingStore.open(letters.folder)
     assert letters.remove(["ACD"]) == 1
-    assert (len(letters), letters.ids, chunk_paths(letters.folder)) == (0, {}, [])
+    assert (len(letters), letters.ids, shard_paths(letters.folder)) == (0, {}, [])
     assert letters.add([("P1", "MKVLA")], Letters()).embedded == 1
     assert "P1" in letters
     with pytest.raises(KeyError, match="holds no P2"):
@@ -354,7 +354,7 @@ def test_identity_of_a_head() -> None:
 
 
 def damage(folder: Path, how: str) -> Path:
-    path = chunk_paths(folder)[0]
+    path = shard_paths(folder)[0]
     content = path.read_bytes()
     if how == "garbage":
         path.write_bytes(b"no safetensors" * 50)
@@ -373,7 +373,7 @@ def damage(folder: Path, how: str) -> Path:
 @pytest.mark.parametrize("how", ["garbage", "truncated", "header", "empty", "folder"])
 def test_damaged_files_are_named(letters: EmbeddingStore, how: str) -> None:
     path = damage(letters.folder, how)
-    with pytest.raises(ValueError, match=f"{path.name} is damaged or no chunk .*delete that file"):
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .*delete that file"):
         EmbeddingStore.open(letters.folder)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     store = EmbeddingStore.open(letters.folder)
@@ -381,20 +381,22 @@ def test_damaged_files_are_named(letters: EmbeddingStore, how: str) -> None:
     assert store.add([("P1", "MKVLA"), ("P2", "ACD")], Letters()).embedded == 2
 
 
-def test_a_chunk_of_another_store_is_named(letters: EmbeddingStore, tmp_path: Path) -> None:
+def test_a_shard_of_another_store_is_named(letters: EmbeddingStore, tmp_path: Path) -> None:
     foreign = EmbeddingStore.create(tmp_path / "foreign", Letters("other"), dtype="float16")
     foreign.add([("P1", "MKVLA")], Letters("other"))
     path = letters.folder / "shard-00007-000000.safetensors"
-    shutil.copy(chunk_paths(foreign.folder)[0], path)
-    with pytest.raises(ValueError, match=f"{path.name} is no chunk of .*of a store of other .*fl"):
+    shutil.copy(shard_paths(foreign.folder)[0], path)
+    with pytest.raises(
+        ValueError, match=f"{path.name} is not a shard of .*of a store of other .*fl"
+    ):
         EmbeddingStore.open(letters.folder)
     save_file({"embeddings/x": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match=f"{path.name} is no chunk of .* but of none at all"):
+    with pytest.raises(ValueError, match=f"{path.name} is not a shard of .* but of none at all"):
         EmbeddingStore.open(letters.folder)
 
 
 def test_header_missing_damaged_or_newer(letters: EmbeddingStore, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no embedding store in .*; make one with: plasma"):
+    with pytest.raises(FileNotFoundError, match="no embedding store in .*; build one with: plasma"):
         EmbeddingStore.open(tmp_path / "nothing")
     path = letters.folder / "store.json"
     content = json.loads(path.read_text())
@@ -406,6 +408,8 @@ def test_header_missing_damaged_or_newer(letters: EmbeddingStore, tmp_path: Path
         with pytest.raises(ValueError, match=r"store\.json .*; delete it and run"):
             EmbeddingStore.open(letters.folder)
     path.unlink()
+    with pytest.raises(FileNotFoundError, match="is not finished; run the command that builds it"):
+        EmbeddingStore.open(letters.folder)
     assert len(EmbeddingStore.create(letters.folder, Letters())) == 2
 
 
@@ -418,13 +422,15 @@ def test_reading_one_record_opens_one_file(
     shutil.copytree(one_go, tmp_path / "store")
     opened: list[str] = []
 
-    def spy(path: Path) -> Any:
-        opened.append(path.name)
-        return chunk_files.open_chunk(path)
+    open_shard = store_module.open_shard
 
-    monkeypatch.setattr(store_index, "open_chunk", spy)
+    def spy(path: Path, remedy: str) -> Any:
+        opened.append(path.name)
+        return open_shard(path, remedy)
+
+    monkeypatch.setattr(store_module, "open_shard", spy)
     store = EmbeddingStore.open(tmp_path / "store")
-    paths = chunk_paths(store.folder)
+    paths = shard_paths(store.folder)
     assert opened == [path.name for path in paths]
     assert len(paths) > 3
     opened.clear()
@@ -437,8 +443,9 @@ def test_reading_one_record_opens_one_file(
     assert len(opened) == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are listed by Linux alone")
 def test_open_files_are_bounded(one_go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_index, "OPEN_FILES", 2)
+    monkeypatch.setattr(store_module, "OPEN_SHARDS", 2)
     store = EmbeddingStore.open(one_go)
     for key in store:
         store[key]
@@ -450,44 +457,45 @@ def test_open_files_are_bounded(one_go: Path, monkeypatch: pytest.MonkeyPatch) -
 # Stopped, shared and resumed
 
 
-def start(*words: object, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(JOB), *map(str, words)]
-    return subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def job() -> Iterator[Jobs]:
+    with jobs("tests.helpers.store_job") as found:
+        yield found
 
 
-def test_killed_three_times_and_resumed(fasta: Path, one_go: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("point", "numbers"),
+    [
+        ("plasma_hf.data.store:write_shard", (2, 2, 3)),  # before anything is written
+        ("os:replace", (4, 3, 3)),  # before a whole file has its name
+        ("os:fsync", (8, 5, 4)),  # before a file is known to be on the disk
+    ],
+)
+def test_killed_three_times_and_resumed(
+    job: Jobs, fasta: Path, one_go: Path, tmp_path: Path, point: str, numbers: tuple[int, ...]
+) -> None:
     folder = tmp_path / "store"
     counts = []
-    draw = random.Random()
-    for _ in range(3):
-        process = start(fasta, folder, 0.1)
-        before = len(chunk_paths(folder)) if folder.is_dir() else 0
-        while process.poll() is None:
-            if folder.is_dir() and len(chunk_paths(folder)) > before:
-                break
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.2))
-        assert process.poll() is None, "the job was over before it was killed"
-        process.kill()
-        process.communicate()
+    for number in numbers:
+        job.kill(point, number, fasta, folder)
         counts.append(len(EmbeddingStore.open(folder)))
     assert 0 < counts[0] < counts[1] < counts[2] < 300
-    (folder / "shard-00000-000099.safetensors.tmp").write_bytes(b"half a chunk")
+    (folder / "shard-00000-000099.safetensors.tmp").write_bytes(b"half a shard")
     report = run(fasta, folder)
-    assert report.already_there >= counts[2]
+    assert report.already_there == counts[2]
     assert report.embedded + report.already_there == 300
     assert records(folder) == records(one_go)
     assert not list(folder.glob("*.tmp"))
     assert EmbeddingStore.open(folder).ids == EmbeddingStore.open(one_go).ids
 
 
-def test_records_do_not_depend_on_chunks(fasta: Path, one_go: Path, tmp_path: Path) -> None:
+def test_records_do_not_depend_on_shards(fasta: Path, one_go: Path, tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype="float16")
     job = store.prepare(fasta, RESIDUES_PER_BATCH)
-    store.run(job, TinyEsm(), make_head(), chunk_seconds=0.0)
-    assert len(chunk_paths(tmp_path)) == len(job.batches) > len(chunk_paths(one_go))
+    store.run(job, TinyEsm(), make_head(), shard_seconds=0.0)
+    assert len(shard_paths(tmp_path)) == len(job.batches) > len(shard_paths(one_go))
     assert records(tmp_path) == records(one_go)
-    assert all(path.stat().st_size < 1.5 * CHUNK_BYTES for path in chunk_paths(one_go))
+    assert all(path.stat().st_size < 1.5 * SHARD_BYTES for path in shard_paths(one_go))
 
 
 def test_work_is_kept_when_something_breaks(tmp_path: Path) -> None:
@@ -506,28 +514,23 @@ def test_work_is_kept_when_something_breaks(tmp_path: Path) -> None:
     assert store.add(rows, Letters(), residues_per_batch=5).embedded == 1
 
 
-def test_a_second_writer_is_refused(fasta: Path, tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(job: Jobs, fasta: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    process = start(fasta, folder, 0.2)
-    while not folder.is_dir() or not chunk_paths(folder):
-        time.sleep(0.02)
-        assert process.poll() is None
-    with pytest.raises(ValueError, match="another process is writing shard 0 of"):
-        run(fasta, folder)
-    store = EmbeddingStore.open(folder)  # reading goes on
-    with pytest.raises(ValueError, match="another process is writing"):
-        store.remove([next(iter(store))])
-    process.kill()
-    process.communicate()
-    assert run(fasta, folder).already_there > 0
+    with job.stopped("plasma_hf.data.store:write_shard", 2, fasta, folder):
+        with pytest.raises(ValueError, match="another process is writing the shards of rank 0 in"):
+            run(fasta, folder)
+        store = EmbeddingStore.open(folder)  # reading goes on
+        with pytest.raises(ValueError, match="another process is writing"):
+            store.remove([next(iter(store))])
+    assert run(fasta, folder).already_there == len(store)
 
 
 def test_two_ranks_make_the_same_records(fasta: Path, one_go: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node", "2", str(JOB), str(fasta), str(folder), "0"]
+    command = [*torchrun, "--nproc_per_node", "2", "-m", JOB, str(fasta), str(folder)]
     subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
-    assert {path.name[:11] for path in chunk_paths(folder)} == {"shard-00000", "shard-00001"}
+    assert {path.name[:11] for path in shard_paths(folder)} == {"shard-00000", "shard-00001"}
     assert records(folder) == records(one_go)
     assert EmbeddingStore.open(folder).ids == EmbeddingStore.open(one_go).ids
     assert run(fasta, folder).already_there == 300
@@ -558,10 +561,11 @@ def test_bad_input_is_said_by_the_first_rank_alone(
 
 
 def test_a_lock_is_let_go(tmp_path: Path) -> None:
-    with shard_lock(tmp_path, 0), shard_lock(tmp_path, 1):
+    with writer_lock(tmp_path / "a.lock", "busy"), writer_lock(tmp_path / "b.lock", "busy"):
         pass
-    with shard_lock(tmp_path, 0):
-        pass
+    with writer_lock(tmp_path / "a.lock", "busy"):
+        with pytest.raises(ValueError, match="busy"), writer_lock(tmp_path / "a.lock", "busy"):
+            pass
 
 
 # Batches

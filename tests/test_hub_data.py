@@ -30,10 +30,13 @@ SITES = ([1, 1], [0, 1, 1])
 PUBLISH = """
 import json, sys
 from huggingface_hub import HfApi
-from plasma_hf.data.pdbbind import push_folder
 from plasma_hf.hub import metric_names, push_metric
 
-folder, api = sys.argv[1], HfApi()
+folder, scripts = sys.argv[1:]
+sys.path.insert(0, scripts)
+from dataset_folder import push_folder
+
+api = HfApi()
 for task in ("active_site", "motif", "active_site"):  # one of them twice
     commit = push_folder(f"{folder}/{task}", "org/interpro-sites", private=False)
 push_folder(f"{folder}/structures", "org/structures", private=False)
@@ -116,7 +119,9 @@ def trip(tmp_path_factory):
         export(folder)
     with serve() as address:
         hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        published = run_client(PUBLISH, [folder], folder, "hf", **hub)
+        published = run_client(
+            PUBLISH, [folder, Path(pdbbind.__file__).parent], folder, "hf", **hub
+        )
         known = [SCORES, LABELS, PLAN, SITES, published["commit"], published["metric"]]
         given = [json.dumps(known)]
         online = run_client(LOAD, given, folder, "hf", **hub)
@@ -166,6 +171,6 @@ def test_configurations_share_a_repository_and_a_card(trip):
 def test_a_space_has_the_metric_and_nothing_stale(trip):
     files = trip[0]["files"]
     papers = {".gitattributes", "README.md", "app.py", "requirements.txt"}
-    assert set(files["org/f1_max"]) == papers | {"f1_max.py", "arrays.py", "binary.py"}
-    code = {"label_match_score.py", "arrays.py", "label_match.py", "pair_mean.py"}
+    assert set(files["org/f1_max"]) == papers | {"f1_max.py", "pairs.py"}
+    code = {"label_match_score.py", "pairs.py", "residues.py"}
     assert set(files["org/label_match_score"]) == papers | code

@@ -49,7 +49,7 @@ under = load_backbone("org/esm")
 head = PlasmaModel(PlasmaConfig(**fields)).attach_backbone(under).eval()
 push(head, under.processor, "org/head")
 pair = ("MKTAYIAKQRQISF", "AYIAKQRQ")
-score = float(head(**under.processor(*pair)).scores)
+score = float(head(**under.processor(*pair)).scores.detach())
 other = load_backbone("org/esm").model
 with torch.no_grad():
     for parameter in other.parameters():
@@ -122,7 +122,7 @@ def look(load, **trust):
         "sources": [model.source_revision for model in two],
         "weights": [next(model.parameters()).sum().item() for model in two],
         "plm": [head.config.plm_name_or_path, head.config.plm_revision],
-        "score": float(head(**processor(*published["pair"])).scores),
+        "score": float(head(**processor(*published["pair"])).scores.detach()),
     }
 
 

@@ -63,13 +63,15 @@ KINDS = {
     "residue_encoder": WORDS,
     "protein_mpnn": set(),
 }
+MODULES = {kind: f"modeling_{kind}.py" for kind in KINDS}
+MODULES["residue_encoder"] = "modeling_substitution.py"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_has_what_it_needs_and_nothing_else(kind, tmp_path):
     folder = exported(kind, tmp_path / "made" / "here")
     code = {file.name for file in folder.glob("*.py")}
-    assert set(check_hub_folder(folder)) == code and f"modeling_{kind}.py" in code
+    assert set(check_hub_folder(folder)) == code and MODULES[kind] in code
     rest = {file.name for file in folder.iterdir()} - code
     assert rest - {"metrics.json"} == {"config.json", "model.safetensors"} | PAPERS | KINDS[kind]
     for name in code:
@@ -94,7 +96,7 @@ def test_requirements_are_those_of_the_package(plasma):
 
 def test_a_missing_file_is_named_with_who_needs_it(copy):
     for name, asked_by in {
-        "sinkhorn.py": r"\w+.py",
+        "modeling_backbone.py": r"\w+.py",
         "pipeline_protein_alignment.py": "config.json|modeling_plasma.py",
         "processing_plasma.py": r"[\w.]+",
         "model.safetensors": "a model",
@@ -129,12 +131,16 @@ def test_a_missing_part_of_the_weights_is_named(copy):
         ("stray.py", "x = 1", "files that its model does not use: stray.py; delete"),
         ("training_args.bin", "", "may run code when they are read: training_args.bin; delete"),
         (
-            "sinkhorn.py",
+            "modeling_backbone.py",
             "from plasma_hf.models import cost",
-            "sinkhorn.py, line 1: `from",
+            "modeling_backbone.py, line 1: `from",
         ),
-        ("sinkhorn.py", "from ..data import pairs", r"sinkhorn.py, line 1: .* cannot be followed"),
-        ("sinkhorn.py", "from . import cost", r"write `from .sibling import name`"),
+        (
+            "modeling_backbone.py",
+            "from ..data import pairs",
+            r"modeling_backbone.py, line 1: .* cannot be followed",
+        ),
+        ("modeling_backbone.py", "from . import cost", r"write `from .sibling import name`"),
         ("processor_config.json", '{"auto_map": {"A": "o/n--m.C"}}', "from another repository"),
     ],
 )
@@ -253,7 +259,7 @@ from room.modeling_plasma import PlasmaModel
 from room.modeling_protalign import ProtAlignModel
 from room.pipeline_protein_alignment import ProteinAlignmentPipeline
 from room.processing_plasma import PlasmaProcessor
-from room.structure import read_structure
+from room.protein import read_structure
 
 stored, file = sys.argv[1:]
 pair = json.loads(open(f"{stored}/expected.json").read())["pair"]

@@ -56,7 +56,7 @@ found = {
     "plasma": pipeline("protein-alignment", model=plasma, processor=processor)(pair)["score"],
     "protalign": protalign.embed_sequences(SEQUENCES).tolist(),
     "encoder": encoder(ids).last_hidden_state.tolist(),
-    "adapter": float(adapter(**under.processor(*pair)).scores),
+    "adapter": float(adapter(**under.processor(*pair)).scores.detach()),
     "sequences": SEQUENCES,
 }
 print(json.dumps(found))
@@ -79,11 +79,11 @@ search = pipeline("protein-retrieval", model="org/protalign", candidates=sequenc
 ids = reads["encoder"](sequences[0], return_tensors="pt").input_ids
 found = {
     "modules": [type(each).__module__ for each in (*configs, *models.values())],
-    "plasma": [float(models["plasma"](**reads["plasma"](*pair)).scores)]
+    "plasma": [float(models["plasma"](**reads["plasma"](*pair)).scores.detach())]
     + [pipe(tuple(pair))["score"] for pipe in align],
     "protalign": models["protalign"].embed_sequences(sequences).tolist(),
     "encoder": models["encoder"](ids).last_hidden_state.tolist(),
-    "adapter": [float(models["adapter"](**reads["base"](*pair)).scores),
+    "adapter": [float(models["adapter"](**reads["base"](*pair)).scores.detach()),
                 adapted(tuple(pair))["score"]],
     "hit": search(sequences[1])[0],
 }
@@ -108,7 +108,7 @@ from huggingface_hub import HfApi, snapshot_download
 folder, api = Path(sys.argv[4]), HfApi()
 failing("revision", "org/plasma", revision="v9")
 failing("repository", "org/gone")
-for name, file in {"code": "sinkhorn.py", "weights": "model.safetensors"}.items():
+for name, file in {"code": "modeling_backbone.py", "weights": "model.safetensors"}.items():
     api.create_repo(f"org/no-{name}")
     there = snapshot_download("org/plasma")
     api.upload_folder(repo_id=f"org/no-{name}", folder_path=there, ignore_patterns=file)
@@ -145,7 +145,7 @@ import os, shutil
 from pathlib import Path
 
 cache = Path(os.environ["HF_HOME"], "hub")
-for name, file in {"code": "sinkhorn.py", "weights": "model.safetensors"}.items():
+for name, file in {"code": "modeling_backbone.py", "weights": "model.safetensors"}.items():
     half = cache / f"models--org--half-{name}"
     shutil.copytree(cache / "models--org--plasma", half, symlinks=True)
     next(half.glob(f"snapshots/*/{file}")).unlink()
@@ -241,7 +241,7 @@ def test_errors_online_name_what_is_missing(trip):
     errors = trip[2]["errors"]
     assert "v9 is not a valid git identifier" in errors["revision"]
     assert "org/gone is not a local folder and is not a valid model" in errors["repository"]
-    assert "org/no-code does not appear to have a file named sinkhorn.py" in errors["code"]
+    assert "org/no-code does not appear to have a file named modeling_backbone.py" in errors["code"]
     assert "org/no-weights has no model.safetensors here" in errors["weights"]
     assert "type: hf download org/no-weights" in errors["weights"]
 
@@ -259,7 +259,7 @@ def test_errors_offline_name_what_is_missing(trip):
         assert "the backbone org/lost_esm2 is no folder here" in found["backbone"]
         assert "hf download org/lost_esm2" in found["backbone"]
     # The package says which file it is, and what to type.
-    for name, file in {"code": "sinkhorn.py", "weights": "model.safetensors"}.items():
+    for name, file in {"code": "modeling_backbone.py", "weights": "model.safetensors"}.items():
         assert f"has no {file}, which" in errors[f"check org/half-{name}"]
         assert f"type: hf download org/half-{name}" in errors[f"check org/half-{name}"]
     assert "type: hf download org/gone" in errors["check org/gone"]

@@ -91,7 +91,7 @@ def test_from_tables_to_parquet_and_back(tables, tmp_path, shell):
     assert "Of 5 rows read, 1 were left out" in card.text
     assert "{" not in card.text
     report = json.loads((out / "report.json").read_text())
-    assert [entry["bad"] for entry in report.values()][0][0]["row"] == 2
+    assert [entry["invalid"] for entry in report.values()][0][0]["row"] == 2
     assert "| 2 | P2 |" in (out / "report.md").read_text()
 
 
@@ -114,7 +114,7 @@ def test_builder_alone(tables, tmp_path):
         "validation": 1,
         "test": 1,
     }
-    assert sum(len(report.bad) for report in builder.reports.values()) == 1
+    assert sum(len(report.invalid) for report in builder.reports.values()) == 1
 
 
 def test_rows_stream(tables, tmp_path):

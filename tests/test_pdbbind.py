@@ -1,13 +1,21 @@
 """PDBbind from small trees in the layouts of its releases, and from real complexes."""
 
+import doctest
+import sys
+from pathlib import Path
+
 import pytest
 from conftest import SHARED
-from structures import FULL, atom_at, write_structure
 
-from plasma_hf.data.pdbbind import (
+from tests.helpers.structures import FULL, atom_at, write_structure
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "datasets_scripts"))
+import dataset_folder
+import pdbbind_reader
+from dataset_folder import SPLITS
+from pdbbind_reader import (
     CHAIN_CHOICES,
     PAPER_COUNTS,
-    SPLITS,
     deduplicate,
     open_pdbbind,
     read_complex,
@@ -78,10 +86,16 @@ def tree(tmp_path, request):
     return root
 
 
+@pytest.mark.parametrize("module", [dataset_folder, pdbbind_reader])
+def test_examples_of_the_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
 def test_layouts_and_sets(tree):
     release = open_pdbbind(tree)
     assert release.codes == {"train": ["1aaa", "1aab"], "validation": ["1bbb"], "test": ["1ccc"]}
-    assert release.bad == []
+    assert release.invalid == []
     assert release.folders["1ccc"].parent.name == "coreset"
     assert [release.family(code) for code in ("1aaa", "1aab", "1ccc", "9zzz")] == [
         *("P00001", None, "target 12", None)
@@ -136,7 +150,7 @@ def test_bad_complexes_lose_only_themselves(tree):
     (tree / "refined-set" / "1bbb" / "1bbb_protein.pdb").unlink()
     kept, report = select(open_pdbbind(tree))
     assert kept == {"train": [], "validation": [], "test": ["1ccc"]}
-    reasons = {record.id: record.reason for record in report.bad}
+    reasons = {record.id: record.reason for record in report.invalid}
     assert "no readable structure" in reasons["1aaa"]
     assert reasons["1bbb"] == "its folder has no 1bbb_protein.pdb"
     assert "- 1bbb: its folder" in report.to_markdown()
@@ -147,7 +161,7 @@ def test_without_a_pocket_only_that_choice_fails(tree):
     release = open_pdbbind(tree)
     assert read_complex(release, "1aaa").sequence == "MKVAGG"
     _, report = select(release, "pocket")
-    assert [record.id for record in report.bad] == ["1aaa"]
+    assert [record.id for record in report.invalid] == ["1aaa"]
 
 
 def test_residues_without_letter_or_place(tmp_path):
@@ -193,7 +207,7 @@ def test_malformed_lines_are_numbered(tmp_path):
         "resolution is 'high', neither a number nor NMR",
         "it has too few fields",
         "year is '12'",
-        "'<html>' is no PDB code",
+        "'<html>' is not a PDB code",
         "1aaa stands in an earlier line too",
     ]
 
@@ -222,7 +236,7 @@ def real():
 @pytest.mark.parametrize("version", ["2007", "2013", "2016"])
 def test_real_layouts(real, version):
     release = open_pdbbind(real, version=version)
-    assert release.bad == []
+    assert release.invalid == []
     assert release.codes == {
         "train": ["1k9q", "1nlo"],
         "validation": ["1imx", "1nlp"],
@@ -237,7 +251,7 @@ def test_real_complexes(real):
     release.codes = {"train": sorted(release.folders), "validation": [], "test": []}
     for choice in CHAIN_CHOICES:
         _, report = select(release, choice, "none")
-        assert [record.id for record in report.bad] == ["1ps3"]  # it has only a pocket
+        assert [record.id for record in report.invalid] == ["1ps3"]  # it has only a pocket
         assert report.kept["train"] == 13
     assert len(read_complex(release, "10gs").sequence) == 208
     assert read_complex(release, "10gs", "concat").structure.chain_ids[::208] == ("A", "B")

@@ -295,7 +295,7 @@ def test_lora_trains_and_is_saved_alone(tmp_path):
     learns = {name for name, value in adapted.named_parameters() if value.requires_grad}
     for part in ("lora_A", "sequence_pool", "structure_pool", "pair_loss"):
         assert any(part in name for name in learns), part
-    batch = ProtAlignProcessor(model.processor.tokenizer, model.processor.recipe)(SEQUENCES)
+    batch = ProtAlignProcessor(model.processor.tokenizer, model.processor.input_format)(SEQUENCES)
     rows = {"structure_embeddings": draw((6, 8, 3, 4), 8)[0].nan_to_num(0.0)}
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmConfig
 
 from plasma_hf.models import modeling_protssn
-from plasma_hf.models.modeling_backbone import build_language_model
+from plasma_hf.models.modeling_backbone import build_backbone
 from plasma_hf.models.modeling_protssn import (
     ProtSSNConfig,
     ProtSSNModel,
@@ -392,7 +392,7 @@ def test_statistics_a_folder_lacks_are_the_published_ones(tmp_path):
 @torch.no_grad()
 def test_a_language_model_attached_travels_along(tmp_path):
     torch.manual_seed(1)
-    esm = build_language_model(EsmConfig(**ESM)).eval()
+    esm = build_backbone(EsmConfig(**ESM)).eval()
     model = tiny_model().attach_language_model(esm, "some/esm", "main")
     model.save_pretrained(tmp_path)
     loaded = ProtSSNModel.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, and prints what the README says it prints."""
+"""Every snippet of README and docs runs, and prints what the page says it prints."""
 
 import contextlib
 import io
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from plasma_hf.backbones import BACKBONES
 from plasma_hf.cli.main import app
-from plasma_hf.models.processing_plasma import BACKBONES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = BLOCK.findall(README)
 
 SAID = {
     "align": "P00766",
@@ -28,62 +28,67 @@ SAID = {
 }
 
 
-def test_python_snippets_print_what_follows_them(monkeypatch):
+def snippets():
+    """Yield each Python block with what the page says it prints."""
+    for page in PAGES:
+        blocks = BLOCK.findall(page.read_text())
+        followers = [*blocks[1:], ("", "")]
+        for number, ((kind, code), after) in enumerate(zip(blocks, followers, strict=False)):
+            if kind == "python":
+                yield pytest.param(code, after, id=f"{page.name}-{number}")
+
+
+@pytest.mark.parametrize(("code", "after"), list(snippets()))
+def test_python_snippets_print_what_follows_them(code, after, monkeypatch):
     monkeypatch.chdir(ROOT)
-    snippets = 0
-    for (language, code), (following, wanted) in zip(BLOCKS, BLOCKS[1:] + [("", "")], strict=True):
-        if language != "python":
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    assert after == ("text", printed.getvalue())
+
+
+def commands(page):
+    """Yield the commands of a page in their order."""
+    for kind, block in BLOCK.findall(page.read_text()):
+        for line in block.replace("\\\n", "").splitlines() if kind == "bash" else ():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if list(commands(p))], ids=lambda p: p.name)
+def test_commands(page, monkeypatch, tmp_path):
+    os.symlink(ROOT / "demo", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)  # what one command writes the next may read
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for program, verb, *words in commands(page):
+        if program == "make":
+            assert verb in targets
             continue
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-        assert following == "text" and printed.getvalue() == wanted
-        snippets += 1
-    assert snippets >= 2
-
-
-def commands():
-    blocks = [block.replace("\\\n", "") for kind, block in BLOCKS if kind == "bash"]
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """Where commands run one after another; what one writes the next may read."""
-    folder = tmp_path_factory.mktemp("readme")
-    os.symlink(ROOT / "demo", folder / "demo")
-    return folder
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_commands(command, monkeypatch, workplace):
-    if command[0] == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert command[1] in targets
-        return
-    monkeypatch.chdir(workplace)
-    assert command[0] == "plasma-hf"
-    done = CliRunner().invoke(app, command[1:])
-    assert done.exit_code == 0, done.output
-    assert SAID[command[1]] in done.output
+        assert program == "plasma-hf"
+        done = CliRunner().invoke(app, [verb, *words])
+        assert done.exit_code == 0, (verb, words, done.output)
+        assert SAID[verb] in done.output, (verb, words)
 
 
 def test_map_and_links_name_what_is_there():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for page in PAGES:
+        for path in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), (page.name, path)
     for room in re.findall(r"^\| `([^`]+(?:/|\.py))`", README, re.MULTILINE):
         assert (ROOT / room).exists(), room
 
 
-@pytest.mark.parametrize("name", ["bundled_protalign", "speed"])
-def test_the_figures_are_those_of_the_benchmark(name):
-    figures = (ROOT / f"tests/benchmarks/results/{name}.md").read_text()
-    assert figures.strip() in README
+def test_the_readme_is_short_and_its_figures_are_those_of_the_benchmark():
+    assert len(README.splitlines()) <= 250
+    figures = (ROOT / "tests/benchmarks/results/bundled_protalign.md").read_text()
+    [attention] = [line for line in figures.splitlines() if line.startswith("| attention")]
+    for number in re.findall(r"0(\.\d+) ±", attention)[:2]:
+        assert number in README
 
 
 def test_every_named_backbone_is_in_the_table():
-    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    rows = [line for line in (ROOT / "docs/backbones.md").read_text().splitlines()]
+    rows = [line for line in rows if line.startswith("| `")]
     for name, known in BACKBONES.items():
         [row] = [row for row in rows if f"`{name}`" in row]
         cells = [cell.strip() for cell in row.strip("|").split("|")]

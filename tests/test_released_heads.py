@@ -71,7 +71,7 @@ def test_a_head_loads_its_backbone_under_its_own_recipe(esm):
     folder, plasma = esm
     model = head_of(plasma)
     processor = model.load_backbone(folder)
-    assert processor.recipe.name == "esm2/upstream"
+    assert processor.input_format.name == "esm2/upstream"
     align = pipeline("protein-alignment", model=model)
     embedded = load_backbone(folder, "upstream").embed(PAIR)
     by_hand = head_of(plasma)(*(rows.unsqueeze(0) for rows in embedded)).scores.detach()
@@ -79,7 +79,9 @@ def test_a_head_loads_its_backbone_under_its_own_recipe(esm):
     assert align((PAIR[0], embedded[1]))["score"] == pytest.approx(float(by_hand), abs=1e-6)
     native = head_of(plasma)(*(r.unsqueeze(0) for r in load_backbone(folder).embed(PAIR))).scores
     assert abs(float(native.detach() - by_hand)) > 1e-6
-    with pytest.raises(ValueError, match=r"by the recipe 'esm2/upstream', the processor.*native"):
+    with pytest.raises(
+        ValueError, match=r"in the input format 'esm2/upstream', the processor.*native"
+    ):
         pipeline("protein-alignment", model=model, processor=load_backbone(folder).processor)
 
 
@@ -174,10 +176,10 @@ def test_a_head_over_structures(tmp_path, golden):
     protssn_files(files)
     from dataclasses import replace
 
-    from plasma_hf.models.processing_plasma import RECIPES
+    from plasma_hf.models.processing_plasma import INPUT_FORMATS
 
-    recipe = replace(RECIPES["protssn/upstream"], language_model=str(esm))
-    backbone = load_backbone(files, recipe)
+    input_format = replace(INPUT_FORMATS["protssn/upstream"], language_model=str(esm))
+    backbone = load_backbone(files, input_format)
     released_head(tmp_path / "plasma", "motif", "ProtSSN", 32)
     model = PlasmaModel.from_upstream(tmp_path / "plasma", task="motif", backbone="ProtSSN")
     model.attach_backbone(backbone)

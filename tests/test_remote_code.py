@@ -15,7 +15,7 @@ from transformers import pipeline
 import plasma_hf
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.kernels import use_kernels
-from plasma_hf.models.processing_plasma import RECIPES
+from plasma_hf.models.processing_plasma import INPUT_FORMATS
 from tests.helpers.tiny_backbones import FAMILIES, tm_vec_files
 
 PAIRS = [
@@ -63,8 +63,8 @@ def pipe_over(folder, family):
     folder.mkdir()
     if family == "tm_vec":
         over = FAMILIES["prost_t5"](folder.parent / "language_model")
-        recipe = replace(RECIPES["tm_vec/upstream"], language_model=str(over))
-        backbone = load_backbone(tm_vec_files(folder), recipe)
+        input_format = replace(INPUT_FORMATS["tm_vec/upstream"], language_model=str(over))
+        backbone = load_backbone(tm_vec_files(folder), input_format)
     else:
         backbone = load_backbone(FAMILIES[family](folder), f"{family}/native")
     torch.manual_seed(0)

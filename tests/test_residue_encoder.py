@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig, SubstitutionModel
-from plasma_hf.models.loading import load_backbone
+from plasma_hf.backbones import load_backbone
 from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.protein import RESIDUE_LETTERS

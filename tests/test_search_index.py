@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
+import pickle
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from plasma_hf.data import BadRecord
 from plasma_hf.models.protein import read_structures
@@ -28,8 +25,8 @@ from plasma_hf.search import (
     read_records,
     remove_records,
 )
-from plasma_hf.search import index as index_writer
-from plasma_hf.search import index as retrieval_index
+from plasma_hf.search import index as index_module
+from plasma_hf.search.index import ModelFingerprint
 from tests.helpers.index_job import (
     RECORDS_PER_SHARD,
     WIDTH,
@@ -38,8 +35,8 @@ from tests.helpers.index_job import (
     run,
     write_helix,
 )
+from tests.helpers.kill_points import Jobs, jobs
 
-ROOT = Path(__file__).parents[1]
 FEW = [("P1", "MKVLA"), ("P2", "WWFF", "a.fasta:P2"), ("P3", "GGGA")]
 
 
@@ -53,46 +50,49 @@ def few(tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
-@pytest.fixture(scope="module")
-def builder() -> Iterator[subprocess.Popen[str]]:
-    """A process that forks a build whenever it is told where; it imports meanwhile."""
-    command = [sys.executable, "-m", "tests.helpers.index_job", "0.01"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
-        yield process
-        process.kill()
+@pytest.fixture
+def approximate(tmp_path: Path) -> Path:
+    """A few records with a faiss index over them, which happens to be exact."""
+    build_index(Composition(), FEW, tmp_path / "few", records_per_shard=2, factory="Flat")
+    return tmp_path / "few"
 
 
 @pytest.fixture(scope="module")
-def one_go(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def builder() -> Iterator[Jobs]:
+    with jobs("tests.helpers.index_job") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def one_go(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one_go")
     assert run(folder).embedded == 10_000
     return folder
 
 
-def kill_when(builder: Any, folder: Path, shards: int) -> None:
-    """Let another process build, and kill it when there are so many shards."""
-    builder.stdin.write(f"{folder}\n")
-    builder.stdin.flush()
-    pid = int(builder.stdout.readline())
-    until = time.monotonic() + 100
-    while len(list(folder.glob("records-*.arrow"))) < shards and time.monotonic() < until:
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    assert int(builder.stdout.readline()) == signal.SIGKILL, "it was over before it was killed"
-
-
+@pytest.mark.parametrize(
+    ("first", "second", "there"),
+    [
+        # before anything of the third shard is written; before the fifth further one has its name
+        (("plasma_hf.search.index:write_shard", 3), ("os:replace", 6), 7),
+        # in the middle of the first shard; when all are written and the header is not
+        (("os:fsync", 1), ("plasma_hf.search.index:IndexHeader.write", 1), 20),
+    ],
+)
 def test_ten_thousand_records_killed_twice_and_resumed(
-    builder: Any, one_go: Path, tmp_path: Path
+    builder: Jobs,
+    one_go: Path,
+    tmp_path: Path,
+    first: tuple[str, int],
+    second: tuple[str, int],
+    there: int,
 ) -> None:
     folder = tmp_path / "index"
-    for shards in (2, 7):
-        kill_when(builder, folder, shards)
+    for point in (first, second):
+        builder.kill(*point, folder)
         with pytest.raises(FileNotFoundError, match="is not finished; run the command that builds"):
             Index.open(folder)
-    there = len(list(folder.glob("records-*.arrow")))
-    assert 7 <= there < 20
+    assert len(list(folder.glob("records-*.safetensors"))) == there
     report = run(folder)
     assert report.already_there == there * RECORDS_PER_SHARD
     assert report.embedded == 10_000 - report.already_there
@@ -100,7 +100,7 @@ def test_ten_thousand_records_killed_twice_and_resumed(
     assert contents(folder) == contents(one_go)
     index = Index.open(folder, Composition())
     assert len(index) == 10_000
-    assert index.records["id"][:2] == ["P0", "P1"]
+    assert index.ids[:2] == ["P0", "P1"]
 
 
 def test_a_query_among_ten_thousand(one_go: Path) -> None:
@@ -111,7 +111,9 @@ def test_a_query_among_ten_thousand(one_go: Path) -> None:
     first = found[0][0]
     assert (first["rank"], first["score"], first["row"]) == (1, 1.0, 0)
     assert (first["kind"], first["source"]) == ("sequence", "made.fasta:P0")
-    vectors = np.array(index.records["vector"], dtype=np.float64)
+    vectors = np.concatenate(
+        [load_file(one_go / name)["vectors"].double() for name in index.header.shards]
+    )
     for query, hits in zip(queries.double().numpy(), found, strict=True):
         scores = vectors @ query
         assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores)[:-4:-1], abs=2e-6)
@@ -128,8 +130,8 @@ def test_a_build_again_does_nothing_and_other_records_are_refused(few: Path) -> 
             build_index(model, other, few, records_per_shard=2)
     assert (model.calls, contents(few)) == (0, before)
     build_index(model, FEW[:2], few, records_per_shard=2, overwrite=True)
-    assert Index.open(few).records["id"][:] == ["P1", "P2"]
-    assert len(contents(few)) == 3  # one shard, its vectors, the header
+    assert Index.open(few).ids == ["P1", "P2"]
+    assert len(contents(few)) == 2  # one shard, the header
 
 
 def test_bad_records_are_reported_also_by_the_one_who_resumes(tmp_path: Path) -> None:
@@ -153,12 +155,12 @@ def test_bad_records_are_reported_also_by_the_one_who_resumes(tmp_path: Path) ->
         assert "comes again, with the same content" in reasons["P1"]
         assert "comes again, with other content" in reasons["P2"]
         assert reasons["pyrrolysine"].startswith("it cannot be embedded: pyrrolysine is too much")
-    assert Index.open(tmp_path / "index").records["id"][:] == ["P1", "P2", "P3", "P4"]
+    assert Index.open(tmp_path / "index").ids == ["P1", "P2", "P3", "P4"]
 
 
 def test_a_foreign_index_is_refused_naming_both_models(few: Path) -> None:
     other = Composition(seed=1, name="tiny/other")
-    mine, theirs = Index.open(few).header.made_by, retrieval_index.ModelIdentity.of(other)
+    mine, theirs = Index.open(few).header.made_by, ModelFingerprint.of(other)
     message = (
         rf"made by tiny/composition \(weights {mine.weights[:8]}, recipe raw\), and this model is "
         rf"tiny/other \(weights {theirs.weights[:8]}, recipe raw\)"
@@ -188,22 +190,22 @@ def test_add(few: Path) -> None:
     assert [bad.id for bad in report.bad] == ["P2", "P5"]
     assert "holds this id with other content, which stays" in report.bad[0].reason
     index = Index.open(few, model)
-    assert index.records["id"][:] == ["P1", "P2", "P3", "P4"]
+    assert index.ids == ["P1", "P2", "P3", "P4"]
     assert index.header.kinds == {"sequence": 4}
     assert index.search(model.embed_sequences(["MKMK"]), 1)[0][0]["id"] == "P4"
 
     report = add_records(few, model, [("P2", "AAAA"), ("P3", "MKO")], replace_changed=True)
     assert (report.embedded, report.replaced) == (1, 1)
     assert [bad.id for bad in report.bad] == ["P3"]
-    records = Index.open(few).records
-    kept = dict(zip(records["id"], records["residues"], strict=True))
+    index = Index.open(few)
+    kept = {record.id: record.residues for record in map(index.read, range(len(index)))}
     assert kept == {"P1": "MKVLA", "P3": "GGGA", "P4": "MKMK", "P2": "AAAA"}
 
 
 def test_remove(few: Path) -> None:
     assert remove_records(few, ["P1", "nobody", "P1"]) == ["nobody"]
     index, model = Index.open(few), Composition()
-    assert index.records["id"][:] == ["P2", "P3"]
+    assert index.ids == ["P2", "P3"]
     assert {h["id"] for h in index.search(model.embed_sequences(["MKVLA"]), 9)[0]} == {"P2", "P3"}
     assert remove_records(few, ["P2", "P3"]) == []
     assert list(contents(few)) == ["index.json"]
@@ -214,11 +216,11 @@ def test_remove(few: Path) -> None:
     assert not Path("nowhere").exists()
 
 
-@pytest.mark.parametrize("step", ["write_shard", "_write_faiss", "write_json", "_sweep"])
+@pytest.mark.parametrize("step", ["write_shard", "_write_faiss", "IndexHeader.write", "_sweep"])
 def test_stopped_at_any_step_the_index_is_the_old_or_the_new_one(
-    few: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    approximate: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    model = Composition()
+    model, few = Composition(), approximate
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -228,18 +230,17 @@ def test_stopped_at_any_step_the_index_is_the_old_or_the_new_one(
         "remove": lambda: remove_records(few, ["P1"]),
     }
     for name, change in changes.items():
-        old = Index.open(few).records["id"][:]
+        old = Index.open(few).ids
         with monkeypatch.context() as patched:
-            patched.setattr(index_writer, step, stop)
-            if (name, step) != ("remove", "write_shard"):
-                with pytest.raises(KeyboardInterrupt):
-                    change()
+            patched.setattr(f"plasma_hf.search.index.{step}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                change()
         now = Index.open(few)
-        assert (now.records["id"][:] == old) == (step != "_sweep")
+        assert (now.ids == old) == (step != "_sweep")
         assert len(now.search(model.embed_sequences(["MK"]), 9)[0]) == len(now)
         change()
         expected = {"add": ["P2", "P3", "P4", "P1"], "remove": ["P2", "P3", "P4"]}[name]
-        assert Index.open(few).records["id"][:] == expected
+        assert Index.open(few).ids == expected
     header = IndexHeader.read(few)
     assert set(contents(few)) == {"index.json", header.vectors, *header.shards}
 
@@ -318,32 +319,59 @@ def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
 
 def test_the_folder_is_plain(few: Path) -> None:
     header = json.loads((few / "index.json").read_text())
-    assert (header["count"], header["width"], header["format"]) == (3, WIDTH, 1)
+    assert (sum(header["shards"].values()), header["width"], header["format"]) == (3, WIDTH, 2)
     assert header["made_by"]["model"] == "tiny/composition"
-    [[shard, count], _] = header["shards"]
+    [(shard, count), _] = header["shards"].items()
     assert count == 2
-    rows = Dataset.from_file(str(few / shard))
-    assert rows["id"][:] == ["P1", "P2"]
-    assert rows["source"][:] == ["", "a.fasta:P2"]
+    tensors = load_file(few / shard)
+    assert tensors["vectors"].shape == (2, WIDTH)
+    rows = [json.loads(line) for line in tensors["about"].numpy().tobytes().splitlines()]
+    assert [row["id"] for row in rows] == ["P1", "P2"]
+    assert [row["source"] for row in rows] == ["", "a.fasta:P2"]
     suffixes = {file.suffix for file in few.iterdir()}
-    assert suffixes <= {".json", ".arrow", ".faiss", ".lock"}
+    assert suffixes <= {".json", ".safetensors", ".lock"}
 
 
-def test_damage_and_newer_formats(few: Path) -> None:
+def test_damage_and_other_formats(approximate: Path) -> None:
+    few = approximate
     header = json.loads((few / "index.json").read_text())
-    for name in (header["shards"][1][0], header["vectors"]):
+    for name in (list(header["shards"])[1], header["vectors"]):
         whole = (few / name).read_bytes()
         for damaged in (whole[: len(whole) // 2], b""):
             (few / name).write_bytes(damaged)
-            with pytest.raises(ValueError, match="is missing or damaged .*build the index again"):
+            with pytest.raises(ValueError, match=f"{name} is missing or damaged .*build the"):
                 Index.open(few)
+        (few / name).unlink()
+        with pytest.raises(ValueError, match=f"{name} is missing or damaged .*build the"):
+            Index.open(few)
         (few / name).write_bytes(whole)
-    (few / "index.json").write_text(json.dumps(header | {"format": 2}))
-    with pytest.raises(ValueError, match="its format is not 1; update plasma-hf"):
+    [first, second] = header["shards"]
+    (few / second).write_bytes((few / first).read_bytes())
+    with pytest.raises(ValueError, match=f"{second} holds 2 records, not 1; build the index again"):
+        Index.open(few)
+    save_file({"vectors": torch.ones(1, WIDTH)}, few / second)
+    with pytest.raises(ValueError, match=f"{second} is not a shard of an index .*build the index"):
+        Index.open(few)
+    (few / "index.json").write_text(json.dumps(header | {"format": 3}))
+    with pytest.raises(ValueError, match="of format 3, and this plasma_hf reads 2; install a new"):
         IndexHeader.read(few)
-    (few / "index.json").write_text("[]")
-    with pytest.raises(ValueError, match="is no header of an index"):
+    (few / "index.json").write_text(json.dumps(header | {"format": 1}))
+    with pytest.raises(ValueError, match="was made by an older version: build the index again"):
         IndexHeader.read(few)
+    for text in ("[]", "{}", '{"format": 2, "made_by": {"model": "m"}, "width": 3}'):
+        (few / "index.json").write_text(text)
+        with pytest.raises(ValueError, match="is not a valid .*build the index again"):
+            IndexHeader.read(few)
+
+
+def test_opened_before_a_change_it_answers_as_before(few: Path) -> None:
+    index, model = Index.open(few), Composition()
+    [before] = index.search(model.embed_sequences(["MKVLA"]), 9)
+    remove_records(few, ["P1", "P3"])
+    assert index.search(model.embed_sequences(["MKVLA"]), 9) == [before]
+    assert index.read(0).residues == "MKVLA"
+    assert Index.open(few).ids == ["P2"]
+    assert pickle.loads(pickle.dumps(index)).ids == ["P2"]  # by its folder
 
 
 def test_bad_queries(few: Path) -> None:
@@ -354,16 +382,22 @@ def test_bad_queries(few: Path) -> None:
         index.search(torch.ones(1, WIDTH), 0)
 
 
-def test_without_faiss(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_faiss(approximate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    for use in (lambda: Index.open(few), lambda: build_index(Composition(), FEW, few / "other")):
+    other = approximate / "other"
+    for use in (
+        lambda: Index.open(approximate),
+        lambda: build_index(Composition(), FEW, other, factory="Flat"),
+    ):
         with pytest.raises(ImportError, match=r"pip install 'plasma-hf\[search\]'"):
             use()
+    build_index(Composition(), FEW, other)  # exact search has no need of it
+    assert len(Index.open(other).search(torch.ones(1, WIDTH), 2)[0]) == 2
 
 
 def test_one_writer_at_a_time(few: Path) -> None:
     with (
-        index_writer._locked(few),
+        index_module._lock(few),
         pytest.raises(ValueError, match="another process is writing the index"),
     ):
         add_records(few, Composition(), FEW)

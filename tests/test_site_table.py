@@ -1,4 +1,4 @@
-"""Site tables: every bad row is named, good rows are used."""
+"""Site tables: every invalid row is named, valid rows are used."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def read(source):
         ({"uid": "P0"}, "repeats the uid and interpro_id of row 1", "duplicate"),
     ],
 )
-def test_bad_rows_are_named(tmp_path, changes, reason, kind):
+def test_invalid_rows_are_named(tmp_path, changes, reason, kind):
     first = ("P0", *GOOD[1:])
     bad = tuple((dict(zip(HEADER, GOOD, strict=True)) | changes).values())
     last = ("P2", *GOOD[1:])
     proteins, report = read(write(tmp_path / "t.csv", [first, bad, last]))
     assert [protein.uid for protein in proteins] == ["P0", "P2"]
-    assert [row.row for row in report.bad] == [2]
-    assert reason in report.bad[0].reason
+    assert [row.row for row in report.invalid] == [2]
+    assert reason in report.invalid[0].reason
     assert report.to_dict()["reasons"] == {kind: 1}
-    assert (report.n_rows, report.n_good, report.notes) == (3, 2, [])
+    assert (report.n_rows, report.n_used, report.notes) == (3, 2, [])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_doubtful_rows_are_used_with_a_remark(tmp_path, changes, remark):
     row = tuple((dict(zip(HEADER, GOOD, strict=True)) | changes).values())
     proteins, report = read(write(tmp_path / "t.csv", [row]))
     assert len(proteins) == 1
-    assert report.bad == []
+    assert report.invalid == []
     assert remark in report.notes[0].reason
 
 
@@ -84,7 +84,7 @@ def test_another_sequence_under_a_uid_is_remarked(tmp_path):
 def test_parts_may_come_in_any_order_and_overlap(tmp_path):
     row = ("P1", "F1", "MKVLA", "VLA|KV", "3|2", "5|3", "[0, 1, 1, 1, 1]")
     _, report = read(write(tmp_path / "t.csv", [row]))
-    assert (report.bad, report.notes) == ([], [])
+    assert (report.invalid, report.notes) == ([], [])
 
 
 def test_a_broken_line_does_not_end_the_table(tmp_path):
@@ -94,7 +94,7 @@ def test_a_broken_line_does_not_end_the_table(tmp_path):
         file.write(b'P4,F1,M\xffV,,,,"[0, 0, 0]"\n')
     proteins, report = read(path)
     assert [protein.uid for protein in proteins] == ["P1", "P2"]
-    assert [row.row for row in report.bad] == [2, 3, 5]
+    assert [row.row for row in report.invalid] == [2, 3, 5]
 
 
 def test_report_is_markdown_and_json(tmp_path):
@@ -103,7 +103,7 @@ def test_report_is_markdown_and_json(tmp_path):
     text = report.to_markdown()
     assert "3 rows, 1 used, 2 left out (label length 1, duplicate 1), 0 with remarks." in text
     assert "| 2 | P\\|2 | label holds 1 values for 5 residues |" in text
-    assert json.loads(json.dumps(report.to_dict()))["bad"][1]["row"] == 3
+    assert json.loads(json.dumps(report.to_dict()))["invalid"][1]["row"] == 3
 
 
 def test_other_sources(tmp_path):

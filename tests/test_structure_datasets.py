@@ -7,7 +7,6 @@ from pathlib import Path
 import datasets
 import pytest
 from huggingface_hub import DatasetCard
-from structures import FULL, write_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets_scripts"))
 import pdbbind
@@ -17,6 +16,7 @@ from structure_folder import StructureFolder
 from test_pdbbind import tree  # noqa: F401 -- a fixture
 
 from plasma_hf.io.structures import row_to_pair
+from tests.helpers.structures import FULL, write_structure
 
 NAMES = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
 
@@ -67,7 +67,7 @@ def test_folder_to_parquet_and_back(folder, tmp_path, shell):
     assert "The structures are not split." in card.text
     assert "{" not in card.text
     report = json.loads((out / "report.json").read_text())
-    assert [record["id"] for record in report["bad"]] == ["broken.pdb", "short.pdb:A"]
+    assert [record["id"] for record in report["invalid"]] == ["broken.pdb", "short.pdb:A"]
     assert "- broken.pdb: " in (out / "report.md").read_text()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import BertConfig, T5Config, T5EncoderModel
 
-from plasma_hf.models.modeling_protein_mpnn import read_checkpoint
+from plasma_hf.hub.upstream import read_checkpoint
 from plasma_hf.models.modeling_tmvec import TMVecConfig, TMVecModel
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "protein_size": 6}
@@ -239,7 +239,7 @@ def test_other_files_in_place_of_the_checkpoint(tmvec, published):
     ckpt, params = published
     with pytest.raises(ValueError, match="params.json cannot be read as a checkpoint"):
         TMVecModel.from_upstream(params, params)
-    with pytest.raises(FileNotFoundError, match=r"nowhere.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.ckpt is not a file"):
         TMVecModel.from_upstream(ckpt.with_name("nowhere.ckpt"), params)
     torch.save(tmvec.state_dict(), ckpt)
     with pytest.raises(ValueError, match="has no state_dict"):
@@ -256,7 +256,7 @@ def test_other_files_in_place_of_the_checkpoint(tmvec, published):
         ({"num_layers": 3}, "encoder.layers.2.* nothing in the checkpoint"),
         ({"num_layers": 1}, r"encoder.layers.1.* nothing by the parameters"),
         ({"nhead": 3}, "cannot be shared out"),
-        ({"d_model": "16"}, "no TM-Vec parameter file, d_model is missing or of the wrong kind"),
+        ({"d_model": "16"}, "not a TM-Vec parameter file, d_model is missing or of the wrong kind"),
         ({"activation": "tanh"}, "activation='tanh'; accepted are 'relu', 'gelu'"),
     ],
 )
@@ -271,7 +271,7 @@ def test_parameters_of_another_checkpoint(published, content, message):
 def test_files_that_are_no_parameters(published, text):
     ckpt, params = published
     params.write_text(text)
-    with pytest.raises(ValueError, match=r"params.json is no"):
+    with pytest.raises(ValueError, match=r"params.json is not"):
         TMVecModel.from_upstream(ckpt, params)
 
 

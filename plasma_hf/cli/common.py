@@ -1,30 +1,28 @@
-"""What the shell says of bad input: one line on standard error, and exit code 2."""
+"""What the verbs share: messages and exit codes, options, and one loader of models.
+
+torch, transformers and the other rooms are imported inside functions: `--help` has no use for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from ..io.structures import StructurePair
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn what the library says of bad input into one line and exit code 2."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader has seen enough; typer ends quietly
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        fail(str(error))
+logger = logging.getLogger(__name__)
 
 
 def report(message: str) -> None:
@@ -38,29 +36,79 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-# --- A group of commands in the shell, one of which may be left unnamed.
+class Skipped:
+    """What a verb could not use: each is reported in one line, and the exit code is then 2."""
+
+    count = 0
+
+    def report(self, message: str) -> None:
+        """Report one record, row or pair."""
+        report(message)
+        self.count += 1
+
+    def report_records(self, records: Iterable[Any]) -> None:
+        """Report records by `id` and `reason`."""
+        for record in records:
+            self.report(f"{record.id}: {record.reason}")
 
 
-class EvaluateGroup(TyperGroup):
-    """Take `plasma-hf evaluate --sites ...` as `plasma-hf evaluate plasma --sites ...`."""
+@contextmanager
+def one_line_errors() -> Iterator[Skipped]:
+    """Run a verb: an error is one line and exit code 2, and so is the end if something was skipped.
 
-    default_command = "plasma"
+    Models are registered first, which the command line does not do at import.
+    """
+    from .. import register
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command before options that name none."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [self.default_command, *args]
-        return super().parse_args(ctx, args)
+    skipped = Skipped()
+    try:
+        register()
+        yield skipped
+    except BrokenPipeError:  # the reader has seen enough; typer ends quietly
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        fail(str(error))
+    # Under torchrun an exit code other than 0 would stop the other processes.
+    if skipped.count and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise typer.Exit(2)
 
 
-# --- Options that several commands take, each with one name and one help text.
+@contextmanager
+def compilation_announced() -> Iterator[None]:
+    """Say that kernels are compiled, and how long it took; they are, once, and then cached."""
+    try:
+        from numba.core import event
+    except ImportError:
+        yield
+        return
+    say = report if sys.stderr.isatty() else logger.info
+    times: list[float] = []
+
+    class Compilation(event.Listener):
+        def on_start(self, event: Any) -> None:
+            if not times:
+                say("compiling the kernels, once for this installation, in about half a minute")
+            times.append(time.monotonic())
+
+        def on_end(self, event: Any) -> None:
+            times.append(time.monotonic())
+
+    with event.install_listener("numba:compile", Compilation()):
+        yield
+    if times:
+        say(f"compiled the kernels in {times[-1] - times[0]:.0f} s")
 
 
-class ProtocolName(StrEnum):
-    """Ways to split proteins into sets, as typer takes a choice."""
+def write(texts: Iterable[str], output: Path | None) -> None:
+    """Write texts as they come, to a file or else to standard output."""
+    opened = output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout)
+    with opened as file:
+        for text in texts:
+            file.write(text)
+            file.flush()
 
-    strict = "strict"
-    upstream = "upstream"
+
+# --- Options that several verbs take, each with one name and one help text.
 
 
 def _usable(device: str | None) -> str | None:
@@ -78,11 +126,25 @@ def _usable(device: str | None) -> str | None:
 
 
 Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")]
+OutputFile = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File to write instead of the screen.")
+]
+OutputFormat = Annotated[
+    Literal["text", "json", "tsv"], typer.Option("--format", "-f", help="What to write.")
+]
 BackboneName = Annotated[
     str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
 ]
 Recipe = Annotated[
-    str | None, typer.Option(help="How sequences are written for the backbone: native or upstream.")
+    str | None,
+    typer.Option(
+        "--input-format",
+        "--recipe",
+        help="How sequences are written for the backbone: native or upstream.",
+    ),
+]
+RetrievalModel = Annotated[
+    str | None, typer.Option(help="Folder or Hub id of a ProtAlign model; the bundled by default.")
 ]
 Revision = Annotated[
     str | None, typer.Option(help="Commit, branch or tag of the model on the Hub.")
@@ -95,17 +157,18 @@ Device = Annotated[
     typer.Option(callback=_usable, help="cpu, cuda, cuda:1, ...; a GPU if there is one."),
 ]
 Residues = Annotated[int, typer.Option(min=1, help="Residues embedded at once, padding included.")]
-Epochs = Annotated[float | None, typer.Option(min=0, help="Times to go through the pairs at most.")]
-LearningRate = Annotated[float | None, typer.Option(help="Of the optimiser, at its highest.")]
-Store = Annotated[
-    Path | None, typer.Option(help="Folder of the embeddings; in --output by default.")
+Structures = Annotated[
+    list[Path], typer.Option(help="Folder or file of structures; can be repeated.")
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")
+Identity = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Identity from which on sequences are in one cluster."),
 ]
+MinResidues = Annotated[int, typer.Option(min=1, help="Shortest chain to use.")]
+MaxResidues = Annotated[int, typer.Option(min=1, help="Longest chain to use.")]
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what was not given."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -124,101 +187,93 @@ def training_arguments(
     )
 
 
-# --- What `train protalign` and `evaluate protalign` share: options, structures, encoders.
+def read_settings(
+    settings: Iterable[str], config_class: type
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort `FIELD=VALUE` into fields of a model's configuration and of `TrainingArguments`."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    own, training = (
+        {field.name: field.default for field in fields(kind)}
+        for kind in (config_class, TrainingArguments)
+    )
+    del training["output_dir"]  # is --output
+    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            fail(f"--set {setting} has no value; give FIELD=VALUE, as --set warmup_steps=100")
+        if name not in own | training:
+            near = get_close_matches(name, own | training, 3)
+            fail(
+                f"--set {name}: neither {config_class.__name__} nor TrainingArguments has such a "
+                f"field; {'is it ' + ' or '.join(near) if near else 'see their documentation'}"
+            )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        default = (own | training)[name]
+        if isinstance(default, int | float) and not isinstance(value, int | float):
+            fail(f"--set {setting}: {name} is {default} by default; give a value like it")
+        found[name not in own][name] = value
+    return found
 
 
-# torch and transformers are imported where they are needed: `--help` has no use for them.
+# --- Models and structures, loaded.
 
 
-class RecipeName(StrEnum):
-    """The keys of `PROTALIGN_PRESETS`, as typer takes a choice."""
+def best_device() -> str:
+    """Return the GPU of this process if there is one."""
+    import torch
 
-    improved = "improved"
-    published = "published"
-
-
-class LossName(StrEnum):
-    """Contrastive losses, as typer takes a choice."""
-
-    clip = "clip"
-    siglip = "siglip"
+    local = os.environ.get("LOCAL_RANK", "0")
+    return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
 
 
-class TrainedName(StrEnum):
-    """Which encoders train, as typer takes a choice."""
+def load_model(
+    name: str | None,
+    kind: Literal["plasma", "protalign"],
+    revision: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model of one kind, the bundled one without a name, to infer on a device."""
+    from transformers import AutoModel
+    from transformers.utils import logging
 
-    none = "none"
-    structure = "structure"
-    all = "all"
-    lora = "lora"
+    from .. import DEFAULT_CHECKPOINT, DEFAULT_RETRIEVAL_CHECKPOINT
 
-
-Structures = Annotated[
-    list[Path], typer.Option(help="Folder or file of structures; can be repeated.")
-]
-StructureEncoder = Annotated[
-    str, typer.Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
-]
-TrainEncoders = Annotated[TrainedName, typer.Option(help="Which encoders train.")]
-Preset = Annotated[RecipeName, typer.Option(help="Recipe of training.")]
-Loss = Annotated[LossName, typer.Option(help="Contrastive loss.")]
-Identity = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Identity from which on sequences are in one cluster."),
-]
-MinResidues = Annotated[int, typer.Option(min=1, help="Shortest chain to use.")]
-MaxResidues = Annotated[int, typer.Option(min=1, help="Longest chain to use.")]
-BatchSize = Annotated[
-    int | None, typer.Option(min=2, help="Pairs that are compared with each other, a process.")
-]
-
-
-def read_pairs(
-    paths: list[Path], min_residues: int, max_residues: int
-) -> tuple[list[StructurePair], bool]:
-    """Read all that can be used, report the rest, and say whether it was everything."""
-    from ..io.sequences import BadRecord
-
-    bad: list[BadRecord] = []
-    pairs: list[StructurePair] = []
-    unfit = 0
-    for path in paths:
-        for pair in _read(path, bad):
-            if not pair.structure.residue_mask.any():
-                bad.append(BadRecord(pair.id, "no residue has all of N, CA, C and O"))
-            elif min_residues <= len(pair.sequence) <= max_residues:
-                pairs.append(pair)
-            else:
-                unfit += 1
-    for record in bad:
-        report(f"{record.id}: {record.reason}")
-    if unfit:
-        report(
-            f"{unfit} chains have fewer than {min_residues} or more than {max_residues} residues "
-            "and are left out (--min-residues, --max-residues)"
-        )
-    return pairs, not bad
-
-
-def _read(path: Path, bad: list[Any]) -> Any:
-    from ..io.structures import pair_of, read_structure_folder, row_to_pair
-
-    if path.suffix != ".parquet":
-        return (pair_of(structure) for structure in read_structure_folder(path, bad))
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    title, bundled = {
+        "plasma": ("PLASMA", DEFAULT_CHECKPOINT),
+        "protalign": ("ProtAlign", DEFAULT_RETRIEVAL_CHECKPOINT),
+    }[kind]
+    name = name or bundled
     try:
-        from datasets import Dataset
-    except ImportError as error:
-        raise ImportError("reading Parquet needs datasets; pip install datasets") from error
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    rows: Any = Dataset.from_parquet(str(path))
-    return map(row_to_pair, rows)
+        model: Any = AutoModel.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, OSError, ImportError) as error:
+        fail(
+            f"--model {name} cannot be loaded; give a folder or a Hub id of a {title} model. "
+            f"{error}"
+        )
+    if model.config.model_type != kind:
+        fail(f"--model {name} is a {model.config.model_type} model; give a {title} model")
+    if kind == "plasma" and model.backbone is None:
+        fail(
+            f"--model {name} is a head that takes residue embeddings; give a model saved together "
+            "with its backbone and processor"
+        )
+    return model.eval().to(device or best_device())
 
 
 def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinMPNNEncoder:
     """Load a structure encoder from a checkpoint or a folder, or make a new one."""
-    import json
-
     import torch
 
     from ..models.modeling_protalign import ProtAlignModel
@@ -242,5 +297,43 @@ def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinM
             fail(f"the ProtAlign model in {name} was saved without a structure encoder")
     else:
         encoder = ProteinMPNNEncoder.from_pretrained(path)
-    given_or_best = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return encoder.to(given_or_best)
+    return encoder.to(device or best_device())
+
+
+def read_pairs(
+    paths: Iterable[Path], min_residues: int, max_residues: int, skipped: Skipped
+) -> list[StructurePair]:
+    """Read all chains that can be used, and report the rest."""
+    bad: list[Any] = []
+    pairs: list[StructurePair] = []
+    unfit = 0
+    for path in paths:
+        for pair in _read(path, bad):
+            if not pair.structure.residue_mask.any():
+                skipped.report(f"{pair.id}: no residue has all of N, CA, C and O")
+            elif min_residues <= len(pair.sequence) <= max_residues:
+                pairs.append(pair)
+            else:
+                unfit += 1
+    skipped.report_records(bad)
+    if unfit:
+        report(
+            f"{unfit} chains have fewer than {min_residues} or more than {max_residues} residues "
+            "and are left out (--min-residues, --max-residues)"
+        )
+    return pairs
+
+
+def _read(path: Path, bad: list[Any]) -> Any:
+    from ..io.structures import pair_of, read_structure_folder, row_to_pair
+
+    if path.suffix != ".parquet":
+        return (pair_of(structure) for structure in read_structure_folder(path, bad))
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise ImportError("reading Parquet needs datasets; pip install datasets") from error
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    rows: Any = Dataset.from_parquet(str(path))
+    return map(row_to_pair, rows)

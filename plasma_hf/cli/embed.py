@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import Device, Recipe, RemoteCode, Residues, Revision, fail, one_line_errors, report
+from .common import (
+    Device,
+    Recipe,
+    RemoteCode,
+    Residues,
+    Revision,
+    Skipped,
+    best_device,
+    fail,
+    load_model,
+    one_line_errors,
+    report,
+)
 
 if TYPE_CHECKING:
-    from ..data.store import Embedder
+    from ..data.store import Embedder, EmbeddingStore
     from ..io.sequences import BadRecord
     from ..models.modeling_backbone import Backbone
     from ..models.modeling_plasma import PlasmaModel
     from ..models.protein import Protein
-
-
-# torch and transformers are imported where they are needed: `--help` has no use for them.
-
-
-class DtypeName(StrEnum):
-    """Floating point types of a store, as typer takes a choice."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
 
 EMBED_HELP = """
 Embed proteins once and keep the result: a store that search and training read from.
@@ -80,7 +78,8 @@ def embed(
     recipe: Recipe = None,
     revision: Revision = None,
     dtype: Annotated[
-        DtypeName | None, typer.Option(help="What a new store keeps; float32 by default.")
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="What a new store keeps; float32 by default."),
     ] = None,
     projections: Annotated[
         bool, typer.Option("--projections", help="Keep what the head makes of them as well.")
@@ -98,35 +97,44 @@ def embed(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Embed proteins; see `EMBED_HELP`."""
-    with one_line_errors():
+    with one_line_errors() as skipped:
+        from ..data.store import HEADER, KINDS, EmbeddingStore, gigabytes, rank_and_world_size
+
         if not inputs and not remove:
             fail("there is nothing to do; give files with proteins, or --remove ID")
-        complete = not remove or _remove(output, remove)
-        if inputs:
-            proteins, bad = _read(inputs, id_column, sequence_column)
-            embedder, head = load_embedder(
-                model, backbone, recipe, revision, device, trust_remote_code
-            )
-            if projections and head is None:
-                fail("--projections needs a head, and --backbone has none; give --model instead")
-            complete &= _embed(
-                output, proteins, bad, embedder, head, dtype, projections, residues_per_batch
-            )
-    if not complete and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        raise typer.Exit(2)
+        if remove:
+            _remove(EmbeddingStore.open(output), remove, skipped)
+        if not inputs:
+            return
+        proteins, bad = _read(inputs, id_column, sequence_column)
+        embedder, head = load_embedder(model, backbone, recipe, revision, device, trust_remote_code)
+        if projections and head is None:
+            fail("--projections needs a head, and --backbone has none; give --model instead")
+        # A store that is there goes on keeping what it keeps; a new one keeps what is asked for.
+        there = (output / HEADER).exists()
+        kinds = KINDS if projections else None if there else KINDS[:1]
+        store = EmbeddingStore.create(output, embedder, head, dtype=dtype, kinds=kinds)
+        job = store.prepare(proteins, residues_per_batch, bad)
+        rank, world_size = rank_and_world_size()
+        if rank == 0:
+            size = gigabytes(job.n_bytes)
+            report(f"{job.n_missing} sequences to embed, {size} on disk, as {store.header.dtype}")
+        done = store.run(job, embedder, head)
+        skipped.report_records(done.bad)
+        share = f"rank {rank} of {world_size}: " if world_size > 1 else ""
+        report(
+            f"{share}{done.embedded} embedded, {done.already_there} already there, "
+            f"{len(done.bad)} left out; {output} holds {len(store)}"
+        )
 
 
-def _remove(folder: Path, keys: list[str]) -> bool:
-    """Take proteins out; say which are not there, and whether all are."""
-    from ..data.store import EmbeddingStore
-
-    store = EmbeddingStore.open(folder)
-    unknown = [key for key in keys if key not in store]
-    for key in unknown:
-        report(f"{folder} holds no protein {key!r}")
+def _remove(store: EmbeddingStore, keys: list[str], skipped: Skipped) -> None:
+    """Take proteins out, and say which are not there."""
+    for key in keys:
+        if key not in store:
+            skipped.report(f"{store.folder} holds no protein {key!r}")
     count = store.remove(key for key in keys if key in store)
-    report(f"{count} taken out, {folder} holds {len(store)}")
-    return not unknown
+    report(f"{count} taken out, {store.folder} holds {len(store)}")
 
 
 def _read(
@@ -169,85 +177,33 @@ def load_embedder(
     trust_remote_code: bool,
 ) -> tuple[Embedder, PlasmaModel | None]:
     """Load a backbone alone, or a PLASMA model as backbone and head."""
-    import torch
+    from transformers import AutoProcessor
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if device is None:
-        local = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    if backbone is None:
-        if recipe is not None:
-            fail("--recipe goes with --backbone; a PLASMA model brings its own")
-        return _load_model(model, revision, device, trust_remote_code)
-    if model is not None:
-        fail("--model brings its own backbone; give --model or --backbone")
-
-    from .. import load_backbone
-
-    embedder = load_backbone(
-        backbone, recipe, revision=revision, device=device, trust_remote_code=trust_remote_code
-    )
-    if embedder.recipe.reads_structures:
-        fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
-    return embedder, None
-
-
-def _load_model(
-    model: str | None, revision: str | None, device: str, trust_remote_code: bool
-) -> tuple[Embedder, PlasmaModel]:
-    from transformers import AutoModel, AutoProcessor
-
-    from .. import DEFAULT_CHECKPOINT
+    from ..backbones import load_backbone
     from ..models.modeling_backbone import Backbone
 
-    name = model or DEFAULT_CHECKPOINT
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        plasma = AutoModel.from_pretrained(name, **options)
-    except (ValueError, OSError, ImportError) as error:
-        fail(f"--model {name} cannot be loaded; give a folder or Hub id of a PLASMA model. {error}")
-    if plasma.config.model_type != "plasma":
-        fail(f"--model {name} is a {plasma.config.model_type} model; give --backbone {name}")
-    if plasma.backbone is None:
-        fail(f"--model {name} is a head without a backbone; give one saved with its backbone")
-    plasma = plasma.eval().to(device)
-    processor = plasma.processor or AutoProcessor.from_pretrained(name, **options)
-    config = plasma.config
-    return Backbone(
-        plasma.backbone, processor, config.plm_name_or_path, config.plm_revision
-    ), plasma
-
-
-def _embed(
-    folder: Path,
-    proteins: list[Protein],
-    bad: list[BadRecord],
-    embedder: Embedder,
-    head: PlasmaModel | None,
-    dtype: DtypeName | None,
-    projections: bool,
-    residues_per_batch: int,
-) -> bool:
-    """Embed, say what was done, and whether it was everything."""
-    from ..data.store import HEADER, KINDS, EmbeddingStore, gigabytes, rank_and_world_size
-
-    # A store that is there goes on keeping what it keeps; a new one keeps what is asked for.
-    there = (folder / HEADER).exists()
-    kinds = KINDS if projections else None if there else KINDS[:1]
-    store = EmbeddingStore.create(folder, embedder, head, dtype=dtype, kinds=kinds)
-    job = store.prepare(proteins, residues_per_batch, bad)
-    rank, world_size = rank_and_world_size()
-    if rank == 0:
-        size = gigabytes(job.n_bytes)
-        report(f"{job.n_missing} sequences to embed, {size} on disk, as {store.header.dtype}")
-    done = store.run(job, embedder, head)
-    for record in done.bad:
-        report(f"{record.id}: {record.reason}")
-    share = f"rank {rank} of {world_size}: " if world_size > 1 else ""
-    report(
-        f"{share}{done.embedded} embedded, {done.already_there} already there, "
-        f"{len(done.bad)} left out; {folder} holds {len(store)}"
+    if backbone is None:
+        if recipe is not None:
+            fail("--input-format goes with --backbone; a PLASMA model brings its own")
+        plasma = load_model(model, "plasma", revision, device, trust_remote_code)
+        config = plasma.config
+        processor = plasma.processor or AutoProcessor.from_pretrained(
+            plasma.name_or_path, revision=revision, trust_remote_code=trust_remote_code
+        )
+        under: Any = plasma.backbone
+        return Backbone(under, processor, config.plm_name_or_path, config.plm_revision), plasma
+    if model is not None:
+        fail("--model brings its own backbone; give --model or --backbone")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    embedder = load_backbone(
+        backbone,
+        recipe,
+        revision=revision,
+        device=device or best_device(),
+        trust_remote_code=trust_remote_code,
     )
-    return not done.bad
+    if embedder.input_format.reads_structures:
+        fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
+    return embedder, None

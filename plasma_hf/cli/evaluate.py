@@ -26,6 +26,7 @@ from .common import (
     Structures,
     fail,
     given,
+    load_model,
     one_line_errors,
     read_pairs,
     report,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from ..data.store import Embedder
     from ..evaluation import Aligner, EmbeddingSource, Run, TruthRun
     from ..models.modeling_plasma import PlasmaModel
-    from ..models.modeling_protalign import ProtAlignModel
 
 BASELINES = (
     "smith-waterman",
@@ -427,12 +427,12 @@ def evaluate_protalign(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate retrieval; see `EVALUATE_PROTALIGN_HELP`."""
-    with one_line_errors():
+    with one_line_errors() as skipped:
         from ..evaluation.report import write_report
         from ..evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
         from ..training.structure_data import split_pairs
 
-        pairs, complete = read_pairs(structures, min_residues, max_residues)
+        pairs = read_pairs(structures, min_residues, max_residues, skipped)
         seeds, options = list(dict.fromkeys(seed or [0])), given({"identity": identity})
         found = RetrievalReport("model")
         for number in seeds:
@@ -443,7 +443,14 @@ def evaluate_protalign(
                 folder = name.replace("{seed}", str(number))
                 if part != "all":
                     _warn_of_another_split(folder, number)
-                loaded = _load_protalign(folder, device, trust_remote_code)
+                loaded = load_model(
+                    None if folder == "default" else folder,
+                    "protalign",
+                    device=device,
+                    trust_remote_code=trust_remote_code,
+                )
+                for side in ("sequence", "structure"):
+                    loaded.check_encoder(side)
                 sequences, vectors = pair_vectors(loaded, chosen)
                 families = [pair.family for pair in chosen]
                 found.add(name, number, sequences @ vectors.T, families)
@@ -452,28 +459,6 @@ def evaluate_protalign(
         content = {"settings": settings, "tables": [found.to_dict()]}
         parts = ["# Retrieval", found.to_markdown(), DEFINITIONS]
         typer.echo(write_report(out, parts, evaluation=content))
-    if not complete:
-        raise typer.Exit(2)
-
-
-def _load_protalign(name: str, device: str | None, trust_remote_code: bool) -> ProtAlignModel:
-    import torch
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    from .. import DEFAULT_RETRIEVAL_CHECKPOINT
-
-    logging.disable_progress_bar()
-    folder = DEFAULT_RETRIEVAL_CHECKPOINT if name == "default" else name
-    try:
-        model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, ImportError) as error:
-        fail(f"--model {name} cannot be loaded; give a folder or Hub id of ProtAlign. {error}")
-    if model.config.model_type != "protalign":
-        fail(f"--model {name} is a {model.config.model_type} model; give a ProtAlign model")
-    for side in ("sequence", "structure"):
-        model.check_encoder(side)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _warn_of_another_split(folder: str, seed: int) -> None:

@@ -9,34 +9,30 @@ from .clusters import ClusterSplit, cluster_sequences, split_by_cluster
 from .collator import PairCollator
 from .leakage import LeakageReport, leakage_report
 from .pairs import ProteinPair, sample_matched_negatives, sample_matched_pairs
-from .pdbbind import PdbbindRelease, open_pdbbind
-from .sites import BadRow, SiteProtein, SiteTableReport, iter_site_rows, read_site_table
-from .splits import PairSplits, iter_pairs, make_splits, pair_rows
+from .sites import InvalidRow, SiteProtein, SiteTableReport, iter_site_rows, read_site_table
+from .splits import PairSplits, make_splits, pair_rows
 from .store import Embedder, EmbeddingJob, EmbeddingReport, EmbeddingStore
 
 __all__ = [
     "BadRecord",
-    "BadRow",
     "ClusterSplit",
     "Embedder",
     "EmbeddingJob",
     "EmbeddingReport",
     "EmbeddingStore",
+    "InvalidRow",
     "LeakageReport",
     "PairCollator",
     "PairSplits",
-    "PdbbindRelease",
     "ProteinPair",
     "SiteProtein",
     "SiteTableReport",
     "Structure",
     "StructurePair",
     "cluster_sequences",
-    "iter_pairs",
     "iter_site_rows",
     "leakage_report",
     "make_splits",
-    "open_pdbbind",
     "pair_of",
     "pair_rows",
     "pair_to_row",

@@ -1,4 +1,4 @@
-"""Proteins with labelled sites, and pairs of them whose lengths do not give the label away."""
+"""Pairs of proteins with labelled sites, whose lengths do not give the label away."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from .sites import BadRow, SiteProtein, read_site_table
-
-__all__ = [
-    "BadRow",
-    "ProteinPair",
-    "SiteProtein",
-    "read_site_table",
-    "sample_matched_negatives",
-    "sample_matched_pairs",
-    "sample_positives",
-]
+from .sites import SiteProtein, read_site_table  # noqa: F401 -- imported from here elsewhere
 
 LENGTH_TOLERANCE = 0.05
 # A partner is drawn among so many nearest in length: enough for chance, few enough that
@@ -42,13 +32,28 @@ class ProteinPair:
     candidate: SiteProtein
     label: int
 
+    @property
+    def sides(self) -> tuple[SiteProtein, SiteProtein]:
+        """Query and candidate."""
+        return self.query, self.candidate
+
+    @property
+    def uids(self) -> frozenset[str]:
+        """Accessions of both, in no order."""
+        return frozenset((self.query.uid, self.candidate.uid))
+
 
 def sample_matched_pairs(
-    proteins: Iterable[SiteProtein], n_positive: int, n_negative: int, seed: int
+    proteins: Iterable[SiteProtein],
+    n_positive: int,
+    n_negative: int,
+    seed: int | np.random.Generator,
+    groups: Mapping[str, Collection[str]] | None = None,
+    distinct: bool = False,
 ) -> list[ProteinPair]:
     """Draw positive pairs from families, and negative pairs of the same lengths.
 
-    Members of a family are of like length, so negatives drawn at random can be told apart by
+    Members of a family are of similar length, so negatives drawn at random can be told apart by
     length alone. Here negative i copies the two lengths of positive i: query and candidate are
     each drawn among the few proteins nearest to it in length, and they share no family.
 
@@ -58,7 +63,10 @@ def sample_matched_pairs(
             one does not dominate; no pair is drawn twice.
         n_negative: number of pairs of different families; beyond `n_positive`, the lengths
             are taken from the first positives again.
-        seed: seed of the numpy generator; the same seed gives the same pairs.
+        seed: seed, or the numpy generator to go on with; the same seed gives the same pairs.
+        groups: by uid, what else the two proteins of a negative must not share: families outside
+            the proteins given, sequence clusters.
+        distinct: draw two proteins that share several families for one of these only.
 
     Returns:
         The positive pairs, then the negative ones.
@@ -74,11 +82,10 @@ def sample_matched_pairs(
         >>> [(pair.query.family == pair.candidate.family, pair.label) for pair in pairs]
         [(True, 1), (False, 0)]
     """
-    ordered = _ordered(proteins)
+    ordered, rng = _ordered(proteins), np.random.default_rng(seed)
     _check_counts(n_positive, n_negative)
-    rng = np.random.default_rng(seed)
-    positives = sample_positives(ordered, n_positive, rng)
-    return positives + sample_matched_negatives(ordered, positives, n_negative, rng)
+    positives = _sample_positives(ordered, n_positive, rng, distinct)
+    return positives + sample_matched_negatives(ordered, positives, n_negative, rng, groups)
 
 
 def sample_matched_negatives(
@@ -91,24 +98,22 @@ def sample_matched_negatives(
     """Draw negative pairs in the lengths of given positive ones; see `sample_matched_pairs`.
 
     Args:
-        proteins: proteins with their families, in any order; the order has no influence.
+        proteins: as in `sample_matched_pairs`.
         positives: pairs to copy the lengths from, in turn.
         n_negative: number of pairs of different families.
-        seed: seed, or the numpy generator to go on with.
-        groups: by uid, what else the two proteins of a negative must not share: families outside
-            the proteins given, sequence clusters.
+        seed: as in `sample_matched_pairs`.
+        groups: as in `sample_matched_pairs`.
 
     Returns:
         The negative pairs, negative i matched to positive i modulo their number.
 
     Raises:
-        ValueError: if a count is negative, the proteins are too few for it, or one protein is
-            given twice for the same family.
+        ValueError: as `sample_matched_pairs`.
 
     Example:
         >>> a, b = (SiteProtein(name, name, "MKVL", (0, 1, 1, 0)) for name in "ab")
         >>> [pair] = sample_matched_negatives([a, b], [ProteinPair(a, a, 1)], 1, seed=0)
-        >>> sorted([pair.query.uid, pair.candidate.uid])
+        >>> sorted(pair.uids)
         ['a', 'b']
     """
     ordered = _ordered(proteins)
@@ -133,35 +138,12 @@ def _check_counts(n_positive: int, n_negative: int) -> None:
         )
 
 
-def sample_positives(
-    proteins: Iterable[SiteProtein],
-    count: int,
-    seed: int | np.random.Generator,
-    distinct: bool = False,
+def _sample_positives(
+    proteins: Iterable[SiteProtein], count: int, rng: np.random.Generator, distinct: bool
 ) -> list[ProteinPair]:
-    """Draw pairs of one family, families evenly; see `sample_matched_pairs`.
-
-    Args:
-        proteins: proteins with their families, in any order; the order has no influence.
-        count: number of pairs.
-        seed: seed, or the numpy generator to go on with.
-        distinct: draw two proteins that share several families for one of these only.
-
-    Returns:
-        The positive pairs.
-
-    Raises:
-        ValueError: if the proteins are too few, or one is given twice for the same family.
-
-    Example:
-        >>> proteins = [SiteProtein(uid, "A", "MKVL", (0, 1, 1, 0)) for uid in ("P1", "P2")]
-        >>> [pair] = sample_positives(proteins, 1, seed=0)
-        >>> sorted([pair.query.uid, pair.candidate.uid])
-        ['P1', 'P2']
-    """
-    rng = np.random.default_rng(seed)
+    """Draw pairs of one family, families evenly."""
     members = defaultdict(list)
-    for protein in _ordered(proteins):
+    for protein in proteins:
         members[protein.family].append(protein)
     left = {family: comb(len(group), 2) for family, group in members.items() if len(group) > 1}
     available = sum(left.values())
@@ -177,7 +159,7 @@ def sample_positives(
             )
         family = open_families[rng.integers(len(open_families))]
         group = members[family]
-        i, j = (int(index) for index in rng.choice(len(group), size=2, replace=False))
+        i, j = rng.choice(len(group), size=2, replace=False).tolist()
         key = (family, frozenset((i, j)))
         if key in drawn:
             continue
@@ -186,12 +168,8 @@ def sample_positives(
         if not left[family]:
             open_families.remove(family)
         pair = ProteinPair(group[i], group[j], label=1)
-        positives.setdefault(_uids(pair) if distinct else key, pair)
+        positives.setdefault(pair.uids if distinct else key, pair)
     return list(positives.values())
-
-
-def _uids(pair: ProteinPair) -> frozenset[str]:
-    return frozenset((pair.query.uid, pair.candidate.uid))
 
 
 class _NegativeSampler:
@@ -209,48 +187,43 @@ class _NegativeSampler:
         self.drawn: dict[str, set[str]] = defaultdict(set)
         self.rows: dict[str, list[int]] = defaultdict(list)
         self.members: dict[str, set[str]] = defaultdict(set)
-        self.families: dict[str, set[str]] = defaultdict(set)
+        self.groups: dict[str, set[str]] = defaultdict(set)
         for row, protein in enumerate(proteins):
             self.rows[protein.uid].append(row)
             # Group names may look like families: the two are kept apart.
-            keys = [f"family {protein.family}"]
-            keys += [f"group {name}" for name in groups.get(protein.uid, ())]
+            keys = {f"family {protein.family}"}
+            keys |= {f"group {name}" for name in groups.get(protein.uid, ())}
+            self.groups[protein.uid] |= keys
             for key in keys:
                 self.members[key].add(protein.uid)
-                self.families[protein.uid].add(key)
 
     def draw(self, positive: ProteinPair) -> ProteinPair:
         """Draw one negative that was not drawn before, in the lengths of the positive."""
-        query, candidate = self._choose(
-            len(positive.query.sequence), len(positive.candidate.sequence)
-        )
+        wanted, other = (len(side.sequence) for side in positive.sides)
+        options = []
+        for query in self._nearest(np.arange(len(self.proteins)), wanted).tolist():
+            nearest = self._nearest(self._partners(query), other)
+            if nearest.size:
+                gap = abs(int(self.lengths[nearest[0]]) - other)
+                options.append((gap, query, int(nearest[0])))
+                if gap <= LENGTH_TOLERANCE * other:
+                    break
+        if not options:
+            raise ValueError(
+                "no unused pair of different families is left near the lengths "
+                f"{wanted} and {other}; ask for fewer negatives, or give proteins of more families"
+            )
+        _, query, candidate = min(options)
         pair = ProteinPair(self.proteins[query], self.proteins[candidate], label=0)
         self.drawn[pair.query.uid].add(pair.candidate.uid)
         self.drawn[pair.candidate.uid].add(pair.query.uid)
         return pair
 
-    def _choose(self, query_length: int, candidate_length: int) -> tuple[int, int]:
-        everyone = np.arange(len(self.proteins))
-        options = []
-        for query in self._nearest(everyone, query_length).tolist():
-            for candidate in self._nearest(self._partners(query), candidate_length)[:1].tolist():
-                gap = abs(int(self.lengths[candidate]) - candidate_length)
-                if gap <= LENGTH_TOLERANCE * candidate_length:
-                    return query, candidate
-                options.append((gap, query, candidate))
-        if not options:
-            raise ValueError(
-                "no unused pair of different families is left near the lengths "
-                f"{query_length} and {candidate_length}; "
-                "ask for fewer negatives, or give proteins of more families"
-            )
-        return min(options)[1:]
-
     def _partners(self, query: int) -> NDArray[np.int64]:
         allowed = np.ones(len(self.proteins), dtype=bool)
         uid = self.proteins[query].uid
         # A protein listed under several families is no partner for a member of any of them.
-        taken = self.drawn[uid].union(*(self.members[key] for key in self.families[uid]))
+        taken = self.drawn[uid].union(*(self.members[key] for key in self.groups[uid]))
         allowed[[row for other in taken for row in self.rows[other]]] = False
         return np.flatnonzero(allowed)
 

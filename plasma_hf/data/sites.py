@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -51,7 +50,7 @@ class SiteProtein:
 
 
 @dataclass(frozen=True)
-class BadRow:
+class InvalidRow:
     """Say which row of a table was left out or is doubtful, and why.
 
     Attributes:
@@ -72,31 +71,34 @@ class SiteTableReport:
     Attributes:
         source: the table.
         n_rows: rows read.
-        n_good: rows used.
-        bad: rows left out.
+        n_used: rows used.
+        invalid: rows left out.
         notes: remarks on rows that were used.
     """
 
     source: str = ""
     n_rows: int = 0
-    n_good: int = 0
-    bad: list[BadRow] = field(default_factory=list)
-    notes: list[BadRow] = field(default_factory=list)
+    n_used: int = 0
+    invalid: list[InvalidRow] = field(default_factory=list)
+    notes: list[InvalidRow] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give counts, and every row with its reason, for JSON."""
-        listed = {
-            name: [vars(row) for row in rows]
-            for name, rows in (("bad", self.bad), ("notes", self.notes))
+        """Return counts, and every row with its reason, for JSON."""
+        return {
+            "source": self.source,
+            "rows": self.n_rows,
+            "used": self.n_used,
+            "reasons": _counts(self.invalid),
+            "remarks": _counts(self.notes),
+            "invalid": [vars(row) for row in self.invalid],
+            "notes": [vars(row) for row in self.notes],
         }
-        counts = {"rows": self.n_rows, "good": self.n_good, "reasons": _counts(self.bad)}
-        return {"source": self.source, **counts, "remarks": _counts(self.notes), **listed}
 
     def to_markdown(self) -> str:
         """Write the report as Markdown: a sentence, and a table that names every row.
 
         Example:
-            >>> report = SiteTableReport("t.csv", 2, 1, [BadRow(2, "P1", "label is not JSON")])
+            >>> report = SiteTableReport("t.csv", 2, 1, [InvalidRow(2, "P1", "label is not JSON")])
             >>> print(report.to_markdown())
             t.csv: 2 rows, 1 used, 1 left out (label 1), 0 with remarks.
             <BLANKLINE>
@@ -104,26 +106,43 @@ class SiteTableReport:
             |---|---|---|
             | 2 | P1 | label is not JSON |
         """
-        head = (
-            f"{self.source}: {self.n_rows} rows, {self.n_good} used, {len(self.bad)} left out"
-            f"{_bracketed(self.bad)}, {len(self.notes)} with remarks{_bracketed(self.notes)}."
+        left_out, remarks = (
+            f" ({', '.join(f'{kind} {count}' for kind, count in _counts(rows).items())})"
+            if rows
+            else ""
+            for rows in (self.invalid, self.notes)
         )
-        lines = [head]
-        for title, rows in (("left out: reason", self.bad), ("used: remark", self.notes)):
+        lines = [
+            f"{self.source}: {self.n_rows} rows, {self.n_used} used, {len(self.invalid)} left out"
+            f"{left_out}, {len(self.notes)} with remarks{remarks}."
+        ]
+        for title, rows in (("left out: reason", self.invalid), ("used: remark", self.notes)):
             if rows:
                 lines += ["", f"| row | uid | {title} |", "|---|---|---|"]
                 lines += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
         return "\n".join(lines)
 
 
-def read_site_table(source: Source) -> tuple[list[SiteProtein], list[BadRow]]:
-    """Read a VenusX-style table of sites, leaving out and reporting the rows that are wrong.
+def _counts(rows: Iterable[InvalidRow]) -> dict[str, int]:
+    kinds = (
+        next((kind for kind, start in KINDS.items() if row.reason.startswith(start)), "other")
+        for row in rows
+    )
+    return dict(Counter(kinds).most_common())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def read_site_table(source: Source) -> tuple[list[SiteProtein], list[InvalidRow]]:
+    """Read a VenusX-style table of sites, leaving out and reporting invalid rows.
 
     Args:
         source: as in `iter_site_rows`.
 
     Returns:
-        The valid proteins in the order of the file, and one report for each row left out.
+        The valid proteins in the order of the file, and one report per row left out.
 
     Raises:
         ValueError: if a column is missing, or the file is a Git-LFS pointer.
@@ -133,14 +152,14 @@ def read_site_table(source: Source) -> tuple[list[SiteProtein], list[BadRow]]:
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "sites.csv"
         >>> rows = ["uid,interpro_id,seq_full,label", 'A,F,MKV,"[0, 1, 1]"', 'B,F,MK,"[0]"']
         >>> _ = path.write_text(chr(10).join(rows))
-        >>> proteins, bad_rows = read_site_table(path)
+        >>> proteins, invalid = read_site_table(path)
         >>> proteins
         [SiteProtein(uid='A', family='F', sequence='MKV', site_labels=(0, 1, 1))]
-        >>> bad_rows[0].reason
+        >>> invalid[0].reason
         'label holds 1 values for 2 residues'
     """
     report = SiteTableReport()
-    return [protein for protein, _ in iter_site_rows(source, report)], report.bad
+    return [protein for protein, _ in iter_site_rows(source, report)], report.invalid
 
 
 def iter_site_rows(
@@ -148,11 +167,11 @@ def iter_site_rows(
 ) -> Iterator[tuple[SiteProtein, Mapping[str, Any]]]:
     """Read a table of sites one row at a time; only ids are kept of the rows before.
 
-    A row is left out where a column is empty, the sequence has strange letters, the label is not
-    one 0 or 1 for each residue, `start`, `end` or `seq_fragment` (where the table has them)
-    contradict the sequence or share no residue with the label, or uid and interpro_id were there
-    before. A row is used with a remark where the label marks other residues than `start` and `end`
-    do, or none, or where its uid was there before with another sequence.
+    A row is left out if a column is empty, the sequence has other letters than those of residues,
+    the label is not one 0 or 1 per residue, `start`, `end` or `seq_fragment` (if the table has
+    them) contradict the sequence or share no residue with the label, or an earlier row has the same
+    uid and interpro_id. A row is used with a remark if the label marks other residues than `start`
+    and `end` do, or none, or if an earlier row has another sequence for its uid.
 
     Args:
         source: CSV file (also `.gz`), Parquet file, `datasets.Dataset` or mappings with `uid`,
@@ -172,7 +191,7 @@ def iter_site_rows(
         >>> row = {"uid": "A", "interpro_id": "F", "seq_full": "MKV", "label": [0, 1, 1]}
         >>> [protein.uid for protein, _ in iter_site_rows([row, row], report)]
         ['A']
-        >>> report.bad[0].reason
+        >>> report.invalid[0].reason
         'repeats the uid and interpro_id of row 1'
     """
     report.source = str(source) if isinstance(source, str | PathLike) else type(source).__name__
@@ -187,48 +206,36 @@ def iter_site_rows(
             if first != number:
                 raise ValueError(f"repeats the uid and interpro_id of row {first}")
         except ValueError as error:
-            report.bad.append(BadRow(number, str(row.get("uid") or ""), str(error)))
+            report.invalid.append(InvalidRow(number, str(row.get("uid") or ""), str(error)))
             continue
         if sequences.setdefault(protein.uid, hash(protein.sequence)) != hash(protein.sequence):
             note = "uid stands for another sequence in an earlier row"
         if note:
-            report.notes.append(BadRow(number, protein.uid, note))
-        report.n_good += 1
+            report.notes.append(InvalidRow(number, protein.uid, note))
+        report.n_used += 1
         yield protein, row
 
 
 def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
     if not isinstance(source, str | PathLike):
-        rows: Iterator[Mapping[str, Any]] = iter(source)
-        first = next(rows, None)
-        if first is not None:
-            _check_columns(first, "the first row")
-            yield from chain([first], rows)
-        return
-    if Path(source).suffix == ".parquet":
-        yield from _rows(_parquet(source))
-        return
-    with _open(source) as file:
-        yield from _csv_rows(file, fspath(source))
-
-
-def _open(path: str | PathLike[str]) -> IO[str]:
-    # A byte that is no UTF-8 then spoils its row, not the file.
-    options: dict[str, Any] = {"newline": "", "encoding": "utf-8-sig", "errors": "replace"}
-    return (
-        gzip.open(path, "rt", **options) if fspath(path).endswith(".gz") else open(path, **options)
-    )
-
-
-def _parquet(path: str | PathLike[str]) -> Iterable[Mapping[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is a Parquet file; to read it: pip install 'plasma-hf[train]'"
-        ) from error
-    batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
-    return (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(source):
+            if not number:
+                _check_columns(row, "the first row")
+            yield row
+    elif Path(source).suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ImportError(
+                f"{source} is a Parquet file; to read it: pip install 'plasma-hf[train]'"
+            ) from error
+        batches = parquet.ParquetFile(source).iter_batches(batch_size=256)
+        yield from _rows(row for batch in batches for row in batch.to_pylist())
+    else:
+        opened: Any = gzip.open if fspath(source).endswith(".gz") else open
+        # With "replace", a byte that is not UTF-8 makes its row invalid, not the file.
+        with opened(source, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
+            yield from _csv_rows(file, fspath(source))
 
 
 def _csv_rows(file: IO[str], name: str) -> Iterator[Mapping[str, Any]]:
@@ -271,29 +278,25 @@ def _parse(row: Mapping[str, Any]) -> SiteProtein:
     strange = sorted(set(sequence) - LETTERS)
     if strange:
         raise ValueError(f"seq_full holds {' '.join(map(repr, strange))}, not residue letters")
-    labels = _parse_labels(row["label"])
-    if len(labels) != len(sequence):
-        raise ValueError(f"label holds {len(labels)} values for {len(sequence)} residues")
-    return SiteProtein(row["uid"], row["interpro_id"], sequence, labels)
-
-
-def _parse_labels(given: Any) -> tuple[int, ...]:
+    labels = row["label"]
     try:
-        values = json.loads(given) if isinstance(given, str) else given
+        labels = json.loads(labels) if isinstance(labels, str) else labels
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"label is not JSON: {error}") from error
-    if not isinstance(values, list) or any(value not in (0, 1) for value in values):
+    if not isinstance(labels, list) or any(value not in (0, 1) for value in labels):
         raise ValueError("label is not a list of 0 and 1")
-    return tuple(int(value) for value in values)
+    if len(labels) != len(sequence):
+        raise ValueError(f"label holds {len(labels)} values for {len(sequence)} residues")
+    return SiteProtein(row["uid"], row["interpro_id"], sequence, tuple(map(int, labels)))
 
 
 def _check_coordinates(row: Mapping[str, Any], protein: SiteProtein) -> str:
-    """Compare coordinates and fragments with sequence and label; give a remark, if there is one."""
+    """Compare coordinates and fragments with sequence and label; return a remark, if any."""
     marked = {i for i, value in enumerate(protein.site_labels) if value}
-    given = [str(row.get(name) or "").split("|") for name in ("start", "end")]
-    if given == [[""], [""]]:
+    starts, ends = (str(row.get(name) or "").split("|") for name in ("start", "end"))
+    if starts == ends == [""]:
         return "" if marked else "label marks no residue"
-    spans = _parse_spans(given[0], given[1], len(protein.sequence))
+    spans = _parse_spans(starts, ends, len(protein.sequence))
     fragments = str(row.get("seq_fragment") or "")
     expected = "|".join(protein.sequence[start:end] for start, end in spans)
     if fragments and fragments != expected:
@@ -327,20 +330,3 @@ def _parse_spans(starts: list[str], ends: list[str], length: int) -> list[tuple[
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 24 else text[:21] + "...")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _kind(reason: str) -> str:
-    return next((kind for kind, start in KINDS.items() if reason.startswith(start)), "other")
-
-
-def _counts(rows: Iterable[BadRow]) -> dict[str, int]:
-    return dict(Counter(_kind(row.reason) for row in rows).most_common())
-
-
-def _bracketed(rows: Iterable[BadRow]) -> str:
-    counts = ", ".join(f"{kind} {count}" for kind, count in _counts(rows).items())
-    return f" ({counts})" if counts else ""

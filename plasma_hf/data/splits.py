@@ -1,5 +1,6 @@
-"""Pairs that leave nothing to look up: no protein, cluster or length tells an answer.
+"""Training, validation and test pairs of one table, by a strict protocol or the published one.
 
+The strict protocol leaves nothing to look up: no protein, cluster or length tells an answer.
 Proteins similar in sequence form clusters, and a cluster lies in one split or in none. Some
 families are held out for `test_hard` with all their clusters (extrapolation). Every other family
 of two clusters or more may give some to validation or test and keeps the others in training
@@ -11,9 +12,8 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, islice
 from math import comb
 from typing import Any, Literal
@@ -21,409 +21,18 @@ from typing import Any, Literal
 import numpy as np
 
 from .clusters import cluster_sequences, connect
-from .pairs import ProteinPair, sample_matched_negatives, sample_positives
+from .pairs import ProteinPair, sample_matched_pairs
 from .sites import SiteProtein
 
 logger = logging.getLogger(__name__)
 
-Split = list[SiteProtein]
-
+Protocol = Literal["strict", "upstream"]
+SPLITS = ("train", "validation", "test", "test_hard")
 MIN_HELD_OUT = 2  # families: negatives need two
 # Positives drawn from a family by default, as a multiple of its proteins: a protein is then in
 # some eight pairs, and a large family, which has far more, does not crowd out the others.
 PER_PROTEIN = 4
 MOST_PAIRS = 20_000
-
-
-def sample_strict(
-    proteins: Iterable[SiteProtein],
-    seed: int,
-    pairs: int | None = None,
-    held_out: float = 0.1,
-    fractions: tuple[float, float] = (0.75, 0.05),
-    max_length: int = 1024,
-    identity: float = 0.5,
-    clusters: Mapping[str, str] | None = None,
-) -> tuple[dict[str, list[ProteinPair]], list[str], str]:
-    """Draw pairs for splits that share no protein and no sequence cluster.
-
-    Args:
-        proteins: Proteins with their families, in any order; the order has no influence.
-        seed: Seed of the numpy generator.
-        pairs: Pairs in training, validation and test together, half of each positive; `test_hard`
-            has as many as test. By default what the proteins give, at most 20,000: see
-            `PER_PROTEIN`.
-        held_out: Share of the families held out.
-        fractions: Shares of training and validation, in clusters and pairs; the rest is test.
-        max_length: Longest sequence to use, in residues.
-        identity: Identity from which on two proteins are in one cluster.
-        clusters: Cluster by uid, from elsewhere; then `identity` is not used.
-
-    Returns:
-        Pairs by split, positives first in each; the families held out; and how clusters were
-        found, "mmseqs", "kmers" or "given".
-
-    Raises:
-        ValueError: If the proteins are too few for a split, with the counts.
-
-    Example:
-        >>> names = [(f, f + i) for f in "ACDEFG" for i in "ACDEFG"]
-        >>> table = [SiteProtein(uid, f, f"MK{uid}", (0, 0, 1, 1)) for f, uid in names]
-        >>> clusters = {protein.uid: protein.uid for protein in table}
-        >>> splits, held_out, _ = sample_strict(
-        ...     table, seed=1, pairs=8, held_out=0.3, fractions=(0.5, 0.25), clusters=clusters
-        ... )
-        >>> [len(split) for split in splits.values()], len(held_out)
-        ([4, 2, 2, 2], 2)
-    """
-    rng = np.random.default_rng(seed)
-    table = list(proteins)
-    rows = _usable(table, max_length)
-    cluster_of, method = _components(rows, identity, clusters)
-    groups: dict[str, set[str]] = defaultdict(set)
-    for row in table:
-        groups[row.uid] |= {f"family {row.family}", f"cluster {cluster_of.get(row.uid)}"}
-
-    hard_families = _hold_out(rows, held_out, rng)
-    hard_clusters = {cluster_of.get(row.uid) for row in table if row.family in hard_families}
-    rest = [row for row in rows if cluster_of[row.uid] not in hard_clusters]
-    split_of = _deal(rest, cluster_of, fractions, rng)
-    split_rows: dict[str, Split] = {"train": [], "validation": [], "test": []}
-    for row in rest:
-        split_rows[split_of[cluster_of[row.uid]]].append(row)
-    split_rows["test_hard"] = [row for row in rows if row.family in hard_families]
-    unused = len(rows) - sum(map(len, split_rows.values()))
-    logger.info("%d rows are in clusters of held-out families and not used", unused)
-
-    counts = _pair_counts(split_rows, pairs, fractions)
-    splits = {}
-    for name, members in split_rows.items():
-        try:
-            positives = sample_positives(members, counts[name], rng, distinct=True)
-            splits[name] = positives + sample_matched_negatives(
-                members, positives, counts[name], rng, groups
-            )
-        except ValueError as error:
-            raise ValueError(f"{_describe(name, members, counts[name])}: {error}") from error
-    return splits, hard_families, method
-
-
-def _usable(proteins: Iterable[SiteProtein], max_length: int) -> list[SiteProtein]:
-    """Take the first of equal sequences in a family, in the order of uid and family."""
-    rows: dict[tuple[str, str], SiteProtein] = {}
-    for protein in sorted(proteins, key=lambda p: (p.uid, p.family, p.sequence, p.site_labels)):
-        if len(protein.sequence) <= max_length:
-            rows.setdefault((protein.sequence, protein.family), protein)
-    return list(rows.values())
-
-
-def _components(
-    rows: Sequence[SiteProtein], identity: float, given: Mapping[str, str] | None
-) -> tuple[dict[str, str], str]:
-    """Give the cluster of each uid; clusters that share a uid, or an equal sequence, are one."""
-    if given is not None:
-        missing = sorted({row.uid for row in rows} - set(given))
-        if missing:
-            raise ValueError(
-                f"clusters has no {missing[0]!r} and {len(missing) - 1} others; give a cluster "
-                "for each uid, or leave it out"
-            )
-        links = {(f"uid {row.uid}", f"cluster {given[row.uid]}") for row in rows}
-    else:
-        found = cluster_sequences({row.sequence: row.sequence for row in rows}, identity)
-        links = {(f"uid {row.uid}", f"cluster {found[row.sequence]}") for row in rows}
-    links |= {(f"uid {row.uid}", f"sequence {row.sequence}") for row in rows}
-    items = {item for link in links for item in link}
-    component = connect(sorted(items), sorted(links))
-    method = found.method if given is None else getattr(given, "method", "given")
-    return {row.uid: component[f"uid {row.uid}"] for row in rows}, method
-
-
-def _hold_out(rows: Sequence[SiteProtein], share: float, rng: np.random.Generator) -> list[str]:
-    """Choose families with positives, at random."""
-    families = sorted(_families_with_pairs(rows))
-    count = max(MIN_HELD_OUT, round(share * len(families)))
-    if len(families) < count + MIN_HELD_OUT:
-        raise ValueError(
-            f"{len(families)} families have two proteins or more, of "
-            f"{len({row.family for row in rows})} families and {len(rows)} proteins; holding out "
-            f"{count} leaves {max(len(families) - count, 0)} for training, and it takes "
-            f"{MIN_HELD_OUT}: give more families, or hold out fewer"
-        )
-    return [families[i] for i in rng.permutation(len(families))[:count]]
-
-
-def _deal(
-    rows: Sequence[SiteProtein],
-    cluster_of: Mapping[str, str],
-    fractions: tuple[float, float],
-    rng: np.random.Generator,
-) -> dict[str, str]:
-    """Place each cluster in training, validation or test.
-
-    A family of several clusters gives half of them to validation or test, while these are short,
-    so that they have remote pairs of families seen in training. The others go to training.
-    """
-    clusters_of = defaultdict(set)
-    size: dict[str, int] = defaultdict(int)
-    for row in rows:
-        clusters_of[row.family].add(cluster_of[row.uid])
-        size[cluster_of[row.uid]] += 1
-    train, validation = fractions
-    share = {"train": train, "validation": validation, "test": 1 - train - validation}
-    room = {name: value * len(rows) for name, value in share.items()}
-    split_of: dict[str, str] = {}
-
-    def place(cluster: str, name: str) -> None:
-        split_of[cluster] = name
-        room[name] -= size[cluster]
-
-    names = sorted(clusters_of)
-    for name in [names[i] for i in rng.permutation(len(names))]:
-        free = sorted(cluster for cluster in clusters_of[name] if cluster not in split_of)
-        free = [free[i] for i in rng.permutation(len(free))]
-        short = _shortest(("validation", "test"), room, share)
-        # A cluster that would overfill a small split stays in training.
-        given = [c for c in free[: (len(free) + 1) // 2] if size[c] <= room[short]]
-        for cluster in given if len(free) > 1 else []:
-            place(cluster, short)
-        for cluster in free[len(given) :] if len(free) > 1 else []:
-            if cluster not in split_of:
-                place(cluster, "train")
-    for cluster in sorted(set(size) - set(split_of)):
-        place(cluster, _shortest(tuple(share), room, share))
-    return split_of
-
-
-def _shortest(names: Iterable[str], room: Mapping[str, float], share: Mapping[str, float]) -> str:
-    return max(names, key=lambda name: room[name] / share[name] if share[name] else -np.inf)
-
-
-def _families_with_pairs(rows: Iterable[SiteProtein]) -> dict[str, int]:
-    """Count the proteins of each family that has two or more."""
-    uids = defaultdict(set)
-    for row in rows:
-        uids[row.family].add(row.uid)
-    return {family: len(members) for family, members in uids.items() if len(members) > 1}
-
-
-def _pair_counts(
-    splits: Mapping[str, Split], pairs: int | None, fractions: tuple[float, float]
-) -> dict[str, int]:
-    """Settle the number of positives of each split; negatives are as many."""
-    train, validation = fractions
-    share = {"train": train, "validation": validation, "test": 1 - train - validation}
-    share["test_hard"] = share["test"]
-    counts = {name: round((pairs or MOST_PAIRS) * share[name] / 2) for name in splits}
-    for name, members in splits.items():
-        sizes = _families_with_pairs(members).values()
-        available = sum(comb(n, 2) for n in sizes)
-        if pairs is None:
-            enough = sum(min(comb(n, 2), PER_PROTEIN * n) for n in sizes)
-            counts[name] = min(counts[name], enough, _different_pairs(members))
-        if not 0 < counts[name] <= available or len({row.family for row in members}) < 2:
-            raise ValueError(
-                f"{_describe(name, members, counts[name])}; ask for fewer pairs, give more "
-                "families, or other shares"
-            )
-    return counts
-
-
-def _different_pairs(rows: Iterable[SiteProtein]) -> int:
-    """Count positive pairs by their proteins, at most `MOST_PAIRS`: families may share pairs."""
-    uids = defaultdict(set)
-    for row in rows:
-        uids[row.family].add(row.uid)
-    found: set[tuple[str, str]] = set()
-    for members in uids.values():
-        if len(found) >= MOST_PAIRS:
-            break
-        found.update(islice(combinations(sorted(members), 2), MOST_PAIRS))
-    return min(len(found), MOST_PAIRS)
-
-
-def _describe(name: str, members: Split, count: int) -> str:
-    sizes = _families_with_pairs(members)
-    return (
-        f"{name} has {len(members)} proteins of {len({row.family for row in members})} families, "
-        f"{len(sizes)} of which form {sum(comb(n, 2) for n in sizes.values())} positive pairs, "
-        f"for {count} positive and {count} negative pairs"
-    )
-
-
-# --- The published sampler of pairs, draw for draw (dataset_prep.py of the PLASMA repository).
-
-
-Rows = tuple[int, int]
-LabelledRows = tuple[int, int, int]
-
-
-def sample_upstream(
-    proteins: Sequence[SiteProtein],
-    seed: int,
-    pairs: int = 20_000,
-    held_out: float = 0.1,
-    fractions: tuple[float, float] = (0.75, 0.05),
-    max_length: int = 1024,
-    family_order: Sequence[str] | None = None,
-) -> tuple[dict[str, list[LabelledRows]], list[str]]:
-    """Draw training, validation and test pairs as the authors did.
-
-    The state of the module `random` is left alone; the same numbers come from a generator of its
-    own. Pairs depend on the order of the rows: give train, valid and test tables in this order.
-
-    Args:
-        proteins: Rows of the table, in its order.
-        seed: Seed; the authors used 1, 42 and 100.
-        pairs: Pairs of the families that are not held out; half are positive.
-        held_out: Share of the families that are held out.
-        fractions: Shares of training and validation; the rest is test.
-        max_length: Longest sequence to use, in residues.
-        family_order: Families from the most to the least frequent; by default ties are in order
-            of first appearance, as pandas 3 has them.
-
-    Returns:
-        Rows and label of each pair `(query, candidate, label)` by split, and the families held
-        out, in the order they were drawn.
-
-    Raises:
-        ValueError: If there are fewer than two families with two proteins to draw from.
-
-    Example:
-        >>> table = [SiteProtein(f"{f}{i}", f, "MKV", (0, 1, 1)) for f in "ABCD" for i in range(3)]
-        >>> splits, held_out = sample_upstream(table, seed=1, pairs=8, held_out=0.5)
-        >>> [len(split) for split in splits.values()], held_out
-        ([6, 0, 2, 2], ['D', 'A'])
-    """
-    rng = random.Random(seed)
-    rows = [i for i, protein in enumerate(proteins) if len(protein.sequence) <= max_length]
-    counts = Counter(proteins[i].family for i in rows)
-    # most_common sorts stably, so equal counts stay in order of first appearance.
-    order = [family for family, _ in counts.most_common()]
-    if family_order is not None:
-        order = [family for family in family_order if family in counts]
-    shuffled = list(order)
-    rng.shuffle(shuffled)
-    excluded = shuffled[: max(1, int(held_out * len(shuffled)))]
-
-    sampler = _Sampler(proteins, rows, order, rng)
-    main = sampler.families(set(shuffled) - set(excluded), "main")
-    drawn = [(*pair, 1) for pair in sampler.positives(main, pairs // 2)]
-    drawn += [(*pair, 0) for pair in sampler.negatives(main, pairs // 2)]
-    rng.shuffle(drawn)
-    n_train, n_validation = (int(fraction * len(drawn)) for fraction in fractions)
-    splits = {
-        "train": drawn[:n_train],
-        "validation": drawn[n_train : n_train + n_validation],
-        "test": drawn[n_train + n_validation :],
-    }
-    hard = sampler.families(set(excluded), "held-out")
-    half = len(splits["test"]) // 2
-    splits["test_hard"] = [(*pair, 1) for pair in sampler.positives(hard, half)]
-    splits["test_hard"] += [(*pair, 0) for pair in sampler.negatives(hard, half)]
-    return splits, excluded
-
-
-class _Sampler:
-    """Draw positive and negative pairs of rows from lists of rows, one list per family."""
-
-    def __init__(
-        self,
-        proteins: Sequence[SiteProtein],
-        rows: Sequence[int],
-        order: Sequence[str],
-        rng: random.Random,
-    ) -> None:
-        self.uids = [protein.uid for protein in proteins]
-        self.rng = rng
-        self.members: dict[str, list[int]] = {family: [] for family in order}
-        for row in rows:
-            self.members[proteins[row].family].append(row)
-
-    def families(self, names: set[str], pool: str) -> list[list[int]]:
-        """Give the rows of each family with at least two, the most frequent first."""
-        chosen = [rows for name, rows in self.members.items() if name in names and len(rows) > 1]
-        if len(chosen) < 2:
-            raise ValueError(
-                f"the {pool} pool has {len(chosen)} families with two proteins or more, of "
-                f"{len(names)} families and {sum(len(self.members[n]) for n in names)} proteins; "
-                "the upstream protocol needs two in each pool: give more families, or another "
-                "share held out"
-            )
-        return chosen
-
-    def positives(self, families: list[list[int]], target: int) -> list[Rows]:
-        """Draw pairs within families, the same number from each as far as it goes."""
-
-        def draw(number: int) -> Rows:
-            first, second = self.rng.sample(families[number], 2)
-            return min(first, second), max(first, second)
-
-        def draw_any() -> Rows:
-            first, second = self.rng.sample(self.rng.choice(families), 2)
-            return min(first, second), max(first, second)
-
-        return self._fill(families, target, draw, draw_any)
-
-    def negatives(self, families: list[list[int]], target: int) -> list[Rows]:
-        """Draw pairs across families, each of which comes first in the same number."""
-        numbers = range(len(families))
-
-        def draw(number: int) -> Rows:
-            # `choice` takes an index below the length, so the list of the others is not needed.
-            other = self.rng.choice(range(len(families) - 1))
-            other += other >= number
-            return self.rng.choice(families[number]), self.rng.choice(families[other])
-
-        def draw_any() -> Rows:
-            one, other = self.rng.sample(numbers, 2)
-            return self.rng.choice(families[one]), self.rng.choice(families[other])
-
-        return self._fill(families, target, draw, draw_any)
-
-    def _fill(
-        self,
-        families: list[list[int]],
-        target: int,
-        draw: Callable[[int], Rows],
-        draw_any: Callable[[], Rows],
-    ) -> list[Rows]:
-        drawn: list[Rows] = []
-        for number in range(len(families)):
-            need = target // len(families) + (number < target % len(families))
-            # The order of iteration of a set of pairs of small integers is part of the protocol.
-            drawn += self._distinct(need, 50 * need, partial(draw, number))
-        missing = target - len(drawn)
-        known = set(drawn)
-        for _ in range(100 * max(missing, 0)):
-            if len(known) >= target:
-                break
-            pair = draw_any()
-            if self._differ(pair) and pair not in known:
-                known.add(pair)
-                drawn.append(pair)
-        return drawn
-
-    def _distinct(self, size: int, attempts: int, draw: Callable[[], Rows]) -> set[Rows]:
-        """Draw pairs of different proteins until there are enough."""
-        found: set[Rows] = set()
-        for _ in range(attempts):
-            if len(found) >= size:
-                break
-            pair = draw()
-            if self._differ(pair):
-                found.add(pair)
-        return found
-
-    def _differ(self, pair: Rows) -> bool:
-        return self.uids[pair[0]] != self.uids[pair[1]]
-
-
-# --- Training, validation and test pairs of one table, by the published protocol or a strict one.
-
-
-Protocol = Literal["upstream", "strict"]
-SPLITS = ("train", "validation", "test", "test_hard")
 
 
 @dataclass(frozen=True)
@@ -452,7 +61,7 @@ class PairSplits:
     clusters_by: str = ""
 
     def items(self) -> Iterator[tuple[str, Sequence[ProteinPair]]]:
-        """Give the splits with their names."""
+        """Return the splits with their names."""
         return ((name, getattr(self, name)) for name in SPLITS)
 
 
@@ -472,13 +81,14 @@ def make_splits(
     """Draw pairs for training, validation and two tests.
 
     Args:
-        proteins: Proteins with their families and sites, as `read_site_table` gives them.
+        proteins: Proteins with their families and sites, as `read_site_table` returns them.
         protocol: "strict": splits share no protein and no sequence cluster, negatives share no
             family and match positives in length, whole families are held out; or "upstream": the
             published sampler, which promises none of this.
         seed: Seed; the same seed gives the same pairs.
-        pairs: Pairs in training, validation and test together; `test_hard` has as many as test.
-            By default 20,000 for "upstream", what the proteins give for "strict".
+        pairs: Pairs in training, validation and test together, half of them positive; `test_hard`
+            has as many as test. By default 20,000 for "upstream"; for "strict" what the proteins
+            give, at most 20,000.
         held_out: Share of the families that are held out for `test_hard`.
         fractions: Shares of training and validation; the rest is test.
         max_length: Longest sequence to use, in residues.
@@ -500,99 +110,19 @@ def make_splits(
         (6, 2, ('D', 'A'))
     """
     _check(held_out, fractions, pairs)
-    if protocol == "strict":
-        drawn, families, method = sample_strict(
-            proteins, seed, pairs, held_out, fractions, max_length, identity, clusters
-        )
-        return _named(drawn, protocol, seed, families, method)
-    if protocol != "upstream":
+    if protocol not in ("strict", "upstream"):
         raise ValueError(f"protocol is {protocol!r}; give 'strict' or 'upstream'")
+    if protocol == "strict":
+        return _strict(proteins, seed, pairs, held_out, fractions, max_length, identity, clusters)
+    count = MOST_PAIRS if pairs is None else pairs
     rows, families = sample_upstream(
-        proteins,
-        seed,
-        20_000 if pairs is None else pairs,
-        held_out,
-        fractions,
-        max_length,
-        family_order,
+        proteins, seed, count, held_out, fractions, max_length, family_order
     )
     named = {
         name: [ProteinPair(proteins[i], proteins[j], label) for i, j, label in split]
         for name, split in rows.items()
     }
-    return _named(named, protocol, seed, families)
-
-
-def _named(
-    drawn: Mapping[str, Sequence[ProteinPair]],
-    protocol: str,
-    seed: int,
-    families: Sequence[str],
-    clusters_by: str = "",
-) -> PairSplits:
-    train, validation, test, test_hard = (drawn[name] for name in SPLITS)
-    return PairSplits(
-        train, validation, test, test_hard, protocol, seed, tuple(families), clusters_by
-    )
-
-
-def iter_pairs(
-    pairs: Sequence[ProteinPair], seed: int | None = None, epoch: int = 0
-) -> Iterator[ProteinPair]:
-    """Go through pairs once, in an order of its own for each epoch.
-
-    Args:
-        pairs: Pairs.
-        seed: Seed of the order; without one pairs come as they are.
-        epoch: Number of the epoch; with the seed it fixes the order.
-
-    Yields:
-        Each pair once.
-
-    Example:
-        >>> list(iter_pairs("abcd")), list(iter_pairs("abcd", seed=1, epoch=1))
-        (['a', 'b', 'c', 'd'], ['c', 'a', 'b', 'd'])
-    """
-    if seed is None:
-        yield from pairs
-        return
-    for i in np.random.default_rng((seed, epoch)).permutation(len(pairs)):
-        yield pairs[int(i)]
-
-
-def pair_rows(
-    pairs: Sequence[ProteinPair], seed: int | None = None, epoch: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Give pairs as the rows that `PairCollator` takes, one at a time.
-
-    It suits `datasets.IterableDataset.from_generator(pair_rows, gen_kwargs={"pairs": pairs})`.
-
-    Args:
-        pairs: Pairs.
-        seed: As in `iter_pairs`.
-        epoch: As in `iter_pairs`.
-
-    Yields:
-        Rows with `query` and `candidate` (sequences), `label`, `query_site_labels` and
-        `candidate_site_labels`, `query_uid` and `candidate_uid`, and `family`, that of the query.
-
-    Example:
-        >>> one, other = (SiteProtein(uid, "F", "MKV", (0, 1, 1)) for uid in ("P1", "P2"))
-        >>> [row] = pair_rows([ProteinPair(one, other, 1)])
-        >>> row["query"], row["query_site_labels"], row["candidate_uid"], row["label"]
-        ('MKV', [0, 1, 1], 'P2', 1)
-    """
-    for pair in iter_pairs(pairs, seed, epoch):
-        yield {
-            "query": pair.query.sequence,
-            "candidate": pair.candidate.sequence,
-            "label": pair.label,
-            "query_site_labels": list(pair.query.site_labels),
-            "candidate_site_labels": list(pair.candidate.site_labels),
-            "query_uid": pair.query.uid,
-            "candidate_uid": pair.candidate.uid,
-            "family": pair.query.family,
-        }
+    return PairSplits(**named, protocol=protocol, seed=seed, held_out_families=tuple(families))
 
 
 def _check(held_out: float, fractions: tuple[float, float], pairs: int | None) -> None:
@@ -604,3 +134,334 @@ def _check(held_out: float, fractions: tuple[float, float], pairs: int | None) -
         )
     if pairs is not None and pairs < 2:
         raise ValueError(f"pairs is {pairs}; give 2 or more, or None for the default")
+
+
+def pair_rows(
+    pairs: Sequence[ProteinPair], seed: int | None = None, epoch: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Write pairs as the rows that `PairCollator` takes, one at a time.
+
+    It suits `datasets.IterableDataset.from_generator(pair_rows, gen_kwargs={"pairs": pairs})`.
+
+    Args:
+        pairs: Pairs.
+        seed: Seed of the order; without one pairs come as they are.
+        epoch: Number of the epoch; each has an order of its own, fixed by it and the seed.
+
+    Yields:
+        Rows with `query` and `candidate` (sequences), `label`, `query_site_labels` and
+        `candidate_site_labels`, `query_uid` and `candidate_uid`, and `family`, that of the query.
+
+    Example:
+        >>> one, other = (SiteProtein(uid, "F", "MKV", (0, 1, 1)) for uid in ("P1", "P2"))
+        >>> [row] = pair_rows([ProteinPair(one, other, 1)])
+        >>> row["query"], row["query_site_labels"], row["candidate_uid"], row["label"]
+        ('MKV', [0, 1, 1], 'P2', 1)
+    """
+    order: Iterable[int] = range(len(pairs))
+    if seed is not None:
+        order = np.random.default_rng((seed, epoch)).permutation(len(pairs)).tolist()
+    for pair in (pairs[i] for i in order):
+        row: dict[str, Any] = {"label": pair.label, "family": pair.query.family}
+        for side, protein in zip(("query", "candidate"), pair.sides, strict=True):
+            row[side], row[f"{side}_uid"] = protein.sequence, protein.uid
+            row[f"{side}_site_labels"] = list(protein.site_labels)
+        yield row
+
+
+# --- The strict protocol.
+
+
+def _strict(
+    proteins: Sequence[SiteProtein],
+    seed: int,
+    pairs: int | None,
+    held_out: float,
+    fractions: tuple[float, float],
+    max_length: int,
+    identity: float,
+    clusters: Mapping[str, str] | None,
+) -> PairSplits:
+    """Draw pairs for splits that share no protein and no sequence cluster, positives first."""
+    rng = np.random.default_rng(seed)
+    train, validation = fractions
+    share = {"train": train, "validation": validation, "test": 1 - train - validation}
+    rows = _usable(proteins, max_length)
+    cluster_of, method = _components(rows, identity, clusters)
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row in proteins:
+        groups[row.uid] |= {f"family {row.family}", f"cluster {cluster_of.get(row.uid)}"}
+
+    hard_families = _hold_out(rows, held_out, rng)
+    hard_clusters = {cluster_of.get(row.uid) for row in proteins if row.family in hard_families}
+    rest = [row for row in rows if cluster_of[row.uid] not in hard_clusters]
+    split_of = _deal(rest, cluster_of, share, rng)
+    split_rows: dict[str, list[SiteProtein]] = {name: [] for name in share}
+    for row in rest:
+        split_rows[split_of[cluster_of[row.uid]]].append(row)
+    split_rows["test_hard"] = [row for row in rows if row.family in hard_families]
+    unused = len(rows) - sum(map(len, split_rows.values()))
+    logger.info("%d rows are in clusters of held-out families and not used", unused)
+
+    share["test_hard"] = share["test"]
+    splits = {}
+    for name, members in split_rows.items():
+        most = round((pairs or MOST_PAIRS) * share[name] / 2)
+        splits[name] = _draw(name, members, most, pairs is None, groups, rng)
+    return PairSplits(
+        **splits,
+        protocol="strict",
+        seed=seed,
+        held_out_families=tuple(hard_families),
+        clusters_by=method,
+    )
+
+
+def _usable(proteins: Iterable[SiteProtein], max_length: int) -> list[SiteProtein]:
+    """Take the first of equal sequences in a family, in the order of uid and family."""
+    rows: dict[tuple[str, str], SiteProtein] = {}
+    for protein in sorted(proteins, key=lambda p: (p.uid, p.family, p.sequence, p.site_labels)):
+        if len(protein.sequence) <= max_length:
+            rows.setdefault((protein.sequence, protein.family), protein)
+    return list(rows.values())
+
+
+def _components(
+    rows: Sequence[SiteProtein], identity: float, given: Mapping[str, str] | None
+) -> tuple[dict[str, str], str]:
+    """Return the cluster of each uid; clusters that share a uid, or an equal sequence, are one."""
+    if given is not None:
+        missing = sorted({row.uid for row in rows} - set(given))
+        if missing:
+            raise ValueError(
+                f"clusters has no {missing[0]!r} and {len(missing) - 1} others; give a cluster "
+                "for each uid, or leave it out"
+            )
+        cluster_of, method = given, getattr(given, "method", "given")
+    else:
+        found = cluster_sequences({row.sequence: row.sequence for row in rows}, identity)
+        cluster_of, method = {row.uid: found[row.sequence] for row in rows}, found.method
+    links = {(f"uid {row.uid}", f"cluster {cluster_of[row.uid]}") for row in rows}
+    links |= {(f"uid {row.uid}", f"sequence {row.sequence}") for row in rows}
+    component = connect(sorted({item for link in links for item in link}), sorted(links))
+    return {row.uid: component[f"uid {row.uid}"] for row in rows}, method
+
+
+def _hold_out(rows: Sequence[SiteProtein], share: float, rng: np.random.Generator) -> list[str]:
+    """Choose families with positives, at random."""
+    families = sorted(_families_with_pairs(rows))
+    count = max(MIN_HELD_OUT, round(share * len(families)))
+    if len(families) < count + MIN_HELD_OUT:
+        raise ValueError(
+            f"{len(families)} families have two proteins or more, of "
+            f"{len({row.family for row in rows})} families and {len(rows)} proteins; holding out "
+            f"{count} leaves {max(len(families) - count, 0)} for training, and it takes "
+            f"{MIN_HELD_OUT}: give more families, or hold out fewer"
+        )
+    return _shuffled(families, rng)[:count]
+
+
+def _deal(
+    rows: Sequence[SiteProtein],
+    cluster_of: Mapping[str, str],
+    share: Mapping[str, float],
+    rng: np.random.Generator,
+) -> dict[str, str]:
+    """Place each cluster in training, validation or test.
+
+    A family of several clusters gives half of them to validation or test, while these are short,
+    so that they have remote pairs of families seen in training. The others go to training.
+    """
+    clusters_of = defaultdict(set)
+    for row in rows:
+        clusters_of[row.family].add(cluster_of[row.uid])
+    size = Counter(cluster_of[row.uid] for row in rows)
+    room = {name: value * len(rows) for name, value in share.items()}
+    split_of: dict[str, str] = {}
+
+    def place(clusters: Iterable[str], name: str) -> None:
+        for cluster in clusters:
+            if cluster not in split_of:
+                split_of[cluster] = name
+                room[name] -= size[cluster]
+
+    for family in _shuffled(sorted(clusters_of), rng):
+        free = _shuffled(sorted(clusters_of[family] - set(split_of)), rng)
+        if len(free) > 1:
+            short = _shortest(("validation", "test"), room, share)
+            # A cluster that would overfill a small split is not given to it.
+            given = [c for c in free[: (len(free) + 1) // 2] if size[c] <= room[short]]
+            place(given, short)
+            place(free[len(given) :], "train")
+    for cluster in sorted(size):
+        place([cluster], _shortest(share, room, share))
+    return split_of
+
+
+def _shuffled(items: Sequence[str], rng: np.random.Generator) -> list[str]:
+    return [items[i] for i in rng.permutation(len(items))]
+
+
+def _shortest(names: Iterable[str], room: Mapping[str, float], share: Mapping[str, float]) -> str:
+    return max(names, key=lambda name: room[name] / share[name] if share[name] else -np.inf)
+
+
+def _families_with_pairs(rows: Iterable[SiteProtein]) -> dict[str, set[str]]:
+    """Return the uids of each family that has two or more."""
+    uids = defaultdict(set)
+    for row in rows:
+        uids[row.family].add(row.uid)
+    return {family: members for family, members in uids.items() if len(members) > 1}
+
+
+def _draw(
+    name: str,
+    rows: Sequence[SiteProtein],
+    count: int,
+    at_most: bool,
+    groups: Mapping[str, set[str]],
+    rng: np.random.Generator,
+) -> list[ProteinPair]:
+    """Draw as many positives as asked for, or at most that, and as many negatives."""
+    families = _families_with_pairs(rows).values()
+    if at_most:
+        # Families may share pairs: of these, one is drawn.
+        different: set[tuple[str, str]] = set()
+        for uids in families:
+            if len(different) < count:
+                different.update(islice(combinations(sorted(uids), 2), count))
+        enough = sum(min(comb(len(uids), 2), PER_PROTEIN * len(uids)) for uids in families)
+        count = min(count, enough, len(different))
+    available = sum(comb(len(uids), 2) for uids in families)
+    n_families = len({row.family for row in rows})
+    try:
+        if not 0 < count <= available or n_families < 2:
+            raise ValueError("ask for fewer pairs, give more families, or other shares")
+        return sample_matched_pairs(rows, count, count, rng, groups, distinct=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has {len(rows)} proteins of {n_families} families, {len(families)} of which "
+            f"form {available} positive pairs, for {count} positive and {count} negative pairs: "
+            f"{error}"
+        ) from error
+
+
+# --- The published protocol, draw for draw (dataset_prep.py of the PLASMA repository).
+
+
+Rows = tuple[int, int]
+
+
+def sample_upstream(
+    proteins: Sequence[SiteProtein],
+    seed: int,
+    pairs: int = MOST_PAIRS,
+    held_out: float = 0.1,
+    fractions: tuple[float, float] = (0.75, 0.05),
+    max_length: int = 1024,
+    family_order: Sequence[str] | None = None,
+) -> tuple[dict[str, list[tuple[int, int, int]]], list[str]]:
+    """Draw training, validation and test pairs as the authors did; see `make_splits`.
+
+    The state of the module `random` is left alone; the same numbers come from a generator of its
+    own. Pairs depend on the order of the rows: give train, valid and test tables in this order.
+
+    Arguments are those of `make_splits`; ties in `family_order` are by default in order of first
+    appearance, as pandas 3 has them. The authors used the seeds 1, 42 and 100.
+
+    Returns:
+        Rows and label of each pair `(query, candidate, label)` by split, and the families held
+        out, in the order they were drawn.
+
+    Raises:
+        ValueError: If there are fewer than two families with two proteins to draw from.
+
+    Example:
+        >>> table = [SiteProtein(f"{f}{i}", f, "MKV", (0, 1, 1)) for f in "ABCD" for i in range(3)]
+        >>> splits, held_out = sample_upstream(table, seed=1, pairs=8, held_out=0.5)
+        >>> [len(split) for split in splits.values()], held_out
+        ([6, 0, 2, 2], ['D', 'A'])
+    """
+    rng = random.Random(seed)
+    rows = [i for i, protein in enumerate(proteins) if len(protein.sequence) <= max_length]
+    counts = Counter(proteins[i].family for i in rows)
+    # most_common sorts stably, so equal counts stay in order of first appearance.
+    order = family_order or [family for family, _ in counts.most_common()]
+    members: dict[str, list[int]] = {family: [] for family in order if family in counts}
+    for i in rows:
+        members[proteins[i].family].append(i)
+    shuffled = list(members)
+    rng.shuffle(shuffled)
+    excluded = shuffled[: max(1, int(held_out * len(shuffled)))]
+    pools = {"main": set(shuffled) - set(excluded), "held-out": set(excluded)}
+    main, hard = (_pool(members, names, pool) for pool, names in pools.items())
+    uids = [protein.uid for protein in proteins]
+
+    def draw(families: list[list[int]], target: int) -> list[tuple[int, int, int]]:
+        return [
+            (*rows, label) for label in (1, 0) for rows in _fill(families, target, label, uids, rng)
+        ]
+
+    drawn = draw(main, pairs // 2)
+    rng.shuffle(drawn)
+    n_train, n_validation = (int(fraction * len(drawn)) for fraction in fractions)
+    splits = {
+        "train": drawn[:n_train],
+        "validation": drawn[n_train : n_train + n_validation],
+        "test": drawn[n_train + n_validation :],
+    }
+    splits["test_hard"] = draw(hard, len(splits["test"]) // 2)
+    return splits, excluded
+
+
+def _pool(members: Mapping[str, list[int]], names: set[str], pool: str) -> list[list[int]]:
+    """Return the rows of each family with at least two, the most frequent first."""
+    chosen = [rows for name, rows in members.items() if name in names and len(rows) > 1]
+    if len(chosen) < 2:
+        raise ValueError(
+            f"the {pool} pool has {len(chosen)} families with two proteins or more, of "
+            f"{len(names)} families and {sum(len(members[n]) for n in names)} proteins; "
+            "the upstream protocol needs two in each pool: give more families, or another "
+            "share held out"
+        )
+    return chosen
+
+
+def _fill(
+    families: list[list[int]], target: int, label: int, uids: Sequence[str], rng: random.Random
+) -> list[Rows]:
+    """Draw pairs of different proteins, the same number for each family as far as it goes."""
+
+    def add(found: set[Rows], size: int, attempts: int, number: int | None) -> list[Rows]:
+        added = []
+        for _ in range(attempts):
+            if len(found) >= size:
+                break
+            pair = _choose(families, number, label, rng)
+            if uids[pair[0]] != uids[pair[1]] and pair not in found:
+                found.add(pair)
+                added.append(pair)
+        return added
+
+    drawn: list[Rows] = []
+    for number in range(len(families)):
+        need = target // len(families) + (number < target % len(families))
+        found: set[Rows] = set()
+        add(found, need, 50 * need, number)
+        # The order of iteration of a set of pairs of small integers is part of the protocol.
+        drawn += found
+    return drawn + add(set(drawn), target, 100 * max(target - len(drawn), 0), None)
+
+
+def _choose(families: list[list[int]], number: int | None, label: int, rng: random.Random) -> Rows:
+    """Draw two rows of one family or of two; the number is that of the first, if it is given."""
+    if label:
+        one, two = rng.sample(rng.choice(families) if number is None else families[number], 2)
+        return min(one, two), max(one, two)
+    if number is None:
+        number, other = rng.sample(range(len(families)), 2)
+    else:
+        # `choice` takes an index below the length, so the list of the others is not needed.
+        other = rng.choice(range(len(families) - 1))
+        other += other >= number
+    return rng.choice(families[number]), rng.choice(families[other])

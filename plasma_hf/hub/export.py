@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import filecmp
+import inspect
 import json
 import logging
 import re
@@ -14,9 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
-from ..models.modeling_backbone import WeightsError, download_command, folder_of, is_whole
+from ..models.modeling_backbone import (
+    OWN_BACKBONES,
+    WeightsError,
+    download_command,
+    folder_of,
+    is_whole,
+    weight_files,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +146,28 @@ def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
             )
         options["save_backbone"] = True if local and save_backbone is None else save_backbone
     model.save_pretrained(folder, **options)
+
+
+def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
+    """Add the code of a backbone of ours that no import of a saved model names, TM-Vec's say.
+
+    transformers fetches what the code of a folder imports from it. A line at the end of that of
+    the configuration makes it import the backbone, which thereby becomes known.
+
+    Args:
+        model: A head, as it was saved.
+        folder: Where it was saved to.
+    """
+    own = OWN_BACKBONES.get(getattr(model.config.plm_config, "model_type", ""))
+    configuration = Path(folder) / Path(inspect.getfile(type(model.config))).name
+    if own is None or not configuration.is_file():  # a model of transformers, or saved without code
+        return
+    code = Path(inspect.getfile(own))
+    if code.name not in code_of(folder, {configuration.stem: "a model"}):
+        for file in (code, *get_relative_import_files(code)):
+            shutil.copyfile(file, Path(folder) / Path(file).name)
+        with configuration.open("a", encoding="utf-8") as opened:
+            opened.write(f"\nfrom .{code.stem} import {own.__name__}  # noqa: E402, F401\n")
 
 
 def _save_adapter(model: Any, folder: Path, base_model: str | None) -> None:
@@ -275,7 +306,8 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
     """
     name, local = str(folder), Path(folder).is_dir()
     remedy = AGAIN if local else f"while online, type: {download_command(name, revision)}"
-    found = folder_of(name, {"revision": revision}, ("config.json", ADAPTER[0]))
+    options = {"revision": revision}
+    found = folder_of(name, options) or folder_of(name, options, ADAPTER[0])
     if found is None:
         at = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
@@ -402,14 +434,13 @@ def _entry_points(folder: Path) -> dict[str, str]:
 
 def _check_files(folder: Path) -> None:
     """Check that configuration and weights are there; large models have several files of them."""
-    index = folder / "model.safetensors.index.json"
+    files, asked_by = weight_files(folder), "a model"
     if (folder / ADAPTER[0]).is_file():
-        needed = dict.fromkeys(ADAPTER, "an adapter")
-    elif not index.is_file():
-        needed = dict.fromkeys(("config.json", "model.safetensors"), "a model")
-    else:
-        parts = _read(index)["weight_map"].values()
-        needed = {"config.json": "a model"} | dict.fromkeys(parts, index.name)
-    for name, asked_by in needed.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}, which {asked_by} needs")
+        files, asked_by = [folder / name for name in ADAPTER], "an adapter"
+    index = next((file.name for file in files if file.name.endswith(".index.json")), None)
+    for file in files:
+        if not file.is_file():
+            part = index and file.suffix == ".safetensors"
+            raise FileNotFoundError(
+                f"{folder} has no {file.name}, which {index if part else asked_by} needs"
+            )

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard, SpaceCardData
 
 from .card import ANY_REPOSITORY, render, template_folder
-from .export import PICKLES, RECORD, code_of, export_to_hub_folder
+from .export import PICKLES, RECORD, export_to_hub_folder
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ MODULES = Path(__file__).parents[1] / "metrics" / "modules"
 GRADIO = "6.31.0"
 """Version that the Space runs; `app.py` was written for its interface."""
 LICENCE = "mit"
-PACKAGE = "plasma_hf.metrics"
+METRICS = "plasma_hf.metrics"
 INSTALLED = re.compile(r"^The computations? .* install `plasma-hf\[train\]` for .*$", re.MULTILINE)
 STANDALONE = (
     "It needs numpy and scikit-learn beside evaluate; the computations are in files beside it."
@@ -143,6 +143,9 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
 def standalone(code: str) -> tuple[str, list[str]]:
     r"""Let a module import what it takes from `plasma_hf.metrics` from files beside it.
 
+    A metric module names every file that it needs by importing from it: evaluate fetches those
+    that the module imports, and not what these import in turn.
+
     Args:
         code: Of the module.
 
@@ -152,36 +155,24 @@ def standalone(code: str) -> tuple[str, list[str]]:
     Example:
         >>> changed, beside = standalone("from plasma_hf.metrics import f1_max\n")
         >>> print(changed)
-        from .arrays import as_float_array
-        from .binary import f1_max
+        from .pairs import f1_max
         <BLANKLINE>
         >>> beside
-        ['arrays.py', 'binary.py']
+        ['pairs.py']
     """
-    lines, package = code.splitlines(keepends=True), import_module(PACKAGE)
+    lines, package = code.splitlines(keepends=True), import_module(METRICS)
     taken = next(
         node
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE
+        if isinstance(node, ast.ImportFrom) and node.module == METRICS
     )
     names: dict[str, list[str]] = {}
     for alias in taken.names:
         home = getattr(package, alias.name).__module__.rpartition(".")[2]
         names.setdefault(home, []).append(alias.name)
-    beside = sorted(code_of(MODULES.parent, dict.fromkeys(names, "the metric")))
-    # evaluate fetches the files that the module itself imports, and not what those import.
-    for file in beside:
-        home = Path(file).stem
-        names.setdefault(home, _defined(MODULES.parent / file)[:1])
     imports = [f"from .{home} import {', '.join(names[home])}\n" for home in sorted(names)]
     first, last = taken.lineno - 1, taken.end_lineno or taken.lineno
-    return "".join(lines[:first] + imports + lines[last:]), beside
-
-
-def _defined(file: Path) -> list[str]:
-    """Return the functions of a file."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return "".join(lines[:first] + imports + lines[last:]), [f"{home}.py" for home in sorted(names)]
 
 
 def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:

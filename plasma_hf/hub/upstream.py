@@ -1,16 +1,20 @@
-"""The files of the released PLASMA heads: `weights/{task}/{backbone}/` with three files each."""
+"""Files as authors publish them: the released PLASMA heads, and checkpoints of `torch.save`."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..models.processing_plasma import find_backbone
+from ..backbones import find_backbone
 
 PARAMETERS = {
     "eta.lrl.0.weight": "alignment_head.hidden.weight",
@@ -21,6 +25,72 @@ PARAMETERS = {
     "eta.norm.bias": "alignment_head.norm.bias",
 }
 """Parameter names in the released files and in `PlasmaModel`."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a dict that `torch.save` wrote, running no code that the file may hold.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint, is cut short, asks for code or holds no dict.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(2)}, f"{folder}/model.pt")
+        ...     read_checkpoint(f"{folder}/model.pt")
+        {'weight': tensor([1., 1.])}
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file; give the path of a checkpoint.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    # In bytes that are not a checkpoint the readers of torch meet errors of any kind.
+    except Exception as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None or not isinstance(error, UnpicklingError):
+            raise ValueError(
+                f"{file} cannot be read as a checkpoint: it is cut short or was not written by "
+                "torch.save; download it again."
+            ) from error
+        raise ValueError(
+            f"{file} was not read: beside tensors it asks for code, {asked.group(1)}; accepted "
+            "are tensors, numbers, text, lists and dicts alone. Only if you trust where it comes "
+            "from, write its weights anew and read that file: "
+            f"state = torch.load({str(file)!r}, weights_only=False)['state_dict']; "
+            "torch.save({'state_dict': state}, 'weights.pt')."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f"{file} holds a {type(checkpoint).__name__}; accepted is a dict of tensors, as in "
+            "torch.save(model.state_dict(), path)."
+        )
+    return checkpoint
+
+
+def differences(
+    state: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    here: str = "in the checkpoint",
+    there: str = "by the parameters",
+) -> str:
+    """Say which tensors are missing, surplus or of another shape than wanted; "" if none is.
+
+    Args:
+        state: Tensors of a file by their names.
+        wanted: Tensors or shapes.
+        here: What to call the first in the text, and
+        there: the second.
+    """
+    given = {str(name): tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    right = {name: tuple(getattr(value, "shape", value)) for name, value in wanted.items()}
+    differ = sorted(name for name in right | given if right.get(name) != given.get(name))
+    some = "; ".join(
+        f"{name}: {given.get(name, 'nothing')} {here}, {right.get(name, 'nothing')} {there}"
+        for name in differ[:3]
+    )
+    return f"{len(differ)} tensors differ ({some})" if differ else ""
 
 
 def read_released_head(
@@ -134,7 +204,7 @@ def _config_fields(
 
 
 def _backbone_fields(name: str | None) -> dict[str, Any]:
-    """Say which backbone a head was trained on and, for a published one, under which recipe."""
+    """Say which backbone a head was trained on and, for a published one, in which input format."""
     known = find_backbone(name) if name else None
     recipe = f"{known.family}/upstream" if known is not None else None
     return {"plm_name_or_path": name, "plm_recipe": recipe}

@@ -7,10 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modeling_backbone import language_model_config, width_of
-from .modeling_protssn import ProtSSNConfig
-from .modeling_substitution import ResidueEncoderConfig, SubstitutionConfig
-from .modeling_tmvec import TMVecConfig
+from .modeling_backbone import backbone_config, width_of
+from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
 PIPELINES = {
     "protein-alignment": {
@@ -20,12 +18,6 @@ PIPELINES = {
     }
 }
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
-
-OWN_CONFIGS: dict[str, Any] = {
-    config.model_type: config
-    for config in (SubstitutionConfig, ResidueEncoderConfig, TMVecConfig, ProtSSNConfig)
-}
-"""Configurations of the backbones that this package brings, by model type."""
 
 CHOICES = {
     "head": ("lrl", "hinge", "residual"),
@@ -76,7 +68,7 @@ class PlasmaConfig(PreTrainedConfig):
             takes ready embeddings.
         plm_name_or_path: Where the backbone's weights come from.
         plm_revision: Which revision of them.
-        plm_recipe: How sequences are written for the backbone, a name of `RECIPES`.
+        plm_recipe: How sequences are written for the backbone, a name of `INPUT_FORMATS`.
         backbone_saved: Whether a saved model has the backbone's weights as well.
         released_metadata: What a released head says of itself (`metadata.json`).
 
@@ -164,14 +156,3 @@ class PlasmaConfig(PreTrainedConfig):
         for name in (*not_negative, "diagonal_window"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
-
-
-def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
-    """Build a backbone's configuration from its fields; `model_type` says which class.
-
-    Raises:
-        ValueError: If neither transformers nor this folder knows the model type.
-    """
-    if (own := OWN_CONFIGS.get(str(fields.get("model_type")))) is not None:
-        return own(**{k: v for k, v in fields.items() if k != "model_type"})
-    return language_model_config(fields)

@@ -7,9 +7,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_plasma import backbone_config
-from .modeling_backbone import width_of
+from .modeling_backbone import backbone_config, width_of
 from .modeling_protein_mpnn import ProteinMPNNConfig
+from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
 PIPELINES = {
     "protein-retrieval": {
@@ -56,7 +56,7 @@ class ProtAlignConfig(PreTrainedConfig):
             that takes ready embeddings.
         plm_name_or_path: Where the sequence encoder's weights come from.
         plm_revision: Which revision of them.
-        plm_recipe: How sequences are written for it, a name of `RECIPES`.
+        plm_recipe: How sequences are written for it, a name of `INPUT_FORMATS`.
         backbone_saved: Whether a saved model has the sequence encoder's weights as well.
         structure_config: The structure encoder's configuration in full, or as a dict, or None for
             a model that takes ready embeddings. Its weights are always saved along.

@@ -1,19 +1,20 @@
-"""Loading of weights: safetensors alone, one clear error, and the commit they came from."""
+"""Protein language models as backbones: load them safely, embed proteins, put a head on them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -23,25 +24,28 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils.hub import cached_file, extract_commit_hash, has_file
 
-from .processing_plasma import PlasmaProcessor, Recipe
+from .processing_plasma import (
+    INPUT_FORMATS,
+    PUBLISHERS,
+    InputFormat,
+    PlasmaProcessor,
+    generic_input_format,
+    named_input_format,
+)
 from .protein import Protein
 
 ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
 """Environment variable; with 1, weights that are there as a pickle alone are read."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-ADAPTER, PICKLED_ADAPTER = "adapter_model.safetensors", "adapter_model.bin"
-
-_IS_PICKLE = (
-    "has its weights as {} alone, a pickle, which may run code when it is read, and {} is what is "
-    "read here."
-)
+ADAPTER = "adapter_model.safetensors"
 
 
 class WeightsError(OSError):
@@ -55,124 +59,108 @@ class SafeWeights(PreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
-        name_or_path: Any,
-        *args: Any,
-        use_safetensors: bool | None = None,
-        **kwargs: Any,
+        cls, name_or_path: Any, *args: Any, use_safetensors: bool | None = None, **kwargs: Any
     ) -> Any:
-        """Load a saved model.
-
-        Args:
-            name_or_path: Folder or Hub id.
-            *args: See `PreTrainedModel.from_pretrained`.
-            use_safetensors: False to read `pytorch_model.bin`, a pickle, with
-                `torch.load(weights_only=True)`; it is refused otherwise.
-            **kwargs: See `PreTrainedModel.from_pretrained`: revision, dtype, ...
-
-        Raises:
-            WeightsError: If weights are missing, damaged or a pickle.
-        """
+        """Load a saved model as `PreTrainedModel` does, see `load_safely`."""
         load = super().from_pretrained
-        loaded = load_weights(load, name_or_path, *args, use_safetensors=use_safetensors, **kwargs)
+        loaded = load_safely(load, name_or_path, *args, use_safetensors=use_safetensors, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.source_revision = commit_of(model.config._name_or_path or name_or_path, kwargs)
+        source = model.config._name_or_path or name_or_path
+        if not os.path.isdir(source or "") and (folder := folder_of(source, kwargs)):
+            model.source_revision = extract_commit_hash(str(folder / "config.json"), None)
         return loaded
 
 
-def load_weights(
-    load: Callable[..., Any],
-    name_or_path: Any,
-    *args: Any,
-    use_safetensors: bool | None = None,
-    **kwargs: Any,
+def load_safely(
+    load: Callable[..., Any], name: Any, *args: Any, use_safetensors: bool | None, **options: Any
 ) -> Any:
-    """Call a `from_pretrained` so that it reads safetensors, and say what is wrong with files.
+    """Call a `from_pretrained` so that it reads safetensors alone, or raises a `WeightsError`.
 
-    Args:
-        load: `from_pretrained` of a model class.
-        name_or_path: Folder or Hub id.
-        *args: For `load`.
-        use_safetensors: None for safetensors alone, unless the environment allows more.
-        **kwargs: For `load`.
-
-    Raises:
-        WeightsError: If weights are missing, damaged or a pickle.
+    With `use_safetensors=False` it reads pickles too, by `torch.load(weights_only=True)`.
     """
-    safe = use_safetensors
-    if safe is None and os.environ.get(ALLOW_PICKLE) != "1":
-        safe = True
+    if use_safetensors is None and os.environ.get(ALLOW_PICKLE) != "1":
+        use_safetensors = True
     try:
-        return load(name_or_path, *args, use_safetensors=safe, **kwargs)
+        return load(name, *args, use_safetensors=use_safetensors, **options)
     except WeightsError:
         raise
     # What a reader makes of a damaged file may be an error of any kind.
     except Exception as error:
-        reason = what_is_wrong(name_or_path, kwargs) if safe is not False else None
+        reason = None if use_safetensors is False else _what_is_wrong(name, options)
         if reason is None:
             raise
         raise WeightsError(reason) from error
 
 
-def commit_of(name_or_path: Any, options: dict[str, Any]) -> str | None:
-    """Return the commit that the cache of the Hub has of a repository, None for a folder.
+def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
+    folder, local = folder_of(name, options), os.path.isdir(name or "")
+    if folder is None:  # transformers says what was never downloaded
+        gone = f"{name} is not a folder here; give a folder, or an id on the Hub, org/name."
+        return gone if Path(name or "").is_absolute() else None
+    remedy = f"while online, type: {download_command(name, options.get('revision'))}"
+    remedy = "copy it again, or save the model to it again" if local else remedy
+    files = weight_files(folder)
+    missing = [file.name for file in files if not file.is_file()]
+    for file in files:
+        if file.is_file() and not is_whole(file):
+            told = f"{file.name} of {name} is cut short or damaged ({file}, {file.stat().st_size}"
+            return f"{told} bytes); {remedy}{'' if local else ' --force-download'}."
+    if WEIGHTS in missing and (refusal := pickle_refusal(name, WEIGHTS, options)):
+        return refusal
+    where = "" if local else " here: its download was not finished, or the Hub does not have it"
+    more = f" and {len(missing) - 3} more" if missing[3:] else ""
+    return f"{name} has no {', '.join(missing[:3])}{more}{where}; {remedy}." if missing else None
 
-    Args:
-        name_or_path: Folder or Hub id.
-        options: Of `from_pretrained`: revision, cache_dir, subfolder.
-    """
-    folder = None if os.path.isdir(name_or_path or "") else folder_of(name_or_path, options)
-    return None if folder is None else extract_commit_hash(str(folder / "config.json"), None)
 
-
-def what_is_wrong(name_or_path: Any, options: dict[str, Any]) -> str | None:
-    """Say which file of a model is missing, damaged or a pickle, and what to do; None if none is.
-
-    Args:
-        name_or_path: Folder or Hub id; of the Hub, the cache is looked at.
-        options: Of `from_pretrained`: revision, cache_dir, subfolder.
-    """
-    folder = folder_of(name_or_path, options)
-    if folder is None and (Path(name_or_path or "").is_absolute()):
-        return f"{name_or_path} is no folder here; give a folder, or an id on the Hub, org/name."
-    if folder is None:  # nothing of it was ever downloaded; transformers says so
+def pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | None:
+    """Say why weights are not read if they are a pickle and not the `wanted` file, else None."""
+    known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir") and v}
+    how = f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1)"
+    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    if wanted == ADAPTER:
+        call = f"model.load_adapter({str(name)!r}, use_safetensors=False)"
+        how, pickled = f"load its base and type {call}", ("adapter_model.bin",)
+    there = []
+    for file in (wanted, *pickled):
+        with suppress(OSError, ValueError):
+            if has_file(str(name), str(Path(options.get("subfolder") or "", file)), **known):
+                there.append(file)
+    if not there or there[0] == wanted:
         return None
-    revision = options.get("revision")
-    for name in ("config.json", INDEX):
-        if (folder / name).is_file() and not _is_json(folder / name):
-            return _damaged(name_or_path, folder / name, revision)
-    index = folder / INDEX
-    files = _shards(index) if index.is_file() else [WEIGHTS]
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing and not index.is_file() and (pickled := _pickled(name_or_path, PICKLED, options)):
-        return refusal(name_or_path, pickled, WEIGHTS)
-    if missing:
-        return _missing(name_or_path, missing, revision)
-    damaged = [folder / name for name in files if not is_whole(folder / name)]
-    return _damaged(name_or_path, damaged[0], revision) if damaged else None
+    return (
+        f"{name} has its weights as {there[0]} alone, a pickle, which may run code when it is "
+        f"read, and {wanted} is what is read here. If you trust where it comes from, {how}: it is "
+        "then read with torch.load(weights_only=True), and save_pretrained writes safetensors."
+    )
 
 
-def check_adapter(name_or_path: Any, use_safetensors: bool | None, options: dict[str, Any]) -> None:
-    """Check that the weights of an adapter are safetensors, before PEFT takes what it finds.
+def folder_of(name: Any, options: dict[str, Any], file: str = "config.json") -> Path | None:
+    """Return a model's folder, here or in the cache of the Hub, where it has that `file`."""
+    inside = options.get("subfolder") or ""
+    if os.path.isdir(name or ""):
+        return Path(name, inside)
+    place = {key: options.get(key) for key in ("cache_dir", "revision")}
+    with suppress(HFValidationError, TypeError):  # a path that does not exist, or None
+        found = try_to_load_from_cache(str(name), str(Path(inside, file)), **place)
+        return Path(found).parent if isinstance(found, str) else None
+    return None
 
-    Raises:
-        WeightsError: If they are a pickle and `use_safetensors` is not False.
-    """
-    if use_safetensors is False:
-        return
-    if _find(name_or_path, ADAPTER, options) is None and _pickled(
-        name_or_path, [PICKLED_ADAPTER], options
-    ):
-        raise WeightsError(
-            f"{name_or_path} {_IS_PICKLE.format(PICKLED_ADAPTER, ADAPTER)} If you trust where it "
-            f"comes from, load its base and type model.load_adapter({str(name_or_path)!r}, "
-            "use_safetensors=False): it is then read with torch.load(weights_only=True)."
-        )
+
+def weight_files(folder: Path) -> list[Path]:
+    """List what a model needs: configuration, index of the weights if there is one, weights."""
+    names, index = [WEIGHTS], folder / INDEX
+    if index.is_file():
+        names = [INDEX]
+        with suppress(ValueError):
+            names += sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    return [folder / name for name in ("config.json", *names)]
 
 
 def is_whole(file: Path) -> bool:
-    """Tell a safetensors file from one that is cut short or something else."""
+    """Tell a whole safetensors or JSON file from one that is cut short or something else."""
     try:
+        if file.suffix == ".json":
+            return isinstance(json.loads(file.read_text("utf-8")), dict)
         with safe_open(file, framework="pt") as tensors:
             tensors.keys()
     except (SafetensorError, OSError, ValueError):
@@ -180,103 +168,30 @@ def is_whole(file: Path) -> bool:
     return True
 
 
-def refusal(name_or_path: Any, pickled: str, wanted: str) -> str:
-    """Say why a pickle is not read, and how it can be."""
-    return (
-        f"{name_or_path} {_IS_PICKLE.format(pickled, wanted)} If you trust where it comes from, "
-        f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1): it is then read with "
-        "torch.load(weights_only=True), and save_pretrained writes safetensors."
-    )
-
-
-def folder_of(
-    name_or_path: Any, options: dict[str, Any], files: Iterable[str] = ("config.json", INDEX)
-) -> Path | None:
-    """Return the folder that a model is in, complete or not, None if it is nowhere here.
-
-    Args:
-        name_or_path: Folder or Hub id; of the Hub, the cache is looked at.
-        options: Of `from_pretrained`: revision, cache_dir, subfolder.
-        files: Any of these tells which folder of the cache it is.
-    """
-    inside = options.get("subfolder") or ""
-    if os.path.isdir(name_or_path or ""):
-        return Path(name_or_path, inside)
-    for name in files:
-        with suppress(HFValidationError, TypeError):  # a path that does not exist, or None
-            found = try_to_load_from_cache(
-                str(name_or_path),
-                str(Path(inside, name)),
-                cache_dir=options.get("cache_dir"),
-                revision=options.get("revision"),
-            )
-            if isinstance(found, str):
-                return Path(found).parent
-    return None
-
-
-def _pickled(name_or_path: Any, names: Iterable[str], options: dict[str, Any]) -> str | None:
-    """Return the pickle that weights are in, None without one."""
-    known = _given(options, "revision", "token", "cache_dir")
-    inside = options.get("subfolder") or ""
-    for name in names:
-        with suppress(OSError, ValueError):
-            if has_file(str(name_or_path), str(Path(inside, name)), **known):
-                return name
-    return None
-
-
-def _find(name_or_path: Any, name: str, options: dict[str, Any]) -> str | None:
-    known = _given(options, "revision", "token", "cache_dir", "subfolder", "local_files_only")
-    found: str | None = cached_file(
-        name_or_path, name, _raise_exceptions_for_missing_entries=False, **known
-    )
-    return found
-
-
-def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if options.get(name) is not None}
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
-    except ValueError:
-        return False
-
-
-def _shards(index: Path) -> list[str]:
-    weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-    return sorted(set(weight_map.values()))
-
-
-def _missing(name_or_path: Any, files: list[str], revision: str | None) -> str:
-    named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    if os.path.isdir(name_or_path):
-        return f"{name_or_path} has no {named}; copy it again, or save the model to it again."
-    return (
-        f"{name_or_path} has no {named} here: its download was not finished, or the Hub does not "
-        f"have it either. While online, type: {download_command(name_or_path, revision)}."
-    )
-
-
-def _damaged(name_or_path: Any, file: Path, revision: str | None) -> str:
-    told = f"{file.name} of {name_or_path} is cut short or damaged ({file}"
-    with suppress(OSError):
-        told += f", {file.stat().st_size} bytes"
-    if os.path.isdir(name_or_path):
-        return f"{told}); copy it again, or save the model to its folder again."
-    again = download_command(name_or_path, revision)
-    return f"{told}). While online, type: {again} --force-download."
-
-
 def download_command(name: Any, revision: str | None) -> str:
-    """Return the command that gets a repository of the Hub whole."""
-    at = f" --revision {revision}" if revision else ""
-    return f"hf download {name}{at}"
+    """Return the command that gets a whole repository of the Hub."""
+    return f"hf download {name}{f' --revision {revision}' if revision else ''}"
 
 
-# --- A digest of weights, to tell whether two models are the same.
+class ParameterFree:
+    """Tell dtype and device by buffers too; transformers fails where there is no parameter.
+
+    A frozen parameter is no way out: loading a checkpoint makes it trainable again.
+    """
+
+    parameters: Any
+    buffers: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first floating point tensor."""
+        tensors = chain(self.parameters(), self.buffers())
+        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor."""
+        return next(chain(self.parameters(), self.buffers())).device
 
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -285,8 +200,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def weights_digest(module: nn.Module) -> str:
     """Return 16 hexadecimal digits that depend on every weight of a module.
 
-    Any training, merging or conversion changes them. The digest adds up bit patterns as integers,
-    exactly and hence in any order: it takes a pass over the weights and no copy of them.
+    It adds up bit patterns as integers, exactly and hence in any order, without copying weights.
 
     Example:
         >>> layer = nn.Linear(4, 4)
@@ -297,30 +211,19 @@ def weights_digest(module: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(
-            f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum_of_bits(tensor)}".encode()
-        )
+        bits = tensor.detach().contiguous().flatten()
+        bits = bits.view(INTEGERS[tensor.element_size()]) if tensor.numel() else bits
+        total = int(bits.sum(dtype=torch.int64))
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total}".encode())
     return digest.hexdigest()[:16]
 
 
-def _sum_of_bits(tensor: Tensor) -> int:
-    flat = tensor.detach().contiguous().flatten()
-    if not flat.numel():
-        return 0
-    return int(flat.view(INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
-
-
-# --- Proteins of different length in one batch.
-
-
 def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack residue embeddings, padded with zeros at the end, and say where residues are.
-
-    Args:
-        proteins: Embeddings, `(residues, hidden)` each.
+    """Stack residue embeddings `(residues, hidden)` and say where residues are.
 
     Returns:
-        Embeddings `(batch, residues, hidden)` and residue mask `(batch, residues)`.
+        Embeddings `(batch, residues, hidden)`, padded with zeros at the end, and residue mask
+        `(batch, residues)`.
 
     Example:
         >>> pad_residues([torch.ones(2, 8), torch.ones(1, 8)])[1]
@@ -333,86 +236,8 @@ def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return embeddings, position < lengths.unsqueeze(-1)
 
 
-# --- What a model needs that may have no parameter at all.
-
-
-class ParameterFree:
-    """Tell dtype and device by buffers where a model has no parameters.
-
-    transformers asks the parameters, and fails where there are none. A frozen parameter is no way
-    out: loading a checkpoint makes it trainable again.
-    """
-
-    parameters: Any
-    buffers: Any
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the first floating point tensor."""
-        return next(tensor.dtype for tensor in self._tensors() if tensor.is_floating_point())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the first tensor."""
-        return next(self._tensors()).device
-
-    def _tensors(self) -> Iterator[Tensor]:
-        return chain(self.parameters(), self.buffers())
-
-
-# --- What the configuration of a model says of the language model that it stands on.
-
-
-@strict
-class OverLanguageModelConfig(PreTrainedConfig):
-    """Say which language model feeds a model, and how wide its residue embeddings are.
-
-    Args:
-        hidden_size: Width of a residue embedding, in and out.
-        plm_config: The language model's configuration in full, or as a dict, or None for a model
-            that takes ready residue embeddings.
-        plm_name_or_path: Where the language model's weights come from.
-        plm_revision: Which revision of them.
-
-    Raises:
-        ValueError: If the language model has another width.
-    """
-
-    sub_configs = {"plm_config": AutoConfig}
-
-    hidden_size: int = 1024
-    plm_config: dict[str, Any] | PreTrainedConfig | None = None
-    plm_name_or_path: str | None = None
-    plm_revision: str | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Resolve the language model's configuration and check its width."""
-        if isinstance(self.plm_config, dict):
-            self.plm_config = language_model_config(self.plm_config)
-        if self.hidden_size <= 0:
-            raise ValueError(f"hidden_size={self.hidden_size}; give a number above 0.")
-        if self.plm_config is not None:
-            self.check_width(self.plm_config)
-        super().__post_init__(**kwargs)
-
-    def check_width(self, plm_config: PreTrainedConfig) -> None:
-        """Refuse a language model of another width than this model's.
-
-        Raises:
-            ValueError: If the widths differ.
-        """
-        if (width := width_of(plm_config)) != self.hidden_size:
-            name = type(self).__name__
-            raise ValueError(
-                f"the language model ({plm_config.model_type}) gives residue embeddings of width "
-                f"{width}, {name.removesuffix('Config')} takes hidden_size={self.hidden_size}; use "
-                "the language model it was trained on, or make a new one with "
-                f"{name}(hidden_size={width})."
-            )
-
-
-# --- The language models of transformers, as encoders with one vector a token.
-
+OWN_BACKBONES: dict[str, Any] = {}
+"""Encoders that are not part of transformers, by model type; importing their file adds them."""
 
 ENCODERS_OF_TEXT = ("t5", "mt5", "umt5")
 """Model types whose AutoModel has a decoder as well; only their encoder is wanted."""
@@ -421,52 +246,41 @@ WITH_POOLER = ("bert", "esm")
 """Model types whose AutoModel adds a pooling layer, which nothing here reads."""
 
 
-def language_model_config(fields: dict[str, Any]) -> PreTrainedConfig:
-    """Build the configuration of a language model from its fields; `model_type` says which.
+def register_backbone(model_class: Any) -> Any:
+    """Make an encoder known as a backbone, by the model type of its configuration."""
+    OWN_BACKBONES[model_class.config_class.model_type] = model_class
+    return model_class
+
+
+def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """Build a backbone's configuration from its fields; `model_type` says which class.
 
     Raises:
-        ValueError: If transformers does not know the model type.
+        ValueError: If neither transformers nor a file beside this one knows the model type.
     """
-    model_type = str(fields.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
+    own, model_type = OWN_BACKBONES.get(fields.get("model_type", "")), fields.get("model_type")
+    if own is None and model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
             "configuration of a backbone, for example EsmConfig(...) or "
             "AutoConfig.from_pretrained('facebook/esm2_t6_8M_UR50D')."
         )
-    return CONFIG_MAPPING[model_type](**{k: v for k, v in fields.items() if k != "model_type"})
+    config_class = own.config_class if own is not None else CONFIG_MAPPING[model_type]
+    return config_class(**{k: v for k, v in fields.items() if k != "model_type"})
 
 
-def build_language_model(config: Any) -> PreTrainedModel:
-    """Build an untrained language model from its configuration."""
+def build_backbone(config: Any) -> PreTrainedModel:
+    """Build an untrained backbone from its configuration."""
+    if config.model_type in OWN_BACKBONES:
+        return OWN_BACKBONES[config.model_type](config)
+    auto, options = _auto_class(config)
+    return auto.from_config(config, **options)
+
+
+def _auto_class(config: Any) -> tuple[Any, dict[str, bool]]:
     if config.model_type in ENCODERS_OF_TEXT:
-        return AutoModelForTextEncoding.from_config(config)
-    return AutoModel.from_config(config, **_without_pooler(config))
-
-
-def load_language_model(name_or_path: str, config: Any, **kwargs: Any) -> PreTrainedModel:
-    """Load a pretrained language model, in float32 unless told otherwise.
-
-    Args:
-        name_or_path: Hub id or folder.
-        config: Its configuration.
-        **kwargs: For `from_pretrained`: revision, dtype, device_map, use_safetensors, ...
-
-    Raises:
-        WeightsError: If weights are missing, damaged or a pickle; see `load_weights`.
-    """
-    # transformers would take the file's dtype; ProtT5 is stored in half precision, in which T5
-    # activations overflow.
-    kwargs = {"dtype": torch.float32} | kwargs
-    if config.model_type in ENCODERS_OF_TEXT:
-        load: Any = AutoModelForTextEncoding.from_pretrained
-    else:
-        load, kwargs = AutoModel.from_pretrained, kwargs | _without_pooler(config)
-    return load_weights(load, name_or_path, config=config, **kwargs)
-
-
-def _without_pooler(config: Any) -> dict[str, bool]:
-    return {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
+        return AutoModelForTextEncoding, {}
+    return AutoModel, {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
 
 
 def width_of(config: PreTrainedConfig) -> int:
@@ -484,133 +298,64 @@ def width_of(config: PreTrainedConfig) -> int:
     )
 
 
-# --- A model that stands on a language model: TM-Vec, ProtSSN.
+def residue_embeddings(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    residue_mask: Tensor | None = None,
+    backbone_atoms: Tensor | None = None,
+) -> list[Tensor]:
+    """Run a backbone and keep the residues alone, `(residues, hidden)` each.
+
+    Args:
+        model: An encoder with one vector per token.
+        input_ids: `(batch, tokens)`.
+        attention_mask: True at every token that is not padding; None if there is none.
+        residue_mask: True at tokens that are residues; None if all attended ones are.
+        backbone_atoms: N, CA and C in Å, `(batch, residues, 3, 3)`, where structures are read.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    residues = (attention_mask if residue_mask is None else residue_mask).bool()
+    further = {"residue_mask": residues} if getattr(model, "reads_residue_mask", False) else {}
+    if backbone_atoms is not None:
+        further["backbone_atoms"] = backbone_atoms
+    output = model(input_ids=input_ids, attention_mask=attention_mask, **further)
+    return [row[kept] for row, kept in zip(output.last_hidden_state, residues, strict=True)]
 
 
-class OverLanguageModel(SafeWeights):
-    """Take residue embeddings, or token ids through the language model underneath."""
+def windows(length: int, limit: int | None) -> list[tuple[int, int, int, int]]:
+    """Cut a protein into overlapping windows and say which rows each of them gives.
 
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    trained_on = ""  # id of the language model to name in an error message
+    Returns:
+        `(start, end, keep_start, keep_end)` each, 0-based with exclusive ends, of at most `limit`
+        residues. Neighbours overlap by at least `limit // 4` and share the overlap half and half.
 
-    language_model: Any
-
-    def __init__(self, config: Any) -> None:
-        """Build the language model, if the configuration has one."""
-        super().__init__(config)
-        under = config.plm_config
-        self.language_model = None if under is None else build_language_model(under)
-
-    def attach_language_model(
-        self, language_model: PreTrainedModel, name: str | None = None, revision: str | None = None
-    ) -> Self:
-        """Put a language model under this one, so that it takes token ids.
-
-        Args:
-            language_model: An encoder with one vector a token.
-            name: Its Hub id or folder; kept in the configuration.
-            revision: Which revision of it; None keeps what the configuration says of that name.
-
-        Raises:
-            ValueError: If it has another width.
-        """
-        self.config.check_width(language_model.config)
-        self.language_model, self.config.plm_config = language_model, language_model.config
-        name = name or getattr(language_model.config, "name_or_path", None) or None
-        if revision is not None or name != self.config.plm_name_or_path:
-            self.config.plm_name_or_path, self.config.plm_revision = name, revision
-        return self
-
-    def read(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        residue_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return residue embeddings and residue mask, run the language model where need be.
-
-        Args:
-            input_ids: `(batch, tokens)`, for the language model, with its special tokens.
-            attention_mask: `(batch, tokens)`, what the language model attends to; None is all.
-            residue_mask: `(batch, tokens)` or `(batch, residues)`, True at residues and never at
-                special tokens or padding; None takes attention_mask.
-            inputs_embeds: `(batch, residues, hidden)`, residue embeddings of the language model.
-
-        Raises:
-            ValueError: If proteins are given not at all or twice, as token ids without a language
-                model to read them, or in shapes that do not fit.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "give proteins either as input_ids or as inputs_embeds"
-                + ("; neither is here." if input_ids is None else ", not as both.")
-            )
-        if inputs_embeds is None:
-            self._check_language_model()
-            output = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
-            inputs_embeds = output.last_hidden_state
-        mask = attention_mask if residue_mask is None else residue_mask
-        if mask is None:
-            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
-        self._check_shapes(inputs_embeds, mask)
-        return inputs_embeds, mask.bool()
-
-    def _check_language_model(self) -> None:
-        if self.language_model is None:
-            name = self.config.plm_name_or_path or self.trained_on
-            raise ValueError(
-                f"this {type(self).__name__} has no language model under it and takes no "
-                f"input_ids; pass inputs_embeds, residue embeddings of {name!r}, or attach it: "
-                f"model.attach_language_model(plasma_hf.load_backbone({name!r}).model)."
-            )
-
-    def _check_shapes(self, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.hidden_size
-        if embeddings.ndim != 3 or embeddings.shape[-1] != width:
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(embeddings.shape)}; give (batch, residues, "
-                f"{width}), from the language model that {type(self).__name__} was trained on."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "True (or 1) at residues."
-            )
-
-
-# --- A backbone ready for use: proteins in, residue embeddings out, one row a residue.
-
-
-STANDING_ON_ANOTHER = ("tmvec", "protssn")
-"""Model types that run a language model first, and then look at its residues alone."""
-
-
-class Piece(NamedTuple):
-    """A stretch of a protein that is embedded at once, and the rows of it that are kept."""
-
-    protein: int
-    start: int
-    end: int
-    keep_start: int
-    keep_end: int
+    Example:
+        >>> windows(10, 8)
+        [(0, 8, 0, 5), (2, 10, 5, 10)]
+    """
+    if limit is None or length <= limit:
+        return [(0, length, 0, length)]
+    count = -(-(length - limit) // (limit - limit // 4)) + 1
+    # Spread evenly, so that the last window overlaps no more than the others.
+    starts = [round(i * (length - limit) / (count - 1)) for i in range(count)]
+    cuts = [0, *((a + b + limit) // 2 for a, b in zip(starts, starts[1:], strict=False)), length]
+    return [(s, s + limit, cuts[i], cuts[i + 1]) for i, s in enumerate(starts)]
 
 
 class Backbone:
-    """A language model and the recipe of its input.
+    """A language model and the processor that writes sequences for it: proteins in, embeddings out.
 
-    A protein longer than `recipe.max_residues` is embedded in windows of that length, each of
-    which overlaps the next by a quarter at least; a residue takes its embedding from the window in
-    which it is further from the border. Nothing is cut off.
+    A protein longer than `input_format.max_residues` is embedded in overlapping `windows`; a
+    residue takes its embedding from the one in which it is further from the border.
 
     Args:
-        model: An encoder with one vector a token.
-        processor: Its tokenizer and recipe.
+        model: An encoder with one vector per token.
+        processor: Its tokenizer and input format.
         name: Its id on the Hub, or its folder.
         revision: Commit of it.
-        digest: `weights_digest` of the model as it was loaded under this name; None if its weights
-            are not known to be those.
+        digest: `weights_digest` of what was loaded under this name; None if that is not known.
 
     Example:
         >>> import plasma_hf
@@ -632,10 +377,43 @@ class Backbone:
         self.name = name or model.config.name_or_path or type(model).__name__
         self.revision, self.digest = revision, digest
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        input_format: InputFormat | str | None = None,
+        *,
+        model: Any = None,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        max_residues: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load by Hub id or folder, see `plasma_hf.load_backbone`; `model` is one loaded before."""
+        if name == "substitution":
+            encoder = OWN_BACKBONES["substitution_window"]
+            model = encoder(encoder.config_class()).to(device)
+            return cls(model, PlasmaProcessor(), name, digest=weights_digest(model))
+        if isinstance(input_format, str):
+            family = input_format.split("/")[0]
+            input_format = named_input_format(input_format, of=name)
+            if family in PUBLISHERS and "/" not in name and not os.path.isdir(name):
+                name = f"{PUBLISHERS[family]}/{name}"  # a released head has the last part alone
+        # A branch moves; its commit is what the embeddings depend on.
+        revision = extract_commit_hash(_find_file(name, "config.json", revision), None) or revision
+        model = model or fetch(_load_model, name, revision, **options)
+        words = (name, revision)
+        if hasattr(model, "complete"):  # with the language model it stands on, and by its tokenizer
+            words = model.complete(name, input_format, **options)
+        tokenizer = fetch(_load_tokenizer, *words, **options)
+        settled = _settled(model, tokenizer, input_format, max_residues)
+        digest = weights_digest(model.to(device))
+        return cls(model, PlasmaProcessor(tokenizer, settled), name, revision, digest)
+
     @property
-    def recipe(self) -> Recipe:
+    def input_format(self) -> InputFormat:
         """How sequences are written for the model."""
-        return self.processor.recipe
+        return self.processor.input_format
 
     @property
     def hidden_size(self) -> int:
@@ -643,17 +421,19 @@ class Backbone:
         return width_of(self.model.config)
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What an embedding depends on: the model, its weights, and the recipe of its input."""
+    def fingerprint(self) -> dict[str, str]:
+        """What an embedding depends on: the model, its weights, and the format of its input."""
         # A folder may move; the digest of the weights stays.
         name = Path(self.name).name if Path(self.name).is_dir() else self.name
         return {
             "backbone": name,
             "revision": self.revision or "",
-            "recipe": self.recipe.name,
-            "max_residues": str(self.recipe.max_residues or "any"),
+            "recipe": self.input_format.name,
+            "max_residues": str(self.input_format.max_residues or "any"),
             "weights": weights_digest(self.model),
         }
+
+    identity = fingerprint  # the name by which stores ask for it
 
     @torch.no_grad()
     def embed(
@@ -673,118 +453,343 @@ class Backbone:
             ValueError: If a protein is unusable, or its embeddings are not finite.
         """
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
+        limit = None if self.input_format.reads_structures else self.input_format.max_residues
+        pieces = [
+            (i, *w) for i, p in enumerate(read) for w in windows(len(p.sequence or ""), limit)
+        ]
+        pieces.sort(key=lambda piece: piece[1] - piece[2])  # longest first
         rows: list[list[Tensor]] = [[] for _ in read]
-        pieces = list(self._pieces(read))
-        for batch in _batches(pieces, residues_per_batch):
-            parts = [_cut(read[piece.protein], piece) for piece in batch]
-            for piece, hidden in zip(batch, self._embed_batch(parts), strict=True):
-                kept = hidden[piece.keep_start - piece.start : piece.keep_end - piece.start]
-                rows[piece.protein].append(kept.float().cpu())
-        embedded = [torch.cat(parts) for parts in rows]
-        for protein, embeddings in zip(read, embedded, strict=True):
-            self._check(protein, embeddings)
-        return embedded
+        while pieces:
+            count = max(1, residues_per_batch // (pieces[0][2] - pieces[0][1]))
+            batch, pieces = pieces[:count], pieces[count:]
+            encoded = self.processor.encode([_cut(read[i], *piece) for i, *piece in batch])
+            encoded = {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
+            mask = encoded.pop("mask")
+            embedded = residue_embeddings(self.model, residue_mask=mask, **encoded)
+            for (i, start, _, first, last), hidden in zip(batch, embedded, strict=True):
+                rows[i].append(hidden[first - start : last - start].float().cpu())
+        return [self._checked(p, torch.cat(parts)) for p, parts in zip(read, rows, strict=True)]
 
-    def _pieces(self, proteins: list[Protein]) -> Iterator[Piece]:
-        limit = None if self.recipe.reads_structures else self.recipe.max_residues
-        for i, protein in enumerate(proteins):
-            for window in windows(len(protein.sequence or ""), limit):
-                yield Piece(i, *window)
-
-    def _embed_batch(self, proteins: list[Protein]) -> list[Tensor]:
-        encoded = self.processor.encode(proteins)
-        on_device = {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
-        mask = on_device.pop("mask")
-        return residue_embeddings(self.model, residue_mask=mask, **on_device)
-
-    def _check(self, protein: Protein, embeddings: Tensor) -> None:
-        if len(embeddings) != len(protein.sequence or ""):
+    def _checked(self, protein: Protein, embeddings: Tensor) -> Tensor:
+        residues = len(protein.sequence or "")
+        if len(embeddings) != residues:
             raise ValueError(
-                f"{self.name} gives {len(embeddings)} rows for {protein.id} of "
-                f"{len(protein.sequence or '')} residues; a backbone gives one a residue."
+                f"{self.name} gives {len(embeddings)} rows for {protein.id} of {residues} "
+                "residues; a backbone gives one per residue."
             )
         if not torch.stack(embeddings.aminmax()).isfinite().all():  # NaN is both, and it is fast
             raise ValueError(
                 f"{self.name} gives NaN or infinite embeddings for {protein.id}; it runs in "
                 f"{self.model.dtype}: load it with dtype=torch.float32."
             )
+        return embeddings
 
 
-def windows(length: int, limit: int | None) -> list[tuple[int, int, int, int]]:
-    """Cut a protein into overlapping windows and say which rows each of them gives.
+def _cut(protein: Protein, start: int, end: int, *_: int) -> Protein:
+    whole = end - start == len(protein.sequence or "")
+    return protein if whole else Protein(protein.id, (protein.sequence or "")[start:end])
 
-    Args:
-        length: Residues of the protein.
-        limit: Residues of a window; None for one window over everything.
 
-    Returns:
-        `(start, end, keep_start, keep_end)` each, 0-based with exclusive ends. Neighbours overlap
-        by `limit // 4` residues or more and share the overlap half and half.
+def fetch(load: Callable[..., Any], source: str, revision: str | None, **options: Any) -> Any:
+    """Load a part of a backbone, and say what to download where it is missing.
 
-    Example:
-        >>> windows(10, 8)
-        [(0, 8, 0, 5), (2, 10, 5, 10)]
+    Raises:
+        OSError: If it is neither here nor can be fetched, or its weights cannot be read.
     """
-    if limit is None or length <= limit:
-        return [(0, length, 0, length)]
-    step = limit - limit // 4
-    count = -(-(length - limit) // step) + 1
-    # Spread evenly, so that the last window overlaps no more than the others.
-    starts = [round(i * (length - limit) / (count - 1)) for i in range(count)]
-    cuts = [0]
-    cuts += [(b + a + limit) // 2 for a, b in zip(starts, starts[1:], strict=False)]
-    cuts += [length]
-    return [(s, s + limit, cuts[i], cuts[i + 1]) for i, s in enumerate(starts)]
+    try:
+        return load(source, revision=revision, **options)
+    except WeightsError as error:
+        raise WeightsError(f"the backbone {source}: {error}") from error
+    except OSError as error:
+        at = f" (revision {revision})" if revision else ""
+        raise OSError(
+            f"the backbone {source}{at} is no folder here, is not in the cache of the Hub and "
+            f"cannot be fetched. While online, type: {download_command(source, revision)}. "
+            f"What the loader says: {error}"
+        ) from error
 
 
-def residue_embeddings(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    residue_mask: Tensor | None = None,
-    backbone_atoms: Tensor | None = None,
-) -> list[Tensor]:
-    """Run a backbone and keep the residues alone.
+def _load_model(
+    source: str,
+    revision: str | None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,  # not that of the file: T5 overflows in half precision
+    use_safetensors: bool | None = None,
+) -> Any:
+    fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    weights = {"revision": revision, "dtype": dtype, "use_safetensors": use_safetensors}
+    if (own := OWN_BACKBONES.get(fields.get("model_type", ""))) is not None:
+        return own.from_pretrained(source, **weights)
+    if fields.get("model_type") == "plasma":
+        raise ValueError(
+            f"{source} is a PLASMA model, not a backbone; load it with "
+            "AutoModel.from_pretrained, or give the id of its backbone."
+        )
+    remote = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source, revision=revision, **remote)
+    auto, encoder = _auto_class(config)
+    return load_safely(auto.from_pretrained, source, config=config, **weights, **remote, **encoder)
 
-    Args:
-        model: An encoder with one vector a token.
-        input_ids: `(batch, tokens)`.
-        attention_mask: True at every token that is no padding; None if there is none.
-        residue_mask: True at tokens that are residues; None if all attended ones are.
-        backbone_atoms: Coordinates of N, CA and C in Å, `(batch, residues, 3, 3)`, for a model
-            that reads structures.
 
-    Returns:
-        Embeddings `(residues, hidden)` each.
+def _load_tokenizer(
+    source: str, revision: str | None, trust_remote_code: bool = False, **_: Any
+) -> Any:
+    fields, _unused = PreTrainedConfig.get_config_dict(source, revision=revision)
+    # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown
+    # token in front of every residue of Ankh; read as plain data, the file says what it means.
+    if fields.get("model_type") == "t5" and _find_file(source, "tokenizer.json", revision):
+        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _find_file(source: str, name: str, revision: str | None = None) -> str | None:
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("gated_repo", "missing_entries")}
+    quiet["_raise_exceptions_for_connection_errors"] = False
+    with suppress(OSError, HFValidationError):  # no such repository, or a path that does not exist
+        return cached_file(source, name, revision=revision, **quiet)
+    return None
+
+
+LEARNED_POSITIONS = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
+"""Model types that look positions up in a table, and whether they count on from padding."""
+
+
+def _settled(
+    model: Any, tokenizer: Any, wanted: InputFormat | None, max_residues: int | None
+) -> InputFormat:
+    """Decide on the format: the one asked for, that of the model, or a generic one."""
+    config = model.config
+    saved = "esmc/native" if config.model_type == "esmc" else getattr(model, "saved_format", None)
+    wanted = wanted or INPUT_FORMATS.get(saved) or generic_input_format(tokenizer)
+    limits = [max_residues, wanted.max_residues]
+    kind = getattr(config, "position_embedding_type", "absolute")
+    if config.model_type in LEARNED_POSITIONS and kind == "absolute":
+        first = (config.pad_token_id or 0) + 1 if LEARNED_POSITIONS[config.model_type] else 0
+        limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
+    tokens = int(tokenizer.model_max_length)
+    if wanted.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
+        limits.append(tokens - tokenizer.num_special_tokens_to_add())
+    return replace(wanted, max_residues=min(filter(None, limits), default=None))
+
+
+def from_package(module: str, what: str) -> Any:
+    """Import a module of the package, whose tools do not travel with a saved model."""
+    try:
+        return import_module(f"plasma_hf.{module}")
+    except ImportError as error:
+        raise ImportError(f"{what} by the package: pip install plasma-hf.") from error
+
+
+IN_PACKAGE = __name__.startswith("plasma_hf.")
+"""Whether this file is part of the package, or a copy on its own."""
+
+
+class PreTrainedHead(SafeWeights):
+    """A head that stands on a backbone, and does not have to carry it along.
+
+    Saved, the model holds its head, the configuration of its backbone in full, and the backbone's
+    id, revision and input format; loaded, it takes the backbone from there. Once the backbone's
+    weights are no longer those of its id, trained or merged, they are saved with the head.
     """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if residue_mask is None:
-        residue_mask = attention_mask
-    # Models that stand on another look at residues alone, and one of them at atoms as well.
-    further: dict[str, Tensor] = {}
-    if model.config.model_type in STANDING_ON_ANOTHER:
-        further["residue_mask"] = residue_mask.bool()
-    if backbone_atoms is not None:
-        further["backbone_atoms"] = backbone_atoms
-    output = model(input_ids=input_ids, attention_mask=attention_mask, **further)
-    hidden = output.last_hidden_state
-    return [row[kept] for row, kept in zip(hidden, residue_mask.bool(), strict=True)]
 
+    backbone: Any
+    takes_embeddings = "query_embeddings and candidate_embeddings"  # for an error message
+    _fetched: Backbone | None = None  # the backbone as it came from its id
 
-def _batches(pieces: list[Piece], residues_per_batch: int) -> Iterator[list[Piece]]:
-    """Yield pieces of like length, as many as the padded batch allows, longest first."""
-    batch: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: piece.start - piece.end):
-        longest = batch[0].end - batch[0].start if batch else 0
-        if batch and (len(batch) + 1) * longest > residues_per_batch:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        name_or_path: Any,
+        *args: Any,
+        load_backbone: bool = True,
+        use_safetensors: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a saved model, and the backbone it stands on if that is not saved with it.
 
+        Args:
+            name_or_path: Folder or Hub id.
+            *args: See `PreTrainedModel.from_pretrained`.
+            load_backbone: False to leave the backbone away; the model then takes embeddings.
+            use_safetensors: False to read pickles as well, of the model and of its backbone.
+            **kwargs: See `PreTrainedModel.from_pretrained`.
 
-def _cut(protein: Protein, piece: Piece) -> Protein:
-    sequence = (protein.sequence or "")[piece.start : piece.end]
-    return Protein(protein.id, sequence, backbone_atoms=protein.backbone_atoms)
+        Raises:
+            OSError: If weights are missing, damaged or a pickle, or the backbone is neither here
+                nor can be fetched; the message has file or id, and what to do.
+        """
+        kwargs["use_safetensors"] = use_safetensors
+        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if load_backbone and model.backbone is None and model.config.plm_config is not None:
+            model.load_backbone(use_safetensors=use_safetensors)
+        if model.backbone is not None:
+            model.backbone.requires_grad_(False).eval()
+        return loaded
+
+    @property
+    def processor(self) -> PlasmaProcessor | None:
+        """The processor that came with the backbone, if the backbone came by itself."""
+        return self._fetched.processor if self._fetched is not None else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a frozen backbone goes on embedding as in inference."""
+        super().train(mode)
+        if self.backbone is not None and not any(
+            p.requires_grad for p in self.backbone.parameters()
+        ):
+            self.backbone.eval()
+        return self
+
+    def load_backbone(
+        self,
+        source: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        use_safetensors: bool | None = None,
+    ) -> PlasmaProcessor:
+        """Load the backbone that the head was made for and put it under the head.
+
+        Args:
+            source: Folder with it, by default the id in the configuration.
+            revision: Commit, branch or tag on the Hub, by default that of the configuration.
+            trust_remote_code: Run Python code that the backbone brings.
+            use_safetensors: See `plasma_hf.load_backbone`.
+
+        Returns:
+            Its processor, with the input format that the head was trained on.
+
+        Raises:
+            ValueError: If the configuration names no backbone, or this one does not fit.
+            OSError: If it is neither here nor can be fetched.
+        """
+        config, load = self.config, Backbone.from_pretrained
+        name = config.plm_name_or_path
+        if source is None and name is None:
+            raise ValueError(
+                "this head does not say which backbone it was made for; give one: "
+                "model.load_backbone('facebook/esm2_t33_650M_UR50D')."
+            )
+        if IN_PACKAGE:  # which knows what authors publish as well
+            load = import_module("plasma_hf.backbones").load_backbone
+        backbone = load(
+            str(source or name),
+            config.plm_recipe,
+            revision=revision or (config.plm_revision if source is None else None),
+            device=self.device,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+        )
+        self.attach_backbone(backbone, name if source is not None else None)
+        if source is not None:
+            config.plm_name_or_path, config.plm_revision = str(source), backbone.revision
+        return backbone.processor
+
+    def attach_backbone(
+        self, backbone: Backbone | PreTrainedModel, name: str | None = None
+    ) -> Self:
+        """Put a backbone under a head-only model, so that it takes token ids.
+
+        The backbone is frozen: what trains is the head, or an adapter. To train all of it, call
+        `model.backbone.requires_grad_(True)`.
+
+        Args:
+            backbone: What `load_backbone` gives, or an encoder with one vector per token.
+            name: Its Hub id or folder; kept in the configuration.
+
+        Raises:
+            ValueError: If the head was made for another width or another backbone.
+        """
+        encoder: Any = backbone.model if isinstance(backbone, Backbone) else backbone
+        config, width = self.config, width_of(encoder.config)
+        if config.embedding_size not in (None, width):
+            raise ValueError(
+                f"this head takes residue embeddings of width {config.embedding_size}, "
+                f"{type(encoder).__name__} gives {width}; attach the backbone the head was made "
+                f"for, or make a head with {type(config).__name__}"
+                f"({config.attribute_map.get('embedding_size', 'embedding_size')}={width})."
+            )
+        name = name or getattr(backbone, "name", None) or encoder.config.name_or_path or None
+        made_for = config.plm_name_or_path
+        if made_for and name and Path(made_for).name != Path(name).name:
+            raise ValueError(
+                f"this head was made for the backbone {made_for!r}, not for {name!r}; load "
+                f"{made_for!r}, or train a head on {name!r}."
+            )
+        self.backbone = encoder.requires_grad_(False).eval()
+        config.plm_config, config.embedding_size = encoder.config, width
+        config.plm_name_or_path = name or made_for
+        if isinstance(backbone, Backbone):
+            config.plm_recipe = backbone.input_format.name
+            # Under another name the commit would be of another repository.
+            config.plm_revision = backbone.revision if name == backbone.name else None
+            self._fetched = backbone
+        return self
+
+    def embed(self, input_ids: Tensor, *further: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embed token ids by the backbone; see `residue_embeddings` for what it reads further.
+
+        Returns:
+            Embeddings `(batch, residues, hidden)`, padded with zeros, and their residue mask.
+        """
+        if self.backbone is None:
+            raise ValueError(
+                "this model is a head without a backbone and takes no token ids; pass "
+                f"{self.takes_embeddings}, or put its backbone under it with "
+                "model.load_backbone()."
+            )
+        return pad_residues(residue_embeddings(self.backbone, input_ids, *further))
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter, of safetensors; the backbone that it may sit on first.
+
+        Raises:
+            WeightsError: If it is a pickle, and `use_safetensors` is not False.
+        """
+        told = vars(kwargs["load_config"]) if kwargs.get("load_config") else {}
+        name = peft_model_id or told.get("pretrained_model_name_or_path")
+        options = {
+            **told.get("download_kwargs", {}),
+            **kwargs,
+            **(kwargs.get("adapter_kwargs") or {}),
+        }
+        if kwargs.get("use_safetensors", told.get("use_safetensors")) is not False and name:
+            # PEFT would take what it finds.
+            if refusal := pickle_refusal(name, ADAPTER, options):
+                raise WeightsError(refusal)
+        if self.backbone is None and self.config.plm_config is not None:
+            self.load_backbone()
+        return super().load_adapter(peft_model_id, *args, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Save the model.
+
+        Args:
+            save_directory: Folder to write.
+            *args: See `PreTrainedModel.save_pretrained`.
+            save_backbone: Save the backbone's weights as well; by default only where they are not,
+                or no longer, those of the backbone's id.
+            **kwargs: See `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: If `save_backbone=False` would lose weights.
+        """
+        fetched = self._fetched.digest if self._fetched is not None else None
+        changed = self.backbone is not None and fetched != weights_digest(self.backbone)
+        if save_backbone is False and changed:
+            raise ValueError(
+                "the weights of the backbone are not those of "
+                f"{self.config.plm_name_or_path or 'any id'}; left out they would be lost. Save "
+                "with save_backbone=True."
+            )
+        keep = changed if save_backbone is None else save_backbone
+        weights = [] if keep or self.backbone is None else self.backbone.state_dict()
+        self._keys_to_ignore_on_save = {f"backbone.{name}" for name in weights}
+        self.config.backbone_saved = keep and self.backbone is not None
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if IN_PACKAGE:
+            import_module("plasma_hf.hub.export").bring_code_of_backbone(self, save_directory)

@@ -6,20 +6,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
-from .loading import OWN_MODELS, WithBackbone
-from .modeling_backbone import ParameterFree, build_language_model, pad_residues, weights_digest
+from .modeling_backbone import (
+    ParameterFree,
+    PreTrainedHead,
+    build_backbone,
+    from_package,
+    pad_residues,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     # Files named by an import travel with a saved model: the folder then has its pipeline.
@@ -1373,7 +1377,7 @@ class AlignedBatch(NamedTuple):
     plan: Tensor
 
 
-class PlasmaModel(ParameterFree, WithBackbone):
+class PlasmaModel(ParameterFree, PreTrainedHead):
     """Align two proteins by optimal transport between their residue embeddings.
 
     The model is a head, and takes ready embeddings, or a head over a backbone, and takes token
@@ -1446,7 +1450,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
             FileNotFoundError: If there is no such head; the message lists those that are there.
             ValueError: If the files are no released head.
         """
-        upstream = _from_package("hub.upstream", "the layout of the released heads is read")
+        upstream = from_package("hub.upstream", "the layout of the released heads is read")
         fields, state = upstream.read_released_head(repo_or_dir, task, backbone, revision)
         model = cls(PlasmaConfig(**fields))
         model.load_state_dict(state, strict=fields["head"] == "lrl")
@@ -1458,7 +1462,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
         Raises:
             ValueError: If the head is of a form that was never released.
         """
-        upstream = _from_package("hub.upstream", "the layout of the released heads is written")
+        upstream = from_package("hub.upstream", "the layout of the released heads is written")
         if self.config.head == "residual":
             raise ValueError(
                 'the layout of the released heads has no place for head="residual"; save with '
@@ -1540,7 +1544,7 @@ class PlasmaModel(ParameterFree, WithBackbone):
             ValueError: If the store is of another head or of a backbone of another width, or
                 `precision` or `top_k` are none.
         """
-        search = _from_package("search.exhaustive", "an embedding store is searched")
+        search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
         return search.score_many(
             self, several, store, top_k, return_plans, precision, progress=progress
@@ -1731,21 +1735,6 @@ class PlasmaModel(ParameterFree, WithBackbone):
             options["softness"] = config.softness
         form = soft_score if config.score_form == "soft" else published_score
         return form(plan, query, candidate, query_mask, candidate_mask, **options)
-
-
-def _from_package(module: str, what: str) -> Any:
-    """Import a module of the package, whose tools do not travel with a saved model."""
-    try:
-        return import_module(f"plasma_hf.{module}")
-    except ImportError as error:
-        raise ImportError(f"{what} by the package: pip install plasma-hf.") from error
-
-
-def build_backbone(config: Any) -> PreTrainedModel:
-    """Build an untrained backbone from its configuration."""
-    if config.model_type in OWN_MODELS:
-        return OWN_MODELS[config.model_type](config)
-    return build_language_model(config)
 
 
 def _masked_labels(side: str, labels: Tensor | None, mask: Tensor) -> Tensor | None:

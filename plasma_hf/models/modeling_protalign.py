@@ -17,8 +17,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_protalign import ProtAlignConfig
-from .loading import WithBackbone, build_backbone
-from .modeling_backbone import Backbone, pad_residues
+from .modeling_backbone import Backbone, PreTrainedHead, build_backbone, pad_residues
 from .modeling_plasma import at_least_float32
 from .modeling_protein_mpnn import ProteinMPNNEncoder, structure_batch
 from .processing_protalign import ProtAlignProcessor
@@ -477,7 +476,7 @@ def pool_proteins(model: Any, proteins: list[Protein]) -> tuple[Tensor, Tensor]:
     if model.processor is None:
         raise ValueError(
             "the model does not know how to write sequences for its encoder, as no processor was "
-            "saved with it; set model.processor = ProtAlignProcessor(tokenizer, recipe)."
+            "saved with it; set model.processor = ProtAlignProcessor(tokenizer)."
         )
     rows = Backbone(model.sequence_encoder, model.processor).embed(proteins)
     embeddings, mask = pad_residues([row.to(model.device) for row in rows])
@@ -553,7 +552,7 @@ class ProtAlignOutput(ModelOutput):
     structure_features: Tensor | None = None
 
 
-class ProtAlignModel(WithBackbone):
+class ProtAlignModel(PreTrainedHead):
     """Embed sequences and structures so that those of one protein have the highest cosine.
 
     The model is two attention pools, and takes ready residue embeddings. Over a sequence encoder
@@ -609,7 +608,7 @@ class ProtAlignModel(WithBackbone):
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load a saved model, its encoders frozen; see `WithBackbone.from_pretrained`."""
+        """Load a saved model, its encoders frozen; see `PreTrainedHead.from_pretrained`."""
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.structure_encoder is not None:
@@ -637,7 +636,7 @@ class ProtAlignModel(WithBackbone):
         options = {} if structures is None else {"atoms": structures.atoms}
         if self._fetched is not None:
             came = self._fetched.processor
-            return ProtAlignProcessor(came.tokenizer, came.recipe, **options)
+            return ProtAlignProcessor(came.tokenizer, came.input_format, **options)
         if getattr(self.config.plm_config, "model_type", None) in ONE_TOKENIZER:
             return ProtAlignProcessor(**options)
         try:
@@ -648,7 +647,7 @@ class ProtAlignModel(WithBackbone):
     def attach_backbone(
         self, backbone: Backbone | PreTrainedModel, name: str | None = None
     ) -> Self:
-        """Put a sequence encoder under the model, frozen; see `WithBackbone.attach_backbone`."""
+        """Put a sequence encoder under the model, frozen; see `PreTrainedHead.attach_backbone`."""
         self._processor = None
         return super().attach_backbone(backbone, name)
 
@@ -816,7 +815,7 @@ class ProtAlignModel(WithBackbone):
         return structure_weights(self, structure)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save the model, and its processor if it has one; see `WithBackbone.save_pretrained`.
+        """Save the model, and its processor if it has one; see `PreTrainedHead.save_pretrained`.
 
         The weights of the structure encoder are always saved along.
         """

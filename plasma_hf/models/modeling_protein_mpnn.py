@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import SafeWeights
+from .modeling_backbone import SafeWeights, from_package
 from .protein import Structure
 
 CHOICES = {"atoms": ("backbone", "ca"), "mask_fill": ("inf", "rowmax")}
@@ -72,61 +71,6 @@ class ProteinMPNNConfig(PreTrainedConfig):
         if self.augment_eps < 0:
             raise ValueError(f"augment_eps={self.augment_eps}; give 0 or more angstrom.")
         super().__post_init__(**kwargs)
-
-
-# --- Checkpoints that were written by torch.save.
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file written by `torch.save`, running no code that it may hold.
-
-    Args:
-        path: A `.pt`, `.pth`, `.ckpt` or `.bin` file that holds a dict.
-
-    Returns:
-        That dict, every tensor on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no checkpoint, is cut short, asks for code or holds no dict.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     torch.save({"weight": torch.ones(2)}, f"{folder}/model.pt")
-        ...     read_checkpoint(f"{folder}/model.pt")
-        {'weight': tensor([1., 1.])}
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file; give the path of a checkpoint.")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    # In bytes that are no checkpoint the readers of torch meet errors of any kind.
-    except Exception as error:
-        raise ValueError(_refusal(file, error)) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f"{file} holds a {type(checkpoint).__name__}; accepted is a dict of tensors, as in "
-            "torch.save(model.state_dict(), path)."
-        )
-    return checkpoint
-
-
-def _refusal(file: Path, error: Exception) -> str:
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked is None or not isinstance(error, UnpicklingError):
-        return (
-            f"{file} cannot be read as a checkpoint: it is cut short or was not written by "
-            "torch.save; download it again."
-        )
-    return (
-        f"{file} was not read: beside tensors it asks for code, {asked.group(1)}; accepted are "
-        "tensors, numbers, text, lists and dicts alone. Only if you trust where it comes from, "
-        "write its weights anew and read that file: "
-        f"state = torch.load({str(file)!r}, weights_only=False)['state_dict']; "
-        "torch.save({'state_dict': state}, 'weights.pt')."
-    )
 
 
 # --- What ProteinMPNN sees of a structure: residues, their neighbours and the shape between them.
@@ -589,7 +533,8 @@ class ProteinMPNNEncoder(SafeWeights):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no ProteinMPNN.
         """
-        checkpoint = read_checkpoint(pt)
+        upstream = from_package("hub.upstream", "the published ProteinMPNN is read")
+        checkpoint = upstream.read_checkpoint(pt)
         model = cls(ProteinMPNNConfig(**_upstream_sizes(checkpoint, pt)))
         model.load_state_dict(_from_upstream_names(checkpoint["model_state_dict"], model, pt))
         return model.eval()

@@ -1,8 +1,4 @@
-"""Means and standard deviations by which ProtSSN standardises the edges of its graphs.
-
-Source: `norm/cath_k{10,20,30}_mean_attr.pt` of the ProtSSN repository (tyang816/ProtSSN), measured
-by its authors on 31,848 CATH domains. MIT licence, Copyright (c) 2023 Yang Tan.
-"""
+"""ProtSSN: residue embeddings and backbone atoms in, residue embeddings out that know both."""
 
 from __future__ import annotations
 
@@ -20,8 +16,9 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .modeling_backbone import OverLanguageModel, OverLanguageModelConfig
-from .modeling_protein_mpnn import read_checkpoint
+from .modeling_backbone import from_package, register_backbone
+from .modeling_plm_encoder import PLMEncoder, PLMEncoderConfig
+from .processing_plasma import ESM2, InputFormat
 from .protein import STANDARD_RESIDUES
 
 STANDARDISED_FROM = 64
@@ -29,20 +26,16 @@ STANDARDISED_FROM = 64
 
 
 class EdgeStatistics(NamedTuple):
-    """What standardises the edges of a graph.
+    """What standardises the edges of a graph."""
 
-    Args:
-        mean: Mean of the columns 64 to 92, `(29,)`.
-        std: Their standard deviation, `(29,)`.
-        position_scale: Mean standard deviation of a coordinate, Å, `()`.
-    """
-
-    mean: Tensor
-    std: Tensor
-    position_scale: Tensor
+    mean: Tensor  # of the columns 64 to 92, (29,)
+    std: Tensor  # their standard deviation, (29,)
+    position_scale: Tensor  # mean standard deviation of a coordinate, Å, ()
 
 
-# By number of neighbours: position scale, 29 means, 29 standard deviations.
+# By number of neighbours: position scale, 29 means, 29 standard deviations; measured by the authors
+# on 31,848 CATH domains, `norm/cath_k{10,20,30}_mean_attr.pt` of the repository tyang816/ProtSSN.
+# MIT licence, Copyright (c) 2023 Yang Tan.
 MEASURED = {
     10: """
 8.773371696472168
@@ -82,7 +75,7 @@ MEASURED = {
 
 @cache
 def published_statistics(k_neighbors: int) -> EdgeStatistics:
-    """Return the published statistics of graphs with 10, 20 or 30 neighbours a residue.
+    """Return the published statistics of graphs with 10, 20 or 30 neighbours per residue.
 
     Example:
         >>> round(published_statistics(20).position_scale.item(), 2)
@@ -92,11 +85,8 @@ def published_statistics(k_neighbors: int) -> EdgeStatistics:
     return EdgeStatistics(numbers[1:30], numbers[30:], numbers[0])
 
 
-# --- Configuration of ProtSSN.
-
-
 @strict
-class ProtSSNConfig(OverLanguageModelConfig):
+class ProtSSNConfig(PLMEncoderConfig):
     """Configure ProtSSN and, optionally, the protein language model under it.
 
     ProtSSN was trained with one number of neighbours for graph and statistics. The released PLASMA
@@ -111,10 +101,7 @@ class ProtSSNConfig(OverLanguageModelConfig):
         edge_statistics: The published statistics that standardise the edges: those of graphs with
             10, 20 or 30 neighbours.
         initializer_range: Standard deviation of untrained weights.
-        plm_config: The language model's configuration in full, or as a dict, or None for a model
-            that takes ready residue embeddings.
-        plm_name_or_path: Where the language model's weights come from.
-        plm_revision: Which revision of them.
+        plm_config: See `PLMEncoderConfig`, and so for plm_name_or_path and plm_revision.
 
     Raises:
         ValueError: If a number is out of range, or the language model has another width.
@@ -146,9 +133,6 @@ class ProtSSNConfig(OverLanguageModelConfig):
         super().__post_init__(**kwargs)
 
 
-# --- The graph of a protein structure: residues, joined to those near them.
-
-
 FARTHEST_SEPARATION = 64
 """Residues this far apart in the sequence, or farther, count as equally far."""
 
@@ -159,18 +143,13 @@ EDGE_FEATURES = FARTHEST_SEPARATION + 1 + 15 + 1 + 12
 
 
 class ProteinGraph(NamedTuple):
-    """Directed edges between residues, and what is known of each.
+    """Directed edges between residues, and what is known of each."""
 
-    Args:
-        edge_index: `(2, edges)`; row 0 is a residue, row 1 a neighbour it has chosen.
-        edge_attr: `(edges, 93)`: 65 for the separation in sequence (one-hot), 15 for the distance,
-            1 for contact, 12 for position and orientation (see `protein_graph`).
-        distance: Between the two C-alpha atoms, Å, `(edges,)`.
-    """
-
-    edge_index: Tensor
+    edge_index: Tensor  # (2, edges); row 0 is a residue, row 1 a neighbour it has chosen
+    # (edges, 93): 65 for the separation in sequence (one-hot), 15 for the distance, 1 for contact,
+    # 12 for position and orientation (see `protein_graph`).
     edge_attr: Tensor
-    distance: Tensor
+    distance: Tensor  # between the two C-alpha atoms, Å, (edges,)
 
 
 def protein_graph(
@@ -267,25 +246,21 @@ def _axes(atoms: Tensor) -> Tensor:
     return torch.stack([normal, first, torch.linalg.cross(normal, first)], dim=1)
 
 
-# --- ProtSSN: residue embeddings and backbone atoms in, residue embeddings out that know both.
-
-
 EDGE_WIDTH = EDGE_FEATURES + 1
 """What a layer is told of an edge: its features and the squared distance."""
 
 EDGES_AT_ONCE = 2048
-"""The published model holds 5,308 numbers an edge, 0.4 GB for a protein of 1,000 residues; this
+"""The published model holds 5,308 numbers per edge, 0.4 GB for a protein of 1,000 residues; this
 many edges at a time need a tenth of it. With gradients, PyTorch keeps them all anyway."""
 
 
 @dataclass
 class ProtSSNOutput(ModelOutput):
-    """What ProtSSN says about a batch of proteins.
+    """What ProtSSN says about a batch of proteins; zeros outside the residues.
 
     Args:
-        last_hidden_state: `(batch, tokens or residues, hidden)`, zeros outside the residues.
-        logits: Of the twenty residues in the order of `STANDARD_RESIDUES`,
-            `(batch, tokens or residues, 20)`, zeros outside the residues.
+        last_hidden_state: `(batch, tokens or residues, hidden)`.
+        logits: Of the `STANDARD_RESIDUES`, `(batch, tokens or residues, 20)`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -296,7 +271,7 @@ class ProtSSNLayer(nn.Module):
     """One round of messages: each residue hears from those that have it as a neighbour.
 
     Upstream the first network reads target, source and edge side by side. Here its matrix is cut
-    into three: the first two parts run once a residue, not once an edge, a fifth of the work.
+    into three: the first two parts run once per residue, not once per edge, a fifth of the work.
     """
 
     def __init__(self, config: ProtSSNConfig) -> None:
@@ -312,15 +287,12 @@ class ProtSSNLayer(nn.Module):
         self.node_output = nn.Linear(2 * width, width)
 
     def forward(self, nodes: Tensor, edge_index: Tensor, edges: Tensor) -> Tensor:
-        """Pass messages along the edges and let each residue take them in.
+        """Pass messages along the edges; each residue `(residues, hidden)` takes them in.
 
         Args:
             nodes: `(residues, hidden)`.
             edge_index: `(2, edges)`, from source (row 0) to target (row 1).
             edges: `(edges, 94)`, what is known of an edge.
-
-        Returns:
-            `(residues, hidden)`.
         """
         by_target, by_source = self.target(nodes), self.source(nodes)
         heard = nodes.new_zeros(len(nodes), self.message.out_features)
@@ -334,7 +306,8 @@ class ProtSSNLayer(nn.Module):
         return nodes + self.node_output(hidden)
 
 
-class ProtSSNModel(OverLanguageModel):
+@register_backbone
+class ProtSSNModel(PLMEncoder):
     """Embed residues by what a language model says of them and by where they are.
 
     The model takes ready residue embeddings or, over a language model, token ids, and in both
@@ -355,7 +328,7 @@ class ProtSSNModel(OverLanguageModel):
     config_class = ProtSSNConfig
     base_model_prefix = "protssn"
     _no_split_modules = ["ProtSSNLayer"]
-    trained_on = "facebook/esm2_t33_650M_UR50D"
+    trained_on = ESM2
 
     edge_mean: Tensor
     edge_std: Tensor
@@ -400,24 +373,40 @@ class ProtSSNModel(OverLanguageModel):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no ProtSSN, or there are no such statistics.
         """
-        state = read_checkpoint(pt)
+        upstream = from_package("hub.upstream", "the published ProtSSN is read")
+        state = upstream.read_checkpoint(pt)
         config = ProtSSNConfig(
             **_upstream_sizes(state, pt),
             k_neighbors=k_neighbors,
             edge_statistics=k_neighbors if edge_statistics is None else edge_statistics,
         )
-        _check_upstream(state, config, pt)
+        if differ := upstream.differences(
+            state, _upstream_shapes(config), "here", f"in a ProtSSN of width {config.hidden_size}"
+        ):
+            raise ValueError(
+                f"{pt} is no published ProtSSN, {differ}; give a file such as "
+                "protssn_k20_h512.pt of the repository tyang816/ProtSSN."
+            )
         model = cls(config)
         ours = _from_upstream_names(state, config) | _statistics(config.edge_statistics)
         model.load_state_dict(ours)
         return model.eval()
 
-    def set_neighbors(self, k_neighbors: int) -> ProtSSNModel:
-        """Take graphs of so many neighbours from now on, and the statistics of such graphs.
+    @property
+    def saved_format(self) -> str:
+        """Input format of a saved model, by the size of its graphs."""
+        return "protssn/upstream" if self.config.k_neighbors == 10 else "protssn/native"
 
-        Args:
-            k_neighbors: Neighbours of a residue at most: 10, 20 or 30.
-        """
+    def complete(
+        self, source: str, input_format: InputFormat | None, **options: Any
+    ) -> tuple[str, str | None]:
+        """Take the graphs of the input format, and load what is missing; see `PLMEncoder`."""
+        if input_format is not None and input_format.k_neighbors:
+            self.set_neighbors(input_format.k_neighbors)
+        return super().complete(source, input_format, **options)
+
+    def set_neighbors(self, k_neighbors: int) -> ProtSSNModel:
+        """Take graphs of 10, 20 or 30 neighbours from now on, and the statistics of such graphs."""
         for name, value in _statistics(k_neighbors).items():
             getattr(self, name).copy_(value)
         self.config.k_neighbors = self.config.edge_statistics = k_neighbors
@@ -434,22 +423,18 @@ class ProtSSNModel(OverLanguageModel):
     ) -> ProtSSNOutput | tuple[Tensor, ...]:
         """Embed a batch of proteins with their structures.
 
-        Masks are True (or 1) where something is there.
-
         Args:
-            input_ids: `(batch, tokens)`, for the language model, with its special tokens.
-            attention_mask: `(batch, tokens)`, what the language model attends to; None is all.
-            residue_mask: `(batch, tokens)` or `(batch, residues)`, True at residues and never at
-                special tokens or padding; None takes attention_mask.
-            inputs_embeds: `(batch, residues, hidden)`, residue embeddings of the language model.
+            input_ids: `(batch, tokens)`; for this and the next three see `PLMEncoder.read`.
+            attention_mask: `(batch, tokens)`.
+            residue_mask: `(batch, tokens)` or `(batch, residues)`.
+            inputs_embeds: `(batch, residues, hidden)`.
             backbone_atoms: N, CA and C of each residue, `(batch, residues, 3 atoms, 3)`, Å. Row i
                 belongs to the i-th residue in residue_mask; what lies behind the last is padding
                 and may be anything.
             return_dict: Return a `ProtSSNOutput` (default) or a tuple.
 
         Raises:
-            ValueError: If proteins are given not at all or twice, as token ids without a language
-                model to read them, without atoms, or in shapes that do not fit.
+            ValueError: If proteins are given without atoms, or as `PLMEncoder.read` refuses them.
         """
         embeddings, mask = self.read(input_ids, attention_mask, residue_mask, inputs_embeds)
         edge_index, edges = self._graph(backbone_atoms, mask.sum(1).tolist())
@@ -535,7 +520,8 @@ def _upstream_sizes(state: dict[str, Any], pt: str | Path) -> dict[str, Any]:
     }
 
 
-def _check_upstream(state: dict[str, Any], config: ProtSSNConfig, pt: str | Path) -> None:
+def _upstream_shapes(config: ProtSSNConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the published tensors by their names."""
     width, message = config.hidden_size, config.message_size
     edge = 2 * width + EDGE_WIDTH
     linear = {
@@ -548,18 +534,7 @@ def _check_upstream(state: dict[str, Any], config: ProtSSNConfig, pt: str | Path
     shapes = {f"mpnn_layes.{i}.{n}": s for i in range(config.num_layers) for n, s in linear.items()}
     for name, shape in (shapes | {"lin": (len(STANDARD_RESIDUES), width)}).items():
         wanted |= {f"GNN_model.{name}.weight": shape, f"GNN_model.{name}.bias": shape[:1]}
-    given = {str(name): tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
-    differ = sorted(n for n in wanted | given if wanted.get(n) != given.get(n))
-    if differ:
-        some = "; ".join(
-            f"{n}: {given.get(n, 'nothing')} here, {wanted.get(n, 'nothing')} in a ProtSSN of "
-            f"width {width}"
-            for n in differ[:3]
-        )
-        raise ValueError(
-            f"{pt} is no published ProtSSN, {len(differ)} tensors differ ({some}); give a file "
-            "such as protssn_k20_h512.pt of the repository tyang816/ProtSSN."
-        )
+    return wanted
 
 
 def _from_upstream_names(state: dict[str, Any], config: ProtSSNConfig) -> dict[str, Tensor]:

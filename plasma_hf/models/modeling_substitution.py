@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import ParameterFree, SafeWeights
+from .modeling_backbone import ParameterFree, SafeWeights, register_backbone
 from .protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 
 
@@ -148,6 +148,7 @@ def residue_vectors() -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
+@register_backbone
 class SubstitutionModel(ParameterFree, SafeWeights):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
 
@@ -229,6 +230,7 @@ class DilatedBlock(nn.Module):
         return hidden + self.up(nn.functional.gelu(inner))
 
 
+@register_backbone
 class ResidueEncoderModel(SafeWeights):
     """Embed each residue by its substitution window, corrected by a small network.
 

@@ -1,4 +1,4 @@
-"""Configuration of TM-Vec."""
+"""TM-Vec: residue embeddings in, structure-aware residue and protein embeddings out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .modeling_backbone import OverLanguageModel, OverLanguageModelConfig
-from .modeling_protein_mpnn import read_checkpoint
+from .modeling_backbone import from_package, register_backbone
+from .modeling_plm_encoder import PLMEncoder, PLMEncoderConfig
+from .processing_plasma import PROT_T5
 
-ACTIVATIONS = ("relu", "gelu")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 UPSTREAM_FIELDS = {
     "d_model": "hidden_size",
@@ -32,7 +33,7 @@ UPSTREAM_FIELDS = {
 
 
 @strict
-class TMVecConfig(OverLanguageModelConfig):
+class TMVecConfig(PLMEncoderConfig):
     """Configure TM-Vec and, optionally, the protein language model under it.
 
     Args:
@@ -40,14 +41,11 @@ class TMVecConfig(OverLanguageModelConfig):
         num_hidden_layers: Transformer layers.
         num_attention_heads: Attention heads; they share out hidden_size.
         intermediate_size: Width inside a layer.
-        protein_size: Width of the one vector a protein.
+        protein_size: Width of the one vector per protein.
         activation: "relu" or "gelu".
         layer_norm_eps: Added to the variance in layer normalisation.
         dropout: Share of numbers dropped in training.
-        plm_config: The language model's configuration in full, or as a dict, or None for a model
-            that takes ready residue embeddings.
-        plm_name_or_path: Where the language model's weights come from.
-        plm_revision: Which revision of them.
+        plm_config: See `PLMEncoderConfig`, and so for plm_name_or_path and plm_revision.
 
     Raises:
         ValueError: If the numbers contradict each other or the language model's width.
@@ -69,12 +67,7 @@ class TMVecConfig(OverLanguageModelConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the numbers, then the language model."""
-        self._check()
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
-        counts = ("num_attention_heads", "intermediate_size", "protein_size")
-        for name in counts:
+        for name in ("num_attention_heads", "intermediate_size", "protein_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
         if self.num_hidden_layers < 0:
@@ -89,31 +82,26 @@ class TMVecConfig(OverLanguageModelConfig):
             raise ValueError(f"activation={self.activation!r}; accepted are {choices}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a number from 0 to below 1.")
+        super().__post_init__(**kwargs)
 
 
 def read_upstream_params(path: str | Path) -> dict[str, Any]:
-    """Read the parameter file that is published beside a TM-Vec checkpoint.
-
-    Args:
-        path: The JSON file, for example `tm_vec_cath_model_params.json`.
-
-    Returns:
-        Fields of a `TMVecConfig`.
+    """Read the fields of a `TMVecConfig` from the parameter file beside a published checkpoint.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no JSON object, or entries are missing or of the wrong kind.
+        ValueError: If it is not a JSON object, or entries are missing or of the wrong kind.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is no file; give the JSON that is published beside the checkpoint."
+            f"{file} is not a file; give the JSON that is published beside the checkpoint."
         )
     try:
         params = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{file} is no JSON ({error}); give the parameter file, the checkpoint comes first."
+            f"{file} is not JSON ({error}); give the parameter file, the checkpoint comes first."
         ) from error
     if not isinstance(params, dict):
         params = {}
@@ -124,16 +112,10 @@ def read_upstream_params(path: str | Path) -> dict[str, Any]:
     ]
     if wrong:
         raise ValueError(
-            f"{file} is no TM-Vec parameter file, {', '.join(wrong)} is missing or of the wrong "
+            f"{file} is not a TM-Vec parameter file, {', '.join(wrong)} is missing or of the wrong "
             f"kind; give a JSON object with {', '.join(UPSTREAM_FIELDS)}."
         )
     return {ours: params[theirs] for theirs, ours in UPSTREAM_FIELDS.items()}
-
-
-# --- TM-Vec: residue embeddings in, structure-aware residue and protein embeddings out.
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class TMVecAttention(nn.Module):
@@ -149,12 +131,7 @@ class TMVecAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Attend, `(batch, residues, hidden)` to the same.
-
-        Args:
-            hidden: `(batch, residues, hidden)`.
-            attended: True at what may be looked at, `(batch, residues)`.
-        """
+        """Attend, `(batch, residues, hidden)` to the same, to where `attended` is True."""
         projected = F.linear(hidden, self.in_proj_weight, self.in_proj_bias)
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, residues, width)
@@ -196,7 +173,7 @@ class TMVecLayer(nn.Module):
 
 
 class TMVecEncoder(nn.Module):
-    """The layers one after the other. There is no positional encoding."""
+    """The layers one after the other."""
 
     def __init__(self, config: TMVecConfig) -> None:
         """Build the layers."""
@@ -213,7 +190,8 @@ class TMVecEncoder(nn.Module):
         return hidden.masked_fill(outside, 0.0)
 
 
-class TMVecModel(OverLanguageModel):
+@register_backbone
+class TMVecModel(PLMEncoder):
     """Embed proteins so that the cosine of two protein vectors predicts their TM-score.
 
     The model takes ready residue embeddings or, over a language model, token ids as well. What it
@@ -232,7 +210,7 @@ class TMVecModel(OverLanguageModel):
     config_class = TMVecConfig
     base_model_prefix = "tmvec"
     _no_split_modules = ["TMVecLayer"]
-    trained_on = "Rostlab/prot_t5_xl_half_uniref50-enc"
+    trained_on = PROT_T5
 
     def __init__(self, config: TMVecConfig) -> None:
         """Build the transformer, and the language model if the configuration has one."""
@@ -247,6 +225,12 @@ class TMVecModel(OverLanguageModel):
         if isinstance(module, TMVecAttention):
             init.xavier_uniform_(module.in_proj_weight)
             init.zeros_(module.in_proj_bias)
+
+    @property
+    def saved_format(self) -> str:
+        """Input format of a saved model, by the language model it stands on."""
+        over_prot_t5 = self.config.plm_name_or_path == PROT_T5
+        return "tm_vec/native" if over_prot_t5 else "tm_vec/upstream"
 
     @classmethod
     def from_upstream(cls, ckpt: str | Path, params_json: str | Path) -> TMVecModel:
@@ -265,23 +249,16 @@ class TMVecModel(OverLanguageModel):
             ValueError: If a file is not what it should be, or the two do not belong together.
         """
         model = cls(TMVecConfig(**read_upstream_params(params_json)))
-        state = read_checkpoint(ckpt).get("state_dict")
+        upstream = from_package("hub.upstream", "the published TM-Vec is read")
+        state = upstream.read_checkpoint(ckpt).get("state_dict")
         if not isinstance(state, dict):
             raise ValueError(
                 f"{ckpt} has no state_dict; give the Lightning checkpoint of TM-Vec (.ckpt)."
             )
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        given = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
-        differ = sorted(n for n in wanted | given if wanted.get(n) != given.get(n))
-        if differ:
-            some = "; ".join(
-                f"{n}: {given.get(n, 'nothing')} in the checkpoint, {wanted.get(n, 'nothing')} "
-                "by the parameters"
-                for n in differ[:3]
-            )
+        if differ := upstream.differences(state, model.state_dict()):
             raise ValueError(
-                f"{ckpt} and {params_json} do not belong together, {len(differ)} tensors differ "
-                f"({some}); give the parameter file that was published with the checkpoint."
+                f"{ckpt} and {params_json} do not belong together, {differ}; give the parameter "
+                "file that was published with the checkpoint."
             )
         model.load_state_dict(state)
         return model.eval()
@@ -296,24 +273,18 @@ class TMVecModel(OverLanguageModel):
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Embed a batch of proteins, given as token ids or as residue embeddings.
 
-        Masks are True (or 1) where something is there. There is no positional encoding: what
-        `residue_mask` leaves out might as well not be in the input.
+        There is no positional encoding: what `residue_mask` leaves out might as well not be there.
 
         Args:
-            input_ids: `(batch, tokens)`, for the language model.
-            attention_mask: `(batch, tokens)`, what the language model attends to; None is all.
-            residue_mask: `(batch, tokens)` or `(batch, residues)`, True at residues and never at
-                special tokens or padding; None takes attention_mask.
-            inputs_embeds: `(batch, residues, hidden)`, residue embeddings of the language model.
+            input_ids: `(batch, tokens)`; for this and what follows see `PLMEncoder.read`.
+            attention_mask: `(batch, tokens)`.
+            residue_mask: `(batch, tokens)` or `(batch, residues)`.
+            inputs_embeds: `(batch, residues, hidden)`.
             return_dict: Return a `BaseModelOutputWithPooling` (default) or a tuple.
 
         Returns:
             `last_hidden_state`, `(batch, tokens or residues, hidden)`, zeros outside the residues,
             and `pooler_output`, `(batch, protein)`.
-
-        Raises:
-            ValueError: If proteins are given not at all or twice, as token ids without a language
-                model to read them, or in shapes that do not fit.
         """
         embeddings, mask = self.read(input_ids, attention_mask, residue_mask, inputs_embeds)
         hidden = self.encoder(embeddings.to(self.mlp.weight.dtype), mask)

@@ -328,11 +328,11 @@ class ProteinAlignmentPipeline(BatchedPipeline):
 
     def _check_recipe(self) -> None:
         wanted = self.model.config.plm_recipe
-        if self.processor is not None and wanted not in (None, self.processor.recipe.name):
+        if self.processor is not None and wanted not in (None, self.processor.input_format.name):
             raise ValueError(
-                f"this head was made for sequences written by the recipe {wanted!r}, the processor "
-                f"has {self.processor.recipe.name!r}; give "
-                f"processor=PlasmaProcessor(tokenizer, recipe={wanted!r}), or none."
+                f"this head was made for sequences in the input format {wanted!r}, the processor "
+                f"has {self.processor.input_format.name!r}; give "
+                f"processor=PlasmaProcessor(tokenizer, input_format={wanted!r}), or none."
             )
 
     def _check_store(self) -> None:
@@ -344,8 +344,8 @@ class ProteinAlignmentPipeline(BatchedPipeline):
         if not same or recipe not in (None, made["recipe"]):
             raise ValueError(
                 f"the store holds embeddings of {made['backbone']} ({made['recipe']}), this model "
-                f"takes those of {name} ({recipe or 'any recipe'}); make a store with: "
-                f"plasma-hf embed --backbone {name} --recipe {recipe or 'generic'}."
+                f"takes those of {name} ({recipe or 'any input format'}); make a store with: "
+                f"plasma-hf embed --backbone {name} --input-format {recipe or 'generic'}."
             )
         backbone = self.model.backbone
         if backbone is not None and weights_digest(backbone) != made["weights"]:
@@ -371,7 +371,7 @@ class ProteinAlignmentPipeline(BatchedPipeline):
 
     def _embed_with_backbone(self, proteins: list[Protein]) -> dict[int, Tensor]:
         # A sequence says all there is to a model that reads no structures.
-        by_structure = self.processor.recipe.reads_structures
+        by_structure = self.processor.input_format.reads_structures
         keys = [id(p) if by_structure else p.sequence for p in proteins]
         unique = dict(zip(keys, proteins, strict=True))
         backbone = Backbone(self.model.backbone, self.processor)

@@ -1,4 +1,4 @@
-"""The tokenizer of the substitution encoder: one letter, one token."""
+"""Sequences to token ids: input formats of language models, and the processor of PLASMA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,21 +25,22 @@ from .protein import (
     with_backbone_atoms,
 )
 
-PAD_TOKEN = "<pad>"  # noqa: S105 - a token of text, no password
+TEXT_FORMS = ("raw", "spaced", "list")
+PROBES = (STANDARD_RESIDUES, STANDARD_RESIDUES[::-1], "LLLLAAAAGGSSVVEEKKKK", "MKVLAAGIVGAAL")
 
 
 def substitution_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer of the substitution encoder.
 
     `<pad>` is 0 and the letters A-Z are 1-26; there are no other tokens. Lower case is read as
-    upper case, and any character that is no letter as X. It is plain data of the `tokenizers`
+    upper case, and any character that is not a letter as X. It is plain data of the `tokenizers`
     library, so a saved copy loads without any code of ours.
 
     Example:
         >>> substitution_tokenizer()("ABz").input_ids
         [1, 2, 26]
     """
-    vocabulary = {PAD_TOKEN: 0} | {letter: i for i, letter in enumerate(RESIDUE_LETTERS, start=1)}
+    vocabulary = {token: i for i, token in enumerate(("<pad>", *RESIDUE_LETTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="X"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(letter, letter.upper()) for letter in string.ascii_lowercase]
@@ -48,27 +49,20 @@ def substitution_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD_TOKEN,
+        pad_token="<pad>",
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
-# --- A recipe: how the residues of a protein are written for a language model's tokenizer.
-
-
-TEXT_FORMS = ("raw", "spaced", "list")
-PROBES = (STANDARD_RESIDUES, STANDARD_RESIDUES[::-1], "LLLLAAAAGGSSVVEEKKKK", "MKVLAAGIVGAAL")
-
-
 @dataclass(frozen=True)
-class Recipe:
-    """Say how sequences become tokens, one a residue, and what stands around them.
+class InputFormat:
+    """How sequences become tokens, one per residue, and what stands around them.
 
     Attributes:
-        name: "family/form" for the named ones, see `RECIPES`.
+        name: "family/form" for the named ones, see `INPUT_FORMATS`.
         text: "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"]).
         as_x: Letters that are given as X though the tokenizer may know them. A letter that the
-            tokenizer does not know is given as X under every recipe.
+            tokenizer does not know is given as X in every format.
         special_tokens: Whether the language model sees its special tokens.
         prefix: Token in front of the residues.
         max_residues: Longer proteins are embedded in overlapping windows of so many.
@@ -76,7 +70,7 @@ class Recipe:
         k_neighbors: Neighbours in the graph of a model that reads structures.
 
     Example:
-        >>> Recipe("mine", text="spaced", as_x="UZOB").write("MKU")
+        >>> InputFormat("mine", text="spaced", as_x="UZOB").write("MKU")
         'M K X'
     """
 
@@ -101,47 +95,46 @@ class Recipe:
         """Whether the model needs backbone atoms beside the sequence."""
         return self.k_neighbors is not None
 
-    def write(self, sequence: str, unknown: str = "", bare: bool = False) -> str | list[str]:
-        """Write a clean sequence as the tokenizer takes it.
-
-        Args:
-            sequence: Upper-case residues.
-            unknown: Further letters to give as X.
-            bare: Leave the prefix out.
-        """
+    def write(self, sequence: str, unknown: str = "", prefix: bool = True) -> str | list[str]:
+        """Write a clean sequence as the tokenizer takes it, `unknown` letters as X."""
         letters = sequence.translate({ord(letter): "X" for letter in self.as_x + unknown})
+        front = [self.prefix] if self.prefix and prefix else []
         if self.text == "list":
-            return [*([self.prefix] if self.prefix and not bare else []), *letters]
-        text = " ".join(letters) if self.text == "spaced" else letters
-        return f"{self.prefix} {text}" if self.prefix and not bare else text
+            return [*front, *letters]
+        return " ".join([*front, " ".join(letters) if self.text == "spaced" else letters])
 
 
 class ResidueTokenizer:
-    """Give every residue of a sequence one token, under a recipe.
+    """Give every residue of a sequence one token, in an input format.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        recipe: How to write for it.
+        input_format: How to write for it.
 
     Raises:
-        ValueError: If under this recipe the tokenizer does not give one token a residue.
+        ValueError: If in this format the tokenizer does not give one token per residue.
     """
 
-    def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
+    def __init__(self, tokenizer: Any, input_format: InputFormat) -> None:
         """Find out what stands around the residues, and which letters have no token."""
-        self.tokenizer, self.recipe = tokenizer, recipe
-        bare = self._ids([PROBES[-1]], special_tokens=False, bare=True)[0]
-        full = self._ids([PROBES[-1]])[0]
+        self.tokenizer, self.input_format = tokenizer, input_format
+        kind, name, prefix = type(tokenizer).__name__, input_format.name, input_format.prefix
+        probe = PROBES[-1]
+        bare, full = self._ids([probe], bare=True)[0], self._ids([probe])[0]
         starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
-        if len(bare) != len(PROBES[-1]) or not starts:
+        if len(bare) != len(probe) or not starts:
             raise ValueError(
-                f"{type(tokenizer).__name__} makes {len(bare)} tokens of the "
-                f"{len(PROBES[-1])} residues {PROBES[-1]} under the recipe {recipe.name!r} "
-                f"(text={recipe.text!r}), and one a residue is needed; give another recipe."
+                f"{kind} makes {len(bare)} tokens of the {len(probe)} residues {probe} in the "
+                f"input format {name!r} (text={input_format.text!r}), and one per residue is "
+                "needed; give another input format."
             )
         self.front = starts[0]
         self.back = len(full) - len(bare) - self.front
-        self._check_prefix(full[: self.front])
+        if prefix and tokenizer.get_vocab().get(prefix) not in full[: self.front]:
+            raise ValueError(
+                f"the input format {name!r} begins with {prefix}, for which {kind} has no token; "
+                "give the tokenizer of the backbone it was made for, or another input format."
+            )
         self.unknown = "".join(filter(self._is_unknown, RESIDUE_LETTERS))
 
     def encode(self, sequences: Sequence[str], name: str = "sequence") -> list[list[int]]:
@@ -152,236 +145,140 @@ class ResidueTokenizer:
             name: What to call them in an error message.
 
         Raises:
-            ValueError: If a sequence does not get one token a residue, or has a letter without
+            ValueError: If a sequence does not get one token per residue, or has a letter without
                 a token where X has none either.
         """
         unknown = self.unknown
         if "X" in unknown:
-            for letter in sorted(set("".join(sequences)) & set(unknown + self.recipe.as_x)):
+            for letter in sorted(set("".join(sequences)) & set(unknown + self.input_format.as_x)):
                 raise ValueError(
                     f"a {name} has the residue {letter!r}, for which "
                     f"{type(self.tokenizer).__name__} has no token, nor one for X."
                 )
-        rows = self._ids(sequences, unknown=unknown.replace("X", ""))
+        rows = self._ids(sequences, unknown.replace("X", ""))
         for sequence, row in zip(sequences, rows, strict=True):
             if (residues := len(row) - self.front - self.back) != len(sequence):
                 raise ValueError(
                     f"the tokenizer gives {residues} residue tokens for a {name} of "
-                    f"{len(sequence)} residues; the backbone needs one token a residue."
+                    f"{len(sequence)} residues; the backbone needs one token per residue."
                 )
         return rows
 
     def _is_unknown(self, letter: str) -> bool:
         if letter == self.tokenizer.unk_token:  # some tokenizers read the unknown as X
             return False
-        ids = self._ids([letter], special_tokens=False, bare=True)[0]
+        ids = self._ids([letter], bare=True)[0]
         return len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id
 
-    def _check_prefix(self, front: list[int]) -> None:
-        prefix = self.recipe.prefix
-        if prefix and self.tokenizer.get_vocab().get(prefix) not in front:
-            raise ValueError(
-                f"the recipe {self.recipe.name!r} begins with {prefix}, for which "
-                f"{type(self.tokenizer).__name__} has no token; give the tokenizer of the backbone "
-                "it was made for, or another recipe."
-            )
-
     def _ids(
-        self,
-        sequences: Sequence[str],
-        unknown: str = "",
-        special_tokens: bool | None = None,
-        bare: bool = False,
+        self, sequences: Sequence[str], unknown: str = "", bare: bool = False
     ) -> list[list[int]]:
+        """Tokenize; `bare` leaves away special tokens and prefix."""
         if not sequences:
             return []
-        recipe = self.recipe
-        written = [recipe.write(sequence, unknown, bare) for sequence in sequences]
+        form = self.input_format
         encoded = self.tokenizer(
-            written,
-            is_split_into_words=recipe.text == "list",
-            add_special_tokens=recipe.special_tokens if special_tokens is None else special_tokens,
+            [form.write(sequence, unknown, prefix=not bare) for sequence in sequences],
+            is_split_into_words=form.text == "list",
+            add_special_tokens=form.special_tokens and not bare,
             return_attention_mask=False,
             verbose=False,
         )
         return encoded["input_ids"]
 
 
-def generic_recipe(tokenizer: Any, max_residues: int | None = None) -> Recipe:
-    """Work out a recipe from a tokenizer: the first text form that gives one token a residue.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        max_residues: What the language model takes at most.
+def generic_input_format(tokenizer: Any) -> InputFormat:
+    """Work out an input format: the first text form that gives one token per residue.
 
     Raises:
         ValueError: If no text form does; residues cannot be told apart then.
 
     Example:
-        >>> from .tokenization_substitution import substitution_tokenizer
-        >>> generic_recipe(substitution_tokenizer()).text
+        >>> generic_input_format(substitution_tokenizer()).text
         'raw'
     """
     for text in TEXT_FORMS:
-        recipe = Recipe("generic", text, max_residues=max_residues)
+        input_format = InputFormat("generic", text)
         try:
-            tokens = ResidueTokenizer(tokenizer, recipe)
-            if set(STANDARD_RESIDUES) & set(tokens.unknown):
-                continue
+            tokens = ResidueTokenizer(tokenizer, input_format)
             for probe in PROBES:
                 tokens.encode([probe])
         except ValueError:
             continue
-        return recipe
+        if not set(STANDARD_RESIDUES) & set(tokens.unknown):
+            return input_format
     raise ValueError(
-        f"{type(tokenizer).__name__} gives one token a residue in none of the text forms "
+        f"{type(tokenizer).__name__} gives one token per residue in none of the text forms "
         f"{', '.join(TEXT_FORMS)}: residues cannot be told apart. Give a model of single residues, "
-        "or the recipe it needs, recipe=Recipe(...)."
+        "or the input format it needs, input_format=InputFormat(...)."
     )
-
-
-# --- The named backbones: where their weights are, and the recipes of their input.
 
 
 PROST_T5, PROT_T5 = "Rostlab/ProstT5", "Rostlab/prot_t5_xl_half_uniref50-enc"
 ESM2 = "facebook/esm2_t33_650M_UR50D"
 
 # The released embeddings stop at 1024 residues; here a longer protein goes on in windows.
-UPSTREAM_LIMIT = 1024
+CUT, AS_X = 1024, "UZOB"
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("esm2/native"),
-        Recipe("esm2/upstream", special_tokens=False, max_residues=UPSTREAM_LIMIT),
-        Recipe("prot_bert/native", "spaced", as_x="UZOB"),
-        Recipe("prot_bert/upstream", "spaced", special_tokens=False, max_residues=UPSTREAM_LIMIT),
-        Recipe("prot_t5/native", "spaced", as_x="UZOB"),
-        Recipe("prot_t5/upstream", "spaced", as_x="UZOB", max_residues=UPSTREAM_LIMIT),
-        Recipe("prost_t5/native", "spaced", as_x="UZOB", prefix="<AA2fold>"),
-        Recipe("prost_t5/upstream", "spaced", as_x="UZOB"),
-        Recipe("ankh/native", "list"),
-        Recipe("ankh/upstream", special_tokens=False, max_residues=UPSTREAM_LIMIT),
-        Recipe("tm_vec/native", "spaced", as_x="UZOB", language_model=PROT_T5),
-        Recipe("tm_vec/upstream", "spaced", as_x="UZOB", language_model=PROST_T5),
-        Recipe("protssn/native", language_model=ESM2, k_neighbors=20),
-        Recipe("protssn/upstream", language_model=ESM2, k_neighbors=10),
-        Recipe("esmc/native", max_residues=2046),
+INPUT_FORMATS = {
+    input_format.name: input_format
+    for input_format in (
+        InputFormat("esm2/native"),
+        InputFormat("esm2/upstream", special_tokens=False, max_residues=CUT),
+        InputFormat("prot_bert/native", "spaced", AS_X),
+        InputFormat("prot_bert/upstream", "spaced", special_tokens=False, max_residues=CUT),
+        InputFormat("prot_t5/native", "spaced", AS_X),
+        InputFormat("prot_t5/upstream", "spaced", AS_X, max_residues=CUT),
+        InputFormat("prost_t5/native", "spaced", AS_X, prefix="<AA2fold>"),
+        InputFormat("prost_t5/upstream", "spaced", AS_X),
+        InputFormat("ankh/native", "list"),
+        InputFormat("ankh/upstream", special_tokens=False, max_residues=CUT),
+        InputFormat("tm_vec/native", "spaced", AS_X, language_model=PROT_T5),
+        InputFormat("tm_vec/upstream", "spaced", AS_X, language_model=PROST_T5),
+        InputFormat("protssn/native", language_model=ESM2, k_neighbors=20),
+        InputFormat("protssn/upstream", language_model=ESM2, k_neighbors=10),
+        InputFormat("esmc/native", max_residues=2046),
     )
 }
-"""Every named recipe, by its name "family/form"."""
+"""Every named input format, by its name "family/form"."""
+
+PUBLISHERS = {"esm2": "facebook", "ankh": "ElnaggarLab", "esmc": "biohub"}
+PUBLISHERS |= dict.fromkeys(("prot_bert", "prot_t5", "prost_t5"), "Rostlab")
+"""Who has the models of a family on the Hub; released heads name the last part of an id alone."""
 
 
-@dataclass(frozen=True)
-class KnownBackbone:
-    """Say what is known of a published backbone.
-
-    Attributes:
-        model_id: Its id on the Hub; None where it is published elsewhere.
-        family: First part of the names of its recipes.
-        width: Numbers in a residue embedding.
-        licence: Of the weights.
-        files: What to do where there is no id.
-    """
-
-    model_id: str | None
-    family: str
-    width: int
-    licence: str
-    files: str = ""
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """Return the forms its recipes come in."""
-        names = (name.split("/") for name in RECIPES)
-        return tuple(form for family, form in names if family == self.family)
-
-
-TM_VEC_FILES = (
-    "download the checkpoint (.ckpt) and its params (.json) that the TM-Vec authors publish "
-    "(figshare files 46296322 and 46296310) into one folder and give the path of that folder"
-)
-NON_COMMERCIAL = "CC-BY-NC-SA-4.0"
-
-BACKBONES = {
-    "esm2_t6_8M_UR50D": KnownBackbone("facebook/esm2_t6_8M_UR50D", "esm2", 320, "MIT"),
-    "esm2_t12_35M_UR50D": KnownBackbone("facebook/esm2_t12_35M_UR50D", "esm2", 480, "MIT"),
-    "esm2_t30_150M_UR50D": KnownBackbone("facebook/esm2_t30_150M_UR50D", "esm2", 640, "MIT"),
-    "esm2_t33_650M_UR50D": KnownBackbone(ESM2, "esm2", 1280, "MIT"),
-    "esm2_t36_3B_UR50D": KnownBackbone("facebook/esm2_t36_3B_UR50D", "esm2", 2560, "MIT"),
-    "esm2_t48_15B_UR50D": KnownBackbone("facebook/esm2_t48_15B_UR50D", "esm2", 5120, "MIT"),
-    "prot_bert": KnownBackbone("Rostlab/prot_bert", "prot_bert", 1024, "AFL-3.0"),
-    "prot_t5_xl_half_uniref50-enc": KnownBackbone(PROT_T5, "prot_t5", 1024, "AFL-3.0"),
-    "ProstT5": KnownBackbone(PROST_T5, "prost_t5", 1024, "MIT"),
-    "ProstT5_fp16": KnownBackbone("Rostlab/ProstT5_fp16", "prost_t5", 1024, "MIT"),
-    "ankh-base": KnownBackbone("ElnaggarLab/ankh-base", "ankh", 768, NON_COMMERCIAL),
-    "ankh-large": KnownBackbone("ElnaggarLab/ankh-large", "ankh", 1536, NON_COMMERCIAL),
-    "ESMC-300M": KnownBackbone("biohub/ESMC-300M", "esmc", 960, "see its card"),
-    "ESMC-600M": KnownBackbone("biohub/ESMC-600M", "esmc", 1152, "see its card"),
-    "ESMC-6B": KnownBackbone("biohub/ESMC-6B", "esmc", 2560, "MIT and third-party notices"),
-    "TM-Vec": KnownBackbone(None, "tm_vec", 1024, "BSD-3-Clause", TM_VEC_FILES),
-    "ProtSSN": KnownBackbone("tyang816/ProtSSN", "protssn", 1280, "MIT"),
-}
-"""The published backbones, by the last part of their id; seven of them have released heads."""
-
-
-def find_backbone(name_or_path: str | PurePath) -> KnownBackbone | None:
-    """Return what is known of a backbone, by the last part of its id or path.
-
-    Example:
-        >>> find_backbone("Rostlab/prot_bert").width
-        1024
-    """
-    return BACKBONES.get(PurePath(name_or_path).name)
-
-
-def find_recipe(name_or_path: str, recipe: str | None = None) -> Recipe | None:
-    """Return the recipe of a backbone, None where it has to be worked out from the tokenizer.
+def named_input_format(
+    name: str, of: str = "this tokenizer", forms: Sequence[str] = ()
+) -> InputFormat | None:
+    """Return a named input format, None for "generic", which the tokenizer decides.
 
     Args:
-        name_or_path: Id or path of the backbone.
-        recipe: "native" (the default) or "upstream" for a named backbone, a name of `RECIPES`
-            for any, or "generic".
+        name: One of `INPUT_FORMATS`, or "generic".
+        of: What it is for, and
+        forms: which further names would do, for the error message.
 
     Raises:
-        ValueError: If there is no such recipe.
-
-    Example:
-        >>> find_recipe("facebook/esm2_t6_8M_UR50D", "upstream").special_tokens
-        False
+        ValueError: If there is none of this name.
     """
-    if recipe == "generic":
-        return None
-    if recipe in RECIPES:
-        return RECIPES[recipe]
-    known = find_backbone(name_or_path)
-    if known is None and recipe is None:
-        return None
-    if known is not None and (recipe or "native") in known.forms:
-        return RECIPES[f"{known.family}/{recipe or 'native'}"]
-    forms = known.forms if known is not None else ()
-    raise ValueError(
-        f"recipe={recipe!r} for {name_or_path}; accepted are "
-        f"{', '.join(map(repr, (*forms, 'generic', *RECIPES)))}."
-    )
-
-
-# --- Processor of PLASMA: sequences to token ids, with a mask of what is a residue.
+    if name != "generic" and name not in INPUT_FORMATS:
+        accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
+        raise ValueError(f"input_format={name!r} for {of}; accepted are {accepted}.")
+    return INPUT_FORMATS.get(name)
 
 
 class PlasmaProcessor(ProcessorMixin):
     """Turn pairs of sequences into what `PlasmaModel` takes.
 
     Sequences are checked and cleaned (`clean_sequence`), then written for the tokenizer as the
-    recipe says, one token a residue; special tokens are attended to but are no residues.
+    input format says, one token per residue; special tokens are attended to but are not residues.
 
     Args:
         tokenizer: The backbone's tokenizer; None for that of the substitution encoder.
-        recipe: A `Recipe`, its fields, or a name of `RECIPES`; None to work one out from the
-            tokenizer.
+        input_format: An `InputFormat`, its fields, or a name of `INPUT_FORMATS`; None to work one
+            out from the tokenizer.
 
     Raises:
-        ValueError: If the tokenizer does not give one token a residue.
+        ValueError: If the tokenizer does not give one token per residue.
 
     Example:
         >>> processor = PlasmaProcessor()
@@ -394,16 +291,16 @@ class PlasmaProcessor(ProcessorMixin):
     def __init__(
         self,
         tokenizer: Any = None,
-        recipe: Recipe | Mapping[str, Any] | str | None = None,
+        input_format: InputFormat | Mapping[str, Any] | str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep tokenizer and recipe."""
+        """Keep tokenizer and input format."""
         tokenizer = substitution_tokenizer() if tokenizer is None else tokenizer
-        if isinstance(recipe, str):
-            recipe = find_recipe("this tokenizer", recipe)
-        elif isinstance(recipe, Mapping):
-            recipe = Recipe(**recipe)
-        self.recipe = generic_recipe(tokenizer) if recipe is None else recipe
+        if isinstance(input_format, str):
+            input_format = named_input_format(input_format)
+        elif isinstance(input_format, Mapping):
+            input_format = InputFormat(**input_format)
+        self.input_format = input_format or generic_input_format(tokenizer)
         super().__init__(tokenizer, **kwargs)
 
     def __call__(
@@ -423,13 +320,13 @@ class PlasmaProcessor(ProcessorMixin):
             `{query,candidate}_{input_ids,attention_mask,mask}`, each `(batch, tokens)`.
 
         Raises:
-            ValueError: If a sequence is empty, holds a character that is no residue, or does not
-                get one token a residue.
+            ValueError: If a sequence is empty, holds a character that is not a residue, or does
+                not get one token per residue.
         """
-        sides = {"query": query, "candidate": candidate}
         features: dict[str, Tensor] = {}
-        for side, given in sides.items():
-            encoded = self.encode(_as_list(given), side)
+        for side, given in (("query", query), ("candidate", candidate)):
+            proteins: Any = [given] if isinstance(given, str) or is_protein(given) else given
+            encoded = self.encode(proteins, side)
             features |= {f"{side}_{name}": tensor for name, tensor in encoded.items()}
         return BatchFeature(features)
 
@@ -442,7 +339,7 @@ class PlasmaProcessor(ProcessorMixin):
         protein = read_protein(value, name)
         if protein.sequence is None:
             raise ValueError(f"{name} is residue embeddings already; give a sequence or a path.")
-        return with_backbone_atoms(protein) if self.recipe.reads_structures else protein
+        return with_backbone_atoms(protein) if self.input_format.reads_structures else protein
 
     def encode(
         self, proteins: Sequence[str | Protein], name: str = "sequence"
@@ -450,15 +347,17 @@ class PlasmaProcessor(ProcessorMixin):
         """Encode one side.
 
         Args:
-            proteins: Sequences, or proteins that hold one.
+            proteins: Sequences, or proteins that were read, whose sequences are clean.
             name: What to call them in an error message.
 
         Returns:
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        given: list[Any] = [p.sequence or "" if is_protein(p) else p for p in proteins]
-        sequences = [clean_sequence(sequence, name) for sequence in given]
+        sequences = [
+            protein.sequence or "" if is_protein(protein) else clean_sequence(protein, name)
+            for protein in proteins
+        ]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)
@@ -471,39 +370,37 @@ class PlasmaProcessor(ProcessorMixin):
             "attention_mask": position < tokens,
             "mask": (position >= first) & (position < first + residues),
         }
-        if self.recipe.reads_structures:
-            encoded["backbone_atoms"] = _stack_atoms(proteins, name)
+        if self.input_format.reads_structures:
+            atoms = [p.backbone_atoms for p in proteins if is_protein(p)]
+            known = [each for each in atoms if each is not None]
+            if len(known) < len(proteins):
+                raise ValueError(
+                    f"a {name} has no backbone atoms, and this backbone reads structures; give "
+                    "the path of a PDB or mmCIF file."
+                )
+            encoded["backbone_atoms"] = pad_sequence(known, True, padding_value=float("nan"))
         return encoded
 
     @cached_property
     def residue_tokenizer(self) -> ResidueTokenizer:
-        """The tokenizer under the recipe."""
-        return ResidueTokenizer(self.tokenizer, self.recipe)
+        """The tokenizer in the input format."""
+        return ResidueTokenizer(self.tokenizer, self.input_format)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is saved."""
+        """Return what is saved; the file calls the input format "recipe"."""
         self.__dict__.pop("residue_tokenizer", None)  # the base class would copy all of it
-        return super().to_dict() | {"recipe": asdict(self.recipe)}
+        saved: dict[str, Any] = super().to_dict()
+        return saved | {"recipe": asdict(saved.pop("input_format"))}
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build what was saved."""
+        fields = {{"recipe": "input_format"}.get(k, k): v for k, v in processor_dict.items()}
+        return super().from_args_and_dict(args, fields, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that the model takes."""
         parts = ["input_ids", "attention_mask", "mask"]
-        parts += ["backbone_atoms"] if self.recipe.reads_structures else []
+        parts += ["backbone_atoms"] if self.input_format.reads_structures else []
         return [f"{side}_{part}" for side in ("query", "candidate") for part in parts]
-
-
-def _as_list(given: Any) -> Sequence[str | Protein]:
-    return [given] if isinstance(given, str) or is_protein(given) else given
-
-
-def _stack_atoms(proteins: Sequence[str | Protein], name: str) -> Tensor:
-    """Stack backbone atoms `(batch, residues, 3, 3)`, padded with NaN."""
-    atoms = [p.backbone_atoms if is_protein(p) else None for p in proteins]
-    known = [a for a in atoms if a is not None]
-    if len(known) < len(atoms):
-        raise ValueError(
-            f"a {name} has no backbone atoms, and this backbone reads structures; give the path "
-            "of a PDB or mmCIF file."
-        )
-    return pad_sequence(known, batch_first=True, padding_value=float("nan"))

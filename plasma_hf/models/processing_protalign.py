@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from .modeling_protein_mpnn import structure_batch
-from .processing_plasma import PlasmaProcessor, Recipe
+from .processing_plasma import InputFormat, PlasmaProcessor
 from .protein import BACKBONE_ATOMS, Structure, is_structure, read_structure
 
 
@@ -19,7 +19,7 @@ class ProtAlignProcessor(PlasmaProcessor):
 
     Args:
         tokenizer: The sequence encoder's tokenizer; None for that of the bundled encoders.
-        recipe: How sequences are written for it, see `PlasmaProcessor`.
+        input_format: How sequences are written for it, see `PlasmaProcessor`.
         atoms: What a residue of a structure must have to be there: "backbone" is N, CA, C and O,
             "ca" is CA.
 
@@ -33,12 +33,12 @@ class ProtAlignProcessor(PlasmaProcessor):
     def __init__(
         self,
         tokenizer: Any = None,
-        recipe: Recipe | Mapping[str, Any] | str | None = None,
+        input_format: InputFormat | Mapping[str, Any] | str | None = None,
         atoms: str = "backbone",
         **kwargs: Any,
     ) -> None:
-        """Keep tokenizer, recipe and atoms."""
-        super().__init__(tokenizer, recipe, **kwargs)
+        """Keep tokenizer, input format and atoms."""
+        super().__init__(tokenizer, input_format, **kwargs)
         self.atoms = atoms
 
     def __call__(  # type: ignore[override]

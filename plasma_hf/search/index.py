@@ -1,24 +1,35 @@
-"""An index of proteins: their vectors and where each comes from, opened and searched."""
+"""An index of proteins: a store of one vector each, built, changed and searched."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import accumulate, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.store import write_atomically, write_json
+from ..data.store import (
+    Header,
+    ShardedStore,
+    describe,
+    open_shard,
+    write_atomically,
+    write_shard,
+    writer_lock,
+)
 from ..io.sequences import BadRecord, read_sequences
 from ..io.structures import read_structure_folder
 from ..models.modeling_backbone import weights_digest
@@ -39,19 +50,23 @@ from ..models.protein import (
     record_of,
 )
 
-HEADER = "index.json"
-FORMAT = 1
-VECTOR = "vector"
+RECORDS_PER_SHARD = 512
+SCORES_AT_ONCE = 2**24
+MARGIN = 1e-5
+"""More than a cosine in single precision is off by."""
+DATASET = "dataset_info.json"
+
+# --- What an index says of itself, and one shard of it.
 
 
 @dataclass(frozen=True)
-class ModelIdentity:
-    """Say which model made vectors: two are the same where weights and recipe are.
+class ModelFingerprint:
+    """Say which model made vectors: two are the same where weights and input format are.
 
     Args:
         model: Hub id, or name of the folder.
         weights: `weights_digest` of the model.
-        recipe: How sequences are written for its sequence encoder.
+        recipe: Input format of its sequence encoder.
     """
 
     model: str
@@ -59,7 +74,7 @@ class ModelIdentity:
     recipe: str
 
     @classmethod
-    def of(cls, model: Any) -> ModelIdentity:
+    def of(cls, model: Any) -> ModelFingerprint:
         """Read it off a model."""
         config = model.config
         name = getattr(config, "name_or_path", "") or type(model).__name__
@@ -67,26 +82,20 @@ class ModelIdentity:
         name = Path(name).resolve().name if Path(name).is_dir() else name
         return cls(name, weights_digest(model), getattr(config, "plm_recipe", None) or "own")
 
-    def __str__(self) -> str:
-        return f"{self.model} (weights {self.weights[:8]}, recipe {self.recipe})"
-
     def check(self, model: Any, folder: str | PathLike[str]) -> None:
-        """Refuse a model other than the one that made an index.
-
-        Raises:
-            ValueError: Naming both.
-        """
-        other = ModelIdentity.of(model)
+        """Refuse a model other than the one that made an index, naming both."""
+        other = ModelFingerprint.of(model)
         if (self.weights, self.recipe) != (other.weights, other.recipe):
             raise ValueError(
-                f"the index {folder} was made by {self}, and this model is {other}: their vectors "
-                "cannot be compared. Give the model that made it, or build an index with this one: "
-                "plasma-hf index build INPUT --output ANOTHER_FOLDER --model MODEL"
+                f"the index {folder} was made by {describe(asdict(self))}, and this model is "
+                f"{describe(asdict(other))}: their vectors cannot be compared. Give the model that "
+                "made it, or build an index with this one: plasma-hf index build INPUT --output "
+                "ANOTHER_FOLDER --model MODEL"
             )
 
 
 @dataclass(frozen=True)
-class IndexHeader:
+class IndexHeader(Header):
     """Hold what `index.json` says: which model made the index, and which files it is made of.
 
     That file alone decides; what it does not name is no part of the index. It is replaced in one
@@ -97,12 +106,18 @@ class IndexHeader:
         width: Numbers in a vector.
         shards: Number of records by name of file, in order.
         kinds: Number of records by kind.
-        vectors: File of the faiss index; None where there is no record.
+        vectors: File of the faiss index, where search is approximate.
         factory: faiss index factory string; None for exact search.
         written_by: plasma_hf version.
     """
 
-    made_by: ModelIdentity
+    FILE = "index.json"
+    FORMAT = 2
+    NOUN = "index"
+    BUILD = "plasma-hf index build INPUT --output {folder}"
+    REMEDY = "build the index again with: plasma-hf index build INPUT --output {folder} --overwrite"
+
+    made_by: ModelFingerprint
     width: int
     shards: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
@@ -110,50 +125,96 @@ class IndexHeader:
     factory: str | None = None
     written_by: str = ""
 
+    def __post_init__(self) -> None:
+        """Take the object of a JSON file."""
+        if isinstance(self.made_by, dict):
+            object.__setattr__(self, "made_by", ModelFingerprint(**self.made_by))
+
     @property
     def count(self) -> int:
         """Number of records."""
         return sum(self.shards.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give it as JSON can hold it, the order of the shards included."""
-        about = {"format": FORMAT, "count": self.count}
-        return asdict(self) | about | {"shards": list(self.shards.items())}
 
-    @classmethod
-    def read(cls, folder: str | PathLike[str]) -> IndexHeader:
-        """Read the header of a folder.
+class _Shard:
+    """Some hundred records: vectors `(records, width)`, mapped, and a line of JSON about each.
 
-        Raises:
-            FileNotFoundError: If there is no index, or none that is finished.
-            ValueError: If it is damaged, or of a newer format.
-        """
-        file = Path(folder) / HEADER
-        if not file.is_file():
-            started = any(Path(folder).glob("records-*"))
-            raise FileNotFoundError(
-                f"the index in {str(folder)!r} is not finished; run the command that builds it "
-                "again, it goes on where it stopped."
-                if started
-                else f"there is no index in {str(folder)!r}; build one with: plasma-hf index build "
-                f"INPUT --output {folder}"
-            )
+    What could not be embedded is written into the shard as well: who resumes a build knows it.
+    """
+
+    def __init__(self, path: Path, count: int | None = None) -> None:
+        remedy = IndexHeader.REMEDY.format(folder=path.parent)
+        shard = open_shard(path, remedy)
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if values.pop("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}; update plasma-hf")
-            del values["count"]
-            values["made_by"] = ModelIdentity(**values["made_by"])
-            values["shards"] = dict(values["shards"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is no header of an index that this version reads: {error}; build the "
-                f"index again with: plasma-hf index build INPUT --output {folder} --overwrite"
-            ) from error
+            about = json.loads(shard.metadata()["store"])
+            self.vectors = shard.get_tensor("vectors").numpy()
+            self._about = shard.get_tensor("about")
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a shard of an index ({error}); {remedy}.") from error
+        self.kinds: dict[str, int] = about["kinds"]
+        self.bad = [BadRecord(*one) for one in about["bad"]]
+        if count not in (None, len(self)):
+            raise ValueError(f"{path} holds {len(self)} records, not {count}; {remedy}.")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return `ABOUT`, residues and sha of each record."""
+        return [json.loads(line) for line in self._lines()]
+
+    def row(self, number: int) -> dict[str, str]:
+        return json.loads(self._lines()[number])
+
+    def _lines(self) -> list[bytes]:
+        return self._about.numpy().tobytes().splitlines()
+
+    @staticmethod
+    def name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -> str:
+        """Name a shard after id and sha of what it was to hold: it need not be made again."""
+        # The id of a model is only what it is called.
+        content = json.dumps([made_by.weights, made_by.recipe, *records])
+        return f"records-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
+
+    @staticmethod
+    def write(
+        path: Path,
+        rows: Sequence[dict[str, str]],
+        vectors: Sequence[Tensor],
+        bad: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        text = "\n".join(json.dumps(row) for row in rows).encode()
+        tensors = {
+            "vectors": torch.stack(list(vectors)) if rows else torch.zeros(0, 0),
+            "about": torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()),
+        }
+        kinds = dict(sorted(Counter(row["kind"] for row in rows).items()))
+        write_shard(path, tensors, json.dumps({"kinds": kinds, "bad": list(bad)}))
 
 
-class Index:
+# A record in the index, and back.
+
+
+def _row(record: RetrievalRecord) -> dict[str, str]:
+    about = {name: getattr(record, name) for name in ABOUT}
+    return about | {"residues": record.residues, "sha": record.sha}
+
+
+def _record(row: dict[str, str]) -> RetrievalRecord:
+    if row["kind"] == "sequence":
+        return RetrievalRecord(row["id"], row["residues"], row["source"])
+    if not row["source"]:
+        raise ValueError(f"{row['id']} was read from no file, and an index keeps no atoms")
+    record = record_of(row["source"], row["id"])
+    if record.sha != row["sha"]:
+        raise ValueError(f"{row['source']} has changed since it was indexed")
+    return RetrievalRecord(row["id"], record.content, record.source)
+
+
+# --- Searching.
+
+
+class Index(ShardedStore):
     """Find the nearest of many proteins, kept in a folder.
 
     Example:
@@ -170,11 +231,22 @@ class Index:
         [('P1', 0.816497), ('P2', 0.0)]
     """
 
-    def __init__(self, folder: str | PathLike[str], header: IndexHeader, records: Any) -> None:
-        """Hold what `open` has read."""
-        self.folder, self.header, self.records = Path(folder), header, records
-        self._vectors = records.with_format("numpy", columns=[VECTOR])
-        self._about = records.select_columns(list(ABOUT))
+    HEADER = IndexHeader
+    header: IndexHeader
+
+    def __init__(self, folder: str | PathLike[str], header: IndexHeader) -> None:
+        """Map the shards; use `open`."""
+        super().__init__(folder, header)
+        self._shards = [_Shard(self.folder / name, count) for name, count in header.shards.items()]
+        self._starts = list(accumulate(map(len, self._shards), initial=0))
+        self._faiss = None
+        if header.vectors:
+            faiss, path = _import_faiss(), self.folder / header.vectors
+            try:
+                self._faiss = faiss.read_index(str(path))
+            except (OSError, RuntimeError, ValueError) as error:
+                remedy = IndexHeader.REMEDY.format(folder=folder)
+                raise ValueError(f"{path} is missing or damaged ({error}); {remedy}.") from error
 
     @classmethod
     def open(cls, folder: str | PathLike[str], model: Any = None) -> Index:
@@ -186,26 +258,25 @@ class Index:
 
         Raises:
             FileNotFoundError: If there is none.
-            ImportError: If `datasets` or faiss is not installed.
+            ImportError: If its search is approximate, and faiss is not installed.
             ValueError: If another model made it, naming both, or it is damaged.
         """
         header = IndexHeader.read(folder)
         if model is not None:
             header.made_by.check(model, folder)
-        records = read_shards(folder, header)
-        if header.vectors:
-            try:
-                records.load_faiss_index(VECTOR, str(Path(folder) / header.vectors))
-            except (OSError, RuntimeError, ValueError) as error:
-                raise _damaged(folder, header.vectors, error) from error
-        return cls(folder, header, records)
+        return cls(folder, header)
 
     def __len__(self) -> int:
         """Count the records."""
-        return len(self.records)
+        return self._starts[-1]
+
+    @property
+    def ids(self) -> list[str]:
+        """What the records are called, in the order of the index."""
+        return [row["id"] for shard in self._shards for row in shard.rows()]
 
     def check(self, model: Any) -> None:
-        """Refuse a model other than the one that made the index; see `ModelIdentity.check`."""
+        """Refuse a model other than the one that made the index, naming both."""
         self.header.made_by.check(model, self.folder)
 
     def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
@@ -221,16 +292,17 @@ class Index:
             index, where `row` counts from 0.
 
         Raises:
-            ValueError: If the vectors have another width, or `k` is no positive number.
+            ValueError: If the vectors have another width, or `k` is not positive.
         """
         queries = unit_rows(vectors, self.header.width)
         check_k(k)
-        if not len(self):
-            return [[] for _ in queries]
-        wanted = min(len(self), 2 * k + 16)
-        found = self.records.search_batch(VECTOR, queries, wanted).total_indices
-        ranked = [self._rank(*pair, k) for pair in zip(queries, found, strict=True)]
-        return [hits_of(self._about.__getitem__, rows, scores) for rows, scores in ranked]
+        results = []
+        for query, rows in zip(queries, self._near(queries, k), strict=True):
+            # Computed anew, in double precision: alike in every batch of queries.
+            scores = cosines(query, self._vectors(rows))
+            best = stable_top(scores, k)
+            results.append(hits_of(self._about, rows[best], scores[best]))
+        return results
 
     def read(self, row: int) -> RetrievalRecord:
         """Read a record again: a sequence from the index, a structure from its file.
@@ -239,169 +311,51 @@ class Index:
             FileNotFoundError: If the file of a structure is not there any more.
             ValueError: If the file is not what the index was made of.
         """
-        about = self.records[row]
-        if about["kind"] == "sequence":
-            return RetrievalRecord(about["id"], about["residues"], about["source"])
-        if not about["source"]:
-            raise ValueError(f"{about['id']} was read from no file, and an index keeps no atoms")
-        record = record_of(about["source"], about["id"])
-        if record.sha != about["sha"]:
-            raise ValueError(f"{about['source']} has changed since it was indexed")
-        return RetrievalRecord(about["id"], record.content, record.source)
+        shard, place = self._at(row)
+        return _record(shard.row(place))
 
-    def _rank(self, query: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Give rows and scores of the best, computed anew: alike in every batch of queries."""
-        rows = np.unique(found[found >= 0])
-        scores = cosines(query, self._vectors[rows][VECTOR])
-        best = stable_top(scores, k)
-        complete = len(rows) < len(found) or len(rows) == len(self) or len(rows) <= k
-        # Where what was found ends in a tie with the last hit, an earlier record may be left out.
-        if complete or scores.min() < scores[best[-1]]:
-            return rows[best], scores[best]
-        wider = self.records.search_batch(VECTOR, query[None], min(len(self), 4 * len(found)))
-        return self._rank(query, wider.total_indices[0], k)
+    def _near(self, queries: np.ndarray, k: int) -> Iterator[np.ndarray]:
+        """Yield the rows that may be the best of each query, in order."""
+        if self._faiss is not None:
+            _, found = self._faiss.search(queries, min(len(self), 2 * k + 16))
+            yield from (np.unique(rows[rows >= 0]) for rows in found)
+            return
+        size = max(1, SCORES_AT_ONCE // max(1, len(self)))
+        for start in range(0, len(queries), size):
+            part = queries[start : start + size]
+            columns = [part @ shard.vectors.T for shard in self._shards if len(shard)]
+            scores = np.concatenate(columns, axis=1) if columns else np.zeros((len(part), 0))
+            for row in scores:
+                least = np.partition(row, -k)[-k] - MARGIN if k < len(row) else -np.inf
+                yield np.flatnonzero(row >= least)
 
+    def _at(self, row: int) -> tuple[_Shard, int]:
+        number = bisect_right(self._starts, row) - 1
+        return self._shards[number], row - self._starts[number]
 
-def read_shards(folder: str | PathLike[str], header: IndexHeader) -> Any:
-    """Map the records of an index as a `datasets.Dataset`.
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        places = map(self._at, rows.tolist())
+        found = [shard.vectors[place] for shard, place in places]
+        return np.stack(found) if found else np.zeros((0, self.header.width))
 
-    Raises:
-        ImportError: If `datasets` or faiss is not installed.
-        ValueError: If a shard is missing or damaged.
-    """
-    datasets = import_datasets()
-    parts = []
-    for name, count in header.shards.items():
-        try:
-            # Not Dataset.from_file, which takes its time over a fingerprint of each.
-            part = datasets.table.MemoryMappedTable.from_file(str(Path(folder) / name))
-        except (OSError, ValueError) as error:  # pyarrow's own errors are among them
-            raise _damaged(folder, name, error) from error
-        if len(part) != count:
-            raise _damaged(folder, name, f"it holds {len(part)} records, not {count}")
-        parts += [part] if count else []
-    if not parts:
-        features = record_features(header.width)
-        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
-    table = datasets.table.concat_tables(parts)
-    digest = hashlib.sha256(" ".join(header.shards).encode()).hexdigest()
-    return datasets.Dataset(table, fingerprint=digest[:16])
+    def _about(self, row: int) -> dict[str, str]:
+        shard, place = self._at(row)
+        about = shard.row(place)
+        return {name: about[name] for name in ABOUT}
 
 
-def record_features(width: int) -> Any:
-    """Give the columns of an index, for `datasets`."""
-    datasets = import_datasets()
-    text = {name: datasets.Value("string") for name in (*ABOUT, "residues", "sha")}
-    return datasets.Features(text | {VECTOR: datasets.List(datasets.Value("float32"), width)})
-
-
-def import_datasets() -> Any:
-    """Import `datasets`, with faiss behind it.
-
-    Raises:
-        ImportError: Saying what to install.
-    """
+def _import_faiss() -> Any:
     try:
-        import datasets
-        import faiss  # noqa: F401 - datasets looks for it
+        import faiss
     except ImportError as error:
         raise ImportError(
-            "an index needs datasets and faiss; install both with: pip install 'plasma-hf[search]'"
+            "approximate search needs faiss; install it with: pip install 'plasma-hf[search]'; or "
+            "build the index without a factory, for exact search."
         ) from error
-    return datasets
-
-
-def _damaged(folder: str | PathLike[str], name: str, error: object) -> ValueError:
-    return ValueError(
-        f"{Path(folder) / name} is missing or damaged ({error}); build the index again with: "
-        f"plasma-hf index build INPUT --output {folder} --overwrite"
-    )
-
-
-# --- Shards: the rows of an index, some hundreds a file, each there whole or not at all.
-
-
-BAD = b"plasma_hf_bad"
-
-
-def shard_name(made_by: ModelIdentity, names: Iterable[tuple[str, str]]) -> str:
-    """Name a shard after what is in it, so that one that is there need not be made again.
-
-    Args:
-        made_by: Model of its vectors.
-        names: Id and sha of each record that it was to hold.
-    """
-    # The id of a model is only what it is called.
-    content = json.dumps([made_by.weights, made_by.recipe, *names])
-    return f"records-{hashlib.sha256(content.encode()).hexdigest()[:24]}.arrow"
-
-
-def write_shard(
-    path: Path, model: Any, records: Sequence[RetrievalRecord], residues_per_batch: int
-) -> None:
-    """Embed records and write those that can be; the others are noted with the reason."""
-    good: list[dict[str, Any]] = []
-    bad: list[tuple[str, str]] = []
-    vectors = embed_records(model, records, residues_per_batch)
-    for record, vector in zip(records, vectors, strict=True):
-        if isinstance(vector, Tensor):
-            good.append(_row(record, vector))
-        else:
-            bad.append((record.id, f"it cannot be embedded: {vector}"))
-    width = len(good[0]["vector"]) if good else 0
-    write_rows(path, good, width, bad)
-
-
-def write_rows(
-    path: Path,
-    rows: Sequence[dict[str, Any]],
-    width: int,
-    bad: Sequence[tuple[str, str]] = (),
-) -> None:
-    """Write rows as a file that `datasets.Dataset.from_file` reads."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    features = record_features(width)
-    columns = {name: [row[name] for row in rows] for name in features}
-    table = Dataset.from_dict(columns, features=features).data.table
-    about = (table.schema.metadata or {}) | {BAD: json.dumps(list(bad)).encode()}
-    table = table.replace_schema_metadata(about)
-
-    def write(temporary: Path) -> None:
-        with pa.ipc.new_stream(str(temporary), table.schema) as stream:
-            stream.write_table(table)
-
-    write_atomically(path, write)
-
-
-def inspect_shard(path: Path) -> tuple[dict[str, int], int, list[BadRecord]]:
-    """Give the number of records by kind, the width, and what could not be embedded."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_stream(file).read_all()
-        kinds = table.column("kind").to_pylist()
-        bad = json.loads(table.schema.metadata[BAD])
-    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-    return counts, table.schema.field("vector").type.list_size, [BadRecord(*one) for one in bad]
-
-
-def _row(record: RetrievalRecord, vector: Tensor) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "source": record.source,
-        "residues": record.residues,
-        "sha": record.sha,
-        "vector": vector.numpy(),
-    }
+    return faiss
 
 
 # --- Records for an index, from the files and folders a user names.
-
-
-DATASET = "dataset_info.json"
 
 
 def read_records(
@@ -412,7 +366,7 @@ def read_records(
     Args:
         inputs: One or several places: structure files, folders with structure files, and whatever
             `read_sequences` reads: FASTA, CSV, TSV, Parquet and JSON Lines files, saved data sets.
-        bad: List to which what is left out is added.
+        bad: List to which skipped records are added.
         kind: "sequence" to take the sequences of structures, "structure" to refuse whatever has no
             atoms; by default each as it comes.
 
@@ -438,33 +392,6 @@ def read_records(
             bad.append(BadRecord(str(place), str(error)))
 
 
-def as_records(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
-    """Take records as they are, and `(id, content)` or `(id, content, source)` as records.
-
-    Args:
-        values: Content is a sequence or a `Structure`; or whatever `record_of` reads.
-        bad: List to which what is wrong is added.
-
-    Raises:
-        TypeError: If a path is given in the place of records.
-    """
-    if isinstance(values, str | Path):
-        raise TypeError(
-            f"records is the path {str(values)!r}; give what is in it: read_records(path, bad)."
-        )
-    for number, value in enumerate(values, start=1):
-        name = f"record {number}"
-        try:
-            if isinstance(value, tuple | list) and len(value) in (2, 3):
-                name = str(value[0])
-                record = record_of(RetrievalRecord(name, *value[1:]), "record")
-            else:
-                record = record_of(value, name)
-            yield record
-        except (ValueError, TypeError, OSError) as error:
-            bad.append(BadRecord(name, str(error)))
-
-
 def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[RetrievalRecord]:
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
@@ -477,33 +404,55 @@ def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator
             yield RetrievalRecord(protein.id, protein.sequence or "", f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
-    for structure in read_structure_folder(place, bad):
-        content = structure.sequence if kind == "sequence" else structure
-        record = RetrievalRecord(structure.id, content, str(folder / structure.id))
-        yield from as_records([record], bad)
+    found = read_structure_folder(place, bad)
+    values = (
+        (one.id, one.sequence if kind == "sequence" else one, str(folder / one.id)) for one in found
+    )
+    yield from _valid(values, bad)
 
 
-# --- Build an index, add to it and take from it, so that a kill at any time does no harm.
+def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
+    """Take records, and tuples as `build_index` says; skip and report invalid ones."""
+    if isinstance(values, str | Path):
+        raise TypeError(
+            f"records is the path {str(values)!r}; give what is in it: read_records(path, bad)."
+        )
+    for number, value in enumerate(values, start=1):
+        name = f"record {number}"
+        try:
+            if isinstance(value, tuple | list) and len(value) in (2, 3):
+                name = str(value[0])
+                yield record_of(RetrievalRecord(name, *value[1:]), "record")
+            else:
+                yield record_of(value, name)
+        except (ValueError, TypeError, OSError) as error:
+            bad.append(BadRecord(name, str(error)))
 
 
-RECORDS_PER_SHARD = 512
+def _once(records: Iterable[RetrievalRecord], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
+    """Skip and report records of an id that came before."""
+    first: dict[str, str] = {}
+    for record in records:
+        if record.id not in first:
+            first[record.id] = record.sha
+            yield record
+            continue
+        content = "the same" if first[record.id] == record.sha else "other"
+        reason = f"this id comes again, with {content} content; the first is kept"
+        bad.append(BadRecord(record.id, reason))
+
+
+# --- Building and changing, so that a kill at any time does no harm.
 
 
 @dataclass
 class IndexReport:
-    """Say what was done to an index.
+    """Say what was done to an index."""
 
-    Attributes:
-        embedded: Number of records embedded now.
-        already_there: Number of records that were there before, from this job or another.
-        replaced: Number of records that took the place of one of the same id.
-        bad: What was left out, each with the reason.
-    """
-
-    embedded: int = 0
-    already_there: int = 0
-    replaced: int = 0
-    bad: list[BadRecord] = field(default_factory=list)
+    embedded: int = 0  # records embedded now
+    already_there: int = 0  # records that were there before, from this job or another
+    replaced: int = 0  # records that took the place of one of the same id
+    bad: list[BadRecord] = field(default_factory=list)  # skipped records, each with the reason
 
 
 def build_index(
@@ -511,7 +460,7 @@ def build_index(
     records: Iterable[Any],
     folder: str | PathLike[str],
     *,
-    bad: list[BadRecord] | None = None,
+    bad: Sequence[BadRecord] = (),
     factory: str | None = None,
     overwrite: bool = False,
     records_per_shard: int = RECORDS_PER_SHARD,
@@ -529,7 +478,7 @@ def build_index(
         records: `(id, content)` or `(id, content, source)`, content a sequence or a `Structure`;
             or `RetrievalRecord`s, as `read_records` gives them.
         folder: Folder of the index, made if need be.
-        bad: List to which what is left out is added, for example the one `read_records` fills.
+        bad: Invalid records to report with the others: the list that `read_records` fills.
         factory: faiss index factory string for approximate search, such as "IVF256,Flat"; by
             default search is exact. Scores are exact either way.
         overwrite: Take the place of a finished index of other records or of another model.
@@ -538,32 +487,34 @@ def build_index(
         progress: Show it on standard error.
 
     Returns:
-        What was done; a record that is left out does not stop the others.
+        What was done; a record that is skipped does not stop the others.
 
     Raises:
-        ImportError: If `datasets` or faiss is not installed.
+        ImportError: If a factory is given, and faiss is not installed.
         ValueError: If the folder holds a finished index of other records or of another model, or
             somebody else is writing it.
     """
-    import_datasets()
+    if factory:
+        _import_faiss()
     model.eval()
-    made_by = ModelIdentity.of(model)
-    report = IndexReport(bad=[] if bad is None else bad)
-    with _locked(folder) as path:
+    made_by = ModelFingerprint.of(model)
+    report, path = IndexReport(), Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    with _lock(path):
         finished = None
-        if (path / HEADER).exists() and not overwrite:
+        if (path / IndexHeader.FILE).exists() and not overwrite:
             finished = IndexHeader.read(path)
             finished.made_by.check(model, path)
-        shards = _Shards(path, model, made_by, report, residues_per_batch)
-        read = _each_once(as_records(records, report.bad), report.bad)
-        for chunk in _chunks(_counted(read, progress), records_per_shard):
-            name = shards.name_of(chunk)
+        shards: dict[str, int] = {}
+        valid = tqdm(_valid(records, report.bad), unit="protein", disable=not progress)
+        for name, part in _parts(made_by, _once(valid, report.bad), records_per_shard):
             if finished is not None and name not in finished.shards:
                 raise _is_there(path, finished)
-            shards.take(name, chunk)
-        if finished is not None and list(finished.shards) != list(shards.counts):
+            shards[name] = len(_embedded(path / name, model, part, residues_per_batch, report))
+        if finished is not None and list(finished.shards) != list(shards):
             raise _is_there(path, finished)
-        _finish(path, IndexHeader(made_by, 0, factory=factory), shards.counts)
+        _finish(path, IndexHeader(made_by, 0, factory=factory), shards)
+    report.bad[:0] = bad
     return report
 
 
@@ -572,7 +523,7 @@ def add_records(
     model: Any,
     records: Iterable[Any],
     *,
-    bad: list[BadRecord] | None = None,
+    bad: Sequence[BadRecord] = (),
     replace_changed: bool = False,
     records_per_shard: int = RECORDS_PER_SHARD,
     residues_per_batch: int = RESIDUES_PER_BATCH,
@@ -587,7 +538,7 @@ def add_records(
         folder: Folder of the index.
         model: Model that made it.
         records: See `build_index`.
-        bad: List to which what is left out is added.
+        bad: See `build_index`.
         replace_changed: Let new content take the place of old content of the same id.
         records_per_shard: See `build_index`.
         residues_per_batch: See `build_index`.
@@ -598,12 +549,11 @@ def add_records(
         ValueError: If another model made it, naming both, or somebody else is writing it.
     """
     model.eval()
-    report = IndexReport(bad=[] if bad is None else bad)
-    IndexHeader.read(folder)  # before a folder is made for the lock
-    with _locked(folder) as path:
+    report, path = IndexReport(), Path(folder)
+    IndexHeader.read(path)  # before there is a lock where no index is
+    with _lock(path):
         index = Index.open(path, model)
-        known = dict(zip(index.records["id"], index.records["sha"], strict=True))
-        shards = _Shards(path, model, index.header.made_by, report, residues_per_batch)
+        known = {row["id"]: row["sha"] for shard in index._shards for row in shard.rows()}
         changed: set[str] = set()
 
         def is_new(record: RetrievalRecord) -> bool:
@@ -611,18 +561,25 @@ def add_records(
             if sha == record.sha:
                 report.already_there += 1
             elif sha is not None and not replace_changed:
-                report.bad.append(_conflict(record, path))
+                reason = (
+                    f"{path} holds this id with other content, which stays; rename one of the two, "
+                    "or let the new one take its place with --replace (replace_changed=True)."
+                )
+                report.bad.append(BadRecord(record.id, reason))
             elif sha is not None:
                 changed.add(record.id)
             return sha is None or record.id in changed
 
-        read = _each_once(as_records(records, report.bad), report.bad)
-        for chunk in _chunks(filter(is_new, _counted(read, progress)), records_per_shard):
-            shards.take(shards.name_of(chunk), chunk)
-        changed -= shards.failed  # the old content is better than none
+        shards: dict[str, int] = {}
+        valid = tqdm(_valid(records, report.bad), unit="protein", disable=not progress)
+        new = filter(is_new, _once(valid, report.bad))
+        for name, part in _parts(index.header.made_by, new, records_per_shard):
+            shard = _embedded(path / name, model, part, residues_per_batch, report)
+            shards[name] = len(shard)
+            changed -= {record.id for record in shard.bad}  # the old content is better than none
         report.replaced = len(changed)
-        kept = _without(path, index.header, changed)
-        _finish(path, index.header, kept | shards.counts)
+        _finish(path, index.header, _without(index, changed) | shards)
+    report.bad[:0] = bad
     return report
 
 
@@ -640,175 +597,117 @@ def remove_records(folder: str | PathLike[str], ids: Iterable[str]) -> list[str]
         FileNotFoundError: If there is no finished index.
         ValueError: If somebody else is writing it.
     """
-    IndexHeader.read(folder)  # before a folder is made for the lock
-    with _locked(folder) as path:
-        header = IndexHeader.read(path)
-        wanted = list(dict.fromkeys(ids))
-        there = set(read_shards(path, header)["id"])
-        _finish(path, header, _without(path, header, there.intersection(wanted)))
+    path = Path(folder)
+    IndexHeader.read(path)  # before there is a lock where no index is
+    with _lock(path):
+        index = Index.open(path)
+        wanted, there = dict.fromkeys(ids), set(index.ids)
+        _finish(path, index.header, _without(index, there & wanted.keys()))
     return [name for name in wanted if name not in there]
 
 
-class _Shards:
-    """Make shards, or take those that are there; count what is in them."""
-
-    def __init__(
-        self, folder: Path, model: Any, made_by: ModelIdentity, report: IndexReport, residues: int
-    ) -> None:
-        self.folder, self.model, self.made_by = folder, model, made_by
-        self.report, self.residues = report, residues
-        self.counts: dict[str, int] = {}
-        self.failed: set[str] = set()
-
-    def name_of(self, records: Sequence[RetrievalRecord]) -> str:
-        return shard_name(self.made_by, ((record.id, record.sha) for record in records))
-
-    def take(self, name: str, records: Sequence[RetrievalRecord]) -> None:
-        path = self.folder / name
-        there = path.exists()
-        if not there:
-            write_shard(path, self.model, records, self.residues)
-        kinds, _, bad = inspect_shard(path)
-        self.counts[name] = count = sum(kinds.values())
-        self.report.bad += bad
-        self.failed |= {record.id for record in bad}
-        if there:
-            self.report.already_there += count
-        else:
-            self.report.embedded += count
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    busy = f"another process is writing the index {folder}; wait for it."
+    return writer_lock(folder / "index.lock", busy)
 
 
-def _finish(folder: Path, header: IndexHeader, shards: dict[str, int]) -> None:
-    """Put the vectors into faiss, and then let the header name what the index is made of."""
-    kinds: dict[str, int] = {}
-    width = header.width
-    for name, count in shards.items():
-        counts, found, _ = inspect_shard(folder / name)
-        width = found if count else width
-        for kind, number in counts.items():
-            kinds[kind] = kinds.get(kind, 0) + number
-    header = replace(header, width=width, shards=shards, kinds=kinds, vectors=None)
-    if header.count:
-        header = replace(header, vectors=_write_faiss(folder, header))
-    from .. import __version__
-
-    write_json(folder / HEADER, replace(header, written_by=__version__).to_dict())
-    _sweep(folder, {*shards, header.vectors})
+def _parts(
+    made_by: ModelFingerprint, records: Iterable[RetrievalRecord], size: int
+) -> Iterator[tuple[str, list[RetrievalRecord]]]:
+    """Cut records into what goes into a shard, and name that."""
+    records = iter(records)
+    while part := list(islice(records, size)):
+        yield _Shard.name(made_by, ((record.id, record.sha) for record in part)), part
 
 
-def _write_faiss(folder: Path, header: IndexHeader) -> str:
-    """Write the faiss index of all shards, unless it is there; give its name."""
-    made_of = [
-        ("faiss", str(header.factory)),
-        *((name, str(n)) for name, n in header.shards.items()),
-    ]
-    name = shard_name(header.made_by, made_of).replace("records-", "vectors-")
-    name = Path(name).with_suffix(".faiss").name
-    if (folder / name).exists():
-        return name
-    import faiss
-
-    records = read_shards(folder, header).with_format("numpy")
-    with _quiet_progress_bars():
-        records.add_faiss_index(
-            VECTOR,
-            string_factory=header.factory,
-            metric_type=faiss.METRIC_INNER_PRODUCT,
-            train_size=len(records) if header.factory else None,
+def _embedded(
+    path: Path,
+    model: Any,
+    records: Sequence[RetrievalRecord],
+    residues_per_batch: int,
+    report: IndexReport,
+) -> _Shard:
+    """Open the shard of these records; embed them first unless it is there."""
+    there = path.exists()
+    if not there:
+        found = embed_records(model, records, residues_per_batch)
+        pairs = list(zip(records, found, strict=True))
+        good = [(record, vector) for record, vector in pairs if isinstance(vector, Tensor)]
+        bad = [
+            (record.id, f"it cannot be embedded: {error}")
+            for record, error in pairs
+            if isinstance(error, Exception)
+        ]
+        _Shard.write(
+            path, [_row(record) for record, _ in good], [vector for _, vector in good], bad
         )
-    write_atomically(folder / name, lambda file: records.save_faiss_index(VECTOR, str(file)))
-    return name
+    shard = _Shard(path)
+    report.bad += shard.bad
+    if there:
+        report.already_there += len(shard)
+    else:
+        report.embedded += len(shard)
+    return shard
 
 
-def _without(folder: Path, header: IndexHeader, ids: set[str]) -> dict[str, int]:
+def _without(index: Index, ids: set[str]) -> dict[str, int]:
     """Give the shards of an index without some records, written anew where need be."""
     shards: dict[str, int] = {}
-    for name, count in header.shards.items():
-        rows = read_shards(folder, replace(header, shards={name: count}))
-        kept = [row for row in rows.with_format("numpy") if row["id"] not in ids] if ids else []
-        if not ids or len(kept) == count:
+    for (name, count), shard in zip(index.header.shards.items(), index._shards, strict=True):
+        rows = shard.rows() if ids else []
+        kept = [i for i, row in enumerate(rows) if row["id"] not in ids]
+        if len(kept) == len(rows):
             shards[name] = count
         elif kept:
-            left = shard_name(header.made_by, ((row["id"], row["sha"]) for row in kept))
-            if not (folder / left).exists():
-                write_rows(folder / left, kept, header.width)
+            rows = [rows[i] for i in kept]
+            left = _Shard.name(index.header.made_by, ((row["id"], row["sha"]) for row in rows))
+            if not (index.folder / left).exists():
+                _Shard.write(index.folder / left, rows, torch.from_numpy(shard.vectors[kept]))
             shards[left] = len(kept)
     return shards
 
 
+def _finish(folder: Path, header: IndexHeader, shards: dict[str, int]) -> None:
+    """Let the header name what the index is made of, and remove what it does not name."""
+    kinds: Counter[str] = Counter()
+    width = header.width
+    for name, count in shards.items():
+        shard = _Shard(folder / name)
+        kinds.update(shard.kinds)
+        width = shard.vectors.shape[1] if count else width
+    header = replace(header, width=width, shards=shards, kinds=dict(sorted(kinds.items())))
+    header = replace(header, vectors=_write_faiss(folder, header))
+    from .. import __version__
+
+    replace(header, written_by=__version__).write(folder)
+    _sweep(folder, {*shards, header.vectors})
+
+
+def _write_faiss(folder: Path, header: IndexHeader) -> str | None:
+    """Write a faiss index of all shards, if search is to be approximate; give its name."""
+    if not header.factory or not header.count:
+        return None
+    shards = [(name, str(count)) for name, count in header.shards.items()]
+    name = _Shard.name(header.made_by, [("faiss", header.factory), *shards])
+    name = name.replace("records-", "vectors-").replace(".safetensors", ".faiss")
+    if not (folder / name).exists():
+        faiss = _import_faiss()
+        parts = [_Shard(folder / part).vectors for part, count in header.shards.items() if count]
+        vectors = np.concatenate(parts)
+        index = faiss.index_factory(header.width, header.factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        write_atomically(folder / name, lambda file: faiss.write_index(index, str(file)))
+    return name
+
+
 def _sweep(folder: Path, kept: set[str | None]) -> None:
-    """Remove what the header does not name: what stopped or overtaken jobs have left."""
+    """Remove what stopped or overtaken jobs have left."""
     for pattern in ("records-*", "vectors-*"):
         for file in folder.glob(pattern):
             if file.name not in kept:
                 with suppress(OSError):  # a reader may hold it open where that matters
                     file.unlink()
-
-
-@contextmanager
-def _locked(folder: str | PathLike[str]) -> Iterator[Path]:
-    """Keep other writers away from a folder; readers need no lock."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / "index.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(f"another process is writing the index {folder}; wait for it.") from error
-    try:
-        yield path
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _quiet_progress_bars() -> Iterator[None]:
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    were_off = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
-            enable_progress_bars()
-
-
-def _each_once(
-    records: Iterable[RetrievalRecord], bad: list[BadRecord]
-) -> Iterator[RetrievalRecord]:
-    """Pass over and report records of an id that came before."""
-    first: dict[str, str] = {}
-    for record in records:
-        if record.id not in first:
-            first[record.id] = record.sha
-            yield record
-            continue
-        content = "the same" if first[record.id] == record.sha else "other"
-        reason = f"this id comes again, with {content} content; the first is kept"
-        bad.append(BadRecord(record.id, reason))
-
-
-def _chunks(records: Iterable[RetrievalRecord], size: int) -> Iterator[list[RetrievalRecord]]:
-    records = iter(records)
-    while chunk := list(islice(records, size)):
-        yield chunk
-
-
-def _counted(records: Iterable[RetrievalRecord], progress: bool) -> Iterable[RetrievalRecord]:
-    return tqdm(records, unit="protein", disable=not progress)
-
-
-def _conflict(record: RetrievalRecord, folder: Path) -> BadRecord:
-    return BadRecord(
-        record.id,
-        f"{folder} holds this id with other content, which stays; rename one of the two, or let "
-        "the new one take its place with --replace (replace_changed=True).",
-    )
 
 
 def _is_there(folder: Path, header: IndexHeader) -> ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..models.loading import WithBackbone
+from ..models.modeling_backbone import PreTrainedHead
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -16,7 +16,7 @@ ATTENTION = r"backbone\.(.*\.)?(query|value|q|v|q_proj|v_proj)"
 ENCODERS = ("backbone", "structure_encoder")
 
 
-def lora_config(model: WithBackbone, rank: int = 8, **options: Any) -> LoraConfig:
+def lora_config(model: PreTrainedHead, rank: int = 8, **options: Any) -> LoraConfig:
     """Return a LoRA configuration: the attention of a model's backbone, and its head whole.
 
     The adapter goes on the whole model, `get_peft_model(model, lora_config(model))`, and is saved

@@ -244,4 +244,4 @@ def processor_of(model: ProtAlignModel, backbone: Backbone) -> ProtAlignProcesso
     """Return what writes sequences for the backbone, and structures for the encoder."""
     came, structures = backbone.processor, model.config.structure_config
     atoms = "backbone" if structures is None else structures.atoms
-    return ProtAlignProcessor(came.tokenizer, came.recipe, atoms=atoms)
+    return ProtAlignProcessor(came.tokenizer, came.input_format, atoms=atoms)

@@ -16,15 +16,10 @@ from torch.utils.data import Dataset, Sampler
 
 from ..data.clusters import cluster_sequences, split_by_cluster
 from ..data.store import (
-    CHUNK_BYTES,
-    CHUNK_SECONDS,
-    ChunkWriter,
     EmbeddingStore,
     cut,
     rank_and_world_size,
-    remove_stale,
     sequence_hash,
-    shard_lock,
 )
 from ..io.structures import StructurePair
 from ..models.modeling_backbone import Backbone, pad_residues, weights_digest
@@ -195,18 +190,18 @@ def store_structures(
     ordered = sorted(different, key=lambda key: (-len(different[key]), key))
     batches = list(cut([len(different[key]) for key in ordered], RESIDUES_PER_BATCH))
     rank, world_size = rank_and_world_size()
-    with shard_lock(folder, rank):
-        remove_stale(folder, rank)
-        text = store.header.text()
-        with ChunkWriter(folder, rank, text, CHUNK_BYTES, CHUNK_SECONDS) as writer:
-            for batch in _progress(batches[rank::world_size], rank):
-                missing = [key for key in ordered[batch] if key not in store]
-                if not missing:
-                    continue
-                # The whole batch, as a resumed job must not round otherwise than an undisturbed.
-                rows = embedder.embed([different[key] for key in ordered[batch]])
-                records = dict(zip(ordered[batch], rows, strict=True))
-                writer.add({f"embeddings/{key}": _kept(records[key], store) for key in missing})
+
+    def records() -> Iterator[dict[str, dict[str, Tensor]]]:
+        for batch in _progress(batches[rank::world_size], rank):
+            missing = [key for key in ordered[batch] if key not in store]
+            if not missing:
+                continue
+            # The whole batch, as a resumed job must not round otherwise than an undisturbed one.
+            rows = embedder.embed([different[key] for key in ordered[batch]])
+            embedded = dict(zip(ordered[batch], rows, strict=True))
+            yield {key: {"embeddings": store.rounded(embedded[key])} for key in missing}
+
+    store.write(records())
     _wait_for_all()
     return EmbeddingStore.open(folder)
 
@@ -282,16 +277,6 @@ class PairFeatures:
 
 def _new_dtype(folder: Path, dtype: str) -> str | None:
     return None if (folder / "store.json").exists() else dtype
-
-
-def _kept(rows: Tensor, store: EmbeddingStore) -> Tensor:
-    kept = rows.to(store.header.torch_dtype)
-    if not kept.isfinite().all():
-        raise ValueError(
-            f"structure embeddings reach {rows.abs().max():.4g}, beyond {kept.dtype}; make a store "
-            "of float32."
-        )
-    return kept.contiguous()
 
 
 def _progress(batches: Sequence[slice], rank: int) -> Iterator[slice]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +13,7 @@ from torch import nn
 
 from plasma_hf.models.protein import STANDARD_RESIDUES
 from plasma_hf.search import IndexReport, build_index
+from tests.helpers.kill_points import serve
 
 RECORDS_PER_SHARD = 500
 WIDTH = 16
@@ -31,12 +29,12 @@ HELIX = {
 class Composition(nn.Module):
     """Embed a protein as a random projection of what it is made of; quick, and no model at all."""
 
-    def __init__(self, seed: int = 0, pause: float = 0.0, name: str = "tiny/composition") -> None:
+    def __init__(self, seed: int = 0, name: str = "tiny/composition") -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(len(STANDARD_RESIDUES), WIDTH, generator=generator))
         self.config = SimpleNamespace(name_or_path=name, plm_recipe="raw")
-        self.pause, self.calls, self.embedded = pause, 0, 0
+        self.calls, self.embedded = 0, 0
 
     @torch.no_grad()
     def embed_sequences(self, sequences: list[str], batch_size: int = 32) -> torch.Tensor:
@@ -44,7 +42,6 @@ class Composition(nn.Module):
             raise ValueError("pyrrolysine is too much for me")
         self.calls += 1
         self.embedded += len(sequences)
-        time.sleep(self.pause)
         counts = [
             [sequence.count(letter) for letter in STANDARD_RESIDUES] for sequence in sequences
         ]
@@ -96,17 +93,11 @@ def write_helix(path: Path, chains: dict[str, str], first: int = 1) -> Path:
     return path
 
 
-def run(folder: str | Path, pause: float = 0.0, count: int = 10_000) -> IndexReport:
-    model = Composition(pause=pause)
+def run(folder: str | Path, count: int = 10_000) -> IndexReport:
+    model = Composition()
     return build_index(model, make_records(count), folder, records_per_shard=RECORDS_PER_SHARD)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            run(line.strip(), float(sys.argv[1]))
-            os._exit(0)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+    serve(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -12,15 +11,16 @@ from transformers import EsmConfig, EsmModel
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingReport, EmbeddingStore
+from tests.helpers.kill_points import serve
 
-CHUNK_BYTES = 200_000
+SHARD_BYTES = 200_000
 RESIDUES_PER_BATCH = 1000
 
 
 class TinyEsm:
     """Embed a padded batch at once, so that a record depends on its batch in the last bits."""
 
-    def __init__(self, width: int = 32, seed: int = 0, pause: float = 0.0) -> None:
+    def __init__(self, width: int = 32, seed: int = 0) -> None:
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         config = EsmConfig(
@@ -34,7 +34,7 @@ class TinyEsm:
             mask_token_id=32,
         )
         self.model = EsmModel(config, add_pooling_layer=False).eval()
-        self.hidden_size, self.pause, self.calls = width, pause, 0
+        self.hidden_size, self.calls = width, 0
         self.identity = {
             "backbone": f"tiny/esm{width}",
             "revision": "main",
@@ -44,7 +44,6 @@ class TinyEsm:
 
     def embed(self, sequences: list[str]) -> list[torch.Tensor]:
         self.calls += 1
-        time.sleep(self.pause)
         longest = max(map(len, sequences))
         ids = torch.tensor([[ord(c) - 61 for c in s] + [1] * (longest - len(s)) for s in sequences])
         hidden = self.model(input_ids=ids, attention_mask=(ids != 1).long()).last_hidden_state
@@ -56,17 +55,18 @@ def make_head(width: int = 32, seed: int = 1) -> PlasmaModel:
     return PlasmaModel(PlasmaConfig(embedding_size=width, head_size=8)).eval()
 
 
-def run(fasta: str | Path, folder: str | Path, pause: float = 0.0) -> EmbeddingReport:
-    embedder, head = TinyEsm(pause=pause), make_head()
+def run(fasta: str | Path, folder: str | Path) -> EmbeddingReport:
+    embedder, head = TinyEsm(), make_head()
     store = EmbeddingStore.create(folder, embedder, head, dtype="float16")
     job = store.prepare(fasta, RESIDUES_PER_BATCH)
-    return store.run(job, embedder, head, chunk_bytes=CHUNK_BYTES)
+    return store.run(job, embedder, head, shard_bytes=SHARD_BYTES)
 
 
 if __name__ == "__main__":
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
-    run(sys.argv[1], sys.argv[2], float(sys.argv[3]))
-    if torch.distributed.is_initialized():
+        run(sys.argv[1], sys.argv[2])
         torch.distributed.barrier()  # torchrun's store goes when the first rank does
         torch.distributed.destroy_process_group()
+    else:
+        serve(run)

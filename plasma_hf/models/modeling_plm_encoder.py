@@ -1,0 +1,199 @@
+"""Encoders that stand on a language model: what TM-Vec and ProtSSN share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from .modeling_backbone import (
+    SafeWeights,
+    _find_file,
+    _load_model,
+    backbone_config,
+    build_backbone,
+    fetch,
+    width_of,
+)
+from .processing_plasma import INPUT_FORMATS, InputFormat
+
+
+@strict
+class PLMEncoderConfig(PreTrainedConfig):
+    """Say which language model feeds an encoder, and how wide its residue embeddings are.
+
+    Args:
+        hidden_size: Width of a residue embedding, in and out.
+        plm_config: The language model's configuration in full, or as a dict, or None for a model
+            that takes ready residue embeddings.
+        plm_name_or_path: Where the language model's weights come from.
+        plm_revision: Which revision of them.
+
+    Raises:
+        ValueError: If the language model has another width.
+    """
+
+    sub_configs = {"plm_config": AutoConfig}
+
+    hidden_size: int = 1024
+    plm_config: dict[str, Any] | PreTrainedConfig | None = None
+    plm_name_or_path: str | None = None
+    plm_revision: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Resolve the language model's configuration and check its width."""
+        if isinstance(self.plm_config, dict):
+            self.plm_config = backbone_config(self.plm_config)
+        if self.hidden_size <= 0:
+            raise ValueError(f"hidden_size={self.hidden_size}; give a number above 0.")
+        if self.plm_config is not None:
+            self.check_width(self.plm_config)
+        super().__post_init__(**kwargs)
+
+    def check_width(self, plm_config: PreTrainedConfig) -> None:
+        """Refuse a language model of another width than this model's.
+
+        Raises:
+            ValueError: If the widths differ.
+        """
+        if (width := width_of(plm_config)) != self.hidden_size:
+            name = type(self).__name__
+            raise ValueError(
+                f"the language model ({plm_config.model_type}) gives residue embeddings of width "
+                f"{width}, {name.removesuffix('Config')} takes hidden_size={self.hidden_size}; use "
+                "the language model it was trained on, or make a new one with "
+                f"{name}(hidden_size={width})."
+            )
+
+
+class PLMEncoder(SafeWeights):
+    """Take residue embeddings, or token ids through the language model underneath."""
+
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    reads_residue_mask = True  # it looks at residues alone, not at special tokens
+    trained_on = ""  # id of the language model to name in an error message
+
+    language_model: Any
+
+    def __init__(self, config: Any) -> None:
+        """Build the language model, if the configuration has one."""
+        super().__init__(config)
+        under = config.plm_config
+        self.language_model = None if under is None else build_backbone(under)
+
+    def attach_language_model(
+        self, language_model: PreTrainedModel, name: str | None = None, revision: str | None = None
+    ) -> Self:
+        """Put a language model under this one, so that it takes token ids.
+
+        Args:
+            language_model: An encoder with one vector per token.
+            name: Its Hub id or folder; kept in the configuration.
+            revision: Which revision of it; None keeps what the configuration says of that name.
+
+        Raises:
+            ValueError: If it has another width.
+        """
+        self.config.check_width(language_model.config)
+        self.language_model, self.config.plm_config = language_model, language_model.config
+        name = name or getattr(language_model.config, "name_or_path", None) or None
+        if revision is not None or name != self.config.plm_name_or_path:
+            self.config.plm_name_or_path, self.config.plm_revision = name, revision
+        return self
+
+    def complete(
+        self, source: str, input_format: InputFormat | None, **options: Any
+    ) -> tuple[str, str | None]:
+        """Load the language model where it is not there yet; say where its tokenizer is.
+
+        Args:
+            source: Where this encoder came from.
+            input_format: The format asked for, which may name a language model.
+            **options: Of `Backbone.from_pretrained`, to load it with.
+
+        Raises:
+            ValueError: If none is named, or one other than that inside.
+        """
+        saved = self.config.plm_name_or_path
+        wanted = input_format.language_model if input_format is not None else None
+        inside = self.language_model is not None
+        published = saved is not None and "/" in saved and not Path(saved).exists()
+        if inside and published and wanted and Path(saved).name != Path(wanted).name:
+            name = input_format.name if input_format is not None else ""
+            raise ValueError(
+                f"{source} stands on {saved}, the input format {name!r} asks for {wanted}; load "
+                "it without an input format, or load the files of its authors with this one."
+            )
+        under, revision = saved if inside else wanted or saved, self.config.plm_revision
+        if under is None:
+            accepted = ", ".join(name for name, f in INPUT_FORMATS.items() if f.language_model)
+            raise ValueError(
+                f"{source} is a {self.config.model_type} model that does not say which language "
+                f"model it stands on; give an input format, one of {accepted}."
+            )
+        if not inside:
+            self.attach_language_model(fetch(_load_model, under, revision, **options), under)
+        saved_with_it = _find_file(source, "tokenizer_config.json") is not None
+        return (source, None) if saved_with_it else (under, revision)
+
+    def read(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        residue_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return residue embeddings and residue mask, run the language model where need be.
+
+        Args:
+            input_ids: `(batch, tokens)`, for the language model, with its special tokens.
+            attention_mask: `(batch, tokens)`, what the language model attends to; None is all.
+            residue_mask: `(batch, tokens)` or `(batch, residues)`, True at residues and never at
+                special tokens or padding; None takes attention_mask.
+            inputs_embeds: `(batch, residues, hidden)`, residue embeddings of the language model.
+
+        Raises:
+            ValueError: If proteins are given not at all or twice, as token ids without a language
+                model to read them, or in shapes that do not fit.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "give proteins either as input_ids or as inputs_embeds"
+                + ("; neither is here." if input_ids is None else ", not as both.")
+            )
+        if inputs_embeds is None:
+            self._check_language_model()
+            output = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
+            inputs_embeds = output.last_hidden_state
+        mask = attention_mask if residue_mask is None else residue_mask
+        if mask is None:
+            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
+        self._check_shapes(inputs_embeds, mask)
+        return inputs_embeds, mask.bool()
+
+    def _check_language_model(self) -> None:
+        if self.language_model is None:
+            name = self.config.plm_name_or_path or self.trained_on
+            raise ValueError(
+                f"this {type(self).__name__} has no language model under it and takes no "
+                f"input_ids; pass inputs_embeds, residue embeddings of {name!r}, or attach it: "
+                f"model.attach_language_model(plasma_hf.load_backbone({name!r}).model)."
+            )
+
+    def _check_shapes(self, embeddings: Tensor, mask: Tensor) -> None:
+        width = self.config.hidden_size
+        if embeddings.ndim != 3 or embeddings.shape[-1] != width:
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(embeddings.shape)}; give (batch, residues, "
+                f"{width}), from the language model that {type(self).__name__} was trained on."
+            )
+        if mask.shape != embeddings.shape[:2]:
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
+                "True (or 1) at residues."
+            )
