@@ -197,18 +197,12 @@ def _outcome(pair: ProteinPair, result: AlignedPair | Exception, identity: float
     if not all(side.any() for side in sites):
         unlabelled = "one of its proteins has no labelled residue"
         return PairOutcome(*known, result.score, error=unlabelled)
-    matches = {name: metric(result.plan, *sites) for name, metric in SITE_MATCH.items()}
-    return PairOutcome(*known, result.score, **matches)
+    match, symmetric, precision = (metric(result.plan, *sites) for metric in SITE_MATCH.values())
+    return PairOutcome(*known, result.score, match, symmetric, precision)
 
 
 def one_line(error: Exception) -> str:
-    """Say in one line what was raised.
-
-    Example:
-        >>> one_line(KeyError("no such protein")), one_line(RuntimeError())
-        ('no such protein', 'RuntimeError')
-    """
-    # The text of a KeyError would be quoted.
+    """Say in one line what was raised; the text of a KeyError would be quoted."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -326,7 +320,7 @@ class TruthRun:
         aligner: Its name.
         reference: Name of the set.
         threshold: Weight above which residues are called aligned.
-        truths: By pair, with its identity.
+        truths: Of each pair, with its identity.
         problems: A line on each pair that failed.
         seconds: Wall time of aligning.
     """
