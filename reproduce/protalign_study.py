@@ -41,7 +41,7 @@ from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.modeling_protalign import Gather, ProtAlignModel, Standardize, alone
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from plasma_hf.training.protalign_run import METRICS, TRAINED, ProtAlignRun, processor_of
+from plasma_hf.training.run import METRICS, TRAINED, ProtAlignRun, processor_of
 from plasma_hf.training.structure_data import PairParts, split_pairs
 
 MOST_NAMED = 12
@@ -204,7 +204,7 @@ def draw_planes(
         seed: Of t-SNE.
 
     Returns:
-        What the JSON file beside the picture holds: places `(pairs, 2)` by stage and kind.
+        What the JSON file beside the figure says: places `(pairs, 2)` by stage and kind.
 
     Raises:
         ImportError: If matplotlib or scikit-learn is not installed.
@@ -253,7 +253,7 @@ def draw_losses(losses: Mapping[str, Sequence[float]], path: str | Path) -> dict
         path: File to write.
 
     Returns:
-        What the JSON file beside the picture holds.
+        What the JSON file beside the figure says.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -284,7 +284,7 @@ def draw_heat_map(
         path: File to write.
 
     Returns:
-        What the JSON file beside the picture holds.
+        What the JSON file beside the figure says.
 
     Raises:
         ImportError: If matplotlib is not installed.

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from plasma_hf import PlasmaModel
 from plasma_hf.cli.train import train_app
-from plasma_hf.data import EmbeddingStore, ProteinPair
-from plasma_hf.data.pairs import read_site_table
+from plasma_hf.data import EmbeddingStore, ProteinPair, read_site_table
 from plasma_hf.training import PlasmaRun
 from plasma_hf.training.run import sample_share
 from tests.helpers.training_job import make_pairs

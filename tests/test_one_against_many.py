@@ -120,7 +120,7 @@ def make_store(folder, model, proteins, kinds):
         store.prepare([(f"P{i}", sequence) for i, sequence in enumerate(proteins)]),
         embedder,
         model,
-        chunk_bytes=100_000,
+        shard_bytes=100_000,
     )
     return EmbeddingStore.open(folder)
 

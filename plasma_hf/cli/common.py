@@ -328,7 +328,7 @@ def _read(path: Path, bad: list[Any]) -> Any:
     from ..io.structures import pair_of, read_structure_folder, row_to_pair
 
     if path.suffix != ".parquet":
-        return (pair_of(structure) for structure in read_structure_folder(path, bad))
+        return (pair_of(structure) for structure in read_structure_folder(path, bad.append))
     try:
         from datasets import Dataset
     except ImportError as error:

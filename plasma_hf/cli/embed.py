@@ -148,7 +148,7 @@ def _read(
     for file in files:
         wrong: list[BadRecord] = []
         try:
-            proteins += read_sequences(file, id_column, sequence_column, bad=wrong)
+            proteins += read_sequences(file, id_column, sequence_column, wrong.append)
         except (ValueError, OSError) as error:
             bad.append(BadRecord(str(file), str(error)))
         bad += [BadRecord(f"{file}: {record.id}", record.reason) for record in wrong]

@@ -125,7 +125,7 @@ def train_plasma(
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
-        from ..data.pairs import read_site_table
+        from ..data.sites import read_site_table
         from ..data.splits import make_splits
         from ..models.configuration_plasma import PlasmaConfig
         from ..training.run import PlasmaRun
@@ -244,7 +244,7 @@ def train_protalign(
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     with one_line_errors() as skipped:
         from ..models.configuration_protalign import ProtAlignConfig
-        from ..training.protalign_run import ProtAlignRun
+        from ..training.run import ProtAlignRun
         from ..training.structure_data import split_pairs
 
         config, arguments = read_settings(settings or [], ProtAlignConfig)
@@ -289,8 +289,8 @@ def _train_residues(
     from ..models.configuration_protalign import ProtAlignConfig
     from ..models.modeling_protalign import ProtAlignModel
     from ..models.modeling_substitution import ResidueEncoderModel
-    from ..training.protalign_run import processor_of
     from ..training.residue_contrast import ResidueTraining, train_encoders
+    from ..training.run import processor_of
 
     sizes: dict[str, Any] = {
         "sequence_size": backbone.hidden_size,

@@ -308,16 +308,7 @@ ENTRY_BYTES = 160
 
 @dataclass(frozen=True)
 class StoreHeader(Header):
-    """Hold what `store.json` says of an embedding store.
-
-    Attributes:
-        backbone: Fingerprint of the backbone.
-        head: Fingerprint of the head that projections are of, or None.
-        dtype: Name of the floating point type that records are kept in.
-        hidden_size: Width of residue embeddings.
-        head_size: Width of projections, or None.
-        kinds: What is kept, of "embeddings" and "projections".
-    """
+    """Hold what `store.json` says of an embedding store."""
 
     FILE = HEADER
     FORMAT = 1
@@ -327,12 +318,12 @@ class StoreHeader(Header):
         "delete it and run the plasma-hf embed command that made the store again: it writes it anew"
     )
 
-    backbone: dict[str, str]
-    head: dict[str, str] | None
-    dtype: str
-    hidden_size: int
-    head_size: int | None
-    kinds: tuple[str, ...]
+    backbone: dict[str, str]  # its fingerprint
+    head: dict[str, str] | None  # fingerprint of the head that projections are of
+    dtype: str  # what records are kept in
+    hidden_size: int  # width of residue embeddings
+    head_size: int | None  # width of projections
+    kinds: tuple[str, ...]  # what is kept, of `KINDS`
 
     @classmethod
     def of(
@@ -389,9 +380,9 @@ class EmbeddingJob:
 class EmbeddingReport:
     """Say what a job did in this process."""
 
-    embedded: int = 0  # sequences embedded now
-    already_there: int = 0  # sequences that were in the store before
-    bad: list[BadRecord] = field(default_factory=list)  # skipped ids, with the reason
+    embedded: int = 0  # records made now
+    already_there: int = 0  # records that were there before, from this job or another
+    bad: list[BadRecord] = field(default_factory=list)  # skipped records, each with the reason
 
 
 @dataclass(frozen=True)
@@ -421,15 +412,14 @@ class EmbeddingStore(ShardedStore):
     """Keep residue embeddings, and the projections of a head, in a folder.
 
     A record is found by the id of a protein, by its sequence or by the hash of that; equal
-    sequences share one. Everything in a store is of one backbone, revision and input format, and
-    of one head; another is refused. Opening reads tables of contents, reading a protein its record
-    alone.
+    sequences share one. All are of one backbone, revision and input format, and of one head;
+    another is refused. Opening reads tables of contents, reading a protein its record alone.
 
     A job that was killed is resumed by starting it again, and loses the last minute at most. Under
     `torchrun` or `accelerate launch` every rank computes its share of the batches and writes
     shards of its own. On the same kind of machine the records are the same, byte for byte, however
-    often the job was stopped and however many ranks shared it, as batches depend on the whole
-    input of `add` and on nothing else.
+    often the job was stopped and however many ranks shared it: batches depend on the whole input
+    of `add` alone.
 
     Attributes:
         lengths: Number of residues by hash.
@@ -674,7 +664,7 @@ class EmbeddingStore(ShardedStore):
         found = list(bad)
         ids: dict[str, str] = {}
         sequences: dict[str, str] = {}
-        for protein in read_sequences(proteins, bad=found):
+        for protein in read_sequences(proteins, on_invalid=found.append):
             sequence = protein.sequence or ""
             key = sequence_hash(sequence)
             known = ids.get(protein.id, self.ids.get(protein.id, key))

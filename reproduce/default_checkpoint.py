@@ -1,6 +1,6 @@
 """Choose and write the default checkpoint.
 
-Run as `python -m tests.benchmarks.default_checkpoint [scan] [build]`: `scan` varies one setting at
+Run as `python -m reproduce.default_checkpoint [scan] [build]`: `scan` varies one setting at
 a time on pairs of seed 1 and writes a table to `results/`, `build` writes the checkpoint.
 """
 
@@ -23,7 +23,7 @@ from plasma_hf.metrics import label_match_score, roc_auc
 from plasma_hf.models.modeling_substitution import SubstitutionConfig
 from tests.benchmarks.site_pairs import load_pairs
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
 SCORE_FORMS = ("published", "soft", "mass", "collinear")
 DEFAULT = {
     "head": "hinge",
