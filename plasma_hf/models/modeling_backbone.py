@@ -418,8 +418,6 @@ class Backbone:
             "weights": weights_digest(self.model),
         }
 
-    identity = fingerprint  # the name by which stores ask for it
-
     @torch.no_grad()
     def embed(
         self, proteins: Sequence[str | Path | Protein], residues_per_batch: int = 8192
