@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaModel
-from plasma_hf.cli.train import train_app
+from plasma_hf.cli.train import load_backbone_for, train_app
 from plasma_hf.data import EmbeddingStore, ProteinPair
 from plasma_hf.data.pairs import read_site_table
 from plasma_hf.training import PlasmaRun
@@ -131,10 +131,8 @@ def test_a_share_is_drawn_as_published() -> None:
 
 
 def test_a_run_in_python(train: Any) -> None:
-    from plasma_hf.cli.embed import load_backbone_for
-
     splits = make_splits(read_site_table("sites.csv")[0])
     arguments = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     run = PlasmaRun("folder", config={"head_size": 8}, arguments=arguments)
-    figures = run.train(splits, load_backbone_for("--backbone", "default", None, "cpu", False))
+    figures = run.train(splits, load_backbone_for("default", None, "cpu", False))
     assert 0 <= figures["extrapolation"]["label_match_score"] <= 1

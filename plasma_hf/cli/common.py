@@ -125,15 +125,11 @@ def _usable(device: str | None) -> str | None:
     return device
 
 
-Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")]
 OutputFile = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write instead of the screen.")
 ]
 OutputFormat = Annotated[
     Literal["text", "json", "tsv"], typer.Option("--format", "-f", help="What to write.")
-]
-BackboneName = Annotated[
-    str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
 ]
 Recipe = Annotated[
     str | None, typer.Option(help="How sequences are written for the backbone: native or upstream.")

@@ -22,7 +22,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..data.store import Embedder, EmbeddingStore
+    from ..data.store import EmbeddingStore
     from ..io.sequences import BadRecord
     from ..models.modeling_backbone import Backbone
     from ..models.modeling_plasma import PlasmaModel
@@ -155,19 +155,6 @@ def _read(
     return proteins, bad
 
 
-def load_backbone_for(
-    option: str, name: str, recipe: str | None, device: str | None, trust_remote_code: bool
-) -> Backbone:
-    """Load what `option` names; "default" is the backbone of the bundled model."""
-    from ..models.modeling_backbone import Backbone
-
-    named = None if name == "default" else name
-    embedder, _ = load_embedder(None, named, recipe, None, device, trust_remote_code)
-    if not isinstance(embedder, Backbone):
-        fail(f"{option} {name} is no backbone that a head can stand on")
-    return embedder
-
-
 def load_embedder(
     model: str | None,
     backbone: str | None,
@@ -175,7 +162,7 @@ def load_embedder(
     revision: str | None,
     device: str | None,
     trust_remote_code: bool,
-) -> tuple[Embedder, PlasmaModel | None]:
+) -> tuple[Backbone, PlasmaModel | None]:
     """Load a backbone alone, or a PLASMA model as backbone and head."""
     from transformers import AutoProcessor
     from transformers.utils import logging

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .common import (
-    BackboneName,
     Device,
     Identity,
     MaxResidues,
     MinResidues,
-    Output,
     Recipe,
     RemoteCode,
     Structures,
@@ -28,7 +26,7 @@ from .common import (
     report,
     training_arguments,
 )
-from .embed import load_backbone_for
+from .embed import load_embedder
 
 if TYPE_CHECKING:
     from ..io.structures import StructurePair
@@ -39,6 +37,10 @@ train_app = typer.Typer(
     no_args_is_help=True, help="Train models.", rich_markup_mode=None, add_completion=False
 )
 
+Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")]
+BackboneName = Annotated[
+    str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
+]
 Preset = Annotated[Literal["improved", "published"], typer.Option(help="Training settings.")]
 Epochs = Annotated[float | None, typer.Option(min=0, help="Times to go through the pairs at most.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of the optimiser, at its highest.")]
@@ -148,10 +150,18 @@ def train_plasma(
             arguments=arguments | training_arguments(epochs, batch_size, learning_rate, device),
             details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
         )
-        under = load_backbone_for("--backbone", backbone, recipe, device, trust_remote_code)
+        under = load_backbone_for(backbone, recipe, device, trust_remote_code)
         metrics = run.train(splits, under, resume=resume)
         shown = ("roc_auc", "average_precision", "f1_max", "label_match_score")
         _report(metrics, shown, f"{output} holds the head, its card and metrics.json")
+
+
+def load_backbone_for(
+    name: str, recipe: str | None, device: str | None, trust_remote_code: bool
+) -> Backbone:
+    """Load a backbone to train on; "default" is that of the bundled model."""
+    named = None if name == "default" else name
+    return load_embedder(None, named, recipe, None, device, trust_remote_code)[0]
 
 
 def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: str) -> None:
@@ -250,9 +260,7 @@ def train_protalign(
         config, arguments = read_settings(settings or [], ProtAlignConfig)
         pairs = read_pairs(structures, min_residues, max_residues, skipped)
         parts = split_pairs(pairs, seed, identity=identity)
-        backbone = load_backbone_for(
-            "--sequence-backbone", sequence_backbone, recipe, device, trust_remote_code
-        )
+        backbone = load_backbone_for(sequence_backbone, recipe, device, trust_remote_code)
         encoder = load_structure_encoder(structure_encoder, seed, device)
         if residue_steps:
             _train_residues(
