@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .hub import check_hub_folder, export_to_hub_folder, push
     from .models.configuration_plasma import PlasmaConfig
-    from .models.configuration_protalign import ProtAlignConfig as ProtAlignConfig
+    from .models.configuration_protalign import ProtAlignConfig
     from .models.loading import load_backbone
     from .models.modeling_plasma import PlasmaModel
     from .models.modeling_protalign import ProtAlignModel

@@ -85,12 +85,12 @@ def compilation_announced() -> Iterator[None]:
     times: list[float] = []
 
     class Compilation(event.Listener):
-        def on_start(self, event: Any) -> None:
+        def on_start(self, _event: Any) -> None:
             if not times:
                 say("compiling the kernels, once for this installation, in about half a minute")
             times.append(time.monotonic())
 
-        def on_end(self, event: Any) -> None:
+        def on_end(self, _event: Any) -> None:
             times.append(time.monotonic())
 
     with event.install_listener("numba:compile", Compilation()):

@@ -36,7 +36,7 @@ folder written by datasets.save_to_disk. The store is a folder. A protein is fou
 or its sequence; equal sequences are kept once, and what is there already is not computed again.
 
 A job that was stopped goes on when the same command is run again. The same command with other
-files adds them. A store is of one model and recipe; another is refused.
+files adds them. A store is of one model and input format; another is refused.
 
 A record that cannot be used is reported on standard error, the rest is done, and the exit code
 is 2. It is also 2 where a file or an option cannot be used.
@@ -54,8 +54,8 @@ With a language model, which is downloaded first:
       --backbone facebook/esm2_t33_650M_UR50D --output esm2
 
 \b
-On two GPUs, each of which computes its share (bad records are reported, but do not set the exit
-code, at which torchrun would stop the other process):
+On two GPUs, each of which computes its share (invalid records are reported, but do not set the
+exit code, at which torchrun would stop the other process):
   torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
       --backbone facebook/esm2_t33_650M_UR50D --output esm2
 """

@@ -62,11 +62,11 @@ PLASMA_HELP = """
 Train a PLASMA head on a table of proteins with labelled sites, and measure it.
 
 The table is a CSV file with the columns uid, interpro_id (the family), seq_full and label (a JSON
-list of 0 and 1, one a residue). Pairs of one family are positive. With --protocol strict, sets
+list of 0 and 1, one per residue). Pairs of one family are positive. With --protocol strict, sets
 share no protein and no sequence cluster, and negative pairs have the lengths of positive ones;
 upstream is the published way.
 
-The folder --output then holds the head, which loads with its backbone, a card with the figures of
+The folder --output then holds the head, which loads with its backbone, a card with the metrics of
 the run, metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with
 --resume, and ends in the same weights.
 
@@ -197,7 +197,7 @@ With --train-encoders none, embeddings are computed once and two attention pools
 structure trains the structure encoder along, all both encoders, lora the sequence encoder by small
 matrices beside its weights.
 
-The folder --output then holds the model with its encoders, a card with the figures of the run,
+The folder --output then holds the model with its encoders, a card with the metrics of the run,
 metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with --resume, and
 ends in the same weights.
 
