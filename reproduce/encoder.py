@@ -665,7 +665,7 @@ class EncoderObjective(nn.Module):
         related: Tensor,
         site_labels: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
-        _, plan = make_plans(kernel, masks[0], masks[1], self.config)
+        _, plan = make_plans(kernel, masks[1], self.config)
         pair, i, j = targets.unbind(-1)
         # A plan that is not converged has entries above 1.
         losses = -plan[pair, i, j].clamp(SMALL, 1).log()

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plasma_hf import load_backbone
-from plasma_hf.cli.common import Skipped, load_structure_encoder, read_pairs, training_arguments
+from plasma_hf.cli.common import Skipped, given, load_structure_encoder, read_pairs
 from plasma_hf.data.clusters import connect
 from plasma_hf.evaluation import align_sequences
 from plasma_hf.evaluation.aligners import identity
@@ -511,8 +511,13 @@ def study_of(options: argparse.Namespace, pairs: Sequence[StructurePair]) -> Ret
         preset=options.preset,
         trained=options.train_encoders,
         config={"loss": options.loss},
-        arguments=training_arguments(
-            options.epochs, options.batch_size, options.learning_rate, options.device
+        arguments=given(
+            {
+                "num_train_epochs": options.epochs,
+                "per_device_train_batch_size": options.batch_size,
+                "learning_rate": options.learning_rate,
+                "use_cpu": options.device == "cpu" or None,
+            }
         ),
     )
     split = {} if options.identity is None else {"identity": options.identity}
