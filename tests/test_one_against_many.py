@@ -84,7 +84,7 @@ def test_lists_that_do_not_fit():
 class Ready:
     """An embedder whose proteins were embedded before."""
 
-    identity = {"backbone": "ready", "revision": "", "recipe": "none", "weights": "0"}
+    fingerprint = {"backbone": "ready", "revision": "", "recipe": "none", "weights": "0"}
     hidden_size = 24
 
     def __init__(self, proteins):

@@ -104,7 +104,7 @@ class Aligners:
         self._load = lru_cache(maxsize=4)(self._load_model)
         for folder in self.stores:
             store = EmbeddingStore.open(folder)
-            self._add(store.identity, StoredEmbeddings(store), store.header.hidden_size)
+            self._add(store.fingerprint, StoredEmbeddings(store), store.header.hidden_size)
         for name in self.backbones:
             self._source_of(self._embedder(backbone=name)[0])
         self._given = list(self._sources.values())
@@ -173,9 +173,9 @@ class Aligners:
     def _source_of(self, embedder: Embedder) -> NamedSource:
         from ..evaluation import CachedEmbeddings
 
-        known = self._sources.get(_key(embedder.identity))
+        known = self._sources.get(_key(embedder.fingerprint))
         return known or self._add(
-            embedder.identity, CachedEmbeddings(embedder), embedder.hidden_size
+            embedder.fingerprint, CachedEmbeddings(embedder), embedder.hidden_size
         )
 
     def _add(self, identity: Any, source: EmbeddingSource, width: int) -> NamedSource:

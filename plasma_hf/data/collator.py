@@ -35,7 +35,7 @@ class PairCollator:
     Example:
         >>> import tempfile
         >>> class Ones:
-        ...     identity = {"backbone": "ones"}
+        ...     fingerprint = {"backbone": "ones"}
         ...     hidden_size = 4
         ...     def embed(self, sequences):
         ...         return [torch.ones(len(sequence), 4) for sequence in sequences]

@@ -262,7 +262,7 @@ class Embedder(Protocol):
     """Whatever turns sequences into residue embeddings, and can say which model it is."""
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         """Fingerprint: all that the embeddings depend on, the weights among it."""
 
     @property
@@ -348,7 +348,7 @@ class StoreHeader(Header):
                 "projections need a head; give head=PlasmaModel, in the shell --model FOLDER."
             )
         return cls(
-            backbone=dict(embedder.identity),
+            backbone=dict(embedder.fingerprint),
             head=None if head is None else head.head_identity,
             dtype=name,
             hidden_size=embedder.hidden_size,
@@ -428,7 +428,7 @@ class EmbeddingStore(ShardedStore):
     Example:
         >>> import tempfile, torch
         >>> class Ones:
-        ...     identity = {"backbone": "ones"}
+        ...     fingerprint = {"backbone": "ones"}
         ...     hidden_size = 4
         ...     def embed(self, sequences):
         ...         return [torch.ones(len(sequence), 4) for sequence in sequences]
@@ -476,7 +476,7 @@ class EmbeddingStore(ShardedStore):
             if not (path / HEADER).exists():
                 StoreHeader.of(embedder, head, dtype, kinds).write(path)
         store = cls.open(path)
-        store.check(embedder.identity, None if head is None else head.head_identity)
+        store.check(embedder.fingerprint, None if head is None else head.head_identity)
         header = store.header
         if kinds is not None and set(kinds) != set(header.kinds):
             raise ValueError(
@@ -491,16 +491,16 @@ class EmbeddingStore(ShardedStore):
         return store
 
     @property
-    def identity(self) -> dict[str, str]:
-        """Fingerprint of the backbone that made the embeddings, as `Backbone.identity` gives it."""
+    def fingerprint(self) -> dict[str, str]:
+        """The `Backbone.fingerprint` of what made the embeddings."""
         return dict(self.header.backbone)
 
     def check(
-        self, identity: Mapping[str, str], head_identity: Mapping[str, str] | None = None
+        self, fingerprint: Mapping[str, str], head_identity: Mapping[str, str] | None = None
     ) -> None:
         """Refuse another backbone, or another head if one is given, than the store is of."""
-        another = f" --backbone {identity.get('backbone', 'NAME')}"
-        pairs = [("embeddings of", self.header.backbone, identity, another)]
+        another = f" --backbone {fingerprint.get('backbone', 'NAME')}"
+        pairs = [("embeddings of", self.header.backbone, fingerprint, another)]
         if head_identity is not None and self.header.head is not None:
             pairs.append(("projections by the head", self.header.head, head_identity, ""))
         for what, ours, given, option in pairs:
@@ -709,7 +709,7 @@ class EmbeddingStore(ShardedStore):
                 writing as the same rank.
             OSError: If the disk has no room for the records.
         """
-        self.check(embedder.identity, None if head is None else head.head_identity)
+        self.check(embedder.fingerprint, None if head is None else head.head_identity)
         if "projections" in self.header.kinds and head is None:
             raise ValueError(
                 f"the store {self.folder} keeps projections by the head "

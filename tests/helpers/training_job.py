@@ -24,7 +24,7 @@ WIDTH = 16
 class LetterEmbedder:
     """Embed a residue by its letter alone."""
 
-    identity = {"backbone": "letters"}
+    fingerprint = {"backbone": "letters"}
     hidden_size = WIDTH
 
     def embed(self, sequences):
