@@ -24,6 +24,7 @@ from .common import (
     MinResidues,
     RemoteCode,
     Structures,
+    compilation_announced,
     fail,
     given,
     load_model,
@@ -264,7 +265,7 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
-    with one_line_errors():
+    with one_line_errors(), compilation_announced():
         from ..data.splits import make_splits
         from ..evaluation.plots import draw_curves
         from ..evaluation.report import Evaluation, write_evaluation
