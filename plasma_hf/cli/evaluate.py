@@ -25,6 +25,7 @@ from .common import (
     RemoteCode,
     Skipped,
     Structures,
+    compilation_announced,
     fail,
     given,
     load_model,
@@ -265,7 +266,7 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
-    with one_line_errors() as skipped:
+    with one_line_errors() as skipped, compilation_announced():
         from ..data.sites import read_site_table
         from ..data.splits import make_splits
         from ..evaluation import read_reference_pairs, run_residue_truth
