@@ -354,11 +354,10 @@ class PlasmaProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
+        given: list[Any] = [p.sequence or "" if is_protein(p) else p for p in proteins]
         sequences = [
-            protein.sequence or ""
-            if getattr(protein, "checked", False)
-            else clean_sequence(protein.sequence or "" if is_protein(protein) else protein, name)
-            for protein in proteins
+            letters if getattr(protein, "checked", False) else clean_sequence(letters, name)
+            for protein, letters in zip(proteins, given, strict=True)
         ]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
