@@ -23,7 +23,9 @@ from .common import (
     MaxResidues,
     MinResidues,
     RemoteCode,
+    Skipped,
     Structures,
+    compilation_announced,
     fail,
     given,
     load_model,
@@ -33,7 +35,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..data.pairs import ProteinPair, SiteProtein
+    from ..data.pairs import ProteinPair
     from ..data.splits import PairSplits
     from ..data.store import Embedder
     from ..evaluation import Aligner, EmbeddingSource, Run, TruthRun
@@ -264,8 +266,10 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
-    with one_line_errors():
+    with one_line_errors() as skipped, compilation_announced():
+        from ..data.sites import read_site_table
         from ..data.splits import make_splits
+        from ..evaluation import read_reference_pairs, run_residue_truth
         from ..evaluation.plots import draw_curves
         from ..evaluation.report import Evaluation, write_evaluation
 
@@ -291,17 +295,20 @@ def evaluate(
         truths: list[TruthRun] = []
         left_out: list[str] = []
         for name, path in tasks.items():
-            proteins, problems = _read_sites(path)
-            left_out += problems
+            proteins, invalid = read_site_table(path)
+            lines = [f"{path}: row {row.row} ({row.uid}): {row.reason}" for row in invalid]
+            left_out += _reported(skipped, lines)
             splits = [make_splits(proteins, protocol, number, pairs) for number in seeds]
             evaluation.runs += _evaluate_sites(aligners, splits, name, parts)
             if pictures != "none" and examples:
                 first = [pair for part in reversed(parts) for pair in getattr(splits[0], part)]
                 _draw_examples(aligners.of_seed(seeds[0]), first, examples, out, pictures)
         for path in alignments or []:
-            found, problems = _evaluate_alignments(aligners.of_seed(seeds[0]), path)
-            truths += found
-            left_out += problems
+            references, problems = read_reference_pairs(path)
+            left_out += _reported(skipped, [f"{path}: {line}" for line in problems])
+            name = path.name.split(".")[0]
+            found = (run_residue_truth(a, references, name) for a in aligners.of_seed(seeds[0]))
+            truths += [run for run in found if run is not None]
         settings = {
             "sites": {name: str(path) for name, path in tasks.items()},
             "protocol": protocol,
@@ -314,16 +321,19 @@ def evaluate(
         text = write_evaluation(out, evaluation, truths, left_out, settings)
         if pictures != "none":
             draw_curves(evaluation.runs, out, pictures)
-        failed = _reported(
+        failed = [
             "{task}, {split}, seed {seed}, {aligner}: {query} and {candidate}: {error}".format(**p)
             for p in evaluation.problems
-        )
-        failed += _reported(
-            f"{run.reference}, {run.aligner}: {line}" for run in truths for line in run.problems
-        )
+        ]
+        failed += [f"{t.reference}, {t.aligner}: {line}" for t in truths for line in t.problems]
+        _reported(skipped, failed)
         _show(text)
-    if left_out or failed:
-        raise typer.Exit(2)
+
+
+def _reported(skipped: Skipped, lines: list[str]) -> list[str]:
+    for line in lines:
+        skipped.report(line)
+    return lines
 
 
 def _named_tables(sites: list[Path], tasks: list[str]) -> dict[str, Path]:
@@ -333,13 +343,6 @@ def _named_tables(sites: list[Path], tasks: list[str]) -> dict[str, Path]:
     if len(set(names)) < len(names):
         fail(f"tasks of the same name: {', '.join(names)}; tell them apart by --task")
     return dict(zip(names, sites, strict=True))
-
-
-def _read_sites(path: Path) -> tuple[list[SiteProtein], list[str]]:
-    from ..data.sites import read_site_table
-
-    proteins, rows = read_site_table(path)
-    return proteins, _reported(f"{path}: row {r.row} ({r.uid}): {r.reason}" for r in rows)
 
 
 def _evaluate_sites(
@@ -362,26 +365,6 @@ def _draw_examples(
     chosen = choose_examples(pairs, count)
     for aligner in aligners:
         draw_plans(aligner, chosen, out / "plans", ending)
-
-
-def _evaluate_alignments(
-    aligners: Sequence[Aligner], path: Path
-) -> tuple[list[TruthRun], list[str]]:
-    from ..evaluation import read_reference_pairs, run_residue_truth
-
-    references, problems = read_reference_pairs(path)
-    problems = _reported(f"{path}: {line}" for line in problems)
-    name = path.name.split(".")[0]
-    runs = [run_residue_truth(aligner, references, name) for aligner in aligners]
-    return [run for run in runs if run is not None], problems
-
-
-def _reported(lines: Iterator[str]) -> list[str]:
-    """Report lines on standard error, and return them."""
-    kept = list(lines)
-    for line in kept:
-        report(line)
-    return kept
 
 
 def _show(text: str) -> None:

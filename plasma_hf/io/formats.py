@@ -160,7 +160,7 @@ def to_tsv(pair: AlignedPair) -> str:
 def to_json(pair: AlignedPair) -> str:
     """Write one line with ids, lengths and the pipeline's result as it is."""
     query, candidate = pair.letters
-    about = {"query": pair.query.id, "candidate": pair.candidate.id}
+    about: dict[str, Any] = {"query": pair.query.id, "candidate": pair.candidate.id}
     about |= {"query_length": len(query), "candidate_length": len(candidate)}
     result = {name: value for name, value in pair.result.items() if name != "plan"}
     return json.dumps(about | result) + "\n"

@@ -179,7 +179,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             # `pipeline` has loaded the default model by now, whose place a bundled head takes.
             kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)
         super().__init__(*args, **kwargs)
-        self.store, self._made = store, None
+        self.store = store
+        self._made: Backbone | None = None
         backbone = getattr(self.model.config, "plm_config", None)
         if self.processor is None and getattr(backbone, "model_type", "") == "substitution_window":
             self.processor = PlasmaProcessor()
@@ -224,9 +225,11 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def get_iterator(self, *args: Any) -> Iterator[dict[str, Any]]:
         """Yield one result per pair; a protein that comes again is read and embedded once."""
-        *inputs, reading, forward, post = args
+        inputs, workers, batch_size, reading, forward, post = args
         seen = {"seen": _Seen()}
-        return super().get_iterator(*inputs, reading | seen, forward | seen, post)
+        return super().get_iterator(
+            inputs, workers, batch_size, reading | seen, forward | seen, post
+        )
 
     def size_of(self, pair: dict[str, Protein]) -> list[int]:
         """Return the lengths of both sides."""

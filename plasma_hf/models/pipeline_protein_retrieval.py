@@ -91,12 +91,12 @@ class ProteinRetrievalPipeline(ProteinPipeline):
             self.model.processor = self.processor
         self.invalid_candidates: list[InvalidRecord] = []
         self.index: Any = index
-        if candidates is not None:
+        if index is None:
             self.index = self._embed_candidates(candidates)
         elif isinstance(index, str | PathLike):
             self.index = _open_index(index, self.model)
         else:
-            self.index.check(self.model)
+            index.check(self.model)
 
     def _sanitize_parameters(
         self, top_k: int | None = None, explain: bool | None = None, on_error: str | None = None

@@ -3,7 +3,7 @@
 This file reads FASTA, PDB and mmCIF with gemmi alone, also where plasma_hf is not installed.
 """
 
-# mypy: disable-error-code="override"
+# mypy: disable-error-code="override, assignment"
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from transformers import Pipeline
 try:
     import gemmi
 except ImportError:  # structures are optional; sequences need nothing beyond torch
-    gemmi = None  # type: ignore[assignment]
+    gemmi = None
 
 logger = logging.getLogger(__name__)
 
@@ -201,23 +201,25 @@ def read_structures(
         found if chains is None else [chains] if isinstance(chains, str) else chains
     )
     columns = [BACKBONE_ATOMS.index(atom) for atom in atoms]
-    structures, lacking = [], []
+    structures: list[Structure] = []
+    lacking: list[str] = []
     for name in wanted:
         if name not in found:
             raise ValueError(f"{file} has no chain {name!r}; it has: {_listed(found)}.")
         structure = _structure(file, name, found[name])
         observed = structure.backbone[:, columns].isfinite().flatten(1).all(dim=1)
-        (structures if observed.any() else lacking).append(structure)
+        if observed.any():
+            structures.append(structure)
+        else:
+            lacking.append(name)
     if not structures:
         raise ValueError(
             f"{file} has no residue with the backbone atoms {', '.join(atoms)} in chain "
             f"{', '.join(wanted)}; give a structure with backbone atoms."
         )
-    for structure in lacking:
-        logger.warning(
-            "chain %r of %s has no residue with %s and is left out",
-            *(structure.chain_ids[0], file, ", ".join(atoms)),
-        )
+    for name in lacking:
+        needed = ", ".join(atoms)
+        logger.warning("chain %r of %s has no residue with %s and is left out", name, file, needed)
     return structures
 
 
@@ -467,9 +469,11 @@ class Protein:
     @classmethod
     def of(cls, name: str, content: str | Structure, source: str = "") -> Protein:
         """Make a protein of letters or of a structure, whichever is given."""
+        if isinstance(content, str):
+            return cls(name, content, source=source)
         if is_structure(content):
             return cls(name, structure=content, source=source)
-        return cls(name, content, source=source)
+        raise TypeError(f"{name!r} is a {type(content).__name__}; give {ACCEPTED}.")
 
     def __len__(self) -> int:
         """Return the number of residues."""
