@@ -42,8 +42,7 @@ from plasma_hf.hub.upload import metric_names, metric_space, push_metric, space_
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
-from plasma_hf.training.trainer import training_card
-from tests.benchmarks.bundled_cards import RENDERED, bundled, card_text
+from reproduce.bundled_cards import RENDERED, bundled, card_text
 from tests.helpers.structure_files import make_structure, write_pdb
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -82,7 +81,7 @@ def check_header(card: str) -> None:
 @pytest.mark.parametrize("folder", bundled(), ids=lambda folder: folder.name)
 def test_the_card_of_a_bundled_model_is_that_of_its_files(folder: Path) -> None:
     card = card_text(folder)
-    again = "run python -m tests.benchmarks.bundled_cards"
+    again = "run python -m reproduce.bundled_cards"
     assert card == (RENDERED / f"{folder.name}.md").read_text(), again
     assert card == (folder / "README.md").read_text(), again
     check_header(card)
@@ -108,7 +107,7 @@ def test_figures_of_the_default_are_held_out_ones_with_baselines_beside() -> Non
 @pytest.mark.parametrize("name", metric_names())
 def test_the_card_of_a_metric_is_rendered_as_it_stands(name: str) -> None:
     text = (RENDERED / f"metric_{name}.md").read_text()
-    assert space_card(name) == text, "run python -m tests.benchmarks.bundled_cards"
+    assert space_card(name) == text, "run python -m reproduce.bundled_cards"
     data = SpaceCard(text).data
     assert (data.title, data.sdk, data.app_file, data.license) == (name, "gradio", "app.py", "mit")
 
@@ -193,7 +192,7 @@ def test_a_run_writes_the_card_that_its_folder_gives(tmp_path: Path) -> None:
     details = {"name": "Mine", "data": "UniProtKB/Swiss-Prot (CC BY 4.0)", "seed": 3}
     written = {"figures": FIGURES, "settings": details}
     (tmp_path / "metrics.json").write_text(json.dumps(written))
-    card = training_card(model.config, FIGURES, details)
+    card = card_of(model.config, {"figures": FIGURES, "settings": details})
     assert str(card) == str(model_card(tmp_path))
     check_header(str(card))
     assert "Data: UniProtKB/Swiss-Prot (CC BY 4.0)." in card.text and "- seed: 3" in card.text

@@ -1,17 +1,13 @@
-"""`plasma-hf train encoder` as its users meet it."""
+"""`python -m reproduce.encoder` as its users meet it."""
 
 import json
 
 import pytest
-import typer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from plasma_hf.backbones import load_backbone
-from plasma_hf.cli.train import TRAIN_ENCODER_HELP, train_encoder
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command(help=TRAIN_ENCODER_HELP)(train_encoder)
+from reproduce.encoder import app
 
 SMALL = ["--width", "8", "--dilations", "1,2", "--pairs-per-batch", "2", "--steps", "3"]
 SITES = """uid,interpro_id,seq_full,label

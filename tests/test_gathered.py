@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plasma_hf.training.trainer import gather_ranks
+from plasma_hf.training.distributed import gather_ranks
 from tests.conftest import SHARED
 from tests.helpers.contrastive_ranks import LOSSES, PAIRS, train
 

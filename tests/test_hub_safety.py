@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, ProtAlignModel, load_backbone
@@ -18,8 +18,7 @@ from plasma_hf.hub.export import pickles_in
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.training import PRESETS, PlasmaTrainer
-from plasma_hf.training.encoder import EncoderTrainer
-from plasma_hf.training.protalign_trainer import ProtAlignTrainer
+from plasma_hf.training.trainer import BatchTrainer
 from tests.helpers.tiny_backbones import FAMILIES, base_and_adapter
 from tests.test_protalign import whole_model
 
@@ -93,15 +92,14 @@ def test_a_run_goes_on_without_the_file_of_arguments(tmp_path):
         assert torch.equal(weight, wanted[name])
 
 
-@pytest.mark.parametrize("kind", [PlasmaTrainer, ProtAlignTrainer, EncoderTrainer])
-def test_a_trainer_uploads_nothing(kind, tmp_path):
-    trainer = object.__new__(kind)
-    for upload in (trainer.init_hf_repo, trainer.push_to_hub):
-        with pytest.raises(ValueError, match=r"leave it out, and after training type plasma_hf.pu"):
-            upload()
-    if kind is PlasmaTrainer:
-        with pytest.raises(ValueError, match="push_to_hub=True would upload pickles"):
-            trainer_of(tmp_path, push_to_hub=True)
+def test_a_trainer_uploads_no_checkpoint_and_no_objective(tmp_path):
+    for strategy in ("checkpoint", "all_checkpoints"):
+        with pytest.raises(ValueError, match=f"'{strategy}' would upload pickles of the run"):
+            trainer_of(tmp_path, push_to_hub=True, hub_strategy=strategy)
+    trainer = object.__new__(BatchTrainer)
+    trainer.args, trainer.model = TrainingArguments(tmp_path), torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"leave push_to_hub out, and after training type plasma"):
+        trainer.init_hf_repo()
 
 
 def refuse(*_, **__):

@@ -336,7 +336,7 @@ def test_the_trainer_of_transformers_trains_it(structures, tmp_path):
     [
         ({"loss": "triplet"}, "loss='triplet'; accepted are 'clip' and 'siglip'"),
         ({"siglip_sign": "plus"}, "accepted are 'pseudocode' and 'paper'"),
-        ({"hidden_size": 10, "num_heads": 4}, "is no multiple of num_heads=4"),
+        ({"hidden_size": 10, "num_heads": 4}, "is not a multiple of num_heads=4"),
         ({"logit_temperature": 0}, "logit_temperature=0; give a number above 0"),
         ({"num_queries": 0}, "num_queries=0; give a number above 0"),
     ],

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 import plasma_hf
 from plasma_hf import ProtAlignModel
@@ -20,20 +19,24 @@ from plasma_hf.io.structures import pair_of
 from plasma_hf.metrics.retrieval import best_ranks
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from plasma_hf.models.protein import Structure
-from plasma_hf.training.protalign_run import ProtAlignRun
-from plasma_hf.training.protalign_trainer import crop, leave_out, mix_forms
+from plasma_hf.training import ProtAlignRun, split_pairs
+from plasma_hf.training.augmentation import (
+    coordinate_noise,
+    crop_structures,
+    mask_spans,
+    mix_up,
+)
+from plasma_hf.training.samplers import GroupDisjointSampler
 from plasma_hf.training.structure_data import (
-    ApartInBatches,
     PairCollation,
     PairFeatures,
     PairParts,
     StructurePairs,
     near_copies,
-    shaken,
-    split_pairs,
     store_structures,
     structure_hash,
 )
+from tests.helpers.kill_points import stop_at
 from tests.helpers.structure_files import make_pairs, make_structure
 from tests.helpers.tiny_backbones import FAMILIES
 
@@ -125,14 +128,6 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(
     assert not torch.equal(one["sequence_pool.query"], other["sequence_pool.query"])
 
 
-class KillAt(TrainerCallback):
-    """Kill this process at an update, so that nothing is tidied up."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, backbone, whole) -> None:
     command = [sys.executable, __file__, str(tmp_path / "killed")]
     root = Path(__file__).parents[1]
@@ -201,14 +196,14 @@ def test_near_copies_are_no_negatives_of_each_other() -> None:
 
 def test_pairs_of_a_group_are_apart_and_the_order_repeats() -> None:
     groups = [0] * 4 + [1] * 4 + list(range(2, 10))
-    sampler = ApartInBatches(groups, batch_size=4, seed=3)
+    sampler = GroupDisjointSampler(groups, batch_size=4, seed=3)
     order = list(sampler)
     assert sorted(order) == list(range(16)) and list(sampler) == order
     for start in range(0, 16, 4):
         assert len({groups[i] for i in order[start : start + 4]}) == 4
     sampler.set_epoch(1)
     assert list(sampler) != order
-    crowded = list(ApartInBatches([0] * 5, batch_size=2, seed=0))
+    crowded = list(GroupDisjointSampler([0] * 5, batch_size=2, seed=0))
     assert sorted(crowded) == list(range(5))  # what does not fit is not lost
 
 
@@ -254,24 +249,24 @@ def test_views_are_masked_and_disturbed_as_asked() -> None:
     rows = torch.randn(4, 60, 8, generator=drawn)
     inputs = {"structure_embeddings": rows, "structure_mask": mask, "sequence_mask": mask}
     for _ in range(20):
-        left = leave_out(inputs, 0.3, drawn)["structure_mask"]
+        left = mask_spans(inputs, 0.3, drawn)["structure_mask"]
         assert (left <= mask).all() and (left.sum(1) >= 0.7 * mask.sum(1)).all()
-        kept = crop(inputs, 1.0, drawn)["structure_mask"]
+        kept = crop_structures(inputs, 1.0, drawn)["structure_mask"]
         assert (kept <= mask).all()
         assert (kept.sum(1) >= torch.tensor([20, 20, 10, 1])).all()
         # One stretch: it begins once.
         assert (kept[:, 0].int() + (kept[:, 1:] & ~kept[:, :-1]).sum(1) == 1).all()
-    assert crop(inputs, 1.0, drawn)["sequence_mask"] is mask
-    assert torch.equal(crop(inputs, 0.0, drawn)["structure_mask"], mask)
-    assert mix_forms(inputs, None, drawn) is inputs
-    mixed = mix_forms(inputs, rows + 1, drawn)["structure_embeddings"] - rows
+    assert crop_structures(inputs, 1.0, drawn)["sequence_mask"] is mask
+    assert torch.equal(crop_structures(inputs, 0.0, drawn)["structure_mask"], mask)
+    assert mix_up(inputs, None, drawn) is inputs
+    mixed = mix_up(inputs, rows + 1, drawn)["structure_embeddings"] - rows
     torch.testing.assert_close(mixed, mixed[:, :1, :1].expand_as(mixed))  # one way for a protein
     assert (0 < mixed).all() and (mixed < 1).all() and mixed[:, 0, 0].unique().numel() == 4
 
 
 def test_a_second_form_is_stored_where_the_encoder_is_frozen(tmp_path, backbone) -> None:
     pairs = list(tiny_parts().train[:3])
-    forms = [shaken(pair.structure, 0.3) for pair in pairs]
+    forms = [coordinate_noise(pair.structure, 0.3) for pair in pairs]
     assert all(
         0.1 < (f.backbone - p.structure.backbone).std() < 0.5
         for f, p in zip(forms, pairs, strict=True)
@@ -291,14 +286,6 @@ def test_unknown_options_are_refused(tmp_path, backbone) -> None:
 
 
 if __name__ == "__main__":
-    from plasma_hf.training import protalign_run
-
-    class Killed(protalign_run.ProtAlignTrainer):
-        """A trainer that does not get to its end."""
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, callbacks=[KillAt()], **kwargs)
-
-    protalign_run.ProtAlignTrainer = Killed
+    stop_at("plasma_hf.training:ProtAlignTrainer.training_step", 6)
     substitution = plasma_hf.load_backbone("substitution", device="cpu")
     tiny_run(sys.argv[1]).train(tiny_parts(), substitution, tiny_encoder())

@@ -15,7 +15,8 @@ from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.data import PairCollator
 from plasma_hf.metrics import average_precision, f1_max, label_match_score, roc_auc
 from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, TrainingCollator, lora_config
-from plasma_hf.training.trainer import LengthBuckets
+from plasma_hf.training.samplers import LengthGroupedSampler
+from tests.helpers.hub import run_client, serve
 from tests.helpers.tiny_backbones import FAMILIES
 from tests.helpers.training_job import CHECKPOINTED, WIDTH, make_pairs, make_store, make_trainer
 
@@ -71,7 +72,7 @@ def gradients(model, batch):
 def test_a_batch_has_the_mean_gradient_of_its_pairs(pairs, store, head, form):
     torch.manual_seed(0)
     fields = {"embedding_size": WIDTH, "head": head, "head_size": 32, "kernel_scale": 0.5}
-    losses = {"score_loss_form": "affine", "label_match_form": form, "score_form": "soft"}
+    losses = {"score_loss_form": "affine", "label_match_form": form, "score_form": "collinear"}
     model = PlasmaModel(PlasmaConfig(**fields, **losses))
     rows, collate = PairRows(pairs, correspondences=True), TrainingCollator(store)
     batch = gradients(model, collate([rows[i] for i in range(16)]))
@@ -112,7 +113,7 @@ def test_the_same_seed_gives_the_same_figures(pairs, store, tmp_path):
         trainer.train()
     assert differ(weights(runs[0]), weights(runs[1])) == 0.0
     assert differ(weights(runs[0]), weights(other)) > 0.0
-    figures = [trainer.evaluate() and trainer.figures["eval"] for trainer in runs]
+    figures = [trainer.evaluate() and trainer.metrics["eval"] for trainer in runs]
     assert figures[0] == figures[1]
 
 
@@ -199,7 +200,7 @@ def test_half_precision_leaves_the_head_alone(pairs, store, tmp_path):
 def test_a_backbone_trains_too(trained, tmp_path):
     backbone = load_backbone(FAMILIES["esm2"](tmp_path / "esm2_t6_8M_UR50D"))
     torch.manual_seed(0)
-    fields = {"embedding_size": 32, "head_size": 8, "kernel_scale": 1.0, "score_form": "soft"}
+    fields = {"embedding_size": 32, "head_size": 8, "kernel_scale": 1.0, "score_form": "collinear"}
     model = PlasmaModel(PlasmaConfig(**fields)).attach_backbone(backbone)
     if trained == "lora":
         peft = pytest.importorskip("peft")
@@ -236,9 +237,9 @@ def test_save_model_writes_a_card(pairs, store, tmp_path):
     trainer.evaluate(PairRows(pairs[:6]), metric_key_prefix="extrapolation")
     trainer.save_model(str(tmp_path / "saved"))
     card = (tmp_path / "saved" / "README.md").read_text()
-    wanted = trainer.figures["extrapolation"]["label_match_score"]
+    wanted = trainer.metrics["extrapolation"]["label_match_score"]
     assert (
-        f"| extrapolation (families held out) | {trainer.figures['extrapolation']['roc_auc']:.3f}"
+        f"| extrapolation (families held out) | {trainer.metrics['extrapolation']['roc_auc']:.3f}"
         in card
     )
     assert f"| {wanted:.3f} | 6 |" in card
@@ -253,14 +254,77 @@ def test_nothing_is_printed(pairs, store, tmp_path, capsys):
 
 def test_order_of_pairs():
     lengths = torch.randint(50, 400, (500,), generator=torch.Generator().manual_seed(0)).tolist()
-    buckets = LengthBuckets(lengths, batch_size=16, seed=1)
-    first = list(buckets)
-    assert first == list(buckets) and sorted(first) == list(range(500))
+    sampler = LengthGroupedSampler(lengths, batch_size=16, seed=1)
+    first = list(sampler)
+    assert first == list(sampler) and sorted(first) == list(range(500))
     spread = [
         max(lengths[i] for i in first[k : k + 16]) - min(lengths[i] for i in first[k : k + 16])
         for k in range(0, 496, 16)
     ]
     assert sorted(spread)[len(spread) // 2] < 60  # of a range of 350
-    buckets.set_epoch(1)
-    assert list(buckets) != first
-    assert list(LengthBuckets(lengths, 16, seed=2)) != first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(LengthGroupedSampler(lengths, 16, seed=2)) != first
+
+
+PUSH = """
+import json, sys, torch
+from pathlib import Path
+from huggingface_hub import HfApi
+from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor
+from plasma_hf.training import PRESETS, ProtAlignTrainer, PlasmaTrainer
+from plasma_hf.training.arguments import PROTALIGN_PRESETS
+from tests.test_protalign import tiny_model
+
+folder, api, found = Path(sys.argv[1]), HfApi(), {}
+fields = {"use_cpu": True, "disable_tqdm": True, "max_steps": 2, "per_device_train_batch_size": 1}
+fields |= {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+protein = torch.arange(96.0).sin().view(12, 8)
+row = {"query_embeddings": protein, "candidate_embeddings": protein, "labels": torch.tensor(1)}
+model = PlasmaModel(PlasmaConfig(embedding_size=8, head_size=8))
+arguments = PRESETS["improved"].training_arguments(folder / "head", **fields)
+arguments.hub_model_id = "org/head"
+trainer = PlasmaTrainer(model, arguments, train_dataset=[row], eval_dataset=[row])
+trainer.train()
+trainer.evaluate()
+commit = trainer.push_to_hub("By hand")
+found["head"] = [commit.oid, commit.commit_message, api.list_repo_files("org/head")]
+
+row = {"sequence_embeddings": torch.ones(4, 12), "structure_embeddings": torch.ones(4, 8)}
+pushed = {"push_to_hub": True, "hub_model_id": "org/pools", "hub_strategy": "every_save"}
+arguments = PROTALIGN_PRESETS["improved"].training_arguments(folder / "pools", **fields | pushed)
+trainer = ProtAlignTrainer(tiny_model(), arguments, train_dataset=[row], eval_dataset=[row])
+trainer.train()
+found["after training"] = api.list_repo_files("org/pools")
+trainer.save_model()
+found["pools"] = api.list_repo_files("org/pools")
+for name in ("head", "pools"):
+    found[f"{name} card"] = Path(api.hf_hub_download(f"org/{name}", "README.md")).read_text()
+found["weights"] = float(trainer.model.sequence_pool.query.sum())
+print(json.dumps(found))
+"""
+
+LOAD = """
+import json, sys
+sys.modules["plasma_hf"] = None  # any import of it now fails
+from transformers import AutoModel
+
+remote = {"trust_remote_code": True}
+head, pools = (AutoModel.from_pretrained(f"org/{name}", **remote) for name in ("head", "pools"))
+print(json.dumps([type(head).__name__, float(pools.sequence_pool.query.sum())]))
+"""
+
+
+def test_a_run_is_pushed_to_the_hub_and_loads_without_the_package(tmp_path):
+    with serve() as address:
+        hub = {"PLASMA_HF_KERNELS": "torch", "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        found = run_client(PUSH, (tmp_path,), tmp_path, "pusher", **hub)
+        loaded = run_client(LOAD, (), tmp_path, "reader", **hub)
+    assert found["head"][1] == "By hand"
+    for files in (found["head"][2], found["after training"], found["pools"]):
+        assert {"config.json", "model.safetensors", "export.json", "README.md"} <= set(files)
+        assert not [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
+        assert not [file for file in files if "checkpoint" in file]
+    assert "validation" in found["head card"] and "updates: 2" in found["head card"]
+    assert "org/pools" in found["pools card"]
+    assert loaded == ["PlasmaModel", pytest.approx(found["weights"], abs=1e-6)]

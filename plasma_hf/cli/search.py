@@ -45,9 +45,9 @@ Examples:
 \b
 Formats:
   text  a table for each query
-  json  one object a query and line (JSON Lines): id and length of the query, and the result of
+  json  one object per query and line (JSON Lines): id and length of the query, and the result of
         the Python pipeline as it is
-  tsv   one line a hit, with the columns
+  tsv   one line per hit, with the columns
 
 \b
 {chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}
@@ -67,7 +67,7 @@ def search(
     sequences: Annotated[
         Path | None, typer.Option(help="FASTA, CSV, ... file of sequences to search.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Hits of a query.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Hits per query.")] = 5,
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the residues that the model weighs most.")
     ] = False,

@@ -21,7 +21,6 @@ PIPELINES = {
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 CHOICES = {"loss": ("clip", "siglip"), "siglip_sign": ("pseudocode", "paper")}
-FIRST_TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
 
 
 @strict
@@ -29,37 +28,31 @@ class ProtAlignConfig(PreTrainedConfig):
     """Configure ProtAlign: two attention pools, their loss and, optionally, encoders under them.
 
     Args:
-        sequence_size: Width of a residue embedding of a sequence; a sequence encoder's width
-            replaces it.
-        structure_size: Width of a residue embedding of a structure; a structure encoder's width
-            replaces it.
+        sequence_size: Width of a residue embedding of a sequence; that of the encoder, with one.
+        structure_size: The same of a structure.
         hidden_size: Width of the space that sequences and structures share.
         num_heads: Heads of each attention pool.
         num_queries: Learnt queries of each attention pool; their answers are averaged.
-        spread: Each pool adds how much residues differ to what they are on average; not in the
-            paper.
-        standardize: Give each number of the vectors mean 0 and deviation 1 over proteins, as
-            training found them, before they are compared; not in the paper.
+        spread: Each pool adds how much residues differ; not in the paper, see `AttentionPool`.
+        standardize: Give each number of the vectors mean 0 and deviation 1; not in the paper.
         attention_dropout: Share of attention weights dropped in training.
         layer_norm_eps: Slack of the layer norm.
-        normalize: Compare cosines. False compares the vectors as the layer norm leaves them, as
-            the paper's equations are printed.
+        normalize: Compare cosines; False for the vectors themselves, as the paper is printed.
         loss: "clip" or "siglip".
-        logit_temperature: What cosines are divided by, at first if it is learnt. None is 0.07 for
-            "clip" and 0.1 for "siglip".
-        learn_temperature: Learn it. None does so for "siglip" alone.
+        logit_temperature: What cosines are divided by, at first if it is learnt; by default 0.07
+            for "clip" and 0.1 for "siglip".
+        learn_temperature: Learn it; by default for "siglip" alone.
         logit_bias: What "siglip" adds to its logits, at first if it is learnt.
         learn_bias: Learn it.
         siglip_sign: "pseudocode" adds the bias; "paper" subtracts it, as printed.
         loss_chunk: Sequences that "siglip" compares at a time; None for all at once.
-        plm_config: The sequence encoder's configuration in full, or as a dict, or None for a model
-            that takes ready embeddings.
+        plm_config: The sequence encoder's configuration in full, None for ready embeddings.
         plm_name_or_path: Where the sequence encoder's weights come from.
         plm_revision: Which revision of them.
-        plm_recipe: How sequences are written for it, a name of `INPUT_FORMATS`.
+        plm_recipe: The input format of its sequences, a name of `INPUT_FORMATS`.
         backbone_saved: Whether a saved model has the sequence encoder's weights as well.
-        structure_config: The structure encoder's configuration in full, or as a dict, or None for
-            a model that takes ready embeddings. Its weights are always saved along.
+        structure_config: The structure encoder's configuration in full, None for ready
+            embeddings. Its weights are always saved along.
 
     Raises:
         ValueError: If a number is out of range or a choice unknown.
@@ -111,7 +104,7 @@ class ProtAlignConfig(PreTrainedConfig):
             self.structure_size = width_of(self.structure_config)
         self._check_ranges()
         if self.logit_temperature is None:
-            self.logit_temperature = FIRST_TEMPERATURE[self.loss]
+            self.logit_temperature = 0.07 if self.loss == "clip" else 0.1
         if self.learn_temperature is None:
             self.learn_temperature = self.loss == "siglip"
         super().__post_init__(**kwargs)
@@ -135,6 +128,6 @@ class ProtAlignConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={number}; give a number above 0.")
         if self.hidden_size % self.num_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of num_heads={self.num_heads}; "
+                f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}; "
                 "each head takes an equal part."
             )

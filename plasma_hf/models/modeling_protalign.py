@@ -1,4 +1,8 @@
-"""Contrastive losses: proteins that belong together near each other, all others apart."""
+"""ProtAlign: the sequences and structures of proteins in one vector space.
+
+Two attention pools, one for the residues of sequences and one for those of structures, and a
+contrastive loss that brings the two vectors of a protein together, apart from all others.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +21,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_protalign import ProtAlignConfig
+from .configuration_protalign import CHOICES, ProtAlignConfig
 from .modeling_backbone import Backbone, PreTrainedHead, build_backbone, pad_residues
-from .modeling_plasma import at_least_float32
 from .modeling_protein_mpnn import ProteinMPNNEncoder, structure_batch
 from .processing_protalign import ProtAlignProcessor
 from .protein import Protein, Structure, clean_sequence
@@ -26,19 +30,11 @@ from .protein import Protein, Structure, clean_sequence
 if TYPE_CHECKING:
     from .pipeline_protein_retrieval import ProteinRetrievalPipeline  # noqa: F401
 
-
-SIGNS = ("pseudocode", "paper")
-"""Whether the bias of SigLIP is added to the logits or, as the paper prints it, taken off."""
+Item = TypeVar("Item")
 
 
 class Gathered(NamedTuple):
-    """Vectors of all ranks.
-
-    Args:
-        vectors: `(pairs of all ranks, ...)`, rank after rank.
-        start: Where those of this rank begin.
-        ranks: How many ranks there are.
-    """
+    """Vectors of all ranks, rank after rank, where those of this one begin, and how many ranks."""
 
     vectors: Tensor
     start: int
@@ -46,7 +42,7 @@ class Gathered(NamedTuple):
 
 
 Gather = Callable[[Tensor], Gathered]
-"""What fetches the vectors of the other ranks, see `plasma_hf.training.trainer`."""
+"""What fetches the vectors of the other ranks; see `plasma_hf.training.distributed`."""
 
 
 def alone(vectors: Tensor) -> Gathered:
@@ -70,7 +66,7 @@ def clip_loss(
         sequences: `(pairs, shared)`.
         structures: `(pairs, shared)`, in the same order.
         logit_temperature: What cosines are divided by.
-        groups: `(pairs,)`, integers. Pairs of one group are no negatives of each other.
+        groups: `(pairs,)`, integers. Pairs of one group are not negatives of each other.
         gather: Fetch the pairs of other ranks, to be compared with those of this one. The mean of
             the ranks' losses is then the loss of all pairs.
 
@@ -115,11 +111,10 @@ def siglip_loss(
         scale: What cosines are multiplied by, the inverse of the logit temperature.
         bias: What is added, far below 0 as most sequences and structures do not belong together.
         sign: "pseudocode" adds the bias, as published code does; "paper" subtracts it, as printed.
-        groups: `(pairs,)`, integers. Pairs of one group are no negatives of each other.
-        gather: Fetch the structures of other ranks. The mean of the ranks' losses is then the loss
-            of all pairs.
-        chunk: Sequences compared at a time; the loss is the same, and needs memory for
-            `chunk * pairs` logits instead of all. They are computed again for the gradient.
+        groups: See `clip_loss`.
+        gather: See `clip_loss`.
+        chunk: Sequences compared at a time, their logits computed again for the gradient: the loss
+            is the same, in memory for `chunk * pairs` logits.
 
     Raises:
         ValueError: If `sign` is neither.
@@ -129,8 +124,9 @@ def siglip_loss(
         tensor(True)
     """
     _check_pairs(sequences, structures)
-    if sign not in SIGNS:
-        raise ValueError(f"sign={sign!r}; accepted are {' and '.join(map(repr, SIGNS))}.")
+    if sign not in CHOICES["siglip_sign"]:
+        accepted = " and ".join(map(repr, CHOICES["siglip_sign"]))
+        raise ValueError(f"sign={sign!r}; accepted are {accepted}.")
     everyone = gather(structures)
     excluded = _same_group(groups, len(sequences), gather)
     offset = bias if sign == "pseudocode" else -bias
@@ -142,14 +138,12 @@ def siglip_loss(
         return loss.sum() if left_out is None else loss.masked_fill(left_out, 0.0).sum()
 
     places = torch.arange(len(sequences), device=sequences.device)
+    run = losses if chunk is None else partial(checkpoint, losses, use_reentrant=False)
     parts = []
     for rows in places.split(chunk or len(sequences)):
         left_out = None if excluded is None else excluded[rows]
-        part = (sequences[rows], everyone.vectors, rows + everyone.start, left_out)
-        parts.append(
-            losses(*part) if chunk is None else checkpoint(losses, *part, use_reentrant=False)
-        )
-    # The mean over the pairs of all ranks, times the ranks, whose losses are averaged.
+        parts.append(run(sequences[rows], everyone.vectors, rows + everyone.start, left_out))
+    # As in `clip_loss`.
     return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))
 
 
@@ -179,7 +173,7 @@ class PairLoss(nn.Module):
     """The loss of ProtAlign, with its logit temperature and bias, which may be learnt.
 
     Args:
-        config: `loss`, `logit_temperature`, `logit_bias` and what is learnt of them.
+        config: A `ProtAlignConfig`.
     """
 
     log_scale: nn.Parameter
@@ -236,19 +230,8 @@ class PairLoss(nn.Module):
             self.log_scale.data.clamp_(max=self.MAX_LOG_SCALE)
         if self.config.loss == "clip":
             return clip_loss(sequences, structures, 1 / self.scale, groups, gather)
-        chunk = self.config.loss_chunk
-        return siglip_loss(
-            sequences,
-            structures,
-            self.scale,
-            self.offset,
-            groups=groups,
-            gather=gather,
-            chunk=chunk,
-        )
-
-
-# --- Attention pool: the residues of a protein in, one vector out.
+        options = {"groups": groups, "gather": gather, "chunk": self.config.loss_chunk}
+        return siglip_loss(sequences, structures, self.scale, self.offset, **options)
 
 
 class Standardize(nn.BatchNorm1d):
@@ -286,54 +269,39 @@ class AttentionPool(nn.Module):
     There is no residual connection and no network behind the attention: a multi-head attention
     from the query token to the residues, and a layer norm. Several queries are averaged.
 
-    Two things are not in the paper, and are off unless asked for. `spread` adds how much residues
-    differ from what the query sees on average: proteins of equal mean may differ in that.
-    `standardize` spreads proteins over all directions of the space.
+    Two things are not in the paper, and are off unless the configuration asks for them. `spread`
+    adds how much residues differ from what the query sees on average: proteins of equal mean may
+    differ in that. `standardize` spreads proteins over all directions of the space.
 
     Source: ProtAlign (arXiv 2603.06722), section 2.
 
     Args:
+        config: Of the model.
         residue_size: Width of a residue embedding.
-        shared_size: Width of the vector.
-        num_heads: Heads of the attention.
-        dropout: Share of attention weights dropped in training.
-        eps: Slack of the layer norm.
-        num_queries: Learnt queries.
-        spread: Add a linear map of the weighted standard deviation of the residues' values.
-        standardize: See `Standardize`.
 
     Example:
-        >>> pool = AttentionPool(residue_size=16, shared_size=8, num_heads=2)
+        >>> pool = AttentionPool(ProtAlignConfig(hidden_size=8, num_heads=2), residue_size=16)
         >>> vectors, weights = pool(torch.randn(3, 20, 16), torch.ones(3, 20).bool())
         >>> vectors.shape, weights.shape
         (torch.Size([3, 8]), torch.Size([3, 20]))
     """
 
-    def __init__(
-        self,
-        residue_size: int,
-        shared_size: int,
-        num_heads: int,
-        dropout: float = 0.0,
-        eps: float = 1e-5,
-        num_queries: int = 1,
-        spread: bool = False,
-        standardize: bool = False,
-    ) -> None:
+    def __init__(self, config: ProtAlignConfig, residue_size: int) -> None:
         """Build the pool."""
         super().__init__()
-        self.query = nn.Parameter(torch.empty(1, num_queries, shared_size).normal_(0.0, 0.02))
+        width = config.hidden_size
+        self.query = nn.Parameter(torch.empty(1, config.num_queries, width).normal_(0.0, 0.02))
         self.attention = nn.MultiheadAttention(
-            shared_size,
-            num_heads,
-            dropout=dropout,
+            width,
+            config.num_heads,
+            config.attention_dropout,
             kdim=residue_size,
             vdim=residue_size,
             batch_first=True,
         )
-        self.spread = nn.Linear(shared_size, shared_size, bias=False) if spread else None
-        self.norm = nn.LayerNorm(shared_size, eps=eps)
-        self.scale = Standardize(shared_size) if standardize else None
+        self.spread = nn.Linear(width, width, bias=False) if config.spread else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.scale = Standardize(width) if config.standardize else None
 
     def forward(
         self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
@@ -410,126 +378,6 @@ class AttentionPool(nn.Module):
         return attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
 
 
-def check_residues(side: str, embeddings: Tensor, mask: Tensor | None, width: int) -> Tensor:
-    """Check the residue embeddings of a side, and return their mask.
-
-    Args:
-        side: "sequence" or "structure".
-        embeddings: What should be `(batch, residues, width)`.
-        mask: True (or 1) at residues, `(batch, residues)`; None for everywhere.
-        width: Of a residue embedding.
-
-    Raises:
-        ValueError: If the shapes do not fit.
-    """
-    if embeddings.ndim != 3 or embeddings.shape[-1] != width or not embeddings.is_floating_point():
-        raise ValueError(
-            f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
-            f"floating point numbers of shape (batch, residues, {width}), from the encoder that "
-            "the model was made for."
-        )
-    if mask is None:
-        return torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-    if mask.shape != embeddings.shape[:2]:
-        raise ValueError(
-            f"the mask of the {side}s has shape {tuple(mask.shape)}; give "
-            f"{tuple(embeddings.shape[:2])}, True at residues."
-        )
-    return mask.bool()
-
-
-# --- Proteins as users have them into the shared space of ProtAlign, through its own encoders.
-
-
-Pool = Callable[[Any, list[Any]], tuple[Tensor, Tensor]]
-"""From a model and proteins to their vectors and attention weights."""
-
-
-def embed_sequences(model: Any, sequences: Sequence[str], batch_size: int) -> Tensor:
-    """Embed sequences, see `ProtAlignModel.embed_sequences`."""
-    proteins = [_read(sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
-    lengths = [len(protein.sequence or "") for protein in proteins]
-    return _embed(model, proteins, lengths, pool_proteins, batch_size)
-
-
-def embed_structures(model: Any, structures: Sequence[Structure], batch_size: int) -> Tensor:
-    """Embed structures, see `ProtAlignModel.embed_structures`."""
-    lengths = [len(structure) for structure in structures]
-    return _embed(model, structures, lengths, pool_structures, batch_size)
-
-
-def sequence_weights(model: Any, sequence: str) -> Tensor:
-    """Weigh residues, see `ProtAlignModel.explain_sequence`."""
-    with _in_inference(model):
-        return pool_proteins(model, [_read(sequence, "the sequence")])[1][0].float().cpu()
-
-
-def structure_weights(model: Any, structure: Structure) -> Tensor:
-    """Weigh residues, see `ProtAlignModel.explain_structure`."""
-    with _in_inference(model):
-        return pool_structures(model, [structure])[1][0].float().cpu()
-
-
-def pool_proteins(model: Any, proteins: list[Protein]) -> tuple[Tensor, Tensor]:
-    """Pool proteins by their sequences, long ones embedded in windows."""
-    model.check_encoder("sequence")
-    if model.processor is None:
-        raise ValueError(
-            "the model does not know how to write sequences for its encoder, as no processor was "
-            "saved with it; set model.processor = ProtAlignProcessor(tokenizer)."
-        )
-    rows = Backbone(model.sequence_encoder, model.processor).embed(proteins)
-    embeddings, mask = pad_residues([row.to(model.device) for row in rows])
-    return model.pool_sequences(embeddings, mask)
-
-
-def pool_structures(model: Any, structures: list[Structure]) -> tuple[Tensor, Tensor]:
-    """Pool structures by the atoms of their backbones."""
-    model.check_encoder("structure")
-    batch = structure_batch(structures, model.structure_encoder.config.atoms)
-    for structure, mask in zip(structures, batch["residue_mask"], strict=True):
-        if not mask.any():
-            raise ValueError(
-                f"structure {structure.id} has no residue with all the backbone atoms that are "
-                "read; leave it out, or give one with coordinates."
-            )
-    return model.pool_structures(**{name: rows.to(model.device) for name, rows in batch.items()})
-
-
-def _read(sequence: str, name: str) -> Protein:
-    return Protein(name, clean_sequence(sequence, name))
-
-
-def _embed(
-    model: Any, proteins: Sequence[Any], lengths: list[int], pool: Pool, batch_size: int
-) -> Tensor:
-    """Pool proteins in batches of like length, and normalise their vectors."""
-    vectors = torch.zeros(len(proteins), model.config.hidden_size)
-    longest_first = sorted(range(len(proteins)), key=lambda i: -lengths[i])
-    with _in_inference(model):
-        for start in range(0, len(proteins), batch_size):
-            places = longest_first[start : start + batch_size]
-            pooled, _ = pool(model, [proteins[i] for i in places])
-            vectors[places] = F.normalize(pooled, dim=-1).float().cpu()
-    return vectors
-
-
-@contextmanager
-def _in_inference(model: nn.Module) -> Iterator[None]:
-    """Leave training mode and gradients for a while."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-# --- ProtAlign: sequences and structures of proteins in one vector space.
-
-
 ONE_TOKENIZER = ("substitution_window", "residue_encoder")
 """Model types of sequence encoders that all read the same token ids."""
 
@@ -578,9 +426,6 @@ class ProtAlignModel(PreTrainedHead):
     _no_split_modules: list[str] = []
     _supports_sdpa = True
 
-    gather: Gather = staticmethod(alone)
-    """What fetches the features of other ranks in training; see `plasma_hf.training.trainer`."""
-
     structure_encoder: Any
 
     def __init__(self, config: ProtAlignConfig) -> None:
@@ -590,8 +435,8 @@ class ProtAlignModel(PreTrainedHead):
         structures: Any = config.structure_config
         self.backbone = None if sequences is None else build_backbone(sequences)
         self.structure_encoder = None if structures is None else ProteinMPNNEncoder(structures)
-        self.sequence_pool = _pool(config, config.sequence_size)
-        self.structure_pool = _pool(config, config.structure_size)
+        self.sequence_pool = AttentionPool(config, config.sequence_size)
+        self.structure_pool = AttentionPool(config, config.structure_size)
         self.pair_loss = PairLoss(config)
         self._processor: ProtAlignProcessor | None = None
         self.post_init()
@@ -694,6 +539,7 @@ class ProtAlignModel(PreTrainedHead):
         groups: Tensor | None = None,
         return_loss: bool = True,
         return_dict: bool | None = None,
+        gather: Gather = alone,
     ) -> ProtAlignOutput | tuple[Tensor, ...]:
         """Compare sequences with structures; sequence i belongs to structure i.
 
@@ -715,43 +561,62 @@ class ProtAlignModel(PreTrainedHead):
                 other, and are left out of the loss.
             return_loss: Compute the loss; else the two sides need not be of the same number.
             return_dict: Return a `ProtAlignOutput` (default) or a tuple.
+            gather: Compare with the pairs of other ranks as well, see `clip_loss`.
 
         Raises:
             ValueError: If a side is missing or given twice, or shapes do not fit together.
         """
         sequences, _ = self.pool_sequences(
-            sequence_embeddings, sequence_mask, input_ids, attention_mask
+            sequence_embeddings, sequence_mask, input_ids, attention_mask, gather
         )
         atoms = (backbone, structure_residue_mask, residue_index, chain_index)
-        structures, _ = self.pool_structures(structure_embeddings, structure_mask, *atoms)
+        structures, _ = self.pool_structures(structure_embeddings, structure_mask, *atoms, gather)
         # A logit is a cosine times up to 100: half precision would round it to nothing.
         with torch.autocast(sequences.device.type, enabled=False):
-            sequences, structures = at_least_float32(sequences), at_least_float32(structures)
+            widest = torch.promote_types(sequences.dtype, torch.float32)
+            sequences, structures = sequences.to(widest), structures.to(widest)
             features = F.normalize(sequences, dim=-1), F.normalize(structures, dim=-1)
             compared = features if self.config.normalize else (sequences, structures)
             chunked = self.training and self.config.loss_chunk is not None
             output = ProtAlignOutput(
-                loss=self.pair_loss(*compared, groups, self._gather) if return_loss else None,
+                loss=self.pair_loss(*compared, groups, gather) if return_loss else None,
                 logits=None if chunked else self.pair_loss.logits(*compared),
                 sequence_features=features[0],
                 structure_features=features[1],
             )
         return output.to_tuple() if return_dict is False else output
 
-    def get_sequence_features(
+    def get_sequence_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the vectors of sequences, `(batch, shared)`, of length 1.
+
+        Arguments are those of `pool_sequences`, by the names that they have in `forward`.
+        """
+        return F.normalize(self.pool_sequences(*args, **kwargs)[0], dim=-1)
+
+    def get_structure_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the vectors of structures, `(batch, shared)`, of length 1.
+
+        Arguments are those of `pool_structures`, by the names that they have in `forward`.
+        """
+        return F.normalize(self.pool_structures(*args, **kwargs)[0], dim=-1)
+
+    def pool_sequences(
         self,
         sequence_embeddings: Tensor | None = None,
         sequence_mask: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Return the vectors of sequences, `(batch, shared)`, of length 1; see `forward`."""
-        pooled, _ = self.pool_sequences(
-            sequence_embeddings, sequence_mask, input_ids, attention_mask
-        )
-        return F.normalize(pooled, dim=-1)
+        gather: Gather = alone,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the vectors of sequences before they are normalised, and attention weights."""
+        embeddings, mask = sequence_embeddings, sequence_mask
+        _check_given_once("sequence_embeddings", embeddings, "input_ids", input_ids)
+        if input_ids is not None:
+            embeddings, mask = self.embed(input_ids, attention_mask, mask)
+        checked = _check_residues("sequence", embeddings, mask, self.config.sequence_size)
+        return self.sequence_pool(*checked, gather)
 
-    def get_structure_features(
+    def pool_structures(
         self,
         structure_embeddings: Tensor | None = None,
         structure_mask: Tensor | None = None,
@@ -759,11 +624,18 @@ class ProtAlignModel(PreTrainedHead):
         structure_residue_mask: Tensor | None = None,
         residue_index: Tensor | None = None,
         chain_index: Tensor | None = None,
-    ) -> Tensor:
-        """Return the vectors of structures, `(batch, shared)`, of length 1; see `forward`."""
-        atoms = (backbone, structure_residue_mask, residue_index, chain_index)
-        pooled, _ = self.pool_structures(structure_embeddings, structure_mask, *atoms)
-        return F.normalize(pooled, dim=-1)
+        gather: Gather = alone,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the vectors of structures before they are normalised, and attention weights."""
+        embeddings, mask = structure_embeddings, structure_mask
+        _check_given_once("structure_embeddings", embeddings, "backbone", backbone)
+        if backbone is not None:
+            self.check_encoder("structure")
+            mask = structure_residue_mask
+            atoms = (backbone, mask, residue_index, chain_index)
+            embeddings = self.structure_encoder(*atoms).last_hidden_state
+        checked = _check_residues("structure", embeddings, mask, self.config.structure_size)
+        return self.structure_pool(*checked, gather)
 
     def embed_sequences(self, sequences: Sequence[str], batch_size: int = 32) -> Tensor:
         """Return the vectors of sequences, without gradient.
@@ -771,7 +643,7 @@ class ProtAlignModel(PreTrainedHead):
         Long sequences are embedded in windows, see `Backbone`.
 
         Args:
-            sequences: One letter a residue.
+            sequences: One letter per residue.
             batch_size: Sequences computed together; vectors do not depend on it.
 
         Returns:
@@ -780,7 +652,9 @@ class ProtAlignModel(PreTrainedHead):
         Raises:
             ValueError: If a sequence is unusable, by its position, or there is no encoder.
         """
-        return embed_sequences(self, sequences, batch_size)
+        proteins = [_read(sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
+        lengths = [len(protein.sequence or "") for protein in proteins]
+        return self._embed_batches(proteins, lengths, self._pool_proteins, batch_size)
 
     def embed_structures(self, structures: Sequence[Structure], batch_size: int = 8) -> Tensor:
         """Return the vectors of structures, without gradient.
@@ -795,24 +669,18 @@ class ProtAlignModel(PreTrainedHead):
         Raises:
             ValueError: If a structure has no residue with all atoms, or there is no encoder.
         """
-        return embed_structures(self, structures, batch_size)
+        lengths = [len(structure) for structure in structures]
+        return self._embed_batches(structures, lengths, self._pool_atoms, batch_size)
 
     def explain_sequence(self, sequence: str) -> Tensor:
-        """Return how much each residue weighs in the vector of a sequence.
-
-        Returns:
-            `(residues,)`, the attention weights' mean over heads; their sum is 1.
-        """
-        return sequence_weights(self, sequence)
+        """Return how much each residue weighs in the vector, `(residues,)`, with the sum 1."""
+        with self._inference():
+            return self._pool_proteins([_read(sequence, "the sequence")])[1][0].float().cpu()
 
     def explain_structure(self, structure: Structure) -> Tensor:
-        """Return how much each residue weighs in the vector of a structure.
-
-        Returns:
-            `(residues,)`, the attention weights' mean over heads; their sum is 1. A residue
-            without all atoms has 0.
-        """
-        return structure_weights(self, structure)
+        """Do the same for a structure; a residue without all atoms has 0."""
+        with self._inference():
+            return self._pool_atoms([structure])[1][0].float().cpu()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save the model, and its processor if it has one; see `PreTrainedHead.save_pretrained`.
@@ -823,44 +691,6 @@ class ProtAlignModel(PreTrainedHead):
         processor = self._processor if self.backbone is None else self.processor
         if processor is not None and kwargs.get("is_main_process", True):
             processor.save_pretrained(save_directory)
-
-    def pool_sequences(
-        self,
-        embeddings: Tensor | None = None,
-        mask: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return vectors before they are normalised, and attention weights."""
-        _check_given_once("sequence_embeddings", embeddings, "input_ids", input_ids)
-        if input_ids is not None:
-            embeddings, mask = self.embed(input_ids, attention_mask, mask)
-        assert embeddings is not None
-        mask = check_residues("sequence", embeddings, mask, self.config.sequence_size)
-        return self.sequence_pool(embeddings, mask, self._gather)
-
-    def pool_structures(
-        self,
-        embeddings: Tensor | None = None,
-        mask: Tensor | None = None,
-        backbone: Tensor | None = None,
-        residue_mask: Tensor | None = None,
-        residue_index: Tensor | None = None,
-        chain_index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return vectors before they are normalised, and attention weights."""
-        _check_given_once("structure_embeddings", embeddings, "backbone", backbone)
-        if backbone is not None:
-            self.check_encoder("structure")
-            atoms = (backbone, residue_mask, residue_index, chain_index)
-            embeddings, mask = self.structure_encoder(*atoms).last_hidden_state, residue_mask
-        assert embeddings is not None
-        mask = check_residues("structure", embeddings, mask, self.config.structure_size)
-        return self.structure_pool(embeddings, mask, self._gather)
-
-    @property
-    def _gather(self) -> Gather:
-        return self.gather if self.training else alone
 
     def check_encoder(self, side: str) -> None:
         """Refuse to read what the encoder of a side ("sequence", "structure") would have to.
@@ -875,18 +705,63 @@ class ProtAlignModel(PreTrainedHead):
                 f"{side}_embeddings, or put an encoder under it with model.{attach[side]}."
             )
 
+    def _pool_proteins(self, proteins: list[Protein]) -> tuple[Tensor, Tensor]:
+        """Pool proteins by their sequences, long ones embedded in windows."""
+        self.check_encoder("sequence")
+        if self.processor is None:
+            raise ValueError(
+                "the model does not know how to write sequences for its encoder, as no processor "
+                "was saved with it; set model.processor = ProtAlignProcessor(tokenizer)."
+            )
+        rows = Backbone(self.sequence_encoder, self.processor).embed(proteins)
+        return self.pool_sequences(*pad_residues([row.to(self.device) for row in rows]))
 
-def _pool(config: ProtAlignConfig, residue_size: int) -> AttentionPool:
-    return AttentionPool(
-        residue_size,
-        config.hidden_size,
-        config.num_heads,
-        config.attention_dropout,
-        config.layer_norm_eps,
-        config.num_queries,
-        config.spread,
-        config.standardize,
-    )
+    def _pool_atoms(self, structures: list[Structure]) -> tuple[Tensor, Tensor]:
+        """Pool structures by the atoms of their backbones."""
+        self.check_encoder("structure")
+        batch = structure_batch(structures, self.structure_encoder.config.atoms)
+        for structure, mask in zip(structures, batch["residue_mask"], strict=True):
+            if not mask.any():
+                raise ValueError(
+                    f"structure {structure.id} has no residue with all the backbone atoms that "
+                    "are read; leave it out, or give one with coordinates."
+                )
+        names = ("backbone", "residue_mask", "residue_index", "chain_index")
+        atoms: list[Any] = [batch[name].to(self.device) for name in names]
+        return self.pool_structures(None, None, *atoms)
+
+    def _embed_batches(
+        self,
+        items: Sequence[Item],
+        lengths: list[int],
+        pool: Callable[[list[Item]], tuple[Tensor, Tensor]],
+        batch_size: int,
+    ) -> Tensor:
+        """Pool in batches of like length, and normalise the vectors."""
+        vectors = torch.zeros(len(items), self.config.hidden_size)
+        longest_first = sorted(range(len(items)), key=lambda i: -lengths[i])
+        with self._inference():
+            for start in range(0, len(items), batch_size):
+                places = longest_first[start : start + batch_size]
+                pooled, _ = pool([items[i] for i in places])
+                vectors[places] = F.normalize(pooled, dim=-1).float().cpu()
+        return vectors
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Leave training mode and gradients for a while."""
+        training = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+
+def _read(sequence: str, name: str) -> Protein:
+    return Protein(name, clean_sequence(sequence, name))
 
 
 def _check_given_once(first: str, one: Tensor | None, second: str, other: Tensor | None) -> None:
@@ -895,3 +770,24 @@ def _check_given_once(first: str, one: Tensor | None, second: str, other: Tensor
             f"give either {first} or {second}"
             + ("; neither is here." if one is None else ", not both.")
         )
+
+
+def _check_residues(
+    side: str, embeddings: Tensor | None, mask: Tensor | None, width: int
+) -> tuple[Tensor, Tensor]:
+    """Check the residue embeddings of a side, and return them with their mask."""
+    assert embeddings is not None
+    if embeddings.ndim != 3 or embeddings.shape[-1] != width or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
+            f"floating point numbers of shape (batch, residues, {width}), from the encoder that "
+            "the model was made for."
+        )
+    if mask is None:
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+    if mask.shape != embeddings.shape[:2]:
+        raise ValueError(
+            f"the mask of the {side}s has shape {tuple(mask.shape)}; give "
+            f"{tuple(embeddings.shape[:2])}, True at residues."
+        )
+    return embeddings, mask.bool()

@@ -1,4 +1,4 @@
-"""Configuration of the ProteinMPNN encoder."""
+"""The encoder of ProteinMPNN: backbone atoms in, residue embeddings out."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ class ProteinMPNNConfig(PreTrainedConfig):
         hidden_size: Width of a residue embedding and of an edge.
         num_layers: Rounds of messages.
         k_neighbors: Neighbours of a residue at most, itself among them.
-        atoms: "backbone" reads N, CA, C and O; "ca" reads CA alone. What "ca" says depends, as
-            published, on how the protein is turned.
-        mask_fill: How far off a masked residue counts. "inf" makes it nobody's neighbour, and a
-            protein's place in space without effect. "rowmax" does what the original does: a
-            masked residue can push out the farthest neighbour of a chain with fewer than
-            `k_neighbors` residues, and with "ca" it lies at the origin.
+        atoms: "backbone" reads N, CA, C and O; "ca" reads CA alone, and what it then says depends,
+            as published, on how the protein is turned.
+        mask_fill: How far off a masked residue counts. "inf" makes it nobody's neighbour. "rowmax"
+            does what the original does: in a chain with fewer than `k_neighbors` residues, a
+            masked one can push out the farthest neighbour, and with "ca" it lies at the origin.
         dropout: Share of numbers dropped in training.
         augment_eps: Standard deviation in angstrom of the noise on coordinates, in training only.
 
@@ -60,12 +59,12 @@ class ProteinMPNNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the numbers and choices."""
         for name in ("hidden_size", "num_layers", "k_neighbors"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
+            if (number := getattr(self, name)) <= 0:
+                raise ValueError(f"{name}={number}; give a number above 0.")
         for name, accepted in CHOICES.items():
-            if getattr(self, name) not in accepted:
+            if (value := getattr(self, name)) not in accepted:
                 choices = " and ".join(map(repr, accepted))
-                raise ValueError(f"{name}={getattr(self, name)!r}; accepted are {choices}.")
+                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a number from 0 to below 1.")
         if self.augment_eps < 0:
@@ -73,20 +72,13 @@ class ProteinMPNNConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-# --- What ProteinMPNN sees of a structure: residues, their neighbours and the shape between them.
-
-
-ALPHA = 1
-"""Where CA stands among N, CA, C, O."""
-
-NEAR_IN_CHAIN = 32
-"""Residues of one chain farther apart than this count as this far apart."""
-
-POSITIONS = 2 * NEAR_IN_CHAIN + 2
-"""Offsets from -32 to 32, and one more for two chains."""
-
-BASES = 16
-"""A distance is described by its nearness to so many centres."""
+ALPHA = 1  # where CA stands among N, CA, C, O
+NEAR_IN_CHAIN = 32  # residues of one chain farther apart than this count as this far apart
+POSITIONS = 2 * NEAR_IN_CHAIN + 2  # offsets from -32 to 32, and one more for two chains
+POSITION_FEATURES = 16
+BASES = 16  # a distance is described by its nearness to so many centres
+MESSAGE_SCALE = 30  # messages are summed and divided by this, however many there are
+LONGEST_GAP = 1000  # a jump in author numbers beyond any gap; farther than 32 nothing changes
 
 # N, CA, C, O and the virtual CB are 0-4. First the atom of the residue, then that of its neighbour.
 ATOM_PAIRS = (
@@ -101,16 +93,12 @@ ALPHA_PAIRS = ((1, 1), (0, 0), (2, 2), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (
 SHAPE_FEATURES = {"backbone": len(ATOM_PAIRS) * BASES, "ca": len(ALPHA_PAIRS) * BASES + 7}
 """Numbers that describe the shape of an edge, by the atoms that are read."""
 
-LONGEST_GAP = 1000
-"""A jump in author numbers beyond any gap; farther than `NEAR_IN_CHAIN` nothing changes."""
-
 
 def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") -> dict[str, Tensor]:
     """Pad structures to the arguments of `ProteinMPNNEncoder.forward`.
 
-    Chains are numbered in the order in which the structure has them (the original sorts them by
-    name; what the encoder says of a residue does not depend on it). Residues that the author
-    numbers skip are counted and get no row.
+    Chains are numbered in the order of the structure (by name in the original; it does not
+    matter). Residues that the author numbers skip are counted and get no row.
 
     Args:
         structures: At least one.
@@ -118,8 +106,8 @@ def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") ->
 
     Returns:
         `backbone`, `(batch, residues, 4, 3)` in angstrom, 0 where an atom is missing;
-        `residue_mask`, `(batch, residues)`; `residue_index`, 100 a chain plus the position among
-        all residues, -100 in padding; `chain_index`, 1, 2 and so on, 0 in padding.
+        `residue_mask`, `(batch, residues)`; `residue_index`, 100 per chain plus the position
+        among all residues, -100 in padding; `chain_index`, 1, 2 and so on, 0 in padding.
 
     Raises:
         ValueError: If there are no structures.
@@ -141,43 +129,30 @@ def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") ->
 
 
 def atoms_present(backbone: Tensor, atoms: str) -> Tensor:
-    """Tell which residues have the atoms that are read.
-
-    Args:
-        backbone: `(..., residues, 4, 3)` in angstrom, NaN where an atom is missing.
-        atoms: "backbone" or "ca".
-
-    Returns:
-        `(..., residues)`, bool.
-    """
+    """Tell which residues have the atoms that are read, `(..., residues, 4, 3)` -> residues."""
     read = backbone[..., ALPHA, :] if atoms == "ca" else backbone.flatten(-2)
     return read.isfinite().all(-1)
 
 
 def _places(structure: Structure) -> tuple[list[int], list[int]]:
     """Return residue index and chain index of each residue."""
-    chains = {name: number for number, name in enumerate(dict.fromkeys(structure.chain_ids))}
-    members: list[list[int]] = [[] for _ in chains]
+    members: dict[str, list[int]] = {}
     for row, name in enumerate(structure.chain_ids):
-        members[chains[name]].append(row)
-    index, start = [0] * len(structure.chain_ids), 0
-    for chain, rows in enumerate(members):
+        members.setdefault(name, []).append(row)
+    index, chains, start = [0] * len(structure), [0] * len(structure), 0
+    for chain, rows in enumerate(members.values()):
         positions = positions_in_chain([structure.author_numbers[row] for row in rows])
         for row, position in zip(rows, positions, strict=True):
-            index[row] = 100 * chain + start + position
+            index[row], chains[row] = 100 * chain + start + position, chain + 1
         start += positions[-1] + 1
-    return index, [chains[name] + 1 for name in structure.chain_ids]
+    return index, chains
 
 
 def positions_in_chain(author_numbers: Sequence[str]) -> list[int]:
     """Count the residues of a chain, those that the author numbers skip too.
 
-    Args:
-        author_numbers: Number and insertion code, "52" or "52A". Where they do not increase, the
-            count goes on by one.
-
-    Returns:
-        One position a residue, from 0 and increasing.
+    A number is "52" or, with an insertion code, "52A". Where they do not increase, the count goes
+    on by one.
 
     Example:
         >>> positions_in_chain(["-1", "0", "4", "4A", "2", "7"])
@@ -194,16 +169,8 @@ def positions_in_chain(author_numbers: Sequence[str]) -> list[int]:
     return positions
 
 
-def at_neighbors(values: Tensor, neighbors: Tensor) -> Tensor:
-    """Look up what the neighbours of each residue hold.
-
-    Args:
-        values: `(batch, residues, ...)`.
-        neighbors: `(batch, residues, neighbors)`, rows of `values`.
-
-    Returns:
-        `(batch, residues, neighbors, ...)`.
-    """
+def _at_neighbors(values: Tensor, neighbors: Tensor) -> Tensor:
+    """Look up `(batch, residues, ...)` at neighbours, `(batch, residues, neighbors, ...)`."""
     batch, residues = values.shape[:2]
     first = residues * torch.arange(batch, device=neighbors.device)
     rows = (neighbors + first[:, None, None]).flatten()
@@ -219,9 +186,6 @@ def nearest(alpha: Tensor, mask: Tensor, k_neighbors: int, mask_fill: str) -> Te
         mask: True at residues, `(batch, residues)`.
         k_neighbors: Neighbours at most.
         mask_fill: "inf" or "rowmax", see `ProteinMPNNConfig`.
-
-    Returns:
-        `(batch, residues, neighbors)`.
     """
     # One axis at a time: nothing larger than (batch, residues, residues) is ever held.
     squared = torch.zeros(*mask.shape, mask.shape[1], dtype=alpha.dtype, device=alpha.device)
@@ -237,20 +201,11 @@ def nearest(alpha: Tensor, mask: Tensor, k_neighbors: int, mask_fill: str) -> Te
     return distance.topk(min(k_neighbors, mask.shape[1]), largest=False).indices
 
 
-def offsets_in_chain(residue_index: Tensor, chain_index: Tensor, neighbors: Tensor) -> Tensor:
-    """Number the offset along the chain between residue and neighbour.
-
-    Args:
-        residue_index: `(batch, residues)`.
-        chain_index: `(batch, residues)`.
-        neighbors: `(batch, residues, neighbors)`.
-
-    Returns:
-        `(batch, residues, neighbors)`, 0 to 64, and 65 between two chains.
-    """
-    offset = residue_index[:, :, None] - at_neighbors(residue_index, neighbors)
+def _offsets_in_chain(residue_index: Tensor, chain_index: Tensor, neighbors: Tensor) -> Tensor:
+    """Number the offset along the chain to each neighbour: 0 to 64, and 65 between two chains."""
+    offset = residue_index[:, :, None] - _at_neighbors(residue_index, neighbors)
     offset = (offset + NEAR_IN_CHAIN).clamp(0, 2 * NEAR_IN_CHAIN)
-    same = chain_index[:, :, None] == at_neighbors(chain_index, neighbors)
+    same = chain_index[:, :, None] == _at_neighbors(chain_index, neighbors)
     return offset.masked_fill(~same, POSITIONS - 1)
 
 
@@ -272,24 +227,15 @@ def backbone_shape(backbone: Tensor, neighbors: Tensor) -> Tensor:
     return _bases(_distances(atoms, neighbors, ATOM_PAIRS)).flatten(-2)
 
 
-def alpha_shape(
+def _alpha_shape(
     alpha: Tensor, mask: Tensor, running: Tensor, neighbors: Tensor, mask_fill: str
 ) -> Tensor:
-    """Describe the shape between residue and neighbour by their CA atoms and those next to them.
+    """Describe the same by CA atoms and those next to them: distances, direction, quaternion.
 
     The original puts every CA that is not there, before the first residue for one, at the origin,
     so that it matters where a protein lies. With "inf" they all stand together infinitely far off;
-    no protein with 30 angstrom between it and the origin notices the difference.
-
-    Args:
-        alpha: `(batch, residues, 3)` in angstrom, finite throughout.
-        mask: True at residues, `(batch, residues)`.
-        running: Position of a residue with those counted that have no row, `(batch, residues)`.
-        neighbors: `(batch, residues, neighbors)`.
-        mask_fill: "inf" or "rowmax", see `ProteinMPNNConfig`.
-
-    Returns:
-        `(batch, residues, neighbors, 151)`: distances, unit direction, quaternion.
+    no protein with 30 angstrom between it and the origin notices the difference. `running` is the
+    position of a residue with those counted that have no row; `(batch, residues, neighbors, 151)`.
     """
     follows = mask[:, 1:] & mask[:, :-1] & (running.diff(dim=1) == 1)
     before, after = F.pad(follows, (1, 0)), F.pad(follows, (0, 1))
@@ -299,21 +245,21 @@ def alpha_shape(
     bases = _bases(_distances(atoms, neighbors, ALPHA_PAIRS))
     if mask_fill == "inf":
         first, second = torch.tensor(ALPHA_PAIRS, device=alpha.device).unbind(-1)
-        alike = there[:, :, None, first] == at_neighbors(there, neighbors)[..., second]
+        alike = there[:, :, None, first] == _at_neighbors(there, neighbors)[..., second]
         bases = bases * alike.unsqueeze(-1)
     frames = _frames(alpha, mask, follows)
-    towards = at_neighbors(alpha, neighbors) - alpha.unsqueeze(2)
+    towards = _at_neighbors(alpha, neighbors) - alpha.unsqueeze(2)
     direction = _unit((frames.unsqueeze(2) @ towards.unsqueeze(-1)).squeeze(-1))
     # As published, with the axes as rows: this product depends on how the protein is turned, the
     # one with the transpose on the other side would not.
-    turn = frames.transpose(-1, -2).unsqueeze(2) @ at_neighbors(frames, neighbors)
+    turn = frames.transpose(-1, -2).unsqueeze(2) @ _at_neighbors(frames, neighbors)
     return torch.cat([bases.flatten(-2), direction, _quaternions(turn)], dim=-1)
 
 
 def _distances(atoms: Tensor, neighbors: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Return distances, `(batch, residues, neighbors, pairs)`."""
     first, second = torch.tensor(pairs, device=atoms.device).unbind(-1)
-    apart = atoms[:, :, None, first] - at_neighbors(atoms, neighbors)[..., second, :]
+    apart = atoms[:, :, None, first] - _at_neighbors(atoms, neighbors)[..., second, :]
     return (apart.square().sum(-1) + 1e-6).sqrt()
 
 
@@ -358,13 +304,6 @@ def _quaternions(turn: Tensor) -> Tensor:
     return _unit(torch.cat([imaginary, real], dim=-1))
 
 
-# --- The encoder of ProteinMPNN: backbone atoms in, residue embeddings out.
-
-
-POSITION_FEATURES = 16
-MESSAGE_SCALE = 30
-"""Messages are summed and divided by this, however many there are."""
-
 MESSAGE_PARTS = ("residue", "edge", "neighbor")
 """What the first matrix of a message reads, in the order of the published one."""
 
@@ -400,15 +339,7 @@ class EdgeEmbedding(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, offset: Tensor, shape: Tensor) -> Tensor:
-        """Embed edges.
-
-        Args:
-            offset: `(batch, residues, neighbors)`, 0 to 65.
-            shape: `(batch, residues, neighbors, 400)`, or 151 numbers of CA atoms alone.
-
-        Returns:
-            `(batch, residues, neighbors, hidden)`.
-        """
+        """Embed edges, from offsets of 0 to 65 and 400 (or 151) numbers of their shape."""
         weight = self.position.weight
         table = self.position(torch.eye(POSITIONS, dtype=weight.dtype, device=weight.device))
         position = F.embedding(offset, table)
@@ -420,7 +351,7 @@ class Message(nn.Module):
     """Tell a residue about its neighbour, given both and the edge between them.
 
     Upstream the first matrix reads residue, edge and neighbour side by side. Here it is cut into
-    three: two parts then run once a residue, not once an edge.
+    three: two parts then run once per residue, not once per edge.
     """
 
     def __init__(self, width: int) -> None:
@@ -434,7 +365,7 @@ class Message(nn.Module):
 
     def forward(self, nodes: Tensor, edges: Tensor, neighbors: Tensor) -> Tensor:
         """Return messages before their last projection, `output`, in the shape of the edges."""
-        hidden = self.edge(edges) + at_neighbors(self.neighbor(nodes), neighbors)
+        hidden = self.edge(edges) + _at_neighbors(self.neighbor(nodes), neighbors)
         hidden = F.gelu(hidden + self.residue(nodes).unsqueeze(2))
         return F.gelu(self.hidden(hidden))
 
@@ -453,18 +384,15 @@ class ProteinMPNNLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, nodes: Tensor, edges: Tensor, neighbors: Tensor, mask: Tensor) -> Tensor:
-        """Update the residues.
+        """Update the residues, `(batch, residues, hidden)`, zeros where `mask` is False.
 
         Args:
             nodes: `(batch, residues, hidden)`.
             edges: `(batch, residues, neighbors, hidden)`.
             neighbors: `(batch, residues, neighbors)`.
             mask: True at residues, `(batch, residues)`.
-
-        Returns:
-            `(batch, residues, hidden)`, zeros where `mask` is False.
         """
-        heard = (at_neighbors(mask, neighbors) & mask.unsqueeze(-1)).to(edges.dtype)
+        heard = (_at_neighbors(mask, neighbors) & mask.unsqueeze(-1)).to(edges.dtype)
         count = heard.sum(-1, keepdim=True)
         total = (heard.unsqueeze(-2) @ self.node_message(nodes, edges, neighbors)).squeeze(-2)
         # The last projection is linear: once on the mean is as good as on every message.
@@ -484,9 +412,8 @@ class ProteinMPNNEncoder(SafeWeights):
     """Embed residues by the backbone around them; the sequence is not read.
 
     What it says of a protein does not depend on its batch, on padding, nor on how the protein is
-    turned or moved. A mirror image is another protein. The published model of CA atoms alone is an
-    exception: turning a protein changes what it says, because it compares the axes of two residues
-    in those of the file.
+    turned or moved; a mirror image is another protein. The published model of CA atoms alone does
+    depend on turning: it compares the axes of two residues in those of the file.
 
     Source: ProteinMPNN (Dauparas et al., Science 2022), its encoder.
 
@@ -520,14 +447,11 @@ class ProteinMPNNEncoder(SafeWeights):
 
     @classmethod
     def from_upstream(cls, pt: str | Path) -> ProteinMPNNEncoder:
-        """Load the encoder of a published ProteinMPNN; its decoder is left out.
+        """Load the encoder of a published ProteinMPNN, in eval mode; its decoder is left out.
 
         Args:
             pt: The checkpoint, for example `v_48_020.pt`, of the full backbone or of CA atoms
                 alone. It is read without running any code in it.
-
-        Returns:
-            The encoder in eval mode.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -600,10 +524,10 @@ class ProteinMPNNEncoder(SafeWeights):
         neighbors = nearest(alpha, mask, self.config.k_neighbors, self.config.mask_fill)
         if self.config.atoms == "ca":
             running = residue_index - 100 * chain_index
-            shape = alpha_shape(alpha, mask, running, neighbors, self.config.mask_fill)
+            shape = _alpha_shape(alpha, mask, running, neighbors, self.config.mask_fill)
         else:
             shape = backbone_shape(backbone, neighbors)
-        offset = offsets_in_chain(residue_index, chain_index, neighbors)
+        offset = _offsets_in_chain(residue_index, chain_index, neighbors)
         return neighbors, self.edges(offset, shape)
 
     @torch.no_grad()
@@ -615,7 +539,7 @@ class ProteinMPNNEncoder(SafeWeights):
             batch_size: Structures at a time.
 
         Returns:
-            `(residues, hidden)` a structure, on the CPU; zeros at residues without all atoms.
+            `(residues, hidden)` per structure, on the CPU; zeros at residues without all atoms.
 
         Raises:
             ValueError: If a structure has no residue with all atoms.

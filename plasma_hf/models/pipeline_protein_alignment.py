@@ -322,7 +322,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def _check_store(self) -> None:
         """Refuse a store that another backbone made, as far as can be told without loading it."""
-        config, made = self.model.config, self.store.identity
+        config, made = self.model.config, self.store.fingerprint
         name, recipe = config.plm_name_or_path, config.plm_recipe
         # A released head knows its backbone by the last part of the id.
         same = name is None or Path(made["backbone"]).name == Path(name).name

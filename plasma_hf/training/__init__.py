@@ -1,15 +1,13 @@
-"""Training: Trainers for PLASMA and ProtAlign, recipes by name, whole runs, adapters."""
+"""Training: Trainers for PLASMA and ProtAlign, presets by name, whole runs, adapters."""
 
 from __future__ import annotations
 
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .lora import lora_config
 from .pair_data import PairRows, TrainingCollator
-from .protalign_run import ProtAlignRun
-from .protalign_trainer import ProtAlignTrainer
-from .run import PlasmaRun
+from .run import PlasmaRun, ProtAlignRun
 from .structure_data import PairParts, split_pairs
-from .trainer import PlasmaTrainer
+from .trainer import PlasmaTrainer, ProtAlignTrainer
 
 __all__ = [
     "PRESETS",

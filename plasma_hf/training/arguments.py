@@ -1,11 +1,11 @@
-"""Recipes of training by name: the published one, and the one that is the default."""
+"""Presets of training by name: the published one, and the one that is the default."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import EarlyStoppingCallback, TrainingArguments
@@ -26,17 +26,49 @@ EVERY_RUN: dict[str, Any] = {
     "per_device_eval_batch_size": 16,
     "report_to": "none",
 }
-"""Arguments that do not depend on the recipe."""
+"""Arguments that do not depend on the preset."""
+
+EVERY_PROTALIGN_RUN: dict[str, Any] = EVERY_RUN | {
+    "greater_is_better": True,
+    "metric_for_best_model": "eval_selection",
+    "label_names": [],
+    "logging_strategy": "epoch",
+    "dataloader_drop_last": True,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 100,
+}
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Hold a recipe: what differs from the defaults of the model and of `Trainer`.
+class TrainingPreset:
+    """Hold what differs from the defaults of a model and of `Trainer`.
 
     Attributes:
         name: what it is called.
-        config: fields of `PlasmaConfig`.
+        config: fields of the model's configuration.
         arguments: fields of `TrainingArguments`.
+    """
+
+    every_run: ClassVar[dict[str, Any]] = EVERY_RUN
+
+    name: str
+    config: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+
+    def training_arguments(
+        self, output_dir: str | PathLike[str], **changes: Any
+    ) -> TrainingArguments:
+        """Configure the training; `changes` go before the preset."""
+        own = {"output_dir": str(output_dir), "dataloader_pin_memory": torch.cuda.is_available()}
+        return TrainingArguments(**self.every_run | dict(self.arguments) | own | changes)
+
+
+@dataclass(frozen=True)
+class Preset(TrainingPreset):
+    """Hold how PLASMA is trained.
+
+    Attributes:
         patience: evaluations without improvement after which training stops.
         min_delta: what counts as improvement.
         aligning: fields of `PlasmaConfig` that are set once training is done.
@@ -49,47 +81,76 @@ class Preset:
         1
     """
 
-    name: str
-    config: Mapping[str, Any]
-    arguments: Mapping[str, Any]
     patience: int = 3
     min_delta: float = 0.0
     aligning: Mapping[str, Any] = field(default_factory=dict)
     correspondences: bool = False
 
     def plasma_config(self, embedding_size: int, **changes: Any) -> PlasmaConfig:
-        """Configure the head; `changes` go before the recipe."""
+        """Configure the head; `changes` go before the preset."""
         return PlasmaConfig(**{"embedding_size": embedding_size} | dict(self.config) | changes)
-
-    def training_arguments(
-        self, output_dir: str | PathLike[str], **changes: Any
-    ) -> TrainingArguments:
-        """Configure the training; `changes` go before the recipe."""
-        own = {"output_dir": str(output_dir), "dataloader_pin_memory": torch.cuda.is_available()}
-        return TrainingArguments(**EVERY_RUN | dict(self.arguments) | own | changes)
 
     def callbacks(self) -> list[EarlyStoppingCallback]:
         """Stop early, by the metric that the arguments name."""
         return [EarlyStoppingCallback(self.patience, self.min_delta)]
 
 
+@dataclass(frozen=True)
+class ProtAlignPreset(TrainingPreset):
+    """Hold how ProtAlign is trained.
+
+    Attributes:
+        mask_identity: identity of two sequences from which on their pairs are not negatives of
+            each other; None for never.
+        augment_eps: noise on coordinates, in angstrom, where the structure encoder trains.
+        form_eps: noise on those of a second form of each structure, where embeddings are stored.
+        left_out: largest share of a protein that span masking leaves out.
+        cropped: probability that a second view of a structure is cropped.
+        view_weight: how much the loss of two views of a structure counts, beside that of pairs.
+
+    Example:
+        >>> PROTALIGN_PRESETS["published"].protalign_config(sequence_size=420).logit_temperature
+        0.07
+        >>> PROTALIGN_PRESETS["published"].training_arguments("out", use_cpu=True).train_batch_size
+        1024
+    """
+
+    every_run: ClassVar[dict[str, Any]] = EVERY_PROTALIGN_RUN
+
+    mask_identity: float | None = None
+    augment_eps: float = 0.0
+    form_eps: float = 0.0
+    left_out: float = 0.0
+    cropped: float = 0.0
+    view_weight: float = 1.0
+
+    def protalign_config(self, **changes: Any) -> ProtAlignConfig:
+        """Configure the model; `changes` go before the preset."""
+        return ProtAlignConfig(**dict(self.config) | changes)
+
+
+# AdamW without weight decay is Adam.
+ADAM: dict[str, Any] = {"weight_decay": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+COSINE: dict[str, Any] = {
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "max_grad_norm": 1.0,
+}
+
 PUBLISHED = Preset(
     name="published",
     config={"head": "lrl", "head_size": 512, "kernel_scale": 0.1, "n_iters": 20},
-    # AdamW without weight decay is Adam.
     arguments={
+        **ADAM,
         "learning_rate": 1e-4,
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
         "per_device_train_batch_size": 1,
         "num_train_epochs": 20,
         "metric_for_best_model": "eval_score_loss",
     },
-    patience=3,
     min_delta=1e-4,
 )
-"""The recipe of the released heads: one pair an update, stopped by the score loss alone."""
+"""As the released heads were trained: one pair per update, stopped by the score loss alone."""
 
 IMPROVED = Preset(
     name="improved",
@@ -102,16 +163,12 @@ IMPROVED = Preset(
         "label_match_form": "symmetric",
     },
     arguments={
+        **COSINE,
         "learning_rate": 3e-3,
-        "weight_decay": 0.01,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05,
-        "max_grad_norm": 1.0,
         "per_device_train_batch_size": 16,
         "num_train_epochs": 3,
         "metric_for_best_model": "eval_loss",
     },
-    patience=3,
     # Support costs as much as the rest of a step, and what it sharpens has to match before. The
     # collinear score teaches the best path alone.
     aligning={
@@ -126,78 +183,8 @@ IMPROVED = Preset(
 
 PRESETS = {preset.name: preset for preset in (IMPROVED, PUBLISHED)}
 
-
-# --- Recipes of training ProtAlign by name: the published one, and the one that is the default.
-
-
-EVERY_PROTALIGN_RUN: dict[str, Any] = EVERY_RUN | {
-    "greater_is_better": True,
-    "metric_for_best_model": "eval_selection",
-    "label_names": [],
-    "logging_strategy": "epoch",
-    "dataloader_drop_last": True,
-    "per_device_eval_batch_size": 64,
-    "learning_rate": 1e-3,
-    "num_train_epochs": 100,
-}
-"""Arguments that do not depend on the recipe."""
-
-
-@dataclass(frozen=True)
-class ProtAlignPreset:
-    """Hold a recipe: what differs from the defaults of the model and of `Trainer`.
-
-    Attributes:
-        name: what it is called.
-        config: fields of `ProtAlignConfig`.
-        arguments: fields of `TrainingArguments`.
-        mask_identity: identity of two sequences from which on their pairs are no negatives of each
-            other; None for never.
-        augment_eps: noise on coordinates, in angstrom, where the structure encoder trains.
-        form_eps: noise on those of a second form of each structure, where embeddings are stored.
-        left_out: largest share of a protein that is left out, see `ProtAlignTrainer`.
-        cropped: probability that a second view of a structure is a stretch of it.
-        view_weight: how much the loss of two views of a structure counts, beside that of pairs.
-
-    Example:
-        >>> PROTALIGN_PRESETS["published"].protalign_config(sequence_size=420).logit_temperature
-        0.07
-        >>> PROTALIGN_PRESETS["published"].training_arguments("out", use_cpu=True).train_batch_size
-        1024
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    arguments: Mapping[str, Any]
-    mask_identity: float | None = None
-    augment_eps: float = 0.0
-    form_eps: float = 0.0
-    left_out: float = 0.0
-    cropped: float = 0.0
-    view_weight: float = 1.0
-
-    def protalign_config(self, **changes: Any) -> ProtAlignConfig:
-        """Configure the model; `changes` go before the recipe."""
-        return ProtAlignConfig(**dict(self.config) | changes)
-
-    def training_arguments(
-        self, output_dir: str | PathLike[str], **changes: Any
-    ) -> TrainingArguments:
-        """Configure the training; `changes` go before the recipe."""
-        own = {"output_dir": str(output_dir), "dataloader_pin_memory": torch.cuda.is_available()}
-        return TrainingArguments(**EVERY_PROTALIGN_RUN | dict(self.arguments) | own | changes)
-
-
 PROTALIGN_PUBLISHED = ProtAlignPreset(
-    name="published",
-    config={},
-    # AdamW without weight decay is Adam.
-    arguments={
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "per_device_train_batch_size": 1024,
-    },
+    name="published", config={}, arguments=ADAM | {"per_device_train_batch_size": 1024}
 )
 """What the paper says, and where it says nothing, as little as possible."""
 
@@ -210,13 +197,7 @@ PROTALIGN_IMPROVED = ProtAlignPreset(
         "spread": True,
         "standardize": True,
     },
-    arguments={
-        "weight_decay": 0.01,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05,
-        "max_grad_norm": 1.0,
-        "per_device_train_batch_size": 256,
-    },
+    arguments=COSINE | {"per_device_train_batch_size": 256},
     mask_identity=0.9,
     augment_eps=0.1,
     form_eps=0.3,

@@ -1,4 +1,4 @@
-"""Residue correspondences that site labels give away: equal sites match residue by residue."""
+"""Pairs of labelled proteins as rows and batches, with the residues that sites make correspond."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def site_correspondences(
 ) -> NDArray[np.int64]:
     """Pair the labelled residues of two proteins of one family, in order, where that is sure.
 
-    Labelled stretches are taken in their order. Where both proteins have as many of them, the
-    stretches of equal length are paired residue by residue; nothing is paired otherwise.
+    Where both proteins have as many labelled spans, those of equal length are paired residue by
+    residue, in their order; nothing is paired otherwise.
 
     Args:
         query_site_labels: 0/1, `(query_residues,)`.
@@ -37,28 +37,19 @@ def site_correspondences(
         >>> site_correspondences([0, 1, 1, 0], [1, 0, 1]).tolist()
         []
     """
-    sides = labelled_stretches(query_site_labels), labelled_stretches(candidate_site_labels)
-    if len(sides[0]) != len(sides[1]):
-        return np.zeros((0, 2), np.int64)
-    equal = [(q, c) for q, c in zip(*sides, strict=True) if len(q) == len(c)]
-    return np.array([pair for q, c in equal for pair in zip(q, c, strict=True)], np.int64).reshape(
-        -1, 2
-    )
+    sides = _labelled_spans(query_site_labels), _labelled_spans(candidate_site_labels)
+    pairs: list[tuple[int, int]] = []
+    if len(sides[0]) == len(sides[1]):
+        for spans in zip(*sides, strict=True):
+            pairs += zip(*spans, strict=True) if len(spans[0]) == len(spans[1]) else ()
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def labelled_stretches(site_labels: Sequence[int]) -> list[range]:
-    """Return the stretches of labelled residues, in order.
-
-    Example:
-        >>> labelled_stretches([1, 1, 0, 1])
-        [range(0, 2), range(3, 4)]
-    """
+def _labelled_spans(site_labels: Sequence[int]) -> list[range]:
+    """Return the spans of labelled residues, in order."""
     padded = np.concatenate([[0], np.asarray(site_labels), [0]])
     edges = np.flatnonzero(np.diff(padded)).tolist()
     return [range(first, end) for first, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-# --- Pairs of labelled proteins as the rows that `Trainer` batches, made one at a time.
 
 
 class PairRows(Dataset[dict[str, Any]]):

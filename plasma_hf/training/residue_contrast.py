@@ -17,17 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
 from ..io.structures import StructurePair
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.protein import STANDARD_RESIDUES, Structure
-from .encoder import EncoderTrainer, batch_arguments, lasting, only_batch
-from .run import checkpoint_to_resume
+from .run import checkpoint_to_resume, lasting_settings
+from .trainer import BatchTrainer
 
 NOT_ASKED = -100
+ATOMS = ("backbone", "structure_residue_mask", "residue_index", "chain_index")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ResidueTraining:
     Attributes:
         steps: Batches to learn from.
         chains: Chains in a batch, each of another cluster.
-        max_residues: Longer chains are cropped to a stretch of so many.
+        max_residues: Longer chains are cropped to a span of so many.
         residues: Residues of a batch that choose each other.
         shared_size: Width in which they are compared.
         logit_temperature: What their cosines are divided by.
@@ -104,10 +106,9 @@ class ChainBatches(Dataset):
         return self.settings.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """Return the model's inputs, `amino_acids` `(batch, residues)` and `chosen`, see forward.
+        """Return the model's inputs, `amino_acids` `(batch, residues)` and `chosen` `(compared,)`.
 
-        `chosen` are the places, among all residues of the batch one after another, of those that
-        are compared.
+        The latter are places among all residues of the batch, one after another.
         """
         if not 0 <= step < self.settings.steps:
             raise IndexError(f"batch {step} of {self.settings.steps}")
@@ -120,16 +121,13 @@ class ChainBatches(Dataset):
         there = batch["structure_residue_mask"].flatten().nonzero().flatten().numpy()
         chosen = rng.permutation(there)[: self.settings.residues]
         batch["chosen"] = torch.from_numpy(np.sort(chosen))
-        batch["amino_acids"] = nn.utils.rnn.pad_sequence(
-            [amino_acids(chain.sequence) for chain in cropped],
-            batch_first=True,
-            padding_value=NOT_ASKED,
-        )
+        letters = [amino_acids(chain.sequence) for chain in cropped]
+        batch["amino_acids"] = pad_sequence(letters, True, NOT_ASKED)
         return batch
 
 
 def crop(structure: Structure, limit: int, rng: np.random.Generator) -> Structure:
-    """Cut a chain to a stretch of at most `limit` residues that holds one with all atoms."""
+    """Crop a chain to at most `limit` residues in a row, one with all atoms among them."""
     if len(structure) <= limit:
         return structure
     anchors = structure.residue_mask.nonzero().flatten().tolist()
@@ -152,9 +150,8 @@ def amino_acids(sequence: str) -> Tensor:
         >>> amino_acids("ACX").tolist()
         [0, 4, -100]
     """
-    return torch.tensor([STANDARD_RESIDUES.find(letter) for letter in sequence]).masked_fill(
-        torch.tensor([letter not in STANDARD_RESIDUES for letter in sequence]), NOT_ASKED
-    )
+    known = {letter: number for number, letter in enumerate(STANDARD_RESIDUES)}
+    return torch.tensor([known.get(letter, NOT_ASKED) for letter in sequence])
 
 
 class ResidueContrast(nn.Module):
@@ -175,20 +172,12 @@ class ResidueContrast(nn.Module):
         self.guess = nn.Linear(config.structure_size, len(STANDARD_RESIDUES))
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        sequence_mask: Tensor,
-        backbone: Tensor,
-        structure_residue_mask: Tensor,
-        residue_index: Tensor,
-        chain_index: Tensor,
-        amino_acids: Tensor,
-        chosen: Tensor,
+        self, input_ids: Tensor, amino_acids: Tensor, chosen: Tensor, **inputs: Tensor
     ) -> dict[str, Tensor]:
-        """Return the parts of the loss, and their weighted sum as `loss`."""
-        sequences, _ = self.model.embed(input_ids, attention_mask, sequence_mask)
-        atoms = (backbone, structure_residue_mask, residue_index, chain_index)
+        """Return the parts of the loss, and their weighted sum as `loss`; see `ChainBatches`."""
+        masks = inputs["attention_mask"], inputs["sequence_mask"]
+        sequences, _ = self.model.embed(input_ids, *masks)
+        atoms = (inputs[name] for name in ATOMS)
         structures = self.model.structure_encoder(*atoms).last_hidden_state
         with torch.autocast(input_ids.device.type, enabled=False):
             sequences = sequences.float().flatten(0, 1)[chosen]
@@ -241,25 +230,20 @@ def train_encoders(
         ImportError: If accelerate is not installed.
     """
     settings, folder = settings or ResidueTraining(), Path(folder)
-    model.check_encoder("sequence")
-    model.check_encoder("structure")
-    processor = model.processor
-    if processor is None:
+    for side in ("sequence", "structure"):
+        model.check_encoder(side)
+    if model.processor is None:
         raise ValueError("the model has no processor; set model.processor.")
-    last = checkpoint_to_resume(folder, lasting(settings), resume)
+    last = checkpoint_to_resume(folder, lasting_settings(settings), resume)
     set_seed(settings.seed)
     model.requires_grad_(False)
     model.sequence_encoder.requires_grad_(sequences)
     model.structure_encoder.requires_grad_(True)
     noise = model.structure_encoder.config.augment_eps
     model.structure_encoder.config.augment_eps = settings.noise
-    trainer = EncoderTrainer(
-        model=ResidueContrast(model, settings),
-        args=batch_arguments(folder, settings, options),
-        train_dataset=ChainBatches(pairs, clusters, processor, settings),
-        data_collator=only_batch,
-    )
-    trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
+    objective = ResidueContrast(model, settings)
+    batches = ChainBatches(pairs, clusters, model.processor, settings)
+    trainer = BatchTrainer(objective, folder, batches, settings, options)
     trainer.train(resume_from_checkpoint=last)
     model.structure_encoder.config.augment_eps = noise
     model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Where a run that was stopped goes on."""
+"""Whole runs of training: store the embeddings, train, evaluate, save with a card, resume."""
 
 from __future__ import annotations
 
@@ -7,45 +7,64 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.pairs import ProteinPair
-from ..data.store import EmbeddingStore, sequence_hash
+from ..io.structures import StructurePair
 from ..models.modeling_backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
-from .arguments import PRESETS, Preset
+from ..models.modeling_protalign import ProtAlignModel
+from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
+from ..models.processing_protalign import ProtAlignProcessor
+from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
+from .augmentation import coordinate_noise
+from .lora import lora_config
 from .pair_data import PairRows, TrainingCollator
-from .trainer import HELD_OUT, PlasmaTrainer
+from .structure_data import (
+    PairCollation,
+    PairFeatures,
+    PairParts,
+    StructurePairs,
+    near_copies,
+    store_sequences,
+    structure_hash,
+)
+from .trainer import CardTrainer, PlasmaTrainer, ProtAlignTrainer
 
 if TYPE_CHECKING:
     from ..data.splits import PairSplits
 
-
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.json"
 SETTINGS = "run.json"
 """File beside checkpoints with the settings of their run."""
 
+UNUSED_PARTS = ("pooler", "contact_head")
+
+Trained = Literal["none", "structure", "all", "lora"]
+TRAINED: tuple[Trained, ...] = ("none", "structure", "all", "lora")
+"""Which encoders train: none, that of structures, both, or that of sequences by LoRA beside it."""
+
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint of a Trainer that was written to its end, None without one.
+    """Return the last checkpoint that was written to its end, None without one.
 
-    A process that is killed while it writes leaves a torn one; the state of the Trainer is what
-    is written last.
+    A process that is killed while it writes leaves a torn one, without the state of the Trainer.
     """
     found = {int(c.name.split("-")[-1]): c for c in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     for _, checkpoint in sorted(found.items(), reverse=True):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())
         except (OSError, json.JSONDecodeError):
-            logger.warning("%s is not complete and is passed over", checkpoint)
+            logger.warning("%s is not complete and is skipped", checkpoint)
             continue
         return checkpoint
     return None
@@ -56,8 +75,8 @@ def checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool
 
     Args:
         folder: Of the checkpoints; made if need be.
-        settings: What a resumed run has in common with the one that was stopped, by name. A new run
-            leaves them in the folder.
+        settings: What a resumed run must share with the one that was stopped; a new run leaves
+            them in the folder.
         resume: Whether to go on with an earlier run.
 
     Raises:
@@ -98,38 +117,91 @@ def digest(texts: Iterable[str]) -> str:
     return hashed.hexdigest()[:16]
 
 
-# --- One run of training a head: store the embeddings, train, evaluate, save, with a card.
-
-
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.json"
+def lasting_settings(settings: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass of settings that a resumed run must not change."""
+    free = ("device", "save_steps")
+    return {name: value for name, value in asdict(settings).items() if name not in free}
 
 
 @dataclass(frozen=True)
-class PlasmaRun:
-    """Hold what a run depends on, beside pairs and backbone.
+class TrainingRun:
+    """Hold what a run depends on, beside data and encoders.
 
     Attributes:
         folder: where model, card, `metrics.json` and checkpoints go.
-        preset: a name of `PRESETS`, or a recipe of one's own.
-        seed: of the head's first weights and of the order of pairs.
-        fraction: share of the training pairs to use, drawn with the seed.
+        preset: the name of a preset, or one of one's own.
+        seed: of first weights and of the order of pairs.
         store: folder of the embeddings; in `folder` by default.
-        store_dtype: what a new store keeps.
-        config: fields of `PlasmaConfig` that go before the preset.
+        store_dtype: what new stores keep.
+        config: fields of the model's configuration that go before the preset.
         arguments: fields of `TrainingArguments` that go before the preset.
         details: what the card says beside, by name.
     """
 
+    presets: ClassVar[Mapping[str, Any]] = {}
+
     folder: str | PathLike[str]
-    preset: str | Preset = "improved"
-    seed: int = 1
-    fraction: float = 1.0
+    preset: Any = "improved"
+    seed: int = 0
     store: str | PathLike[str] | None = None
     store_dtype: str = "float16"
     config: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def _preset(self) -> Any:
+        return self.presets[self.preset] if isinstance(self.preset, str) else self.preset
+
+    @property
+    def _store_folder(self) -> Path:
+        return Path(self.store or Path(self.folder) / "store")
+
+    def _training_arguments(self) -> TrainingArguments:
+        given = {"seed": self.seed} | dict(self.arguments)
+        arguments: TrainingArguments = self._preset.training_arguments(
+            Path(self.folder) / CHECKPOINTS, **given
+        )
+        return arguments
+
+    def _common(self, pairs: Iterable[str], **others: Any) -> dict[str, Any]:
+        """Say what a resumed run has to have in common with the one that was stopped."""
+        return {
+            "preset": self._preset.name,
+            "seed": self.seed,
+            **others,
+            "config": dict(self.config),
+            "arguments": {name: str(value) for name, value in self.arguments.items()},
+            "digest of training pairs": digest(pairs),
+        }
+
+    def _write(
+        self, trainer: CardTrainer, processor: Any, details: Mapping[str, Any], **others: Any
+    ) -> dict[str, dict[str, float]]:
+        """Save model, processor, card and metrics, and return the metrics."""
+        trainer.card_details = {"preset": self._preset.name, **details, **self.details}
+        trainer.save_model(str(self.folder))
+        if trainer.is_world_process_zero():
+            processor.save_pretrained(self.folder)
+            written = {"figures": trainer.metrics, "settings": trainer.details(), **others}
+            (Path(self.folder) / METRICS).write_text(json.dumps(written, indent=2) + "\n")
+        return trainer.metrics
+
+
+@dataclass(frozen=True)
+class PlasmaRun(TrainingRun):
+    """Train a head on the pairs of a split; the attributes beside those of `TrainingRun`.
+
+    Attributes:
+        preset: a name of `PRESETS`, or a `Preset`.
+        fraction: share of the training pairs to use, drawn with the seed.
+    """
+
+    presets: ClassVar[Mapping[str, Any]] = PRESETS
+
+    preset: str | Preset = "improved"
+    seed: int = 1
+    fraction: float = 1.0
 
     def train(
         self, splits: PairSplits, backbone: Backbone, *, resume: bool = False
@@ -139,28 +211,26 @@ class PlasmaRun:
         Embeddings and pairs stream: neither the store nor a set of plans is held in memory.
 
         Args:
-            splits: A `PairSplits`: train, validation, test and test_hard.
+            splits: Train, validation, test and test_hard.
             backbone: What `load_backbone` gives; it stays frozen.
             resume: Go on from the last checkpoint in the folder, if there is one.
 
         Returns:
-            Figures by set: "eval" (validation), "interpolation", "extrapolation".
+            Metrics by set: "eval" (validation), "interpolation", "extrapolation".
 
         Raises:
             ValueError: If there is nothing to train on, an option is out of range, or the folder
                 has checkpoints of a run with other settings.
             FileExistsError: If the folder has checkpoints and `resume` is False.
         """
-        preset = self.recipe
-        arguments = preset.training_arguments(
-            Path(self.folder) / CHECKPOINTS, **{"seed": self.seed} | dict(self.arguments)
-        )
+        preset, arguments = self._preset, self._training_arguments()
         pairs = sample_share(splits.train, self.fraction, self.seed)
-        checkpoint = checkpoint_to_resume(
-            Path(self.folder) / CHECKPOINTS, self._settings(pairs), resume
-        )
-        held_out = {name: getattr(splits, side) for name, side in HELD_OUT.items()}
-        store = self._store([pairs, splits.validation, *held_out.values()], backbone)
+        learnt = (f"{p.query.sequence} {p.candidate.sequence} {p.label}" for p in pairs)
+        settings = self._common(learnt, fraction=self.fraction)
+        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
+        everything = [*pairs, *splits.validation, *splits.test, *splits.test_hard]
+        sequences = (side.sequence for pair in everything for side in (pair.query, pair.candidate))
+        store = store_sequences(self._store_folder, sequences, backbone, self.store_dtype)
         set_seed(self.seed)
         model = PlasmaModel(preset.plasma_config(backbone.hidden_size, **self.config))
         trainer = PlasmaTrainer(
@@ -175,76 +245,17 @@ class PlasmaRun:
         for name, value in preset.aligning.items():
             setattr(model.config, name, value)
         trainer.evaluate()
-        for name, test in held_out.items():
+        for name, test in (("interpolation", splits.test), ("extrapolation", splits.test_hard)):
             if len(test):
                 trainer.evaluate(PairRows(test), metric_key_prefix=name)
-        self._save(trainer, model, backbone, splits, len(pairs))
-        return trainer.figures
-
-    @property
-    def recipe(self) -> Preset:
-        """The recipe itself."""
-        return PRESETS[self.preset] if isinstance(self.preset, str) else self.preset
-
-    def _settings(self, pairs: Iterable[ProteinPair]) -> dict[str, Any]:
-        """Say what a resumed run has to have in common with the one that was stopped."""
-        return {
-            "preset": self.recipe.name,
-            "seed": self.seed,
-            "fraction": self.fraction,
-            "config": dict(self.config),
-            "arguments": {name: str(value) for name, value in self.arguments.items()},
-            "digest of training pairs": digest(
-                f"{pair.query.sequence} {pair.candidate.sequence} {pair.label}" for pair in pairs
-            ),
-        }
-
-    def _store(self, parts: Iterable[Sequence[ProteinPair]], backbone: Backbone) -> EmbeddingStore:
-        folder = Path(self.store or Path(self.folder) / "store")
-        there = (folder / "store.json").exists()
-        store = EmbeddingStore.create(
-            folder, backbone, dtype=None if there else self.store_dtype, kinds=["embeddings"]
-        )
-        sequences = {
-            protein.sequence
-            for part in parts
-            for pair in part
-            for protein in (pair.query, pair.candidate)
-        }
-        # By hash: one accession may stand for several sequences in a table, and several for one.
-        named = [(sequence_hash(sequence), sequence) for sequence in sorted(sequences)]
-        done = store.add(named, backbone)
-        if done.bad:
-            raise ValueError(f"{done.bad[0].id}: {done.bad[0].reason}")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # until the other ranks have embedded their share
-        return EmbeddingStore.open(folder)
-
-    def _save(
-        self,
-        trainer: PlasmaTrainer,
-        model: PlasmaModel,
-        backbone: Backbone,
-        splits: PairSplits,
-        n_pairs: int,
-    ) -> None:
         model.attach_backbone(backbone)
-        trainer.card_details = {
-            "preset": self.recipe.name,
-            "protocol": splits.protocol,
-            "training pairs": n_pairs,
-            **self.details,
-        }
-        trainer.save_model(str(self.folder))
-        if trainer.is_world_process_zero():
-            backbone.processor.save_pretrained(self.folder)
-            written = {
-                "figures": trainer.figures,
-                "settings": trainer.details(),
-                "config": dict(self.recipe.config) | dict(self.config),
-                "splits": {"protocol": splits.protocol, "seed": splits.seed},
-            }
-            (Path(self.folder) / METRICS).write_text(json.dumps(written, indent=2) + "\n")
+        return self._write(
+            trainer,
+            backbone.processor,
+            {"protocol": splits.protocol, "training pairs": len(pairs)},
+            config=dict(preset.config) | dict(self.config),
+            splits={"protocol": splits.protocol, "seed": splits.seed},
+        )
 
 
 def sample_share(pairs: Sequence[ProteinPair], fraction: float, seed: int) -> Sequence[ProteinPair]:
@@ -265,3 +276,144 @@ def sample_share(pairs: Sequence[ProteinPair], fraction: float, seed: int) -> Se
             f"fraction={fraction} of {len(pairs)} training pairs leaves none; give a larger share."
         )
     return pairs if fraction == 1 else random.Random(seed).sample(list(pairs), count)
+
+
+@dataclass(frozen=True)
+class ProtAlignRun(TrainingRun):
+    """Train ProtAlign on pairs; the attributes beside those of `TrainingRun`.
+
+    Attributes:
+        preset: a name of `PROTALIGN_PRESETS`, or a `ProtAlignPreset`.
+        trained: which encoders train, of `TRAINED`; with "none" embeddings are computed once.
+        model_class: `ProtAlignModel`, or one with other pools.
+    """
+
+    presets: ClassVar[Mapping[str, Any]] = PROTALIGN_PRESETS
+
+    preset: str | ProtAlignPreset = "improved"
+    trained: Trained = "none"
+    model_class: type[ProtAlignModel] = ProtAlignModel
+
+    def train(
+        self,
+        parts: PairParts,
+        backbone: Backbone,
+        encoder: ProteinMPNNEncoder,
+        *,
+        resume: bool = False,
+    ) -> dict[str, dict[str, float]]:
+        """Train a model on pairs, evaluate it, and save it with its encoders.
+
+        Args:
+            parts: The pairs.
+            backbone: Of the sequences, what `load_backbone` gives.
+            encoder: Of the structures; changed in place if it trains.
+            resume: Go on from the last checkpoint in the folder, if there is one.
+
+        Returns:
+            Metrics by set: "eval" (validation) and "test".
+
+        Raises:
+            ValueError: If there are too few pairs, an option is unknown, or the folder has
+                checkpoints of a run with other settings.
+            FileExistsError: If the folder has checkpoints and `resume` is False.
+            ImportError: If LoRA is asked for and peft is not installed.
+        """
+        if self.trained not in TRAINED:
+            raise ValueError(f"trained={self.trained!r}; give one of {', '.join(TRAINED)}.")
+        preset, arguments, train = self._preset, self._training_arguments(), parts.train
+        # Batches that are not full are dropped; larger ones than there are pairs would all be.
+        most = max(2, len(train) // arguments.world_size)
+        arguments.per_device_train_batch_size = min(arguments.per_device_train_batch_size, most)
+        settings = self._settings(parts)
+        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
+        everything, forms = [*train, *parts.validation, *parts.test], None
+        if preset.form_eps and self.trained in ("none", "lora"):
+            # A second form of structures; an encoder that trains adds its noise itself.
+            forms = [coordinate_noise(pair.structure, preset.form_eps) for pair in train]
+            everything += [replace(p, structure=f) for p, f in zip(train, forms, strict=True)]
+        features = self.features(everything, backbone, encoder)
+        copies = preset.mask_identity
+        model: Any = self.untrained_model(backbone, encoder)
+        processor = None if self.trained == "none" else processor_of(model, backbone)
+        trainer = ProtAlignTrainer(
+            _with_adapter(model) if self.trained == "lora" else model,
+            arguments,
+            data_collator=PairCollation(features, processor),
+            train_dataset=StructurePairs(
+                train, None if copies is None else near_copies(train, copies), forms
+            ),
+            eval_dataset=StructurePairs(parts.validation),
+            left_out=preset.left_out,
+            cropped=preset.cropped,
+            view_weight=preset.view_weight,
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.evaluate()
+        if len(parts.test):
+            trainer.evaluate(StructurePairs(parts.test), metric_key_prefix="test")
+        model = trainer.model
+        if self.trained == "lora":
+            model = trainer.model = model.merge_and_unload()
+        if model.sequence_encoder is None:
+            model.attach_backbone(backbone)
+        if model.structure_encoder is None:
+            model.attach_structure_encoder(encoder)
+        details = {"trained encoders": self.trained, "training pairs": len(train), **parts.details}
+        processor = processor_of(model, backbone)
+        return self._write(trainer, processor, details, losses=trainer.losses, **settings)
+
+    def features(
+        self, pairs: Sequence[StructurePair], backbone: Backbone, encoder: ProteinMPNNEncoder
+    ) -> PairFeatures:
+        """Compute, or find, the embeddings of the sides whose encoders do not train."""
+        sequences = backbone if self.trained in ("none", "structure") else None
+        structures = encoder if self.trained in ("none", "lora") else None
+        return PairFeatures.compute(
+            self._store_folder, pairs, sequences, structures, self.store_dtype
+        )
+
+    def is_finished(self, parts: PairParts) -> bool:
+        """Tell whether the folder holds the result of this very run."""
+        file = Path(self.folder) / METRICS
+        written = json.loads(file.read_text()) if file.exists() else {}
+        return all(written.get(key) == value for key, value in self._settings(parts).items())
+
+    def _settings(self, parts: PairParts) -> dict[str, Any]:
+        learnt = (f"{pair.sequence} {structure_hash(pair.structure)}" for pair in parts.train)
+        named = {"trained encoders": self.trained, "pools": self.model_class.__name__}
+        return self._common(learnt, **named)
+
+    def untrained_model(self, backbone: Backbone, encoder: ProteinMPNNEncoder) -> ProtAlignModel:
+        """Build the model that training starts from, over the encoders that train."""
+        set_seed(self.seed)
+        sizes = {
+            "sequence_size": backbone.hidden_size,
+            "structure_size": encoder.config.hidden_size,
+        }
+        model = self.model_class(self._preset.protalign_config(**sizes, **self.config))
+        if self.trained in ("structure", "all"):
+            encoder.config.augment_eps = self._preset.augment_eps
+            model.attach_structure_encoder(encoder)
+            model.structure_encoder.requires_grad_(True)
+        if self.trained in ("all", "lora"):
+            model.attach_backbone(backbone)
+        if self.trained == "all":
+            for name, parameter in model.backbone.named_parameters():
+                # Some encoders have parts that say nothing of residues, and get no gradient.
+                parameter.requires_grad_(not name.startswith(UNUSED_PARTS))
+        return model
+
+
+def _with_adapter(model: ProtAlignModel) -> Any:
+    config = lora_config(model)  # complains where peft is not installed
+    from peft import get_peft_model
+
+    return get_peft_model(model, config)
+
+
+def processor_of(model: ProtAlignModel, backbone: Backbone) -> ProtAlignProcessor:
+    """Return what writes sequences for the backbone, and structures for the encoder."""
+    came, structures = backbone.processor, model.config.structure_config
+    atoms = "backbone" if structures is None else structures.atoms
+    return ProtAlignProcessor(came.tokenizer, came.input_format, atoms=atoms)

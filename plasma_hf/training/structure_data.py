@@ -1,10 +1,9 @@
-"""Pairs of sequence and structure in three parts that share no sequence cluster."""
+"""Pairs of sequence and structure: their parts, their stored embeddings, and their batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..data.clusters import cluster_sequences, split_by_cluster
 from ..data.store import (
@@ -26,6 +25,7 @@ from ..models.modeling_backbone import Backbone, pad_residues, weights_digest
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder, atoms_present
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.protein import Structure
+from .distributed import wait_for_all
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,6 @@ def split_pairs(
     return PairParts(parts[0], parts[1], parts[2], details)
 
 
-# --- Residue embeddings of sequences and structures, computed once for all that train on them.
-
-
 RESIDUES_PER_BATCH = 2048
 IDENTITY_FIELDS = ("hidden_size", "num_layers", "k_neighbors", "atoms", "mask_fill")
 
@@ -111,36 +108,15 @@ def structure_hash(structure: Structure) -> str:
     return hashlib.sha256(names.encode() + atoms.numpy().tobytes()).hexdigest()
 
 
-def shaken(structure: Structure, eps: float) -> Structure:
-    """Add noise to coordinates: another form of a protein, and always the same one.
-
-    Args:
-        structure: Left as it is.
-        eps: Standard deviation of the noise, angstrom.
-
-    Example:
-        >>> one = Structure("a", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
-        >>> structure_hash(shaken(one, 0.3)) == structure_hash(shaken(one, 0.3))
-        True
-    """
-    drawn = torch.Generator().manual_seed(int(structure_hash(structure)[:15], 16))
-    noise = torch.randn(structure.backbone.shape, generator=drawn)
-    return replace(structure, backbone=structure.backbone + eps * noise)
-
-
 class StructureEmbedder:
-    """Say of a structure encoder what an embedding store asks of its embedder.
-
-    Args:
-        encoder: Left in the mode that it is in.
-    """
+    """Let a structure encoder fill an embedding store."""
 
     def __init__(self, encoder: ProteinMPNNEncoder) -> None:
-        """Keep the encoder."""
+        """Keep the encoder, in the mode that it is in."""
         self.encoder = encoder
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What its embeddings depend on."""
         config = self.encoder.config
         fields = {name: str(getattr(config, name)) for name in IDENTITY_FIELDS}
@@ -152,11 +128,7 @@ class StructureEmbedder:
         return int(self.encoder.config.hidden_size)
 
     def embed(self, structures: Sequence[Any]) -> list[Tensor]:
-        """Embed structures of like length, the residues alone that have all atoms.
-
-        Returns:
-            `(residues with all atoms, hidden)` each: a pool asks for no order.
-        """
+        """Embed structures of like length, the residues alone that have all atoms."""
         rows = self.encoder.embed(structures, batch_size=len(structures))
         atoms = self.encoder.config.atoms
         return [
@@ -202,27 +174,14 @@ def store_structures(
             yield {key: {"embeddings": store.rounded(embedded[key])} for key in missing}
 
     store.write(records())
-    _wait_for_all()
+    wait_for_all()
     return EmbeddingStore.open(folder)
 
 
 def store_sequences(
     folder: Path, sequences: Iterable[str], backbone: Backbone, dtype: str
 ) -> EmbeddingStore:
-    """Embed the sequences that are not in a store yet, or this rank's share of them.
-
-    Args:
-        folder: Of the store, made if need be.
-        sequences: One letter a residue.
-        backbone: What embeds them.
-        dtype: What a new store keeps.
-
-    Returns:
-        The store, with the records found by `sequence_hash`.
-
-    Raises:
-        ValueError: If the store is of another backbone, or a sequence cannot be embedded.
-    """
+    """Do the same for sequences, with a backbone; records are found by `sequence_hash`."""
     store = EmbeddingStore.create(
         folder, backbone, dtype=_new_dtype(folder, dtype), kinds=["embeddings"]
     )
@@ -230,13 +189,13 @@ def store_sequences(
     done = store.add(named, backbone)
     if done.bad:
         raise ValueError(f"{done.bad[0].id}: {done.bad[0].reason}")
-    _wait_for_all()
+    wait_for_all()
     return EmbeddingStore.open(folder)
 
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Hold the stores that a head trains on; None for an encoder that trains along.
+    """Hold the stores that pools train on; None for an encoder that trains along.
 
     Attributes:
         sequences: By `sequence_hash`.
@@ -250,21 +209,12 @@ class PairFeatures:
     def compute(
         cls,
         folder: Path,
-        pairs: Iterable[StructurePair],
+        pairs: Sequence[StructurePair],
         backbone: Backbone | None,
         encoder: ProteinMPNNEncoder | None,
         dtype: str = "float16",
     ) -> PairFeatures:
-        """Embed both sides of pairs into `sequences` and `structures` of a folder.
-
-        Args:
-            folder: Made if need be.
-            pairs: What a run needs.
-            backbone: Of the sequences, None to leave them.
-            encoder: Of the structures, None to leave them.
-            dtype: What new stores keep.
-        """
-        pairs = list(pairs)
+        """Embed the sides of pairs that have an encoder into two stores, as far as need be."""
         sequences = structures = None
         if backbone is not None:
             texts = (pair.sequence for pair in pairs)
@@ -286,20 +236,12 @@ def _progress(batches: Sequence[slice], rank: int) -> Iterator[slice]:
     yield from tqdm(batches, desc="structures", unit="batch", disable=True if rank else None)
 
 
-def _wait_for_all() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # until the other ranks have embedded their share
-
-
-# --- Pairs of sequence and structure as batches: rows, collator, and an order without near copies.
-
-
 class StructurePairs(Dataset[dict[str, Any]]):
     """Give pairs as rows, one at a time.
 
     Args:
         pairs: Sequences and structures.
-        groups: `(pairs,)`, integers: pairs of one group are no negatives of each other. None
+        groups: `(pairs,)`, integers: pairs of one group are not negatives of each other; None
             where any two pairs are.
         forms: `(pairs,)`: another form of each structure, with the same residues; or None.
 
@@ -333,15 +275,7 @@ class StructurePairs(Dataset[dict[str, Any]]):
 
 
 def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
-    """Number groups of pairs whose sequences are nearly the same.
-
-    Args:
-        pairs: Sequences and structures.
-        identity: Identical residues / length of the shorter sequence, from which on two are.
-
-    Returns:
-        A group for each pair, `(pairs,)`.
-    """
+    """Number groups of pairs whose sequences are identical from a share of the shorter one on."""
     clusters = cluster_sequences({str(i): pair.sequence for i, pair in enumerate(pairs)}, identity)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters.values()))}
     return [numbers[clusters[str(i)]] for i in range(len(pairs))]
@@ -366,26 +300,22 @@ class PairCollation:
         if "group" in rows[0]:
             batch["groups"] = torch.tensor([row["group"] for row in rows])
         if "form" in rows[0] and self.features.structures is not None:
-            store = self.features.structures
-            forms = [store.embeddings(structure_hash(row["form"])) for row in rows]
-            batch["form_embeddings"], _ = pad_residues(forms)
+            keys = [structure_hash(row["form"]) for row in rows]
+            forms = _padded("form", self.features.structures, keys)
+            batch["form_embeddings"] = forms["form_embeddings"]
         return batch
 
     def _sequences(self, pairs: list[StructurePair]) -> dict[str, Tensor]:
-        store = self.features.sequences
-        if store is None:
+        if self.features.sequences is None:
             return dict(self._encode(sequences=[pair.sequence for pair in pairs]))
-        stored = [store.embeddings(sequence_hash(pair.sequence)) for pair in pairs]
-        embeddings, mask = pad_residues(stored)
-        return {"sequence_embeddings": embeddings, "sequence_mask": mask}
+        keys = [sequence_hash(pair.sequence) for pair in pairs]
+        return _padded("sequence", self.features.sequences, keys)
 
     def _structures(self, pairs: list[StructurePair]) -> dict[str, Tensor]:
-        store = self.features.structures
-        if store is None:
+        if self.features.structures is None:
             return dict(self._encode(structures=[pair.structure for pair in pairs]))
-        stored = [store.embeddings(structure_hash(pair.structure)) for pair in pairs]
-        embeddings, mask = pad_residues(stored)
-        return {"structure_embeddings": embeddings, "structure_mask": mask}
+        keys = [structure_hash(pair.structure) for pair in pairs]
+        return _padded("structure", self.features.structures, keys)
 
     def _encode(self, **sides: Any) -> Any:
         if self.processor is None:
@@ -393,58 +323,7 @@ class PairCollation:
         return self.processor(**sides)
 
 
-class ApartInBatches(Sampler[int]):
-    """Shuffle pairs so that those of one group are in different batches, as far as they fit.
-
-    The order depends on seed and epoch alone: a run that was stopped goes on with the same one.
-
-    Args:
-        groups: Of each pair.
-        batch_size: Pairs that are compared with each other, over all ranks.
-        seed: Of the generator.
-
-    Example:
-        >>> order = list(ApartInBatches([0, 0, 1, 1], batch_size=2, seed=0))
-        >>> sorted(order), {number // 2 for number in order[:2]}
-        ([0, 1, 2, 3], {0, 1})
-    """
-
-    def __init__(self, groups: Sequence[int], batch_size: int, seed: int) -> None:
-        """Keep what the order depends on."""
-        self.groups, self.batch_size, self.seed = groups, batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __iter__(self) -> Iterator[int]:
-        # Neighbouring seeds and epochs must not meet, as those of seed + epoch would.
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        shuffled = torch.randperm(len(self.groups), generator=generator).tolist()
-        # Large groups first, each time into the emptiest batch: they spread over all batches.
-        sizes = Counter(self.groups)
-        shuffled.sort(key=lambda pair: -sizes[self.groups[pair]])
-        batches: list[list[int]] = [[] for _ in range(len(shuffled) // self.batch_size)]
-        taken: list[set[int]] = [set() for _ in batches]
-        left = []
-        for pair in shuffled:
-            group = self.groups[pair]
-            open_to = [
-                number
-                for number, batch in enumerate(batches)
-                if len(batch) < self.batch_size and group not in taken[number]
-            ]
-            if not open_to:
-                left.append(pair)
-                continue
-            number = min(open_to, key=lambda number: len(batches[number]))
-            batches[number].append(pair)
-            taken[number].add(group)
-        for batch in batches:  # the loss leaves pairs of one group out of each other's negatives
-            while len(batch) < self.batch_size:
-                batch.append(left.pop())
-        return iter([pair for batch in batches for pair in batch] + left)
+def _padded(side: str, store: EmbeddingStore, keys: list[str]) -> dict[str, Tensor]:
+    """Read records and pad them."""
+    embeddings, mask = pad_residues([store.embeddings(key) for key in keys])
+    return {f"{side}_embeddings": embeddings, f"{side}_mask": mask}

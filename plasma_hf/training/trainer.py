@@ -1,263 +1,196 @@
-"""Negatives from all ranks: what a contrastive loss is compared with, with its gradient."""
+"""Trainers of PLASMA and ProtAlign: `Trainer` with their metrics, their order, and a card."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, ModelCard
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
 
-from ..hub.card import card_of
+from ..hub import push
+from ..hub.card import ANY_REPOSITORY, card_of
 from ..metrics.pairs import average_precision, f1_max, roc_auc
+from ..metrics.retrieval import best_ranks
 from ..models.modeling_plasma import label_match_losses, with_labelled_site
-from ..models.modeling_protalign import Gathered, alone
+from .augmentation import crop_structures, mask_spans, mix_up
+from .distributed import gather_ranks
+from .samplers import EpochSampler, GroupDisjointSampler, LengthGroupedSampler
+
+logger = logging.getLogger(__name__)
+
+TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+STRUCTURE_INPUTS = (
+    "structure_embeddings",
+    "structure_mask",
+    "backbone",
+    "structure_residue_mask",
+    "residue_index",
+    "chain_index",
+)
 
 
-def gather_ranks(vectors: Tensor) -> Gathered:
-    """Fetch what every rank has in the place of `vectors`.
+class SafeTrainer(Trainer):
+    """A `Trainer` that prints nothing, and writes and uploads no pickle beside the model.
 
-    The loss of one rank sends a gradient to the vectors of all ranks. Where the ranks' gradients
-    are averaged, as DistributedDataParallel does, the update is that of one process with all
-    pairs, also where ranks have unequally many. All ranks must call this equally often.
-
-    Without `torch.distributed`, or with one rank, nothing is fetched.
-
-    Args:
-        vectors: `(pairs of this rank, ...)`; the other dimensions are equal on all ranks.
-
-    Example:
-        >>> from plasma_hf import ProtAlignConfig, ProtAlignModel
-        >>> model = ProtAlignModel(ProtAlignConfig(sequence_size=32))
-        >>> model.gather = gather_ranks
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return alone(vectors)
-    own = torch.tensor([len(vectors)], device=vectors.device)
-    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, own)
-    pairs = [int(count) for count in counts]
-    start = sum(pairs[: dist.get_rank()])
-    return Gathered(_GatherWithGradient.apply(vectors, pairs, start), start, len(pairs))
-
-
-class _GatherWithGradient(torch.autograd.Function):
-    """All-gather; in the backward pass a rank's vectors get the gradients of all ranks' losses."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, pairs: list[int], start: int) -> Tensor:
-        """Return the vectors of all ranks, rank after rank."""
-        ctx.start, ctx.pairs = start, len(vectors)
-        # Collectives want equal shapes: short ranks are filled up, and cut again.
-        filled = vectors.new_zeros(max(pairs), *vectors.shape[1:])
-        filled[: len(vectors)] = vectors
-        parts = [torch.empty_like(filled) for _ in pairs]
-        dist.all_gather(parts, filled)
-        return torch.cat([part[:n] for part, n in zip(parts, pairs, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Return the sum over ranks of the gradients to this rank's vectors."""
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[ctx.start : ctx.start + ctx.pairs], None, None
-
-
-# --- The order in which pairs are trained on: by chance, with batches of like length.
-
-
-BATCHES_SORTED_TOGETHER = 20
-
-
-class LengthBuckets(Sampler[int]):
-    """Shuffle pairs so that those of a batch are of like length, and little of it is padding.
-
-    The order depends on seed and epoch alone: a run that was stopped goes on with the same one.
-
-    Args:
-        lengths: Length of each pair.
-        batch_size: Pairs of an update, over all ranks and accumulation steps; 1 for plain chance.
-        seed: Of the generator.
-
-    Example:
-        >>> order = list(LengthBuckets([5, 9, 5, 9], batch_size=2, seed=0))
-        >>> sorted(order), {order[0] % 2, order[1] % 2} in ({0}, {1})
-        ([0, 1, 2, 3], True)
+    Checkpoints alone have files of `torch.save`, to go on with a run that was stopped:
+    `optimizer.pt`, `scheduler.pt` and `rng_state.pth` (one per process). `Trainer` reads them with
+    `torch.load(weights_only=True)`, and only to resume. No export and no upload takes them along.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Keep what the order depends on."""
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        # Neighbouring seeds and epochs must not meet, as those of seed + epoch would.
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        if self.batch_size == 1:
-            return iter(order)
-        together = BATCHES_SORTED_TOGETHER * self.batch_size
-        batches = []
-        for start in range(0, len(order), together):
-            part = sorted(order[start : start + together], key=lambda pair: self.lengths[pair])
-            batches += [
-                part[first : first + self.batch_size]
-                for first in range(0, len(part), self.batch_size)
-            ]
-        # A short batch stays last: before others it would shift the borders of all that follow.
-        whole = len(self.lengths) // self.batch_size
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        short = [pair for batch in batches if len(batch) < self.batch_size for pair in batch]
-        shuffled = torch.randperm(whole, generator=generator).tolist()
-        return iter([pair for number in shuffled for pair in full[number]] + short)
-
-
-# --- The model card of a training run, with its own figures.
-
-
-HELD_OUT = {"interpolation": "test", "extrapolation": "test_hard"}
-"""What the two test sets of a split are called in the figures."""
-
-
-def training_card(
-    config: Any, figures: Mapping[str, Mapping[str, float]], details: Mapping[str, Any]
-) -> ModelCard:
-    """Write the card of a model that was just trained, PLASMA or ProtAlign.
-
-    Args:
-        config: The model's configuration.
-        figures: Metrics by the name of the evaluation set, as the trainer's `figures` has them.
-        details: What else there is to say of the run, by name.
-
-    Returns:
-        A card with the figures as a table, and for the Hub as metadata.
-
-    Example:
-        >>> from plasma_hf import PlasmaConfig
-        >>> figures = {"extrapolation": {"roc_auc": 0.91, "label_match_score": 0.5, "pairs": 200}}
-        >>> card = training_card(PlasmaConfig(), figures, {"preset": "published"})
-        >>> card.data.eval_results[0].metric_value
-        0.91
-    """
-    return card_of(config, {"figures": figures, "settings": details})
-
-
-# --- What a `Trainer` of this package writes: safetensors and JSON, no pickle beside the model.
-
-
-class SafeSaving(Trainer):
-    """Save the model without `training_args.bin`, and upload nothing.
-
-    Folders of a checkpoint have three files of `torch.save` besides, to go on with a run that was
-    stopped: `optimizer.pt`, `scheduler.pt` and `rng_state.pth` (in several processes one each).
-    `Trainer` reads them with `torch.load(weights_only=True)`, only to resume, and only from the
-    folder that it is told. No export takes them along.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Leave out the callback that prints; what it would print is in the log history."""
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         # Nothing reads this pickle of the arguments; what they were is in the card of the run.
         Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def init_hf_repo(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: uploads of `Trainer` take checkpoints and pickles along."""
-        raise ValueError(
-            "push_to_hub=True would upload pickles of the run with the model; leave it out, and "
-            "after training type plasma_hf.push(model, processor, '<org>/<name>')."
-        )
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository, if something of this run can go there.
 
-    def push_to_hub(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse, as `init_hf_repo` does."""
-        self.init_hf_repo()
+        Raises:
+            ValueError: If pickles would have to go there, or there is no model to export.
+        """
+        strategy = HubStrategy(self.args.hub_strategy)
+        if strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"hub_strategy={strategy.value!r} would upload pickles of the run "
+                "with the model; accepted are 'end' and 'every_save'."
+            )
+        if not hasattr(self.model, "save_pretrained"):
+            raise ValueError(
+                f"what is trained here is a {type(self.model).__name__} around a model; leave "
+                "push_to_hub out, and after training type "
+                "plasma_hf.push(model, processor, '<org>/<name>')."
+            )
+        super().init_hf_repo(token, private)
+
+    def push_to_hub(  # type: ignore[override]  # None in some processes, as Trainer returns it
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **options: Any,
+    ) -> CommitInfo | None:
+        """Push model, processor and card as one commit, by `plasma_hf.push`, and wait for it.
+
+        Args:
+            commit_message: Of the commit.
+            blocking: Without effect.
+            token: Of the Hub; this, `revision` and `private` are by default those of the arguments.
+            revision: Branch to push to.
+            private: Whether a new repository is private.
+            **options: See `plasma_hf.export_to_hub_folder`, which also says what it refuses.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        if not self.is_world_process_zero() or self.hub_model_id is None:
+            return None
+        with TemporaryDirectory() as folder:
+            card = self.card(self.hub_model_id)
+            if card is not None:
+                card.save(Path(folder) / "README.md")
+            processor = self.processing_class or getattr(self.model, "processor", None)
+            options |= {"folder": folder, "revision": revision or self.args.hub_revision}
+            message = commit_message or "End of training"
+            return push(
+                self.model, processor, self.hub_model_id, message=message, token=token, **options
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the model as it is, where `Trainer` would upload the files of a checkpoint."""
+        if self.args.hub_strategy != HubStrategy.END:
+            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+
+    def card(self, repository: str) -> ModelCard | None:
+        """Return a card to push along, None for that of the export."""
+        return None
 
 
-# --- Figures of an evaluation, from a few numbers a pair.
+class CardTrainer(SafeTrainer):
+    """Keep the metrics of every evaluation, and write a model card with them.
 
-
-@torch.no_grad()
-def pair_figures(output: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """Reduce what a model says of a batch to numbers a pair, so that no plan is kept.
-
-    Args:
-        output: The `PlasmaOutput` of the batch, with its plans.
-        batch: What the model was given.
-
-    Returns:
-        Score, score loss, label match loss of the candidate's site and of the query's site, each
-        `(batch,)`; the last two NaN where a pair has none.
+    Attributes:
+        metrics: Metrics by evaluation set, `{"eval": {"loss": ...}, ...}`.
+        card_details: What the card says beside, by name.
     """
-    scores = output.scores
-    query, candidate = batch.get("query_site_labels"), batch.get("candidate_site_labels")
-    nothing = torch.full_like(scores, torch.nan)
-    score_loss = nothing if output.score_loss is None else output.score_loss.expand_as(scores)
-    if query is None or candidate is None:
-        return scores, score_loss.clone(), nothing, nothing.clone()
-    query, candidate = query.clamp(min=0), candidate.clamp(min=0)  # some mark padding by -100
-    labels = batch.get("labels")
-    ahead = _missed(output.plan, query, candidate, labels)
-    return scores, score_loss.clone(), ahead, _missed(output.plan.mT, candidate, query, labels)
+
+    batch_name = "pairs per update"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin with no metrics."""
+        super().__init__(*args, **kwargs)
+        self.args.remove_unused_columns = False  # a pair's columns are the collator's affair
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.card_details: dict[str, Any] = {}
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss as it was logged, in the order of time."""
+        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+
+    @property
+    def pairs_per_batch(self) -> int:
+        """Pairs that update the weights together, or are compared with each other."""
+        return self.args.train_batch_size * self.args.world_size
+
+    def _sampler(self, kind: type[EpochSampler], about: Sequence[int]) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return kind(about, self.pairs_per_batch, seed)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate as `Trainer` does, and keep the metrics for the card."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        prefix = f"{metric_key_prefix}_"
+        named = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+        self.metrics[metric_key_prefix] = {k: v for k, v in named.items() if k not in TIMING}
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; where it is not for a checkpoint, with a card of the run's metrics."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            self._card().save(Path(output_dir or str(self.args.output_dir)) / "README.md")
+
+    def card(self, repository: str) -> ModelCard | None:
+        """Return the card of the run; an adapter has that of the export."""
+        return None if getattr(self.model, "peft_config", None) else self._card(repository)
+
+    def _card(self, repository: str = ANY_REPOSITORY) -> ModelCard:
+        model: Any = self.model
+        written = {"figures": self.metrics, "settings": self.details()}
+        return card_of(model.config, written, repository)
+
+    def details(self) -> dict[str, Any]:
+        """Return what there is to say of the run so far, by name."""
+        return {
+            "learning rate": self.args.learning_rate,
+            self.batch_name: self.pairs_per_batch,
+            "updates": self.state.global_step,
+            "epochs": round(self.state.epoch or 0, 2),
+            "seed": self.args.seed,
+        } | self.card_details
 
 
-def _missed(plan: Tensor, query: Tensor, candidate: Tensor, labels: Tensor | None) -> Tensor:
-    missed = label_match_losses(plan, query, candidate)
-    return missed.masked_fill(~with_labelled_site(candidate, labels), torch.nan)
-
-
-def pair_metrics(prediction: Any) -> dict[str, float]:
-    """Compute the figures of an evaluation, as `compute_metrics` of a `Trainer`.
-
-    Args:
-        prediction: An `EvalPrediction` with what `pair_figures` gives, `(pairs,)` each, and the
-            pair labels.
-
-    Returns:
-        `score_loss`, `label_match_score` (of the candidate's sites, over positive pairs),
-        `label_match_score_query` (of the query's sites), `label_match_loss`, and where there are
-        pairs of both kinds `roc_auc`, `average_precision` and `f1_max`; `pairs` counts them.
-
-    Example:
-        >>> from transformers import EvalPrediction
-        >>> import numpy as np
-        >>> numbers = np.array([[0.9, 0.2], [0.3, 0.3], [0.1, np.nan], [0.2, np.nan]])
-        >>> metrics = pair_metrics(EvalPrediction(tuple(numbers), np.array([1, 0])))
-        >>> metrics["roc_auc"], metrics["label_match_score"]
-        (1.0, 0.9)
-    """
-    scores, score_loss, missed, missed_query = (
-        np.asarray(numbers, dtype=np.float64) for numbers in prediction.predictions
-    )
-    labels = np.asarray(prediction.label_ids)
-    figures = {"pairs": len(scores), "score_loss": float(score_loss.mean())}
-    if not np.isnan(missed).all():
-        figures["label_match_loss"] = float(np.nanmean(missed))
-        figures["label_match_score"] = float(1 - np.nanmean(missed))
-    if not np.isnan(missed_query).all():
-        figures["label_match_score_query"] = float(1 - np.nanmean(missed_query))
-    if 0 < labels.sum() < len(labels):
-        figures["roc_auc"] = roc_auc(labels, scores)
-        figures["average_precision"] = average_precision(labels, scores)
-        figures["f1_max"] = f1_max(labels, scores)
-    return figures
-
-
-# --- `Trainer` for PLASMA: its figures, its order of pairs, and a card of every run.
-
-
-class PlasmaTrainer(SafeSaving):
+class PlasmaTrainer(CardTrainer):
     """Train a PLASMA model, or an adapter on it, from an embedding store or from sequences.
 
     All of `Trainer` holds: accumulation, several processes, mixed precision (of the backbone; the
@@ -265,11 +198,11 @@ class PlasmaTrainer(SafeSaving):
     alone, so batches, accumulated batches and ranks are shares of one large batch. What is added:
 
     - `evaluate` gives losses, ROC-AUC, average precision, F1-max and label match score, and keeps
-      a few numbers a pair, never plans. `eval_loss` is the whole objective, `eval_score_loss` the
-      part that the published recipe stops by.
-    - Pairs of like length share a batch, in an order that depends on seed and epoch alone, where
-      the data set has `lengths`.
-    - `save_model` writes a model card with the figures of every evaluation of this run.
+      a few numbers per pair, never plans. `eval_loss` is the whole objective, `eval_score_loss`
+      the part that the published preset stops by.
+    - Where the data set has `lengths`, pairs of like length share a batch.
+    - `save_model` writes a model card with the metrics of every evaluation of this run, and
+      `push_to_hub` pushes it with a folder that loads where plasma_hf is not installed.
 
     Args:
         *args: As `Trainer` takes them: model, arguments, data collator, data sets.
@@ -294,73 +227,300 @@ class PlasmaTrainer(SafeSaving):
         """Fill in what pairs need."""
         kwargs.setdefault("compute_metrics", pair_metrics)
         super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)  # what it would print is in the log history
-        self.args.remove_unused_columns = False  # a pair's columns are the collator's affair
         self.label_names = ["labels"]
-        self.figures: dict[str, dict[str, float]] = {}
-        self.card_details: dict[str, Any] = {}
+
+    @property
+    def pairs_per_batch(self) -> int:
+        """Pairs of an update, over all ranks and accumulation steps."""
+        return super().pairs_per_batch * self.args.gradient_accumulation_steps
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         lengths = getattr(train_dataset, "lengths", None)
         if lengths is None:
             return super()._get_train_sampler(train_dataset)
-        args = self.args
-        pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return LengthBuckets(lengths, pairs, seed)
+        return self._sampler(LengthGroupedSampler, lengths)
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Any, Any]:
-        """Align a batch and keep its loss and a few numbers a pair."""
+        """Align a batch and keep its loss and a few numbers per pair."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs, return_plan=True)
         loss = None if output.loss is None else output.loss.detach()
         if prediction_loss_only:
             return loss, None, None
-        return loss, pair_figures(output, inputs), inputs.get("labels")
+        return loss, _pair_numbers(output, inputs), inputs.get("labels")
 
-    def evaluate(
+
+@torch.no_grad()
+def _pair_numbers(output: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Reduce what a model says of a batch to numbers per pair, so that no plan is kept.
+
+    These are score, score loss, label match loss of the candidate's site and of the query's site,
+    each `(batch,)`; the last two NaN where a pair has none.
+    """
+    scores = output.scores
+    query, candidate = batch.get("query_site_labels"), batch.get("candidate_site_labels")
+    nothing = torch.full_like(scores, torch.nan)
+    score_loss = nothing if output.score_loss is None else output.score_loss.expand_as(scores)
+    if query is None or candidate is None:
+        return scores, score_loss.clone(), nothing, nothing.clone()
+    query, candidate = query.clamp(min=0), candidate.clamp(min=0)  # some mark padding by -100
+    labels = batch.get("labels")
+
+    def missed(plan: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        losses = label_match_losses(plan, own, other)
+        return losses.masked_fill(~with_labelled_site(other, labels), torch.nan)
+
+    forth, back = missed(output.plan, query, candidate), missed(output.plan.mT, candidate, query)
+    return scores, score_loss.clone(), forth, back
+
+
+def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute the metrics of an evaluation of PLASMA, as `compute_metrics` of a `Trainer`.
+
+    Args:
+        prediction: Score, score loss and label match loss of the candidate's and of the query's
+            site as predictions, `(pairs,)` each, and the pair labels.
+
+    Returns:
+        `score_loss`, `label_match_score` (of the candidate's sites, over positive pairs),
+        `label_match_score_query` (of the query's sites), `label_match_loss`, and where there are
+        pairs of both kinds `roc_auc`, `average_precision` and `f1_max`; `pairs` counts them.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> import numpy as np
+        >>> numbers = np.array([[0.9, 0.2], [0.3, 0.3], [0.1, np.nan], [0.2, np.nan]])
+        >>> metrics = pair_metrics(EvalPrediction(tuple(numbers), np.array([1, 0])))
+        >>> metrics["roc_auc"], metrics["label_match_score"]
+        (1.0, 0.9)
+    """
+    scores, score_loss, missed, missed_query = (
+        np.asarray(numbers, dtype=np.float64) for numbers in prediction.predictions
+    )
+    labels = np.asarray(prediction.label_ids)
+    metrics = {"pairs": len(scores), "score_loss": float(score_loss.mean())}
+    if not np.isnan(missed).all():
+        metrics["label_match_loss"] = float(np.nanmean(missed))
+        metrics["label_match_score"] = float(1 - np.nanmean(missed))
+    if not np.isnan(missed_query).all():
+        metrics["label_match_score_query"] = float(1 - np.nanmean(missed_query))
+    if 0 < labels.sum() < len(labels):
+        for metric in (roc_auc, average_precision, f1_max):
+            metrics[metric.__name__] = metric(labels, scores)
+    return metrics
+
+
+class ProtAlignTrainer(CardTrainer):
+    """Train a ProtAlign model on pairs of sequence and structure.
+
+    All of `Trainer` holds. What is added:
+
+    - Every rank compares its pairs with those of all ranks; the update is that of one process with
+      all of them. Accumulated batches are not compared with each other.
+    - Where the data set has `groups`, pairs of one group are in different batches if they fit.
+    - `evaluate` lets every sequence search all structures of the data set, and the reverse.
+      `eval_selection` is R@1 of sequences, and among equals R@5: what the best model is chosen by.
+      `eval_loss` compares all pairs of the set with each other, however they were batched.
+    - With `left_out` a span of either protein is masked, another each time, and two such views of
+      one structure have to find each other as well: forms of a protein differ in what is seen.
+      With `cropped` some second views keep a span alone. Where batches have `form_embeddings`, of
+      the structures with noise on their atoms, a second view is mixed with them.
+    - `save_model` and `push_to_hub` as of `PlasmaTrainer`.
+
+    Args:
+        *args: As `Trainer` takes them: model, arguments, data collator, data sets.
+        left_out: Largest share of a protein's residues that is masked in training.
+        cropped: Probability that of a second view all but a span is masked.
+        view_weight: How much the loss of two views of a structure counts, beside that of pairs.
+        **kwargs: The same by name.
+
+    Example:
+        >>> import tempfile
+        >>> from plasma_hf import ProtAlignConfig, ProtAlignModel
+        >>> from plasma_hf.training import PROTALIGN_PRESETS
+        >>> model = ProtAlignModel(ProtAlignConfig(sequence_size=8, structure_size=8))
+        >>> protein = torch.ones(4, 8)
+        >>> row = {"sequence_embeddings": protein, "structure_embeddings": protein}
+        >>> arguments = PROTALIGN_PRESETS["improved"].training_arguments(
+        ...     tempfile.mkdtemp(), use_cpu=True, disable_tqdm=True)
+        >>> trainer = ProtAlignTrainer(model, arguments, train_dataset=[row], eval_dataset=[row])
+        >>> trainer.evaluate()["eval_recall_at_1"]
+        1.0
+    """
+
+    batch_name = "pairs compared"
+
+    def __init__(
         self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Evaluate as `Trainer` does, and keep the figures for the card."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        prefix = f"{metric_key_prefix}_"
-        timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-        self.figures[metric_key_prefix] = {
-            name.removeprefix(prefix): value
-            for name, value in metrics.items()
-            if name.startswith(prefix) and name.removeprefix(prefix) not in timing
+        *args: Any,
+        left_out: float = 0.0,
+        cropped: float = 0.0,
+        view_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        """Fill in what pairs need."""
+        kwargs.setdefault("compute_metrics", self._compute_metrics)
+        self.left_out, self.cropped, self.view_weight = left_out, cropped, view_weight
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        groups = getattr(rows, "groups", None)
+        return self._sampler(GroupDisjointSampler, range(len(rows)) if groups is None else groups)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of pairs, and with `left_out` that of two views of the structures."""
+        inputs = dict(inputs)
+        others = inputs.pop("form_embeddings", None)
+        if not self.left_out:
+            output = model(**inputs, gather=gather_ranks)
+            return (output.loss, output) if return_outputs else output.loss
+        # Of seed and update alone: a run that was stopped goes on with the same views.
+        seed = 1_000_003 * self.args.seed + self.state.global_step
+        generator = torch.Generator().manual_seed(seed)
+        first, second = (mask_spans(inputs, self.left_out, generator) for _ in range(2))
+        second = mix_up(crop_structures(second, self.cropped, generator), others, generator)
+        output = model(**first, gather=gather_ranks)
+        inner: Any = self.model
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        views = inner.get_structure_features(
+            **{name: second[name] for name in STRUCTURE_INPUTS if name in second},
+            gather=gather_ranks,
+        )
+        loss = output.loss + self.view_weight * inner.pair_loss(
+            views, output.structure_features, inputs.get("groups"), gather_ranks
+        )
+        return (loss, output) if return_outputs else loss
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batch all pairs: what `dataloader_drop_last` drops, it drops in training alone."""
+        dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropping
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Return no loss, sequence features and, in the place of labels, structure features."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs, return_loss=False)
+        return None, output.sequence_features, output.structure_features
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Add the loss to the metrics, unless it looks at more than these features."""
+        model: Any = self.model
+        metrics = retrieval_metrics(prediction)
+        if not model.config.normalize:
+            return metrics
+        # Of the whole set: a batch of it may hold a pair twice, where ranks fill up their share.
+        both = (prediction.predictions, prediction.label_ids)
+        sequences, structures = (torch.as_tensor(side, device=self.args.device) for side in both)
+        with torch.no_grad():
+            return metrics | {"loss": float(model.pair_loss(sequences, structures))}
+
+
+def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute the metrics of an evaluation of ProtAlign, as `compute_metrics` of a `Trainer`.
+
+    Args:
+        prediction: Sequence features as predictions and structure features as labels, `(pairs,
+            shared)` each, of length 1.
+
+    Returns:
+        Recall at 1 and 5 and mean reciprocal rank both ways, `pairs`, and `selection`.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> retrieval_metrics(EvalPrediction(np.eye(4), np.eye(4)))["selection"]
+        1.2
+    """
+    similarity = np.asarray(prediction.predictions) @ np.asarray(prediction.label_ids).T
+    metrics: dict[str, float] = {"pairs": len(similarity)}
+    for prefix, matrix in (("", similarity), ("reverse_", similarity.T)):
+        ranks = best_ranks(matrix)
+        metrics |= {f"{prefix}recall_at_{k}": float((ranks <= k).mean()) for k in (1, 5)}
+        metrics[f"{prefix}mrr"] = float((1 / ranks).mean())
+    # R@1 goes up in steps of 1 / pairs, and R@5 must not make up for one.
+    metrics["selection"] = metrics["recall_at_1"] + metrics["recall_at_5"] / (len(similarity) + 1)
+    return metrics
+
+
+class BatchTrainer(SafeTrainer):
+    """Train by batches that come ready, in order, and log the parts of their loss.
+
+    The items of the data set are the batches; the model returns `{"loss": ..., part: ...}`.
+
+    Args:
+        model: An objective around what is trained.
+        folder: Of the checkpoints.
+        batches: The data set.
+        settings: Of the run: steps, learning_rate, warmup, weight_decay, save_steps, seed, device.
+        options: Further fields of `TrainingArguments`.
+    """
+
+    # The objective takes no count of items; Trainer must not scale the loss by one.
+    model_accepts_loss_kwargs = False
+
+    def __init__(
+        self, model: nn.Module, folder: Path, batches: Any, settings: Any, options: dict[str, Any]
+    ) -> None:
+        """Begin with no parts."""
+        fields: dict[str, Any] = {
+            "output_dir": str(folder),
+            "max_steps": settings.steps,
+            "per_device_train_batch_size": 1,  # an item of the data set is a batch
+            "learning_rate": settings.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": round(settings.warmup * settings.steps),
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": 1.0,
+            "save_steps": settings.save_steps,
+            "save_total_limit": 2,
+            "logging_steps": max(1, min(50, settings.steps // 10)),
+            "seed": settings.seed,
+            "use_cpu": settings.device == "cpu",
+            "report_to": "none",
+            "remove_unused_columns": False,
         }
-        return metrics
+        arguments = TrainingArguments(**fields | options)
+        super().__init__(model, arguments, data_collator=_only, train_dataset=batches)
+        self._parts: dict[str, Tensor] = {}
+        self._counted = 0
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; where it is not for a checkpoint, with a card of the run's figures."""
-        super().save_model(output_dir, _internal_call)
-        if not _internal_call and self.is_world_process_zero():
-            folder = Path(output_dir or str(self.args.output_dir))
-            model: Any = self.model
-            card = training_card(model.config, self.figures, self.details())
-            card.save(folder / "README.md")
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        batches: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(batches)
 
-    def details(self) -> dict[str, Any]:
-        """Return what there is to say of the run so far, by name."""
-        args = self.args
-        return {
-            "learning rate": args.learning_rate,
-            "pairs per update": args.train_batch_size
-            * args.gradient_accumulation_steps
-            * args.world_size,
-            "updates": self.state.global_step,
-            "epochs": round(self.state.epoch or 0, 2),
-            "seed": args.seed,
-        } | self.card_details
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss, and keep its parts for the log."""
+        parts: dict[str, Tensor] = model(**inputs)
+        for name, part in parts.items():
+            if name != "loss":
+                self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part.detach()
+        self._counted += 1
+        return (parts["loss"], parts) if return_outputs else parts["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of each part since the last log."""
+        if "loss" in logs and self._counted:
+            logs |= {name: float(total) / self._counted for name, total in self._parts.items()}
+            self._parts, self._counted = {}, 0
+            logger.info("step %d: %s", self.state.global_step, logs)
+        super().log(logs, *args, **kwargs)
+
+
+def _only(items: Sequence[Any]) -> Any:
+    """Collate a batch of one batch."""
+    (item,) = items
+    return item

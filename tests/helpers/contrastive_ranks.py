@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from plasma_hf import ProtAlignConfig, ProtAlignModel
 from plasma_hf.models.modeling_protalign import clip_loss, siglip_loss
-from plasma_hf.training.trainer import gather_ranks
+from plasma_hf.training.distributed import gather_ranks
 
 PAIRS, UPDATES = 12, 3
 LOSSES = {
@@ -48,13 +48,12 @@ def train(fields: dict, share: slice, distributed: bool) -> dict[str, torch.Tens
     torch.manual_seed(0)
     sizes = {"sequence_size": 16, "structure_size": 8, "hidden_size": 8, "num_heads": 2}
     model = ProtAlignModel(ProtAlignConfig(**sizes, **fields)).train()
-    model.gather = gather_ranks
     wrapped = DistributedDataParallel(model) if distributed else model
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
     batch = {name: values[share] for name, values in make_batch().items()}
     for _ in range(UPDATES):
         optimizer.zero_grad()
-        wrapped(**batch).loss.backward()
+        wrapped(**batch, gather=gather_ranks).loss.backward()
         optimizer.step()
     return model.state_dict()
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore, ProteinPair, SiteProtein
 from plasma_hf.training import PairRows, PlasmaTrainer, TrainingCollator
 from plasma_hf.training.arguments import EVERY_RUN
+from tests.helpers.kill_points import stop_at
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 WIDTH = 16
@@ -25,7 +24,7 @@ WIDTH = 16
 class LetterEmbedder:
     """Embed a residue by its letter alone."""
 
-    identity = {"backbone": "letters"}
+    fingerprint = {"backbone": "letters"}
     hidden_size = WIDTH
 
     def embed(self, sequences):
@@ -64,7 +63,12 @@ def make_trainer(store, output, pairs, *, model=None, callbacks=(), optim="sgd",
     torch.set_num_threads(1)
     if model is None:
         torch.manual_seed(0)
-        fields = {"head": "residual", "head_size": 8, "kernel_scale": 1.0, "score_form": "soft"}
+        fields = {
+            "head": "residual",
+            "head_size": 8,
+            "kernel_scale": 1.0,
+            "score_form": "collinear",
+        }
         model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, **fields))
     fields = EVERY_RUN | {
         "output_dir": str(output),
@@ -89,17 +93,6 @@ def make_trainer(store, output, pairs, *, model=None, callbacks=(), optim="sgd",
     )
 
 
-class KillAt(TrainerCallback):
-    """Kill this process at an update, so that nothing is tidied up."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 CHECKPOINTED = {
     "per_device_train_batch_size": 2,
     "optim": "adamw_torch",
@@ -115,14 +108,13 @@ if __name__ == "__main__":
     pairs = make_pairs()
     store = EmbeddingStore.open(folder / "store")
     if job == "killed":
-        trainer = make_trainer(
-            store, folder / "run", pairs, callbacks=[KillAt(int(sys.argv[3]))], **CHECKPOINTED
-        )
+        stop_at("plasma_hf.training:PlasmaTrainer.training_step", int(sys.argv[3]))
+        trainer = make_trainer(store, folder / "run", pairs, **CHECKPOINTED)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "run")))
     else:
         trainer = make_trainer(store, folder / "ranks", pairs, per_device_train_batch_size=2)
         trainer.train()
         metrics = trainer.evaluate()
         if trainer.is_world_process_zero():
-            figures = {k: torch.tensor(v) for k, v in metrics.items() if isinstance(v, float)}
-            save_file(trainer.model.state_dict() | figures, folder / "ranks.safetensors")
+            metrics = {k: torch.tensor(v) for k, v in metrics.items() if isinstance(v, float)}
+            save_file(trainer.model.state_dict() | metrics, folder / "ranks.safetensors")

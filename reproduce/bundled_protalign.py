@@ -1,9 +1,9 @@
 """Train the ProtAlign that comes with the package, and measure it beside a mean of residues.
 
-Run as `python -m tests.benchmarks.bundled_protalign --out FOLDER [--start ENCODER]`; needs
-`../shared`. The sequence encoder starts as `plasma-hf train encoder` left it, or untrained. Test
-are the clusters of the bound and unbound structures and a tenth of the others: no step of training
-sees them. Tables go to `results/bundled_protalign.md`; `--steps` names single steps.
+Run as `python -m reproduce.bundled_protalign --out FOLDER [--start ENCODER]`; needs `../shared`.
+The sequence encoder starts as `python -m reproduce.encoder` left it, or untrained. Test are the
+clusters of the bound and unbound structures and a tenth of the others: no step of training sees
+them. Tables go to `tests/benchmarks/results/bundled_protalign.md`; `--steps` names single steps.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from plasma_hf.models.modeling_protalign import ProtAlignModel
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.protein import Structure
-from plasma_hf.training.protalign_run import ProtAlignRun
+from plasma_hf.training import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, train_encoders
 from plasma_hf.training.structure_data import PairParts
+from reproduce.default_checkpoint import RESULTS, bundle
 from reproduce.protalign_study import MeanPoolModel
-from tests.benchmarks.default_checkpoint import RESULTS, bundle
 
-STRUCTURES = Path(__file__).parents[3] / "shared" / "data" / "structures"
+STRUCTURES = Path(__file__).parents[2] / "shared" / "data" / "structures"
 BOUND_UNBOUND = "db5_bound_unbound/"
 SEEDS = range(5)
 SHORTEST, LONGEST, POOLED = 20, 1200, 400
@@ -176,7 +176,7 @@ def figures(out: Path) -> str:
     lines += [
         "",
         f"The other form of a bound or unbound structure at rank 1, by seed: {shares}; crops, "
-        "noise and width of the recipe were chosen with these pairs in view.",
+        "noise and width of the preset were chosen with these pairs in view.",
     ]
     return "\n".join(lines)
 
@@ -224,9 +224,9 @@ def _cell(mean: float, error: float) -> str:
 
 def main(words: list[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bundled_protalign")
+    parser = argparse.ArgumentParser(prog="python -m reproduce.bundled_protalign")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="what plasma-hf train encoder wrote")
+    parser.add_argument("--start", type=Path, help="what python -m reproduce.encoder wrote")
     parser.add_argument("--steps", nargs="+", default=["encoders", "pools", "figures", "build"])
     options = parser.parse_args(words)
     if "encoders" in options.steps:

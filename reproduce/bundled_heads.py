@@ -1,6 +1,6 @@
 """Train the heads that come with the package, and measure each beside PLASMA-PF.
 
-Run as `python -m tests.benchmarks.bundled_heads [--tasks active_site ...] [--out FOLDER]`; needs
+Run as `python -m reproduce.bundled_heads [--tasks active_site ...] [--out FOLDER]`; needs
 `../shared`. The table, `results/bundled_heads.md`, says how each does on families held out of its
 training.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
 from plasma_hf.data import make_splits, read_site_table
+from plasma_hf.data.splits import PairSplits
 from plasma_hf.evaluation import (
     CachedEmbeddings,
     PlasmaAligner,
@@ -21,7 +22,7 @@ from plasma_hf.evaluation import (
     run_aligner,
 )
 from plasma_hf.training import PlasmaRun
-from tests.benchmarks.default_checkpoint import RESULTS, bundle
+from reproduce.default_checkpoint import RESULTS, bundle
 from tests.benchmarks.site_pairs import SITES
 
 CHECKPOINTS = Path(DEFAULT_CHECKPOINT).parent
@@ -53,7 +54,7 @@ def train(task: str, out: Path) -> Path:
     return folder
 
 
-def splits_of(task: str):
+def splits_of(task: str) -> PairSplits:
     """Return the pairs of a task, seed 1, strict protocol."""
     proteins = []
     for table in TASKS[task]:
@@ -80,7 +81,7 @@ def compare(task: str, folder: Path) -> dict[str, dict[str, float]]:
 
 def main(words: list[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bundled_heads")
+    parser = argparse.ArgumentParser(prog="python -m reproduce.bundled_heads")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(words)

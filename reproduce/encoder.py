@@ -1,4 +1,8 @@
-"""Which residues of two family members correspond: what a classical alignment is sure of.
+"""Train a residue encoder: a small network that corrects the substitution windows.
+
+Run as `python -m reproduce.encoder --alignments pfam/ --sites active_site.csv --output encoder`;
+`--help` lists all options. The folder then serves as a backbone, by `load_backbone` and by
+`plasma-hf ... --backbone`.
 
 A family of sites says that two proteins correspond, not where. In the confident columns of a global
 alignment it is plain to see, and serves to teach an encoder the cases where it is not.
@@ -6,6 +10,7 @@ alignment it is plain to see, and serves to teach an encoder the cases where it 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from bisect import bisect_left
@@ -14,41 +19,44 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from torch.utils.data import Dataset
+from transformers import set_seed
+from transformers.utils import logging as hf_logging
 
-from ..data.alignments import (
+from plasma_hf.cli.common import fail, one_line_errors, report
+from plasma_hf.data.alignments import (
     TO_BLOSUM,
     FamilyAlignment,
     ResidueAlignment,
     blosum_aligner,
     read_alignments,
 )
-from ..data.clusters import nearest_identity
-from ..data.pairs import SiteProtein, read_site_table
-from ..io.sequences import BadRecord, read_sequences
-from ..models.configuration_plasma import PlasmaConfig
-from ..models.modeling_plasma import (
+from plasma_hf.data.clusters import nearest_identity
+from plasma_hf.data.pairs import SiteProtein, read_site_table
+from plasma_hf.io.sequences import BadRecord, read_sequences
+from plasma_hf.models.configuration_plasma import PlasmaConfig
+from plasma_hf.models.modeling_plasma import (
     PlasmaModel,
     hinge_cost,
     label_match_losses,
     log_kernel,
     make_plans,
 )
-from ..models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
-from ..models.processing_plasma import substitution_tokenizer
-from ..models.protein import RESIDUE_LETTERS, STANDARD_RESIDUES
-from .pair_data import site_correspondences
-from .run import checkpoint_to_resume
-from .trainer import SafeSaving
+from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.processing_plasma import substitution_tokenizer
+from plasma_hf.models.protein import RESIDUE_LETTERS, STANDARD_RESIDUES
+from plasma_hf.training.pair_data import site_correspondences
+from plasma_hf.training.run import checkpoint_to_resume, lasting_settings
+from plasma_hf.training.trainer import BatchTrainer
 
 Pairs = NDArray[np.int64]
 
@@ -125,9 +133,6 @@ def shared_words(query: str, candidate: str, length: int = 3) -> float:
     words = [{s[i : i + length] for i in range(len(s) - length + 1)} for s in (query, candidate)]
     fewest = min(map(len, words))
     return len(words[0] & words[1]) / fewest if fewest else 0.0
-
-
-# --- What a residue encoder learns from, read from files and kept apart from what it is judged on.
 
 
 logger = logging.getLogger(__name__)
@@ -274,9 +279,6 @@ def _read_sites(table: AnyPath, bad: list[BadRecord]) -> list[SiteProtein]:
     name = str(table) if isinstance(table, str | PathLike) else "table"
     bad += [BadRecord(f"{name}, row {row.row} ({row.uid})", row.reason) for row in wrong]
     return proteins
-
-
-# --- Batches that a residue encoder learns from: corresponding, unrelated and masked residues.
 
 
 MASKED = 1 + RESIDUE_LETTERS.index("X")
@@ -562,9 +564,6 @@ def _unrelated(query: str, candidate: str) -> EncoderExample:
     return EncoderExample(query, candidate, NO_PAIRS, False, *nothing)
 
 
-# --- What a residue encoder is trained for: the plan that PLASMA-PF makes of its embeddings.
-
-
 SMALL = 1e-6
 
 
@@ -666,7 +665,7 @@ class EncoderObjective(nn.Module):
         related: Tensor,
         site_labels: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
-        _, plan = make_plans(kernel, masks[0], masks[1], self.config)
+        _, plan = make_plans(kernel, masks[1], self.config)
         pair, i, j = targets.unbind(-1)
         # A plan that is not converged has entries above 1.
         losses = -plan[pair, i, j].clamp(SMALL, 1).log()
@@ -699,11 +698,6 @@ def _mean_of_pairs(losses: Tensor, pair: Tensor, count: int) -> Tensor:
     sizes = losses.new_zeros(count).index_add(0, pair, torch.ones_like(losses))
     return _mean(sums / sizes.clamp(min=1), sizes > 0)
 
-
-# --- Training of a residue encoder with the Trainer of transformers.
-
-
-logger = logging.getLogger(__name__)
 
 HEAD: dict[str, Any] = {
     "head": "hinge",
@@ -752,46 +746,6 @@ class EncoderTraining:
     kept: float = 0.4
 
 
-class EncoderTrainer(SafeSaving):
-    """A Trainer whose batches come ready, in order, and which logs the parts of the loss."""
-
-    # The objective takes no count of items; Trainer must not scale the loss by one.
-    model_accepts_loss_kwargs = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Begin with no parts."""
-        super().__init__(*args, **kwargs)
-        self._parts: dict[str, Tensor] = {}
-        self._counted = 0
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        batches: Any = self.train_dataset if train_dataset is None else train_dataset
-        return SequentialSampler(batches)
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Return the loss, and keep its parts for the log."""
-        parts: dict[str, Tensor] = model(**inputs)
-        for name, part in parts.items():
-            if name != "loss":
-                self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part.detach()
-        self._counted += 1
-        return (parts["loss"], parts) if return_outputs else parts["loss"]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each part since the last log."""
-        if "loss" in logs and self._counted:
-            logs |= {name: float(total) / self._counted for name, total in self._parts.items()}
-            self._parts, self._counted = {}, 0
-            logger.info("step %d: %s", self.state.global_step, logs)
-        super().log(logs, *args, **kwargs)
-
-
 def train_residue_encoder(
     sources: EncoderSources,
     folder: str | Path,
@@ -831,7 +785,7 @@ def train_residue_encoder(
     """
     settings, folder = settings or EncoderTraining(), Path(folder)
     checkpoints = folder / "checkpoints"
-    last = checkpoint_to_resume(checkpoints, lasting(settings), resume)
+    last = checkpoint_to_resume(checkpoints, lasting_settings(settings), resume)
     set_seed(settings.seed)
     encoder = start or ResidueEncoderModel(config or ResidueEncoderConfig())
     head = PlasmaModel(PlasmaConfig(embedding_size=encoder.config.hidden_size, **settings.head))
@@ -843,13 +797,8 @@ def train_residue_encoder(
         settings.masked_per_batch if settings.weights.masked else 0,
         settings.seed,
     )
-    trainer = EncoderTrainer(
-        model=EncoderObjective(encoder.train(), head, settings.weights),
-        args=batch_arguments(checkpoints, settings, options),
-        train_dataset=batches,
-        data_collator=only_batch,
-    )
-    trainer.remove_callback(PrinterCallback)  # a library does not print; `log` logs
+    objective = EncoderObjective(encoder.train(), head, settings.weights)
+    trainer = BatchTrainer(objective, checkpoints, batches, settings, options)
     trainer.train(resume_from_checkpoint=last)
     keep_share(encoder, settings.kept)
     if trainer.is_world_process_zero():
@@ -882,34 +831,141 @@ def keep_share(encoder: ResidueEncoderModel, share: float) -> None:
     encoder.residual.bias.mul_(share)
 
 
-def batch_arguments(folder: Path, settings: Any, options: dict[str, Any]) -> TrainingArguments:
-    """Configure `Trainer` for a data set whose items are batches, by settings of either kind."""
-    fields: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": settings.steps,
-        "per_device_train_batch_size": 1,  # an item of the data set is a batch
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": round(settings.warmup * settings.steps),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": 1.0,
-        "save_steps": settings.save_steps,
-        "save_total_limit": 2,
-        "logging_steps": max(1, min(50, settings.steps // 10)),
-        "seed": settings.seed,
-        "use_cpu": settings.device == "cpu",
-        "report_to": "none",
-        "remove_unused_columns": False,
-    }
-    return TrainingArguments(**fields | options)
+HELP = """
+Train a residue encoder: a small network that corrects the substitution windows.
+
+It learns from pairs of proteins whose residues correspond: families aligned by Pfam, alignments of
+pairs, and proteins with sites, where the confident columns of a BLOSUM62 alignment and the sites
+themselves say what corresponds. Proteins of different families teach it what does not. The folder
+then serves as a backbone, in Python by load_backbone and here by --backbone.
+
+A run that was stopped goes on with --resume, and ends in the same weights.
+
+\b
+Examples:
+  python -m reproduce.encoder --alignments pfam/ --sites active_site.csv \\
+      --output encoder --steps 2000
+  python -m reproduce.encoder --alignments pfam/ --sites active_site.csv \\
+      --exclude-uids test.txt --output encoder --resume
+  python -m reproduce.encoder --alignments pfam/ --sites active_site.csv \\
+      --sequences pretrain.fasta.gz --masked-weight 0.3 --output encoder
+"""
 
 
-def lasting(settings: Any) -> dict[str, Any]:
-    """Return the settings, of either kind, that a resumed run must not change."""
-    free = ("device", "save_steps")
-    return {name: value for name, value in asdict(settings).items() if name not in free}
+def command(
+    output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder of the encoder.")],
+    alignments: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--alignments", "--pfam", help="Aligned FASTA, JSON of pairs, or a folder of them."
+        ),
+    ] = None,
+    sites: Annotated[
+        list[Path] | None, typer.Option(help="Table of proteins with sites; can be repeated.")
+    ] = None,
+    sequences: Annotated[
+        list[Path] | None, typer.Option(help="Sequences for masked residues; can be repeated.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 2000,
+    pairs_per_batch: Annotated[int, typer.Option(min=1, help="Pairs in a batch.")] = 8,
+    max_residues: Annotated[int, typer.Option(min=20, help="Crop longer proteins.")] = 200,
+    width: Annotated[int, typer.Option(min=2, help="Channels of the network.")] = 128,
+    dilations: Annotated[
+        str, typer.Option(help="Dilation of each block of the network, by commas.")
+    ] = "1,2,4,8",
+    learning_rate: Annotated[float, typer.Option(min=0, help="At its highest.")] = 1.5e-3,
+    correspondence_weight: Annotated[
+        float, typer.Option(min=0, help="Corresponding residues choose each other.")
+    ] = 1.0,
+    unrelated_weight: Annotated[
+        float, typer.Option(min=0, help="Residues of unrelated proteins choose none.")
+    ] = 0.5,
+    plan_weight: Annotated[
+        float, typer.Option(min=0, help="The plan has its mass on corresponding residues.")
+    ] = 0.0,
+    site_weight: Annotated[
+        float, typer.Option(min=0, help="Residues of a site find the site of a relative.")
+    ] = 0.0,
+    masked_weight: Annotated[
+        float, typer.Option(min=0, help="Masked residues of --sequences are guessed.")
+    ] = 0.0,
+    kept: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share kept of what was learnt; 0 leaves the windows."),
+    ] = 0.4,
+    exclude_uids: Annotated[
+        Path | None,
+        typer.Option(help="File of proteins not to learn from, nor from those like them."),
+    ] = None,
+    exclude_families: Annotated[
+        Path | None, typer.Option(help="File of families not to learn from, likewise.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on at the last checkpoint, if there is one.")
+    ] = False,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of first weights and draws.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu to stay off a GPU; a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Train a residue encoder; see `HELP`."""
+    with one_line_errors() as skipped:
+        if not alignments and not sites:
+            fail("there is nothing to learn from; give --alignments, --sites or both")
+        if masked_weight and not sequences:
+            fail("--masked-weight needs --sequences")
+        if device not in (None, "cpu", "cuda"):
+            fail(f"--device {device}; give cpu or cuda, or nothing for a GPU if there is one")
+
+        blocks = _numbers(dilations)
+        bad: list[BadRecord] = []
+        sources = read_sources(
+            alignments or (),
+            sites or (),
+            sequences or (),
+            exclude_uids=read_names(exclude_uids) if exclude_uids else (),
+            exclude_families=read_names(exclude_families) if exclude_families else (),
+            bad=bad,
+        )
+        skipped.report_records(bad)
+        counts = sources.describe().items()
+        report(", ".join(f"{count} {what}" for what, count in counts if count))
+        weights = ObjectiveWeights(
+            correspondence=correspondence_weight,
+            unrelated=unrelated_weight,
+            plan=plan_weight,
+            site=site_weight,
+            masked=masked_weight,
+        )
+        settings = EncoderTraining(
+            steps=steps,
+            pairs_per_batch=pairs_per_batch,
+            max_residues=max_residues,
+            learning_rate=learning_rate,
+            save_steps=save_steps,
+            weights=weights,
+            seed=seed,
+            device=device,
+            kept=kept,
+        )
+        hf_logging.set_verbosity_error()
+        config = ResidueEncoderConfig(width=width, dilations=blocks)
+        encoder = train_residue_encoder(sources, output, settings, config, resume=resume)
+        record = {"settings": asdict(settings), "data": sources.describe()}
+        (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        report(f"{encoder.num_parameters()} parameters, {steps} steps; wrote {output}")
 
 
-def only_batch(items: list[Any]) -> Any:
-    """Collate a batch of one batch."""
-    return items[0]
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        fail(f"--dilations {text}; give whole numbers by commas, for example 1,2,4,8")
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command(help=HELP)(command)
+
+if __name__ == "__main__":
+    app(prog_name="python -m reproduce.encoder")

@@ -1,6 +1,6 @@
-"""Which parts of the recipe help on families that were held out of training.
+"""Which parts of the preset help on families that were held out of training.
 
-Run as `python -m tests.benchmarks.recipe_ablation --out FOLDER [--pairs 4000] [--seeds 1 2 3]
+Run as `python -m reproduce.preset_ablation --out FOLDER [--pairs 4000] [--seeds 1 2 3]
 [--variants published improved]`. Every variant trains on the same pairs (strict protocol) from the
 same store, and is measured on held-out families beside PLASMA-PF on the same encoder. What each
 run found is kept in the folder, and a variant that is there is not trained again.
@@ -10,27 +10,36 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel
-from plasma_hf.data import read_site_table
-from plasma_hf.data.splits import make_splits
+from plasma_hf.data import ProteinPair, read_site_table
+from plasma_hf.data.splits import PairSplits, make_splits
 from plasma_hf.metrics import label_match_score, roc_auc
 from plasma_hf.models.configuration_plasma import PlasmaConfig
-from plasma_hf.training import PRESETS, PlasmaRun
+from plasma_hf.models.modeling_backbone import Backbone
+from plasma_hf.training import PRESETS, PlasmaRun, Preset
 from tests.benchmarks.training_speed import SITES, bundled_backbone
 
 PUBLISHED, IMPROVED = PRESETS["published"], PRESETS["improved"]
 BATCHED = dict(IMPROVED.arguments)
 
 
-def variant(name, base=IMPROVED, correspondences=None, arguments=None, **config):
-    """Change a recipe in some settings."""
+def variant(
+    name: str,
+    base: Preset = IMPROVED,
+    correspondences: bool | None = None,
+    arguments: dict[str, Any] | None = None,
+    **config: Any,
+) -> Preset:
+    """Change a preset in some settings."""
     wanted = base.correspondences if correspondences is None else correspondences
     return replace(
         base,
@@ -42,8 +51,8 @@ def variant(name, base=IMPROVED, correspondences=None, arguments=None, **config)
 
 
 VARIANTS = {
-    recipe.name: recipe
-    for recipe in (
+    preset.name: preset
+    for preset in (
         PUBLISHED,
         variant("published, batches and schedule", PUBLISHED, arguments=BATCHED),
         variant(
@@ -57,7 +66,6 @@ VARIANTS = {
         variant("without correspondences", correspondences=False),
         variant("published label match", label_match_form="published"),
         variant("published score loss", score_loss_form="published"),
-        variant("soft score", score_form="soft"),
         variant("published score", score_form="published"),
         variant("LRL head from random weights", head="lrl", kernel_scale=0.1),
         variant("support rounds in training", support_rounds=3),
@@ -67,7 +75,9 @@ VARIANTS = {
 
 
 @torch.no_grad()
-def evaluate(model, backbone, pairs, batch=16):
+def evaluate(
+    model: PlasmaModel, backbone: Backbone, pairs: Sequence[ProteinPair], batch: int = 16
+) -> dict[str, float]:
     """Return ROC-AUC and label match score of a head, by the fused kernels."""
     model.eval()
     scores, matches = [], []
@@ -88,8 +98,15 @@ def evaluate(model, backbone, pairs, batch=16):
     return {"roc_auc": roc_auc(labels, scores), "label_match_score": float(np.mean(matches))}
 
 
-def run(name, seed, splits, backbone, folder, arguments):
-    """Train a variant where it is not there yet, and return its figures on held-out families."""
+def run(
+    name: str,
+    seed: int,
+    splits: PairSplits,
+    backbone: Backbone,
+    folder: Path,
+    arguments: dict[str, Any],
+) -> dict[str, float]:
+    """Train a variant where it is not there yet, and return its metrics on held-out families."""
     kept = folder / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.json"
     if kept.exists():
         return json.loads(kept.read_text())
@@ -109,26 +126,27 @@ def run(name, seed, splits, backbone, folder, arguments):
             arguments=arguments | {"save_total_limit": 1},
         ).train(splits, backbone, resume=True)
         model = PlasmaModel.from_pretrained(target, load_backbone=False)
-    figures = evaluate(model, backbone, splits.test_hard)
-    kept.write_text(json.dumps(figures) + "\n")
-    return figures
+    metrics = evaluate(model, backbone, splits.test_hard)
+    kept.write_text(json.dumps(metrics) + "\n")
+    return metrics
 
 
-def table(found):
+def table(found: dict[str, list[dict[str, float]]]) -> str:
     """Write mean and standard error over seeds."""
-    lines = ["| recipe | label match | ROC-AUC |", "|---|--:|--:|"]
-    for name, figures in found.items():
+    lines = ["| preset | label match | ROC-AUC |", "|---|--:|--:|"]
+    for name, runs in found.items():
         cells = []
         for metric in ("label_match_score", "roc_auc"):
-            values = [one[metric] for one in figures]
+            values = [one[metric] for one in runs]
             error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
             cells.append(f"{np.mean(values):.3f} ± {error:.3f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main(words=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(words: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sites", type=Path, default=SITES)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int)
@@ -144,12 +162,11 @@ def main(words=None):
     for seed in given.seeds:
         splits = make_splits(proteins, seed=seed, pairs=given.pairs, max_length=given.max_length)
         for name in ("PLASMA-PF", "PLASMA-PF, published form", *given.variants):
-            figures = run(name, seed, splits, backbone, given.out, arguments)
-            found.setdefault(name, []).append(figures)
-            print(f"seed {seed}, {name}: {figures}", flush=True)
+            metrics = run(name, seed, splits, backbone, given.out, arguments)
+            found.setdefault(name, []).append(metrics)
+            print(f"seed {seed}, {name}: {metrics}", flush=True)
     print(table(found))
-    (given.out / "recipe_ablation.md").write_text(table(found) + "\n")
-    return found
+    (given.out / "preset_ablation.md").write_text(table(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the cards of the bundled models and metrics to `hub_cards/rendered`, and into the models.
 
-Run as `python -m tests.benchmarks.bundled_cards [--evaluation FOLDER] [--run NAME=FOLDER]`. The
+Run as `python -m reproduce.bundled_cards [--evaluation FOLDER] [--run NAME=FOLDER]`. The
 first renews the figures of the default from what `plasma-hf evaluate --sites active_site.csv
 --pairs 6000 --seed 1 --seed 2 --seed 3 --split test_hard --model default --model pf --baseline eba
 --baseline smith-waterman --baseline mean-cosine --baseline length --baseline composition --out
@@ -17,10 +17,10 @@ from pathlib import Path
 from plasma_hf import DEFAULT_CHECKPOINT
 from plasma_hf.hub.card import METRICS, add_held_out, model_card
 from plasma_hf.hub.upload import demo_space_card, metric_names, space_card
-from tests.benchmarks.default_checkpoint import RESULTS
+from reproduce.default_checkpoint import RESULTS
 
 CHECKPOINTS = Path(DEFAULT_CHECKPOINT).parent
-RENDERED = Path(__file__).parents[2] / "hub_cards" / "rendered"
+RENDERED = Path(__file__).parents[1] / "hub_cards" / "rendered"
 TABLES = {"protalign_small": RESULTS / "bundled_protalign.md"}
 """Held-out figures that are in no `metrics.json`."""
 DEFAULT_SETTINGS = {
@@ -53,7 +53,7 @@ def take_run(name: str, run: Path) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bundled_cards")
+    parser = argparse.ArgumentParser(prog="python -m reproduce.bundled_cards")
     parser.add_argument("--evaluation", type=Path)
     parser.add_argument("--run", action="append", default=[], metavar="NAME=FOLDER")
     options = parser.parse_args(words)
