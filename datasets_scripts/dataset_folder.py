@@ -129,7 +129,7 @@ def count_examples(builder: datasets.DatasetBuilder) -> dict[str, int]:
 def push_folder(
     folder: str | PathLike[str], repository: str, private: bool = True
 ) -> huggingface_hub.CommitInfo:
-    """Upload a folder written by a builder to a data set on the Hub, created if need be.
+    """Upload a folder written by a builder to a data set on the Hub, created if missing.
 
     The files go to a folder named after their configuration; other configurations of the data set
     stay, and the card names them all: `load_dataset(repository, configuration)`.
@@ -216,7 +216,7 @@ def shell_command(main: Callable[..., None]) -> Any:
 
 
 @contextmanager
-def errors_told_by(name: str) -> Iterator[None]:
+def errors_reported_by(name: str) -> Iterator[None]:
     """Print an expected error as one line on standard error, and exit with code 2."""
     datasets.disable_progress_bars()
     try:

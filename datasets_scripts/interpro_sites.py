@@ -26,7 +26,7 @@ import huggingface_hub
 import typer
 from dataset_folder import (
     count_examples,
-    errors_told_by,
+    errors_reported_by,
     push_folder,
     report_and_exit,
     shell_command,
@@ -79,7 +79,7 @@ class InterProSites(datasets.GeneratorBasedBuilder):
         options: What `datasets.DatasetBuilder` takes.
 
     Attributes:
-        reports: What was wrong with the rows, by split; filled while the data set is prepared.
+        reports: Which rows were invalid, and why, by file; filled while the data set is prepared.
     """
 
     BUILDER_CONFIG_CLASS = InterProSitesConfig
@@ -257,7 +257,7 @@ def main(
 
     Example: python datasets_scripts/interpro_sites.py active_site --csv VenusX/ --out active_site
     """
-    with errors_told_by("interpro_sites"):
+    with errors_reported_by("interpro_sites"):
         files = find_tables(csv) if csv else None
         options = {"hub_revision": revision} if revision else {}
         builder = InterProSites(task, files, **options)

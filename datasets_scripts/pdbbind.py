@@ -22,7 +22,7 @@ import datasets
 import typer
 from dataset_folder import (
     digest_files,
-    errors_told_by,
+    errors_reported_by,
     push_folder,
     report_and_exit,
     shell_command,
@@ -139,8 +139,6 @@ def export(builder: Pdbbind, out: str | PathLike[str]) -> Path:
     """
     out = write_parquet(builder, out)
     report = builder.report
-    if report is None:
-        raise ValueError("the data set was not prepared anew, and there is no report")
     write_report(out, report.to_dict(), report.to_markdown())
     data = {
         "license": "other",
@@ -194,7 +192,7 @@ def main(
     """
     options = {"chains": chains, "deduplication": deduplication, "keep_unknown": keep_unknown}
     options["casf"] = str(casf) if casf else None
-    with errors_told_by("pdbbind"):
+    with errors_reported_by("pdbbind"):
         builder = Pdbbind(release, root, try_all=try_all, **options)
         export(builder, out)
         if push_to:

@@ -23,7 +23,7 @@ from dataset_folder import (
     SPLITS,
     count_examples,
     digest_files,
-    errors_told_by,
+    errors_reported_by,
     list_invalid,
     push_folder,
     report_and_exit,
@@ -116,7 +116,7 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
         return split_generators("wanted", self._by_cluster() if self.config.by_cluster else every)
 
     def _by_cluster(self) -> dict[str, dict[str, set[int]]]:
-        """Give, by split and file, which of the structures of the file are in it."""
+        """Return, by split and file, which of the structures of the file are in it."""
         places, sequences = [], []
         for name in self.files:
             for number, row in self._rows(name, self.invalid):
@@ -132,10 +132,10 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
         return found
 
     def _rows(self, name: str, invalid: list[BadRecord]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Give the structures of a file that have a fitting size, numbered."""
+        """Yield the structures of a file that have a fitting size, numbered."""
         shortest, longest = self.config.min_residues, self.config.max_residues
         family = name.rpartition("/")[0] if self.config.family_from_folder else ""
-        structures = read_structure_file(self.files[name], name, invalid, self.config.chains)
+        structures = read_structure_file(self.files[name], name, invalid.append, self.config.chains)
         for number, structure in enumerate(structures):
             if shortest <= len(structure) <= longest:
                 yield number, pair_to_row(pair_of(structure, family or None))
@@ -146,7 +146,7 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
     def _generate_examples(
         self, wanted: Mapping[str, set[int] | None]
     ) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
-        # What is wrong was noted when the splits were made, if they were.
+        # Invalid records were noted when the splits were made, if they were.
         invalid: list[BadRecord] = [] if self.clustered_by else self.invalid
         empty = True
         for name, numbers in wanted.items():
@@ -212,7 +212,7 @@ def main(
     """
     options = {"min_residues": min_residues, "max_residues": max_residues, "seed": seed}
     options |= {"family_from_folder": family_from_folder, "by_cluster": by_cluster}
-    with errors_told_by("structure_folder"):
+    with errors_reported_by("structure_folder"):
         builder = StructureFolder(folder, chains=chains, **options)
         export(builder, out)
         if push_to:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .backbones import load_backbone
     from .hub import check_hub_folder, export_to_hub_folder, push
     from .models.configuration_plasma import PlasmaConfig
-    from .models.configuration_protalign import ProtAlignConfig as ProtAlignConfig
+    from .models.configuration_protalign import ProtAlignConfig
     from .models.modeling_plasma import PlasmaModel
     from .models.modeling_protalign import ProtAlignModel
     from .models.modeling_protein_mpnn import ProteinMPNNEncoder

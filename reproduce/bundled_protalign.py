@@ -63,7 +63,7 @@ TITLES = ("R@1", "R@5", "MRR", "R@1, structure to sequence", "R@5, structure to 
 def pairs() -> list[StructurePair]:
     """Read every chain, once for each sequence and file of bound and unbound structures."""
     bad: list = []
-    chains = read_structure_folder(STRUCTURES, bad, min_residues=SHORTEST)
+    chains = read_structure_folder(STRUCTURES, bad.append, min_residues=SHORTEST)
     return [pair_of(chain) for chain in chains if len(chain) <= LONGEST]
 
 
@@ -195,7 +195,7 @@ def forms() -> tuple[list[tuple[Structure, Structure]], list[int]]:
     """Read bound and unbound form of each structure, and number the proteins."""
     found = {
         form.id.split(".")[0]: form
-        for form in read_structure_folder(STRUCTURES / BOUND_UNBOUND, [], "joined")
+        for form in read_structure_folder(STRUCTURES / BOUND_UNBOUND, policy="joined")
     }
     keys = [name.removesuffix("_b") for name in found if name.endswith("_b")]
     paired = [(found[f"{k}_b"], found[f"{k}_u"]) for k in keys if f"{k}_u" in found]

@@ -210,7 +210,9 @@ def read_sources(
     families, pairs = read_alignments(alignments, wrong)
     proteins = [protein for table in sites for protein in _read_sites(table, wrong)]
     plain = [
-        protein.sequence or "" for file in sequences for protein in read_sequences(file, bad=wrong)
+        protein.sequence or ""
+        for file in sequences
+        for protein in read_sequences(file, on_invalid=wrong.append)
     ]
     if bad is None:
         for record in wrong:
@@ -663,7 +665,7 @@ class EncoderObjective(nn.Module):
         related: Tensor,
         site_labels: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
-        _, plan = make_plans(kernel, masks[0], masks[1], self.config)
+        _, plan = make_plans(kernel, masks[1], self.config)
         pair, i, j = targets.unbind(-1)
         # A plan that is not converged has entries above 1.
         losses = -plan[pair, i, j].clamp(SMALL, 1).log()

@@ -66,7 +66,6 @@ VARIANTS = {
         variant("without correspondences", correspondences=False),
         variant("published label match", label_match_form="published"),
         variant("published score loss", score_loss_form="published"),
-        variant("soft score", score_form="soft"),
         variant("published score", score_form="published"),
         variant("LRL head from random weights", head="lrl", kernel_scale=0.1),
         variant("support rounds in training", support_rounds=3),

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plasma_hf import load_backbone
-from plasma_hf.cli.common import Skipped, load_structure_encoder, read_pairs, training_arguments
+from plasma_hf.cli.common import Skipped, given, load_structure_encoder, read_pairs
 from plasma_hf.data.clusters import connect
 from plasma_hf.evaluation import align_sequences
 from plasma_hf.evaluation.aligners import identity
@@ -204,7 +204,7 @@ def draw_planes(
         seed: Of t-SNE.
 
     Returns:
-        What the JSON file beside the picture holds: places `(pairs, 2)` by stage and kind.
+        What the JSON file beside the figure says: places `(pairs, 2)` by stage and kind.
 
     Raises:
         ImportError: If matplotlib or scikit-learn is not installed.
@@ -253,7 +253,7 @@ def draw_losses(losses: Mapping[str, Sequence[float]], path: str | Path) -> dict
         path: File to write.
 
     Returns:
-        What the JSON file beside the picture holds.
+        What the JSON file beside the figure says.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -284,7 +284,7 @@ def draw_heat_map(
         path: File to write.
 
     Returns:
-        What the JSON file beside the picture holds.
+        What the JSON file beside the figure says.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -511,8 +511,13 @@ def study_of(options: argparse.Namespace, pairs: Sequence[StructurePair]) -> Ret
         preset=options.preset,
         trained=options.train_encoders,
         config={"loss": options.loss},
-        arguments=training_arguments(
-            options.epochs, options.batch_size, options.learning_rate, options.device
+        arguments=given(
+            {
+                "num_train_epochs": options.epochs,
+                "per_device_train_batch_size": options.batch_size,
+                "learning_rate": options.learning_rate,
+                "use_cpu": options.device == "cpu" or None,
+            }
         ),
     )
     split = {} if options.identity is None else {"identity": options.identity}

@@ -70,7 +70,7 @@ def test_no_aligned_fasta(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("{}", "give a list of records"),
         ('[{"seq_a": "MK"}]', "seq_b"),
         ('[{"seq_a": "MK", "seq_b": "MK", "pairs": [[0, 2]]}]', "record 1: a pair lies outside"),

@@ -20,6 +20,7 @@ from plasma_hf.models.processing_plasma import (
     InputFormat,
     generic_input_format,
 )
+from tests.helpers.structures import structure_of
 from tests.helpers.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
 
 # Every letter of the twenty, and the six with a rule of their own; the second is not upper case.
@@ -143,7 +144,7 @@ def test_one_row_a_residue_at_any_length(tiny, name):
 def test_one_row_a_residue_of_a_structure(tiny, name):
     lengths = (1, 12, 1023, 1024, 1025)
     proteins = [
-        plasma_hf.models.protein.Protein("p", random_sequence(n), backbone_atoms=coil(n))
+        plasma_hf.models.protein.Protein("p", structure=structure_of(random_sequence(n), coil(n)))
         for n in lengths
     ]
     embedded = tiny(name).embed(proteins)
@@ -201,7 +202,9 @@ def test_tm_vec_forms_stand_on_different_models(tiny, tmp_path):
 
 
 def test_protssn_forms_have_different_graphs(tiny, tmp_path):
-    protein = plasma_hf.models.protein.Protein("p", "MKTAYIAKQR" * 4, backbone_atoms=coil(40))
+    protein = plasma_hf.models.protein.Protein(
+        "p", structure=structure_of("MKTAYIAKQR" * 4, coil(40))
+    )
     released, consistent = tiny("protssn/upstream"), tiny("protssn/native")
     assert released.model.config.k_neighbors == released.model.config.edge_statistics == 10
     a, b = (backbone.embed([protein])[0] for backbone in (released, consistent))

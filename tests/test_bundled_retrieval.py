@@ -15,7 +15,7 @@ from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT, ProtAlignModel
 from plasma_hf.cli.main import app
 from plasma_hf.data import read_structure
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
-from plasma_hf.models.protein import record_of, records_in
+from plasma_hf.models.protein import read_protein, read_proteins
 from plasma_hf.search import build_index, read_records
 
 STRUCTURES = Path(__file__).parents[1] / "demo" / "structures"
@@ -44,9 +44,9 @@ def test_the_structures_are_small_whole_and_of_one_chain() -> None:
     bad: list = []
     records = list(read_records(STRUCTURES, bad))
     assert not bad
-    found = {record.id.split(".")[0]: len(record.residues) for record in records}
+    found = {record.id.split(".")[0]: len(record) for record in records}
     assert found == CHAINS
-    assert all(record.content.residue_mask.all() for record in records)
+    assert all(record.structure.residue_mask.all() for record in records)
     assert [record.id.rpartition(":")[2] for record in records] == [name[-1] for name in CHAINS]
     assert sum(file.stat().st_size for file in STRUCTURES.iterdir()) < 400_000
     named = (STRUCTURES / "README.md").read_text()
@@ -99,12 +99,12 @@ def test_an_index_of_the_bundled_model_is_explained(search, tmp_path: Path) -> N
 
 def test_what_is_no_place_to_search_is_said(tmp_path: Path) -> None:
     one = STRUCTURES / "1ay7_B.pdb.gz"
-    assert [record.id for record in records_in(f"{one}:B", [])] == ["1ay7_B.pdb.gz:B"]
+    assert [record.id for record in read_proteins(f"{one}:B", print)] == ["1ay7_B.pdb.gz:B"]
     for missing in ("no/where", "MKVLA", f"{one.name}:B"):
         with pytest.raises(FileNotFoundError, match="there is no file or folder .* into a list"):
-            list(records_in(missing, []))
+            list(read_proteins(missing, print))
     with pytest.raises(ValueError, match="query is the folder .*, not one protein; give a file"):
-        record_of(STRUCTURES)
+        read_protein(STRUCTURES, "query")
     model = ProtAlignModel(ProtAlignConfig(sequence_size=8, structure_size=8))
     with pytest.raises(TypeError, match=r"records is the path .* read_records\(path, bad\)"):
         build_index(model, str(STRUCTURES), tmp_path)

@@ -18,7 +18,7 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig, __version__
-from plasma_hf.cli.common import OutputFormat
+from plasma_hf.cli.common import OutputFormat, compilation_announced
 from plasma_hf.cli.main import app
 from plasma_hf.io.formats import FIELDS, FORMATS, HIT_FORMATS, LEGEND
 
@@ -300,6 +300,27 @@ def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_compiling_is_announced(
+    terminal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On a terminal in one line before and one after; elsewhere a log holds them."""
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with caplog.at_level("INFO", logger="plasma_hf.cli"), compilation_announced():
+        for function in (lambda x: x + 1, lambda x: x + 2):
+            numba.njit(function)(1)
+    said = capsys.readouterr().err.splitlines() if terminal else caplog.messages
+    assert len(said) == 2
+    assert "compiling the kernels, once" in said[0] and "compiled the kernels in" in said[1]
+    with compilation_announced():
+        pass
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

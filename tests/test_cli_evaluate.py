@@ -223,7 +223,7 @@ def test_foldseek_that_is_not_there_is_reported(run: Any, monkeypatch: pytest.Mo
         (("--alignments", "truth.json", "--model", "pf", "--model", "pf"), "is there twice"),
         (("--alignments", "truth.json", "--kernel-scale", "-1"), "kernel_scale=-1"),
         (("--alignments", "truth.json", "--baseline", "tm-align"), "--structures"),
-        (("--alignments", "sites.csv"), "no JSON"),
+        (("--alignments", "sites.csv"), "not valid JSON"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

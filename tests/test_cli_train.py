@@ -14,9 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaModel
-from plasma_hf.cli.train import train_app
-from plasma_hf.data import EmbeddingStore, ProteinPair
-from plasma_hf.data.pairs import read_site_table
+from plasma_hf.cli.train import load_backbone_for, train_app
+from plasma_hf.data import EmbeddingStore, ProteinPair, read_site_table
 from plasma_hf.training import PlasmaRun
 from plasma_hf.training.run import sample_share
 from tests.helpers.training_job import make_pairs
@@ -102,6 +101,32 @@ def test_published_preset_by_options(train: Any) -> None:
     assert settings["pairs per update"] == 1 and settings["training pairs"] == 5
 
 
+def test_any_field_is_set(train: Any) -> None:
+    fields = ("head=lrl", "threshold=0.4", "learning_rate=0.01", "lr_scheduler_type=linear")
+    words = [word for field in fields for word in ("--set", field)]
+    assert train(*QUICK, *words).exit_code == 0
+    config = PlasmaModel.from_pretrained("out").config
+    assert (config.head, config.threshold, config.head_size) == ("lrl", 0.4, 8)
+    assert json.loads(Path("out/metrics.json").read_text())["settings"]["learning rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learning_rates=1", "--set learning_rates=1: give FIELD=VALUE, with a field of Plasma"),
+        ("learning_rates=1", "TrainingArguments, as learning_rate"),
+        ("head", "--set head: give FIELD=VALUE"),
+        ("output_dir=x", "give FIELD=VALUE"),
+        ("learning_rate=fast", "learning_rate is 5e-05 by default; give a value of its kind"),
+        ("head=none", "head='none'; accepted are"),
+    ],
+)
+def test_what_cannot_be_set_is_one_line(train: Any, setting: str, said: str) -> None:
+    result = train(*QUICK, "--set", setting)
+    assert result.exit_code == 2 and said in result.stderr, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_bad_rows_are_named_and_the_rest_is_used(train: Any) -> None:
     with open("sites.csv", "a") as file:
         file.write('B1,IPR0,MKV,"[0]"\nB2,IPR0,M7V,"[0, 0, 1]"\n')
@@ -131,10 +156,8 @@ def test_a_share_is_drawn_as_published() -> None:
 
 
 def test_a_run_in_python(train: Any) -> None:
-    from plasma_hf.cli.embed import load_backbone_for
-
     splits = make_splits(read_site_table("sites.csv")[0])
     arguments = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     run = PlasmaRun("folder", config={"head_size": 8}, arguments=arguments)
-    figures = run.train(splits, load_backbone_for("--backbone", "default", None, "cpu", False))
+    figures = run.train(splits, load_backbone_for("default", None, "cpu", False))
     assert 0 <= figures["extrapolation"]["label_match_score"] <= 1

@@ -44,7 +44,12 @@ class Letters:
     hidden_size = 3
 
     def __init__(self, name: str = "letters", scale: float = 1.0) -> None:
-        self.identity = {"backbone": name, "revision": "r1", "recipe": "plain", "weights": 64 * "a"}
+        self.fingerprint = {
+            "backbone": name,
+            "revision": "r1",
+            "recipe": "plain",
+            "weights": 64 * "a",
+        }
         self.scale = scale
         self.batches: list[list[str]] = []
 
@@ -302,16 +307,16 @@ def test_no_room_on_the_disk(letters: EmbeddingStore, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("field", ["backbone", "revision", "recipe", "weights"])
 def test_another_model_is_refused_by_name(letters: EmbeddingStore, field: str) -> None:
     other = Letters()
-    other.identity[field] = "other"
+    other.fingerprint[field] = "other"
     message = f"holds embeddings of letters .*you asked for .*other.*they differ in {field};"
     for refuse in (
-        lambda: letters.check(other.identity),
+        lambda: letters.check(other.fingerprint),
         lambda: letters.add([("P9", "MK")], other),
         lambda: EmbeddingStore.create(letters.folder, other),
     ):
         with pytest.raises(ValueError, match=message):
             refuse()
-    letters.check(Letters().identity)
+    letters.check(Letters().fingerprint)
 
 
 def test_another_head_dtype_or_kind_is_refused(one_go: Path) -> None:

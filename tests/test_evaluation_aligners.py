@@ -52,7 +52,7 @@ class CountingBackbone:
 
     def __init__(self) -> None:
         self.backbone, self.embedded = load_backbone("substitution"), []
-        self.identity, self.hidden_size = self.backbone.identity, self.backbone.hidden_size
+        self.fingerprint, self.hidden_size = self.backbone.fingerprint, self.backbone.hidden_size
 
     def embed(self, sequences: Any) -> Any:
         self.embedded += sequences

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from plasma_hf.metrics import (
     average_precision,
+    compare_with_reference,
     f1_max,
     label_mass_precision,
     label_match_score,
     mean_over_pairs,
     mean_reciprocal_rank,
     recall_at_k,
-    residue_truth,
     roc_auc,
     symmetric_label_match_score,
 )
@@ -253,23 +253,23 @@ def test_label_mass_precision_on_cases_done_by_hand() -> None:
     assert np.isnan(label_mass_precision(plan, [1, 0, 0], [0, 0, 0]))
 
 
-def test_residue_truth_on_a_case_done_by_hand() -> None:
+def test_reference_agreement_on_a_case_done_by_hand() -> None:
     plan = np.array([[0.9, 0.6, 0.0], [0.0, 0.6, 0.7], [0.0, 0.0, 0.0], [0.0, 0.0, 0.8]])
-    truth = residue_truth(plan, [[0, 0], [1, 1], [2, 2]])
-    assert truth.n_true == 3
-    assert truth.best_partner == pytest.approx(1 / 3)  # a row of zeros finds nothing
+    found = compare_with_reference(plan, [[0, 0], [1, 1], [2, 2]])
+    assert found.n_true == 3
+    assert found.best_partner == pytest.approx(1 / 3)  # a row of zeros finds nothing
     # Column 0 finds its row, column 1 shares the highest weight between two rows.
-    assert truth.best_partner_symmetric == pytest.approx((1 / 3 + 1.5 / 3) / 2)
-    assert truth.mass == pytest.approx((0.9 + 0.6 + 0.0) / 3)
-    assert (truth.n_called, truth.n_correct) == (5, 2)
-    assert truth.precision == pytest.approx(0.4)
+    assert found.best_partner_symmetric == pytest.approx((1 / 3 + 1.5 / 3) / 2)
+    assert found.mass == pytest.approx((0.9 + 0.6 + 0.0) / 3)
+    assert (found.n_called, found.n_correct) == (5, 2)
+    assert found.precision == pytest.approx(0.4)
 
 
-def test_residue_truth_does_not_judge_what_the_truth_says_nothing_of() -> None:
-    truth = residue_truth(np.eye(4), [[1, 1]])
-    assert (truth.n_called, truth.n_correct, truth.precision) == (1, 1, 1.0)
-    assert np.isnan(residue_truth(np.zeros((2, 2)), [[0, 0]]).precision)
-    assert residue_truth(np.eye(2), [[0, 0]], threshold=1.0).n_called == 0
+def test_what_the_reference_says_nothing_of_is_not_judged() -> None:
+    found = compare_with_reference(np.eye(4), [[1, 1]])
+    assert (found.n_called, found.n_correct, found.precision) == (1, 1, 1.0)
+    assert np.isnan(compare_with_reference(np.zeros((2, 2)), [[0, 0]]).precision)
+    assert compare_with_reference(np.eye(2), [[0, 0]], threshold=1.0).n_called == 0
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_residue_truth_does_not_judge_what_the_truth_says_nothing_of() -> None:
         (np.eye(2), [[-1, 0]], "outside of the plan"),
     ],
 )
-def test_residue_truth_refuses_bad_input(plan: Any, pairs: Any, message: str) -> None:
+def test_reference_agreement_refuses_bad_input(plan: Any, pairs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        residue_truth(plan, pairs)
+        compare_with_reference(plan, pairs)
 
 
 def test_a_mean_leaves_no_pair_out_unsaid() -> None:

@@ -1,4 +1,4 @@
-"""The compiled kernels of a CPU, against their twins in plain torch."""
+"""The compiled kernels of a CPU, against plain torch in float64."""
 
 import subprocess
 import sys
@@ -11,19 +11,17 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
-from plasma_hf.kernels.cpu import (  # noqa: E402  # noqa: E402
-    align_pairs_numba,  # noqa: E402
-    converged_plan_numba,
+from plasma_hf import PlasmaConfig  # noqa: E402
+from plasma_hf.kernels import use_kernels  # noqa: E402
+from plasma_hf.kernels.cpu import (  # noqa: E402
+    align_pairs_numba,
     diagonal_sums_numba,
     diagonal_support_numba,
-    hinge_cost_numba,  # noqa: E402
-    share_out,  # noqa: E402
+    hinge_cost_numba,
+    parallel_for,
     sinkhorn_numba,
 )
-from plasma_hf.models import modeling_plasma as diagonal  # noqa: E402
-from plasma_hf.models import modeling_plasma as score
-from plasma_hf.models import modeling_plasma as sinkhorn
-from plasma_hf.models import modeling_plasma as support
+from plasma_hf.models import modeling_plasma as plain  # noqa: E402
 
 SEEDS = st.integers(0, 999)
 RESIDUES = st.integers(1, 70)
@@ -70,8 +68,13 @@ def test_cost_and_gradient(n, m, channels, size, seed):
 
 
 def test_cost_of_equal_rows_is_exactly_zero():
-    protein = torch.randn(1, 61, 509) * 1e4
-    assert (hinge_cost_numba(protein, protein)[0].diagonal() == 0).all()
+    for residues, channels in ((61, 509), (64, 512), (33, 3), (1, 40), (7, 16)):
+        protein = torch.randn(1, residues, channels) * 1e4
+        other = protein[:, torch.randint(residues, (2 * residues,))]  # equal ones anywhere
+        for form in (hinge_cost_numba, plain.hinge_cost):
+            with use_kernels("torch"):
+                assert (form(protein, protein)[0].diagonal() == 0).all()
+                assert (form(protein, other).amin(1) == 0).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -103,30 +106,21 @@ def kernels(n, m, size, seed, batch=2):
     masks = torch.rand(batch, n) > 0.2, torch.rand(batch, m) > 0.2
     masks[0][:, seed % n] = masks[1][:, seed % m] = True
     cost = size * torch.rand(batch, n, m)
-    return sinkhorn.log_kernel(cost, 1.0, *masks), *masks
+    return plain.log_kernel(cost, 1.0, *masks), *masks
 
 
 @settings(deadline=None, max_examples=60)
 @given(n=RESIDUES, m=RESIDUES, size=st.sampled_from([0.0, 5.0, 30.0, 1e4]), seed=SEEDS)
 def test_published_plan_and_gradient(n, m, size, seed):
-    logs, query_mask, candidate_mask = kernels(n, m, size, seed)
+    logs, _, candidate_mask = kernels(n, m, size, seed)
     reference, mine = logs.double().requires_grad_(), logs.clone().requires_grad_()
-    expected = sinkhorn.sinkhorn(reference, query_mask, candidate_mask)
+    expected = plain.sinkhorn(reference, candidate_mask)
     plan = sinkhorn_numba(mine, candidate_mask)
     assert (plan - expected).abs().max() < 1e-5
     grad = torch.randn(plan.shape)
     expected.backward(grad.double())
     plan.backward(grad)
     assert (mine.grad - reference.grad).abs().max() < 1e-4 * max(1.0, reference.grad.abs().max())
-
-
-@settings(deadline=None, max_examples=40)
-@given(n=RESIDUES, m=RESIDUES, size=st.sampled_from([0.0, 5.0, 30.0, 1e4]), seed=SEEDS)
-def test_converged_plan(n, m, size, seed):
-    logs, *masks = kernels(n, m, size, seed)
-    expected = sinkhorn.sinkhorn(logs.double(), *masks, tol=1e-5, max_iters=300)
-    plan = converged_plan_numba(logs, *masks, 1e-8, 1e-5, 300)
-    assert (plan - expected).abs().max() < 5e-5
 
 
 @settings(deadline=None, max_examples=40)
@@ -139,9 +133,9 @@ def test_converged_plan(n, m, size, seed):
 )
 def test_diagonals_and_support(n, m, before, after, gap):
     plan, allowed = torch.rand(2, n, m), torch.rand(2, n, m) > 0.1
-    expected = diagonal.diagonal_sums(plan.double(), before, after)
+    expected = plain.diagonal_sums(plan.double(), before, after)
     assert (diagonal_sums_numba(plan, before, after) - expected).abs().max() < 1e-5
-    expected = support.diagonal_support(plan.double(), allowed, before, gap)
+    expected = plain.diagonal_support(plan.double(), allowed, before, gap)
     assert (diagonal_support_numba(plan, allowed, before, gap) - expected).abs().max() < 1e-5
 
 
@@ -154,53 +148,46 @@ def proteins(seed, lengths):
     return queries, candidates
 
 
+CONFIG = PlasmaConfig(kernel_scale=0.5)
 LENGTHS = [(70, 64), (1, 1), (5, 30), (40, 7), (64, 70), (33, 34), (1, 20), (12, 12)]
 
 
-@pytest.mark.parametrize("tol", [None, 1e-4])
 @pytest.mark.parametrize("rounds", [0, 2])
 @pytest.mark.parametrize("order", [0.0, 2.0])
-def test_fused_pairs_are_the_pieces_put_together(tol, rounds, order):
+def test_fused_pairs_are_the_pieces_put_together(rounds, order):
     queries, candidates = proteins(0, LENGTHS)
-    options = {"kernel_scale": 0.5, "tol": tol, "max_iters": 200}
-    matches = align_pairs_numba(
-        queries,
-        candidates,
-        **options,
-        support_rounds=rounds,
-        order_weight=order,
-        return_plans=True,
+    config = PlasmaConfig(
+        kernel_scale=0.5, support_rounds=rounds, order_weight=order, score_form="collinear"
     )
-    scores_alone = align_pairs_numba(queries, candidates, **options)
+    matches = align_pairs_numba(queries, candidates, config, return_plans=True)
+    scores_alone = align_pairs_numba(queries, candidates, config)
     assert scores_alone.plans is None
     assert torch.equal(scores_alone.mass, matches.mass)
     for p, (query, candidate) in enumerate(zip(queries, candidates, strict=True)):
         query, candidate = query[None].double(), candidate[None].double()
         masks = [torch.ones(side.shape[:2], dtype=torch.bool) for side in (query, candidate)]
-        logs = sinkhorn.log_kernel(reference_cost(query, candidate), 0.5, *masks)
-
-        def solve(kernel, masks=masks):
-            return sinkhorn.sinkhorn(kernel, *masks, tol=tol, max_iters=200)
-
-        first = solve(logs)
-        stretches = {"rounds": rounds, "window": 25, "gap": 3, "weight": 16.0}
-        stretches["order_weight"] = order
-        plan = support.supported_plan(solve, logs, first, **stretches)
+        logs = plain.log_kernel(reference_cost(query, candidate), 0.5, *masks)
+        first, plan = plain.make_plans(logs, masks[1], config)
         assert (matches.plans[p] - plan[0]).abs().max() < 1e-4
         query_gate = (first.amax(-1) > 0.5).double()
         candidate_gate = (first.amax(-2) > 0.5).double()
-        assert torch.equal(matches.gates[p].double(), candidate_gate[0])
-        sent = query_gate[0] * (first[0] @ candidate_gate[0])
-        assert (matches.sent[p] - sent).abs().max() < 1e-4
-        stretch = score._window_sums(first, *masks, 10).amax()
-        assert abs(matches.stretch[p] - stretch) < 1e-4
+        assert torch.equal(matches.matched[p].double(), candidate_gate[0])
+        transported = query_gate[0] * (first[0] @ candidate_gate[0])
+        assert (matches.transported[p] - transported).abs().max() < 1e-4
+        window = plain._window_sums(first, *masks, 10).amax()
+        assert abs(matches.window[p] - window) < 1e-4
         mass = first.masked_fill(first <= 0.5, 0.0).sum()
         assert abs(matches.mass[p] - mass) < 1e-3
         cosine = torch.cosine_similarity(
-            matches.sent[p].double() @ query[0], matches.gates[p].double() @ candidate[0], dim=0
+            matches.transported[p].double() @ query[0],
+            matches.matched[p].double() @ candidate[0],
+            dim=0,
         )
-        published = score.published_score(first, query, candidate, *masks)
-        assert abs(cosine * matches.stretch[p].clamp(0, 10) / 10 - published) < 1e-4
+        published = plain.published_score(first, query, candidate, *masks)
+        assert abs(cosine * matches.window[p].clamp(0, 10) / 10 - published) < 1e-4
+        lengths = [mask.sum(-1) for mask in masks]
+        collinear = plain.of_lengths(matches.collinear[p : p + 1], *lengths)
+        assert abs(collinear - plain.collinear_score(first, *masks)) < 1e-4
 
 
 def test_a_pair_depends_on_neither_its_batch_nor_the_threads():
@@ -211,38 +198,36 @@ def test_a_pair_depends_on_neither_its_batch_nor_the_threads():
     before = torch.get_num_threads()
     for count in (1, 2):
         torch.set_num_threads(count)
-        matches = align_pairs_numba(queries, candidates, kernel_scale=0.5, return_plans=True)
+        matches = align_pairs_numba(queries, candidates, CONFIG, return_plans=True)
         sides = [query.clone().requires_grad_(), candidate.clone().requires_grad_()]
         cost = hinge_cost_numba(*sides)
         cost.square().sum().backward()
         plan = sinkhorn_numba(logs, masks[1])
-        found.append([*matches.plans, *matches.sent, matches.mass, matches.stretch])
+        found.append([*matches.plans, *matches.transported, matches.mass, matches.window])
         found[-1] += [cost.detach(), sides[0].grad, sides[1].grad, plan]
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     for p in range(len(queries)):
-        alone = align_pairs_numba(
-            [queries[p]], [candidates[p]], kernel_scale=0.5, return_plans=True
-        )
+        alone = align_pairs_numba([queries[p]], [candidates[p]], CONFIG, return_plans=True)
         assert torch.equal(alone.plans[0], matches.plans[p])
-        assert torch.equal(alone.sent[0], matches.sent[p])
+        assert torch.equal(alone.transported[0], matches.transported[p])
     assert torch.equal(hinge_cost_numba(query[1:2], candidate[1:2])[0], cost[1])
     assert torch.equal(sinkhorn_numba(logs[3:4], masks[1][3:4])[0], plan[3])
 
 
 def test_fused_pairs_of_nothing():
-    matches = align_pairs_numba([], [], kernel_scale=0.1, return_plans=True)
-    assert matches.plans == [] and matches.sent == []
-    empty = align_pairs_numba([torch.zeros(0, 8)], [torch.ones(3, 8)], kernel_scale=0.1)
-    assert empty.mass.tolist() == [0.0] and empty.gates[0].tolist() == [0.0, 0.0, 0.0]
+    matches = align_pairs_numba([], [], CONFIG, return_plans=True)
+    assert matches.plans == [] and matches.transported == []
+    empty = align_pairs_numba([torch.zeros(0, 8)], [torch.ones(3, 8)], CONFIG)
+    assert empty.mass.tolist() == [0.0] and empty.matched[0].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_number_that_is_none_shows_in_fused_pairs():
     queries, candidates = proteins(2, [(30, 30)])
     queries[0] = queries[0].clone()
     queries[0][3, 5] = float("nan")
-    matches = align_pairs_numba(queries, candidates, kernel_scale=0.5)
-    assert matches.sent[0].isnan().any() and matches.mass.isnan().all()
+    matches = align_pairs_numba(queries, candidates, CONFIG)
+    assert matches.transported[0].isnan().any() and matches.mass.isnan().all()
 
 
 def test_kernels_may_be_called_by_several_threads_at_once():
@@ -262,7 +247,7 @@ def test_kernels_may_be_called_by_several_threads_at_once():
 
 def test_an_error_in_a_thread_is_raised(threads):
     with pytest.raises(ZeroDivisionError):
-        share_out(lambda number: 1 // (number - 2), 5)
+        parallel_for(5, lambda number: 1 // (number - 2))
 
 
 def test_a_forked_process_computes():
@@ -280,10 +265,18 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_files_are_importable_without_numba():
-    code = """
+@pytest.mark.parametrize("missing", ["numba", "llvmlite"])
+def test_plain_torch_computes_without_numba(missing):
+    code = f"""
 import sys
-sys.modules["numba"] = sys.modules["llvmlite"] = None
-from plasma_hf.models import align_numba, cost_numba, diagonal_numba, plan_numba
+sys.modules[{missing!r}] = None
+import torch
+from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf.kernels import kernels_for
+model = PlasmaModel(PlasmaConfig(embedding_size=8, head="hinge", kernel_scale=1.0))
+protein = torch.arange(96.0).sin().view(12, 8)
+aligned = model.align_pairs([protein], [protein[3:9]])
+assert kernels_for(protein) == "torch" and aligned.plans[0].shape == (12, 6)
+model(protein[None], protein[None], labels=torch.ones(1)).loss
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.kernels import use_kernels
-from plasma_hf.kernels.cpu import EXTEND, OPEN
-from plasma_hf.models.modeling_plasma import in_order, log_odds
+from plasma_hf.models.modeling_plasma import EXTEND, OPEN, in_order, log_odds
 
 SIZES = st.integers(1, 40)
 

@@ -50,12 +50,12 @@ def lengths(pair: ProteinPair) -> tuple[int, int]:
 
 def test_reader_keeps_good_rows_in_order(tmp_path: Path) -> None:
     rows = [("P2", "F1", "MKVX", "[0, 1, 1, 0]"), ("P1", "F1", "MKU", "[0,0,0]")]
-    proteins, bad_rows = read_site_table(write_table(tmp_path / "sites.csv", rows))
+    proteins, invalid_rows = read_site_table(write_table(tmp_path / "sites.csv", rows))
     assert proteins == [
         SiteProtein("P2", "F1", "MKVX", (0, 1, 1, 0)),
         SiteProtein("P1", "F1", "MKU", (0, 0, 0)),
     ]
-    assert bad_rows == []
+    assert invalid_rows == []
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def test_reader_keeps_good_rows_in_order(tmp_path: Path) -> None:
         (("good", "F", "MKV", "[0, 1, 0]"), "repeats the uid"),
     ],
 )
-def test_reader_reports_bad_rows(
+def test_reader_reports_invalid_rows(
     tmp_path: Path, row: tuple[str, str, str, str], reason: str
 ) -> None:
     good = ("good", "F", "MKV", "[0, 1, 0]")
-    proteins, bad_rows = read_site_table(write_table(tmp_path / "sites.csv", [good, row]))
+    proteins, invalid_rows = read_site_table(write_table(tmp_path / "sites.csv", [good, row]))
     assert [protein.uid for protein in proteins] == ["good"]
-    assert [(bad.row, bad.uid) for bad in bad_rows] == [(2, row[0])]
-    assert reason in bad_rows[0].reason
+    assert [(one.row, one.uid) for one in invalid_rows] == [(2, row[0])]
+    assert reason in invalid_rows[0].reason
 
 
 def test_reader_reports_a_row_that_is_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "sites.csv"
     path.write_text("uid,interpro_id,seq_full,label\nP1,F\n")
-    proteins, bad_rows = read_site_table(path)
+    proteins, invalid_rows = read_site_table(path)
     assert proteins == []
-    assert bad_rows[0].reason == "nothing in seq_full, label"
+    assert invalid_rows[0].reason == "nothing in seq_full, label"
 
 
 def test_reader_names_missing_columns(tmp_path: Path) -> None:

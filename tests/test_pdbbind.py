@@ -151,7 +151,7 @@ def test_bad_complexes_lose_only_themselves(tree):
     kept, report = select(open_pdbbind(tree))
     assert kept == {"train": [], "validation": [], "test": ["1ccc"]}
     reasons = {record.id: record.reason for record in report.invalid}
-    assert "no readable structure" in reasons["1aaa"]
+    assert "not a valid structure" in reasons["1aaa"]
     assert reasons["1bbb"] == "its folder has no 1bbb_protein.pdb"
     assert "- 1bbb: its folder" in report.to_markdown()
 

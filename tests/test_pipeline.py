@@ -1,6 +1,8 @@
 """The pipeline: every kind of input, batches, and one clear error for each kind of bad input."""
 
 import gzip
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from transformers import pipeline
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.data import EmbeddingStore
-from plasma_hf.models import pipeline_protein_alignment
+from plasma_hf.models import pipeline_protein_alignment, processing_plasma
+from plasma_hf.models import protein as protein_module
 from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.pipeline_protein_alignment import find_segments
 from plasma_hf.models.protein import Protein, read_protein, read_records
@@ -130,7 +133,7 @@ BAD = {
     "no header": (("{}/noheader.fasta", "MKV"), r"line 1 comes before any '>' header line"),
     "blank": (("{}/blank.fasta", "MKV"), "holds no FASTA record"),
     "empty record": (("{}/empty.fasta", "MKV"), "query 'nothing' is empty"),
-    "structure": (("{}/rubbish.pdb", "MKV"), "rubbish.pdb (is no readable|holds no protein)"),
+    "structure": (("{}/rubbish.pdb", "MKV"), "rubbish.pdb (is not a valid|holds no protein)"),
     "several chains": (("{}/two.pdb", "MKV"), r"holds 2 chains: A, B; name one"),
     "no chain": (("{}/two.pdb:C", "MKV"), r"has no chain 'C'; it has: A, B"),
     "no backbone": (("{}/trace.pdb", "MKV"), r"no residue with the backbone atoms N, CA, C"),
@@ -139,7 +142,7 @@ BAD = {
     "whole numbers": ((np.ones((5, 420), int), "MKV"), "residue embeddings are floating point"),
     "no residues": ((torch.ones(0, 420), "MKV"), "at least one residue"),
     "nan": ((torch.full((3, 420), torch.nan), "MKV"), "NaN or infinite"),
-    "ragged": (([[1.0, 2.0], [1.0]], "MKV"), "is no table of numbers"),
+    "ragged": (([[1.0, 2.0], [1.0]], "MKV"), "is not a table of numbers"),
     "kind": ((5, "MKV"), "query is a int; give a sequence, a path"),
     "protein": ((Protein("p", "MK1"), "MKV"), "character '1'"),
     "three": (("A", "B", "C"), "a pair is a tuple of 3"),
@@ -213,6 +216,98 @@ def test_a_store_of_another_model_is_refused(tiny_esm, tmp_path):
         pipeline("protein-alignment", model=other, processor=processor, store=store)
     head = PlasmaModel(PlasmaConfig(embedding_size=16, head_size=8))
     assert pipeline("protein-alignment", model=head, store=store)(("MKV", "MKV"))["score"] >= 0
+
+
+@pytest.fixture
+def work(align, monkeypatch):
+    """Count backbone rows, and how often each sequence is cleaned."""
+    counts = {"rows": 0, "cleaned": Counter()}
+    clean = protein_module.clean_sequence
+
+    def counting(sequence, *name):
+        counts["cleaned"][sequence] += 1
+        return clean(sequence, *name)
+
+    for module in (protein_module, processing_plasma):
+        monkeypatch.setattr(module, "clean_sequence", counting)
+
+    def count_rows(_, args, kwargs):
+        counts["rows"] += len(kwargs["input_ids"])
+
+    hook = align.model.backbone.register_forward_pre_hook(count_rows, with_kwargs=True)
+    yield counts
+    hook.remove()
+
+
+def one_query(count=50):
+    return [(QUERY, CANDIDATE[: 5 + i % 25] + "ACDEFGHIKL"[i // 25 :]) for i in range(count)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+@pytest.mark.parametrize("container", [list, iter])
+def test_a_protein_is_cleaned_and_embedded_once_in_a_call(align, work, container, batch_size):
+    results = list(align(container(one_query()), batch_size=batch_size))
+    assert len(results) == 50 and all(result["score"] >= 0 for result in results)
+    assert work["rows"] == 51
+    assert len(work["cleaned"]) == 51 and set(work["cleaned"].values()) == {1}
+
+
+def test_both_sides_are_embedded_together(align, work):
+    [result] = align([(QUERY, CANDIDATE), (CANDIDATE, QUERY)], batch_size=2)[:1]
+    assert work["rows"] == 2 and set(work["cleaned"].values()) == {1}
+    assert equal(result, align(PAIR))
+
+
+def test_a_given_protein_is_cleaned_once_and_a_read_one_not_at_all(align, work):
+    given, read = Protein("p", QUERY.lower()), read_protein(CANDIDATE)
+    work["cleaned"].clear()
+    assert equal(align([(given, read), (given, read)])[1], align(PAIR))
+    assert work["cleaned"] == {QUERY.lower(): 1, QUERY: 1, CANDIDATE: 1}
+
+
+def test_a_file_is_read_once_in_a_call(align, files, monkeypatch):
+    read = []
+    of_file = protein_module.read_record
+    monkeypatch.setattr(protein_module, "read_record", lambda *a: read.append(a) or of_file(*a))
+    results = align([(files / "one.fasta", CANDIDATE[:n]) for n in range(20, 30)])
+    assert len(results) == 10 and len(read) == 1
+
+
+def test_a_generator_needs_no_memory_without_end(align, monkeypatch):
+    expected = align(one_query())
+    kept = []
+    monkeypatch.setattr(pipeline_protein_alignment, "KEPT_BYTES", 200_000)
+    monkeypatch.setattr(pipeline_protein_alignment, "KEPT_PROTEINS", 3)
+    forget = pipeline_protein_alignment._Seen.forget
+
+    def look(seen):
+        forget(seen)
+        size = sum(rows.nbytes for rows in seen.embeddings.values())
+        kept.append((size, len(seen.proteins), next(reversed(seen.embeddings))))
+
+    monkeypatch.setattr(pipeline_protein_alignment._Seen, "forget", look)
+    results = list(align(iter(one_query())))
+    assert all(map(equal, results, expected))
+    assert len(kept) == 50
+    assert max(size for size, *_ in kept) <= 200_000 and max(n for _, n, _ in kept) == 3
+
+
+def test_one_pair_takes_few_calls(align):
+    pair = ("MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS")
+    align(pair), align(pair)  # what is made at the first call is there then
+    package = str(Path(protein_module.__file__).parents[1])
+    calls = Counter()
+
+    def count(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            calls[frame.f_code.co_filename.removeprefix(package)] += 1
+
+    sys.setprofile(count)
+    try:
+        align(pair)
+    finally:
+        sys.setprofile(None)
+    assert 0 < sum(calls.values()) <= 250, calls
 
 
 def test_segments_of_a_constructed_plan():

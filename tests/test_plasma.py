@@ -1,4 +1,4 @@
-"""The model: slow twin, invariance to batch and padding, extremes, scores, losses, backbones."""
+"""The model: reference, invariance to batch and padding, extremes, scores, losses, backbones."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import T5Config
+from transformers.utils import logging
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.models.modeling_plasma import label_match_losses, score_loss
@@ -14,12 +15,9 @@ from tests.helpers import reference
 WIDTH = 12
 FORMS = {
     "published": {},
-    "soft": {"score_form": "soft"},
     "collinear": {"score_form": "collinear"},
     "mass": {"score_form": "mass", "support_rounds": 2, "support_window": 3, "support_gap": 1},
     "in order": {"score_form": "collinear", "support_rounds": 1, "order_weight": 2.0},
-    "converged": {"tol": 1e-4, "domain": "log"},
-    "linear converged": {"tol": 1e-4, "score_form": "soft"},
 }
 
 
@@ -72,7 +70,7 @@ def run(model, pairs, labels, **padding):
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 20), (20, 20), (25, 9), (9, 25)])
 @torch.no_grad()
-def test_a_pair_is_what_the_slow_twin_says(n, m):
+def test_a_pair_is_what_the_reference_says(n, m):
     pair = make_pair(n, m)
     out = run(make_model(), [pair], [1])
     q, c = (pair[f"{side}_embeddings"].double().numpy() for side in ("query", "candidate"))
@@ -163,12 +161,11 @@ def test_fully_masked_pairs_neither_spread_nor_score(form):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("form", ["published", "soft", "mass", "collinear", "converged"])
+@pytest.mark.parametrize("form", ["published", "mass", "collinear"])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2000), (2000, 1), (2000, 700)])
 @torch.no_grad()
 def test_lengths_1_and_2000(form, n, m):
-    options = FORMS[form] | ({"domain": "linear"} if form == "converged" else {})
-    out = run(make_model(**options), [make_pair(n, m)], [1])
+    out = run(make_model(**FORMS[form]), [make_pair(n, m)], [1])
     assert out.plan.isfinite().all() and out.scores.isfinite().all() and 0 <= out.scores <= 1
 
 
@@ -195,17 +192,6 @@ def test_costs_that_underflow_give_an_empty_plan():
     assert out.plan.isfinite().all() and out.scores == 0
 
 
-@torch.no_grad()
-def test_the_soft_score_approaches_the_published_one():
-    pairs = [make_pair(20, 30), make_pair(15, 15, 1)]
-    hard = run(make_model(), pairs, [1, 1]).scores
-    gaps = []
-    for softness in (0.1, 0.01, 0.001):
-        soft = run(make_model(score_form="soft", softness=softness), pairs, [1, 1]).scores
-        gaps.append(float((soft - hard).abs().max()))
-    assert gaps[-1] < 1e-2 and gaps[-1] < gaps[0]
-
-
 def gradient_of_score_loss(form):
     """Of a pair in which nothing reaches the threshold."""
     model = make_model("lrl", kernel_scale=0.3, score_form=form)
@@ -216,13 +202,14 @@ def gradient_of_score_loss(form):
     return float(model.alignment_head.output.weight.grad.norm())
 
 
-def test_gradient_reaches_an_unmatched_pair_through_the_soft_score_alone():
+def test_gradient_reaches_an_unmatched_pair_through_the_collinear_score_alone():
     assert gradient_of_score_loss("published") == 0
-    assert gradient_of_score_loss("soft") > 0
+    assert gradient_of_score_loss("collinear") > 0
 
 
 def test_support_of_swapped_proteins_is_the_transposed_plan():
-    model = make_model(tol=1e-6, support_rounds=2, support_window=3, support_gap=1, max_iters=9000)
+    fields = {"support_rounds": 2, "support_window": 3, "support_gap": 1}
+    model = make_model(n_iters=9000, **fields)  # in the limit the sides are alike
     pair = collate([make_pair(14, 18)])
     sides = pair["query_embeddings"], pair["candidate_embeddings"]
     plan = model(*sides, return_plan=True).plan
@@ -318,11 +305,27 @@ def test_inputs_that_do_not_fit(inputs, message):
         ({"order_weight": -2.0}, "order_weight=-2.0; give 0 or more"),
         ({"plm_config": {"model_type": "nonsense"}}, "model_type='nonsense'"),
         ({"head": "mlp"}, "head='mlp'; accepted are 'lrl', 'hinge'"),
+        ({"score_form": "soft"}, 'score_form="soft" is no more; score with "published", "mass" or'),
     ],
 )
 def test_configurations_that_cannot_be(options, message):
     with pytest.raises(Exception, match=message):
         PlasmaConfig(**options)
+
+
+def test_fields_that_are_no_more_are_read_and_ignored(caplog):
+    logging.enable_propagation()
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    old = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
+    config = PlasmaConfig(**old)
+    assert not caplog.messages and not old.keys() & config.to_dict().keys()
+    PlasmaConfig(**old | {"tol": 1e-3, "domain": "log"})
+    PlasmaConfig(**old | {"tol": 1e-3, "domain": "log"})
+    logging.set_verbosity(before)
+    logging.disable_propagation()
+    [warning] = caplog.messages
+    assert warning.startswith("tol=0.001, domain='log': PLASMA has no such settings any more")
 
 
 def test_a_head_refuses_another_backbone(tiny_esm):

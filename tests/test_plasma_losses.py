@@ -85,7 +85,7 @@ def test_a_fresh_residual_head_is_plasma_pf():
 
 
 def test_a_residual_head_learns_and_saves(tmp_path):
-    model = make_model("residual", head_size=16, score_form="soft")
+    model = make_model("residual", head_size=16, score_form="mass")
     query, candidate = make_pair()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     known = torch.tensor([[[i + 5, i + 2] for i in range(15)]])

@@ -13,7 +13,7 @@ from plasma_hf.models.protein import (
     read_records,
     with_backbone_atoms,
 )
-from tests.helpers.structures import FULL, atom_at, write_structure
+from tests.helpers.structures import FULL, atom_at, structure_of, write_structure
 
 
 @pytest.fixture
@@ -81,27 +81,41 @@ def test_of_alternative_places_the_most_occupied_counts(tmp_path):
 
 def test_a_given_protein_keeps_its_atoms():
     atoms = torch.randn(3, 3, 3)
-    assert read_protein(Protein("p", "mkv", backbone_atoms=atoms)).backbone_atoms is atoms
-    ready = Protein("p", embeddings=torch.randn(3, 8), backbone_atoms=atoms)
-    assert read_protein(ready).backbone_atoms is atoms
+    structure = structure_of("MKV", atoms)
+    assert torch.equal(read_protein(Protein("p", structure=structure)).backbone_atoms, atoms)
+    ready = Protein("p", embeddings=torch.randn(3, 8), structure=structure)
+    assert torch.equal(read_protein(ready).backbone_atoms, atoms)
     with pytest.raises(ValueError, match=r"'p' has 4 residues .* \(3, 3, 3\); give .* \(4, 3, 3\)"):
-        read_protein(Protein("p", "MKVL", backbone_atoms=atoms))
+        read_protein(Protein("p", "MKVL", structure=structure))
 
 
 def test_a_protein_of_another_copy_of_the_code_is_one():
     # As remote code, processor and pipeline have each a class of that name.
     twin = dataclasses.make_dataclass("Protein", [f.name for f in dataclasses.fields(Protein)])
-    given = twin("p", "mkv", None, torch.randn(3, 3, 3))
+    structure = structure_of("MKV", torch.randn(3, 3, 3))
+    given = twin("p", "mkv", None, structure, "file", False)
     protein = read_protein(given)
     assert type(protein) is Protein and protein.sequence == "MKV"
-    assert with_backbone_atoms(given) is given
+    assert (protein.structure, protein.source) == (structure, "file")
+    read_before = twin("p", "MKV", None, structure, "file", True)
+    assert read_protein(read_before) is read_before
+
+
+def test_a_protein_of_code_from_before_structures_is_one():
+    names = ["id", "sequence", "embeddings", "backbone_atoms"]
+    given = dataclasses.make_dataclass("Protein", names)("p", "mkv", None, torch.randn(3, 3, 3))
+    protein = read_protein(given)
+    assert type(protein) is Protein and protein.structure.sequence == "MKV"
+    assert torch.equal(protein.backbone_atoms, given.backbone_atoms)
+    assert read_protein(dataclasses.replace(given, backbone_atoms=None)).kind == "sequence"
 
 
 def test_embeddings_are_left_out_with_their_residues():
     atoms, embeddings = torch.randn(3, 3, 3), torch.randn(3, 8)
     atoms[1, 2] = math.nan
-    complete = with_backbone_atoms(Protein("p", None, embeddings, atoms))
-    assert complete.sequence is None
+    protein = Protein("p", None, embeddings, structure_of("MKV", atoms))
+    complete = with_backbone_atoms(protein)
+    assert complete.sequence == "MV" and len(complete) == 2
     assert torch.equal(complete.embeddings, embeddings[[0, 2]])
 
 
@@ -109,7 +123,8 @@ def test_no_atoms_at_all():
     with pytest.raises(ValueError, match=r"p comes without atoms, .*give the path of a PDB"):
         with_backbone_atoms(Protein("p", "MKV"))
     with pytest.raises(ValueError, match="all residues of p lack one of the backbone atoms N, CA"):
-        with_backbone_atoms(Protein("p", "M", backbone_atoms=torch.full((1, 3, 3), math.nan)))
+        nothing = structure_of("M", torch.full((1, 3, 3), math.nan))
+        with_backbone_atoms(Protein("p", structure=nothing))
 
 
 def test_fasta_comes_as_it_is_read():

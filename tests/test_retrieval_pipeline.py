@@ -22,7 +22,7 @@ from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_substitution import SubstitutionConfig
 from plasma_hf.models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 from plasma_hf.models.protein import Protein, read_structure
-from plasma_hf.search import RetrievalRecord, build_index, read_records
+from plasma_hf.search import build_index, read_records
 from tests.helpers.index_job import Composition, write_helix
 
 SEQUENCES = {
@@ -93,7 +93,7 @@ def test_every_kind_against_every_kind(model: ProtAlignModel, files: Path) -> No
         [{"id": name, "sequence": sequence} for name, sequence in SEQUENCES.items()],
         [files / "structures" / f"{name}.pdb" for name in SEQUENCES],
         [f"{files / 'all.fasta'}:{name}" for name in SEQUENCES],
-        [RetrievalRecord(name, sequence) for name, sequence in SEQUENCES.items()],
+        [Protein(name, sequence) for name, sequence in SEQUENCES.items()],
         [SEQUENCES["helix"], structure, Protein("short", SEQUENCES["short"])],
     ):
         pipe = pipeline("protein-retrieval", model=model, candidates=candidates)
@@ -240,7 +240,7 @@ def test_bad_candidates_are_left_out(files: Path, caplog: pytest.LogCaptureFixtu
     candidates = ["MKV", "MK7", "WYF", "MKO"]
     with caplog.at_level(logging.WARNING):
         pipe = ProteinRetrievalPipeline(model=as_model(), candidates=candidates)
-    assert [name for name, _ in pipe.bad_candidates] == ["candidate 2", "candidate 4"]
+    assert [record.id for record in pipe.invalid_candidates] == ["candidate 2", "candidate 4"]
     assert "candidate candidate 2" not in caplog.text
     assert "candidate 2 is left out: candidate 2 has the character '7'" in caplog.text
     assert len(pipe("MKV")) == 2
@@ -281,24 +281,28 @@ sys.modules["plasma_hf"] = None  # any import of it now fails
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-folder, index, query = sys.argv[1:]
+folder, index, files, query = sys.argv[1:]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 name = "pipeline_protein_retrieval.ProteinRetrievalPipeline"
-pipe = get_class_from_dynamic_module(name, folder)(model=model, index=index)
-print(*(hit["id"] for hit in pipe(query, explain=True)))
+made = get_class_from_dynamic_module(name, folder)
+try:
+    made(model=model, index=index)
+except ImportError as error:
+    print(error)
+print(*(hit["id"] for hit in made(model=model, candidates=files)(query, explain=True)))
 """
 
 
-def test_an_index_is_searched_where_the_package_is_not_installed(
-    search: Any, model: ProtAlignModel, index: Path, tmp_path: Path
+def test_where_the_package_is_not_installed_files_are_searched_and_an_index_is_refused(
+    search: Any, files: Path, index: Path, tmp_path: Path
 ) -> None:
     search.save_pretrained(tmp_path / "saved")
-    if not (tmp_path / "saved" / "pipeline_protein_retrieval.py").exists():
-        pytest.skip("a saved ProtAlign does not carry the code of this pipeline yet")
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
     environment.pop("PYTHONPATH", None)
-    words = [str(tmp_path / "saved"), str(index), SEQUENCES["short"]]
+    words = [str(tmp_path / "saved"), str(index), str(files / "structures"), SEQUENCES["short"]]
     command = [sys.executable, "-c", FRESH, *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [hit["id"] for hit in search(SEQUENCES["short"])]
+    refusal, found = done.stdout.splitlines()
+    assert "is opened by the package plasma_hf, which is not installed here: pip" in refusal
+    assert found.split() == [hit["id"] for hit in search(SEQUENCES["short"])]

@@ -198,7 +198,7 @@ def test_add(few: Path) -> None:
     assert (report.embedded, report.replaced) == (1, 1)
     assert [bad.id for bad in report.bad] == ["P3"]
     index = Index.open(few)
-    kept = {record.id: record.residues for record in map(index.read, range(len(index)))}
+    kept = {record.id: record.sequence for record in map(index.read, range(len(index)))}
     assert kept == {"P1": "MKVLA", "P3": "GGGA", "P4": "MKMK", "P2": "AAAA"}
 
 
@@ -286,7 +286,7 @@ def test_structures_and_sequences_from_files(tmp_path: Path) -> None:
     assert [record.id for record in bad] == ["rubbish.pdb", "P2", str(tmp_path / "no.pdb")]
     assert records[1].source == f"{folder / 'two.pdb'}:A"
     [as_sequence, _] = read_records([folder / "two.pdb"], bad, "sequence")
-    assert (as_sequence.kind, as_sequence.residues) == ("sequence", "MKVLAAGMKV")
+    assert (as_sequence.kind, as_sequence.sequence) == ("sequence", "MKVLAAGMKV")
     bad.clear()
     assert not list(read_records([fasta], bad, "structure"))
     assert "holds sequences" in bad[0].reason
@@ -298,7 +298,7 @@ def test_structures_and_sequences_from_files(tmp_path: Path) -> None:
     assert index.header.kinds == {"sequence": 1, "structure": 3}
     again = index.read(1)
     assert (again.kind, again.sha) == ("structure", records[1].sha)
-    assert index.read(3).content == "MKVLA"
+    assert index.read(3).sequence == "MKVLA"
     write_helix(folder / "two.pdb", {"A": "MKVLAAGMKW"})
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         index.read(1)
@@ -369,7 +369,7 @@ def test_opened_before_a_change_it_answers_as_before(few: Path) -> None:
     [before] = index.search(model.embed_sequences(["MKVLA"]), 9)
     remove_records(few, ["P1", "P3"])
     assert index.search(model.embed_sequences(["MKVLA"]), 9) == [before]
-    assert index.read(0).residues == "MKVLA"
+    assert index.read(0).sequence == "MKVLA"
     assert Index.open(few).ids == ["P2"]
     assert pickle.loads(pickle.dumps(index)).ids == ["P2"]  # by its folder
 

@@ -102,14 +102,14 @@ def test_bad_records_are_reported_with_their_ids(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("id,sequence\nP1,MKVLA\nB1,MK7\nB2,\n,MKV\nB3\nP2,ACD\n")
     bad: list[BadRecord] = []
-    assert read(path, bad=bad) == WANT
+    assert read(path, on_invalid=bad.append) == WANT
     assert [record.id for record in bad] == ["B1", "B2", "row 4", "B3"]
     assert "character '7' at position 3" in bad[0].reason
     assert "empty" in bad[1].reason
     assert bad[2].reason == "it has no id"
     bad.clear()
     rows = ["MKV", 3, ("a",), {}, {"id": "x"}, ("y", None), Protein("z"), *WANT]
-    assert read(rows, bad=bad) == WANT
+    assert read(rows, on_invalid=bad.append) == WANT
     want = ["row 1", "row 2", "row 3", "row 4", "x", "y", "z"]
     assert [record.id for record in bad] == want
     assert bad[0].reason == "it is a str; give (id, sequence) or a mapping"
@@ -132,10 +132,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.txt is not read by its ending '\.txt'; give a file"):
         read(tmp_path / "x.txt")
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(CSV.encode())[:-20])
-    with pytest.raises(ValueError, match=r"x\.csv\.gz is no readable table"):
+    with pytest.raises(ValueError, match=r"x\.csv\.gz is not a valid table"):
         read(tmp_path / "x.csv.gz")
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"x\.csv is no readable table"):
+    with pytest.raises(ValueError, match=r"x\.csv is not a valid table"):
         read(tmp_path / "x.csv")
     (tmp_path / "y.csv").write_text("")
     with pytest.raises(ValueError, match=r"y\.csv has no column 'id', only ; name"):

@@ -20,7 +20,6 @@ from plasma_hf.hub import upload as metric_spaces
 from plasma_hf.hub import upload as space
 from plasma_hf.hub.card import template_folder
 from plasma_hf.io import formats
-from plasma_hf.io import formats as search_formats
 from plasma_hf.io.formats import AlignedPair
 from plasma_hf.models.protein import Protein
 from tests.helpers.structure_files import make_structure, write_pdb
@@ -102,7 +101,7 @@ def test_structures_keep_the_numbers_of_their_files(app):
 
 def test_a_chain_or_record_is_named(app, tmp_path):
     fasta = "".join(f">{p.id}\n{p.sequence}\n" for p in (Protein("a", PAIR[0]), Protein("b", "MK")))
-    assert app.read_input(fasta, None, " a ", "query").residues == PAIR[0]
+    assert app.read_input(fasta, None, " a ", "query").sequence == PAIR[0]
     with pytest.raises(ValueError, match=r"^text.fasta holds 2 records: a, b; name one"):
         app.read_input(fasta, None, "", "query")
     chain = make_structure("two", 20, 1)
@@ -111,7 +110,7 @@ def test_a_chain_or_record_is_named(app, tmp_path):
     (tmp_path / "two.pdb").write_text(lines + lines.replace(" A ", " B "))
     with pytest.raises(ValueError, match=r"^two.pdb holds 2 chains"):
         app.read_input(*as_file(tmp_path / "two.pdb"), "query")
-    assert len(app.read_input(*as_file(tmp_path / "two.pdb", "B"), "query").residues) == 20
+    assert len(app.read_input(*as_file(tmp_path / "two.pdb", "B"), "query")) == 20
     both = app.read_input(*as_file(tmp_path / "two.pdb", "*"), "query")
     assert app.plan_figure(np.eye(40), [], [both, both]).data[0].x[20][:2] == "B:"
 
@@ -126,7 +125,7 @@ def test_a_chain_or_record_is_named(app, tmp_path):
         (None, ">a\nM<b>K", "the character '<'"),
         ("notes.txt", "MKT", "files are read by their ending"),
         ("bad.pdb", "nothing", "bad.pdb"),
-        ("bad.fasta", "MKT", "bad.fasta is no readable FASTA file"),
+        ("bad.fasta", "MKT", "bad.fasta is not a valid FASTA file"),
     ],
 )
 def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):
@@ -168,7 +167,7 @@ def test_search(app, given):
     found = downloaded(files)
     hits = json.loads(found["hits.json"])["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
-    assert found["hits.tsv"].startswith(search_formats.FORMATS["tsv"].head)
+    assert found["hits.tsv"].startswith(formats.HIT_FORMATS["tsv"].head)
     assert str(ROOT) not in "".join(found.values())
 
 

@@ -15,7 +15,7 @@ from plasma_hf.models.protein import (
     join_structures,
     read_structure,
     read_structures,
-    split_place,
+    split_record,
 )
 from tests.helpers.structures import FULL, atom_at, write_structure
 
@@ -228,9 +228,9 @@ def test_chains_are_chosen_by_name(two_chains, tmp_path):
     both = read_structure(f"{two_chains}:*")
     assert (both.id, both.sequence, both.chain_ids) == ("two.pdb:*", "AGS", ("A", "A", "B"))
     assert both.author_numbers == ("1", "2", "1")
-    assert split_place(two_chains) == (str(two_chains), None)
+    assert split_record(two_chains) == (str(two_chains), None)
     odd = two_chains.rename(tmp_path / "a:b.pdb")
-    assert split_place(odd) == (str(odd), None) and len(read_structures(odd)) == 2
+    assert split_record(odd) == (str(odd), None) and len(read_structures(odd)) == 2
 
 
 def test_a_chain_without_a_name(tmp_path):
@@ -322,8 +322,8 @@ def test_old_files_have_other_things_in_the_last_columns(tmp_path):
         (b"ATOM  \n", "line is too short"),
         (b"data_x\n", "holds no atoms"),
         (b"data_x\nloop_\n_atom_site.id\n_atom_site.Cartn_x\n1\n", "Wrong number of values"),
-        (b"\x1f\x8b\x08broken", "no readable gzip file"),
-        (gzip.compress(b"ATOM" * 500, mtime=0)[:-9], "no readable gzip file"),
+        (b"\x1f\x8b\x08broken", "not a valid gzip file"),
+        (gzip.compress(b"ATOM" * 500, mtime=0)[:-9], "not a valid gzip file"),
         (b"\x83\xaadataBlocks\x91", r"is BinaryCIF, which gemmi does not read; .* as mmCIF"),
         (gzip.compress(b"\x83\xaadataBlocks\x91", mtime=0), "is BinaryCIF"),
     ],

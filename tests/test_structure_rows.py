@@ -6,10 +6,8 @@ import json
 import datasets
 import pytest
 import torch
-from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
-from structures import FULL, write_structure
 
 from plasma_hf.data.clusters import split_by_cluster
 from plasma_hf.io.structures import (
@@ -20,6 +18,8 @@ from plasma_hf.io.structures import (
     row_to_pair,
 )
 from plasma_hf.models.protein import Structure, read_structure
+from tests.conftest import SHARED
+from tests.helpers.structures import FULL, write_structure
 
 A, G, K = ("ALA", FULL), ("GLY", FULL), ("LYS", FULL)
 ONE, OTHER = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 def read(folder, **options):
     bad = []
-    return {s.id: s for s in read_structure_folder(folder, bad, **options)}, bad
+    return {s.id: s for s in read_structure_folder(folder, bad.append, **options)}, bad
 
 
 def test_all_files_in_order(folder):
@@ -100,7 +100,7 @@ def test_lists_of_chains(tmp_path):
     with gzip.open(tmp_path / "chains.jsonl.gz", "wt") as file:
         file.write("\n".join(lines))
     bad = []
-    found = list(read_structure_folder(tmp_path, bad))
+    found = list(read_structure_folder(tmp_path, bad.append))
     assert [s.id.partition(":")[2] for s in found] == ["1ABC_B", "1ABC_B", "last"]
     assert [record.id.rpartition(" ")[2] for record in bad] == ["3", "4", "5", "6", "7"]
     assert found[0].chain_ids == ("B", "B")
@@ -193,17 +193,17 @@ def real():
 
 def test_real_chains(real):
     bad = []
-    found = list(read_structure_folder(real / "short_chains.jsonl.gz", bad))
+    found = list(read_structure_folder(real / "short_chains.jsonl.gz", bad.append))
     assert (len(found), bad) == (2161, [])
     assert all(s.backbone[:, :3].isfinite().all() for s in found)
-    globins = list(read_structure_folder(real / "foldseek_example", bad))
+    globins = list(read_structure_folder(real / "foldseek_example", bad.append))
     assert (len(globins), bad) == (30, [])
 
 
 def test_bound_and_unbound_on_one_side(real):
     names, sequences = [], []
     for file in sorted((real / "db5_bound_unbound").glob("[1-2]A*.gz")):
-        structure = next(iter(read_structure_folder(file, [], policy="joined")))
+        structure = next(iter(read_structure_folder(file, policy="joined")))
         names.append(file.name[:6])
         sequences.append(structure.sequence)
     assert len(names) >= 12

@@ -1,12 +1,10 @@
-"""The Triton kernels against their twins in torch: on a GPU, or interpreted on the CPU."""
+"""The Triton kernels against plain torch: on a GPU, or interpreted on the CPU."""
 
 # ruff: noqa: E402 - what is imported depends on what is installed
 
 import os
 import subprocess
 import sys
-from importlib import import_module
-from types import ModuleType
 
 import pytest
 import torch
@@ -19,14 +17,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 triton = pytest.importorskip("triton")
 
-from plasma_hf.kernels import cuda as cost_triton
-from plasma_hf.kernels import cuda as plan_triton
-from plasma_hf.kernels import cuda as score_triton
-from plasma_hf.kernels.cuda import (
-    align_scores_triton,
-    hinge_cost_triton,
-    sinkhorn_triton,
-)
+from plasma_hf import PlasmaConfig
+from plasma_hf.kernels import cuda, use_kernels
+from plasma_hf.kernels.cuda import align_scores_triton, hinge_cost_triton, sinkhorn_triton
 from plasma_hf.models.modeling_plasma import (
     hinge_cost,
     log_kernel,
@@ -119,8 +112,8 @@ def kernel_of(n, m, scale, query_lengths, candidate_lengths, seed=0):
 
 
 def stream(monkeypatch):
-    monkeypatch.setattr(plan_triton, "ON_CHIP", 0)
-    monkeypatch.setattr(plan_triton, "STREAMED", 512)
+    monkeypatch.setattr(cuda, "ON_CHIP", 0)
+    monkeypatch.setattr(cuda, "STREAMED", 512)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -133,11 +126,11 @@ def test_plan_and_its_gradient_are_those_of_torch(monkeypatch, n, m, scale, n_it
         stream(monkeypatch)
     # The second pair is padded, the third has no query residue at all.
     lengths = [n, -(-n // 2), 0], [m, -(-m // 3), m]
-    kernel, query_mask, candidate_mask = kernel_of(n, m, scale, *lengths)
+    kernel, _, candidate_mask = kernel_of(n, m, scale, *lengths)
     candidate_mask[0, m // 2] = m == 1  # a residue that is masked between others
     kernel = kernel.masked_fill(~candidate_mask.unsqueeze(1), -1e30).requires_grad_()
     plan = sinkhorn_triton(kernel, candidate_mask, 1e-8, n_iters)
-    expected = sinkhorn(kernel.double(), query_mask, candidate_mask, n_iters=n_iters)
+    expected = sinkhorn(kernel.double(), candidate_mask, n_iters=n_iters)
     torch.testing.assert_close(plan.double(), expected, rtol=1e-4, atol=2e-6)
     assert not plan[2].any() and not plan[0, :, m // 2].any() or m == 1
     grad = torch.randn_like(plan)
@@ -152,7 +145,7 @@ def test_plan_and_its_gradient_are_those_of_torch(monkeypatch, n, m, scale, n_it
 def test_plan_of_any_shape(n, m, scale, seed):
     kernel, *masks = kernel_of(n, m, scale, [n], [m], seed)
     plan = sinkhorn_triton(kernel, masks[1], n_iters=5)
-    expected = sinkhorn(kernel.double(), *masks, n_iters=5)
+    expected = sinkhorn(kernel.double(), masks[1], n_iters=5)
     torch.testing.assert_close(plan.double(), expected, rtol=1e-4, atol=2e-6)
 
 
@@ -162,15 +155,17 @@ def test_matches_give_the_scores_of_the_plan(n, m, window):
     lengths = [n, n // 2, 1, 0], [m, m // 3, m, m]
     kernel, *masks = kernel_of(n, m, 30.0, *lengths)
     lengths = [torch.tensor(side, device=DEVICE) for side in lengths]
-    matches = align_scores_triton(kernel, *lengths, n_iters=5, diagonal_window=window)
-    plan = sinkhorn(kernel, *masks, n_iters=5)
+    config = PlasmaConfig(n_iters=5, diagonal_window=window)
+    matches = align_scores_triton(kernel, *lengths, config)
+    with use_kernels("torch"):
+        plan = sinkhorn(kernel, masks[1], n_iters=5)
     query, candidate = torch.randn(4, n, 6, device=DEVICE), torch.randn(4, m, 6, device=DEVICE)
     candidate[:, : min(n, m)] += 3 * query[:, :m]
-    transported = (matches.sent.unsqueeze(1) @ query).squeeze(1)
-    present = (matches.candidate_gate.unsqueeze(1) @ candidate).squeeze(1)
+    transported = (matches.transported.unsqueeze(1) @ query).squeeze(1)
+    present = (matches.matched.unsqueeze(1) @ candidate).squeeze(1)
     score = F.cosine_similarity(transported, present, dim=-1)
     if window:
-        score = score * matches.stretch.clamp(0, window) / window
+        score = score * matches.window.clamp(0, window) / window
     expected = published_score(plan, query, candidate, *masks, diagonal_window=window)
     assert expected.max() > 0.1
     torch.testing.assert_close(score.clamp(0, 1), expected, rtol=1e-5, atol=1e-5)
@@ -179,14 +174,18 @@ def test_matches_give_the_scores_of_the_plan(n, m, window):
     torch.testing.assert_close(mass, matched_mass(plan, *masks), rtol=1e-5, atol=1e-5)
 
 
-def test_the_modules_import_without_triton(monkeypatch):
-    package = ModuleType("without_triton")
-    package.__path__ = [os.path.dirname(cost_triton.__file__)]
-    monkeypatch.setitem(sys.modules, "without_triton", package)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("cost_triton", "plan_triton", "score_triton"):
-        monkeypatch.delitem(sys.modules, f"without_triton.{name}", raising=False)
-        assert not hasattr(import_module(f"without_triton.{name}"), "tl")
+def test_plain_torch_computes_without_triton():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from plasma_hf.kernels import kernel_for, use_kernels
+from plasma_hf.models.modeling_plasma import hinge_cost
+with use_kernels("triton"):
+    assert kernel_for("hinge_cost", torch.zeros(1)) is None
+    assert hinge_cost(torch.ones(1, 2, 3), torch.zeros(1, 1, 3)).tolist() == [[[3.0], [3.0]]]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_kernels_compile(tmp_path):
@@ -199,22 +198,22 @@ def test_kernels_compile(tmp_path):
 def compile_all(architecture):
     blocks = {"row_block": 4, "column_block": 32}  # small ones compile in less time
     gradient = {"residue_block": 4, "channel_block": 32, "sign": -1}
-    for module, name, constants in [
-        (cost_triton, "_cost_kernel", blocks),
-        (cost_triton, "_gradient_kernel", gradient),
-        # An argument of 1 is a constant to Triton.
-        (cost_triton, "_gradient_kernel", gradient | {"residues": 1, "others": 1, "channels": 1}),
-        (plan_triton, "_on_chip_kernel", blocks),
-        (plan_triton, "_streamed_kernel", blocks),
-        (plan_triton, "_adjoint_kernel", blocks),
-        (plan_triton, "_adjoint_kernel", blocks | {"rows": 1, "columns": 1, "n_iters": 1}),
-        (plan_triton, "_plan_kernel", blocks),
-        (plan_triton, "_gradient_kernel", blocks),
-        (score_triton, "_best_kernel", blocks),
-        (score_triton, "_sent_kernel", blocks),
-        (score_triton, "_stretch_kernel", blocks),
+    ones = {"rows": 1, "columns": 1, "n_iters": 1}  # an argument of 1 is a constant to Triton
+    for name, constants in [
+        ("_cost_kernel", blocks),
+        ("_cost_gradient_kernel", gradient),
+        ("_cost_gradient_kernel", gradient | {"residues": 1, "others": 1, "channels": 1}),
+        ("_on_chip_kernel", blocks),
+        ("_streamed_kernel", blocks),
+        ("_adjoint_kernel", blocks),
+        ("_adjoint_kernel", blocks | ones),
+        ("_plan_kernel", blocks),
+        ("_plan_gradient_kernel", blocks),
+        ("_best_kernel", blocks),
+        ("_sent_kernel", blocks),
+        ("_window_kernel", blocks),
     ]:
-        kernel = getattr(module, name)
+        kernel = getattr(cuda, name)
         types = {arg: argument_type(arg) for arg in kernel.arg_names}
         source = triton.compiler.ASTSource(
             kernel, types | dict.fromkeys(constants, "constexpr"), constants

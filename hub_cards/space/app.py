@@ -19,9 +19,8 @@ from transformers import pipeline
 
 import plasma_hf
 from plasma_hf.io import formats
-from plasma_hf.io import formats as search_formats
 from plasma_hf.io.formats import AlignedPair
-from plasma_hf.models.protein import Protein, RetrievalRecord, read_records, record_of
+from plasma_hf.models.protein import BACKBONE_ATOMS, Protein, read_protein, read_records
 
 HERE = Path(__file__).absolute().parent
 ROOT = HERE if (HERE / "demo").is_dir() else HERE.parent.parent  # a Space, or a clone
@@ -68,7 +67,7 @@ def searcher() -> Any:
     return pipeline("protein-retrieval", model=model, candidates=STRUCTURES)
 
 
-def read_input(text: str, file: str | None, part: str, name: str) -> RetrievalRecord:
+def read_input(text: str, file: str | None, part: str, name: str) -> Protein:
     """Read a protein from what a visitor gave: a file, or else a sequence or FASTA text.
 
     Args:
@@ -88,19 +87,20 @@ def read_input(text: str, file: str | None, part: str, name: str) -> RetrievalRe
             pasted.write_text(text, encoding="utf-8")
             record = read_file(pasted, part)
     else:
-        record = record_of({"id": name, "sequence": text}, name)
-    if len(record.residues) > MOST_RESIDUES:
+        record = read_protein({"id": name, "sequence": text}, name)
+    if len(record) > MOST_RESIDUES:
         raise ValueError(
-            f"{record.id} has {len(record.residues)} residues, and this page takes up to "
+            f"{record.id} has {len(record)} residues, and this page takes up to "
             f"{MOST_RESIDUES}; the library takes more: plasma-hf align."
         )
     return record
 
 
-def read_file(file: Path, part: str) -> RetrievalRecord:
+def read_file(file: Path, part: str) -> Protein:
     """Read one protein of a file; errors name the file, not the folder it was put into."""
     try:
-        return record_of(f"{file}:{part.strip()}" if part.strip() else file)
+        place = f"{file}:{part.strip()}" if part.strip() else file
+        return read_protein(place, "query", BACKBONE_ATOMS)
     except (ValueError, OSError) as error:
         raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
 
@@ -111,10 +111,9 @@ def align(*given: Any) -> list[Any]:
     Returns:
         Summary, figure, pairs, rows and downloads, as the page shows them.
     """
-    records = [read_input(*given[:3], name="query"), read_input(*given[3:], name="candidate")]
-    query, candidate = (Protein(record.id, record.residues) for record in records)
-    result = aligner()((query, candidate), return_plan=True)
-    pair = AlignedPair(query, candidate, result)
+    records = read_input(*given[:3], name="query"), read_input(*given[3:], name="candidate")
+    result = aligner()(records, return_plan=True)
+    pair = AlignedPair(*records, result)
     return [
         alignment_summary(pair, records),
         plan_figure(result["plan"], result["segments"], records),
@@ -135,7 +134,7 @@ def search(text: str, file: str | None, part: str, top_k: int) -> list[Any]:
     hits = [hit | {"source": hit["id"]} for hit in found]  # not where they are on this machine
     return [
         hit_table(query, hits, NAMES),
-        downloads("hits", search_formats.FORMATS, query.id, len(query.residues), hits),
+        downloads("hits", formats.HIT_FORMATS, query.id, len(query), hits),
     ]
 
 

@@ -12,32 +12,32 @@ from typing import Any
 
 from plasma_hf import DEFAULT_CHECKPOINT
 from plasma_hf.io.formats import AlignedPair, spell
-from plasma_hf.models.protein import RetrievalRecord
+from plasma_hf.models.protein import Protein
 
 Segments = Sequence[Mapping[str, Any]]
 
 
-def residue_names(record: RetrievalRecord) -> list[str]:
+def residue_names(record: Protein) -> list[str]:
     """Name residues by letter and number: the file's for a structure, else counted from 1.
 
     A chain is named where there are several.
     """
-    content = record.content
-    if isinstance(content, str):
-        return [f"{letter}{number}" for number, letter in enumerate(content, start=1)]
-    several = len(set(content.chain_ids)) > 1
+    structure = record.structure
+    if structure is None:
+        return [f"{letter}{number}" for number, letter in enumerate(record.sequence or "", 1)]
+    several = len(set(structure.chain_ids)) > 1
     return [
         f"{chain}:{letter}{number}" if several else f"{letter}{number}"
         for chain, letter, number in zip(
-            content.chain_ids, content.sequence, content.author_numbers, strict=True
+            structure.chain_ids, structure.sequence, structure.author_numbers, strict=True
         )
     ]
 
 
-def alignment_summary(pair: AlignedPair, records: Sequence[RetrievalRecord]) -> str:
+def alignment_summary(pair: AlignedPair, records: Sequence[Protein]) -> str:
     """Write score, what it means, and the segments."""
     score = pair.result["score"]
-    compared = " and ".join(f"{r.id}, {len(r.residues)} residues" for r in records)
+    compared = " and ".join(f"{r.id}, {len(r)} residues" for r in records)
     text = f'<p class="score"><b>{score:.3f}</b> score, 0 to 1</p><p>{escape(compared)}.'
     text += f" {escape(meaning(score))}</p>"
     segments = pair.result["segments"]
@@ -78,7 +78,7 @@ def meaning(score: float) -> str:
     return ""
 
 
-def pair_table(segments: Segments, records: Sequence[RetrievalRecord]) -> str:
+def pair_table(segments: Segments, records: Sequence[Protein]) -> str:
     """Write one line for each pair of aligned residues."""
     if not segments:
         return "<p>None.</p>"
@@ -91,9 +91,9 @@ def pair_table(segments: Segments, records: Sequence[RetrievalRecord]) -> str:
     return table(("Segment", "Query", "Candidate", "Weight"), rows)
 
 
-def hit_table(query: RetrievalRecord, hits: Segments, names: Mapping[str, str]) -> str:
+def hit_table(query: Protein, hits: Segments, names: Mapping[str, str]) -> str:
     """Write the hits, best first, with names by the beginning of their ids."""
-    text = f"<p><b>{escape(query.id)}</b>, {len(query.residues)} residues"
+    text = f"<p><b>{escape(query.id)}</b>, {len(query)} residues"
     text += f"; those that weigh most: {residues(hits[0]['explain']['query'])}.</p>"
     lines = "".join(
         f"<tr><td>{hit['rank']}</td><td><b>{escape(hit['id'].partition('.')[0])}</b> "

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from html_parts import residue_names
 from numpy.typing import ArrayLike, NDArray
 
-from plasma_hf.models.protein import RetrievalRecord
+from plasma_hf.models.protein import Protein
 
 CELLS = 500
 """Cells along a side; the residues of a longer protein share them."""
@@ -19,7 +19,7 @@ OUTLINE = "#d9822b"
 
 
 def plan_figure(
-    plan: ArrayLike, segments: Sequence[Mapping[str, Any]], records: Sequence[RetrievalRecord]
+    plan: ArrayLike, segments: Sequence[Mapping[str, Any]], records: Sequence[Protein]
 ) -> go.Figure:
     """Draw a plan, the query downwards, with its segments outlined and numbered.
 

@@ -33,7 +33,7 @@ ALIGN_HELP = f"""
 Align proteins: which residues of A correspond to which of B.
 
 A and B are each a sequence; a FASTA, PDB or mmCIF file, also .gz, with every record in it or the
-one named as FILE:RECORD; or '-' for standard input, FASTA or one bare sequence a line. Every
+one named as FILE:RECORD; or '-' for standard input, FASTA or one bare sequence per line. Every
 protein of A is aligned with every one of B.
 
 A record that cannot be used is reported on standard error, the rest is done, and the exit code
@@ -51,9 +51,9 @@ Examples:
 \b
 Formats:
   text  each segment in rows, residues counted from 1
-  json  one object a pair and line (JSON Lines): ids, lengths, and the result of the Python
+  json  one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
         pipeline as it is, so residues are counted from 0 and ends are exclusive
-  tsv   one line a segment, residues counted from 1, with the columns
+  tsv   one line per segment, residues counted from 1, with the columns
 
 \b
 {chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}
@@ -153,13 +153,18 @@ def _texts(
 
 def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
     """Read both sides, and say which records cannot be used."""
+    from ..models.protein import Protein, clean_sequence
+
     if a == b == "-":
         fail("one of A and B can be '-', standard input; give the other as a sequence or a file")
+    sides: list[list[Protein]] = [[], []]
     messages: dict[str, None] = {}  # each once, also where A and B are the same file
-    sides = [
-        list(_usable(_read_side(value, side), messages))
-        for value, side in ((a, "query"), (b, "candidate"))
-    ]
+    for kept, value, name in zip(sides, (a, b), ("query", "candidate"), strict=True):
+        for what, protein in _read_side(value, name):
+            try:
+                kept.append(Protein(protein.id, clean_sequence(protein.sequence or "", what)))
+            except ValueError as error:
+                messages[str(error)] = None
     for message in messages:
         skipped.report(message)
     return sides
@@ -182,18 +187,8 @@ def _parse(text: str) -> list[Protein]:
     from ..models.protein import Protein, parse_fasta
 
     if not text.strip():
-        fail("standard input is empty; it takes FASTA or one sequence a line")
+        fail("standard input is empty; it takes FASTA or one sequence per line")
     if text.lstrip().startswith(">"):
         return list(parse_fasta(text.splitlines()))
     lines = enumerate(text.splitlines(), start=1)
     return [Protein(f"line{number}", line) for number, line in lines if line.strip()]
-
-
-def _usable(named: Iterable[tuple[str, Protein]], messages: dict[str, None]) -> Iterator[Protein]:
-    from ..models.protein import Protein, clean_sequence
-
-    for name, protein in named:
-        try:
-            yield Protein(protein.id, clean_sequence(protein.sequence or "", name))
-        except ValueError as error:
-            messages[str(error)] = None

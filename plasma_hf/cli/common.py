@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -85,12 +85,12 @@ def compilation_announced() -> Iterator[None]:
     times: list[float] = []
 
     class Compilation(event.Listener):
-        def on_start(self, event: Any) -> None:
+        def on_start(self, _event: Any) -> None:
             if not times:
                 say("compiling the kernels, once for this installation, in about half a minute")
             times.append(time.monotonic())
 
-        def on_end(self, event: Any) -> None:
+        def on_end(self, _event: Any) -> None:
             times.append(time.monotonic())
 
     with event.install_listener("numba:compile", Compilation()):
@@ -125,15 +125,11 @@ def _usable(device: str | None) -> str | None:
     return device
 
 
-Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")]
 OutputFile = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write instead of the screen.")
 ]
 OutputFormat = Annotated[
     Literal["text", "json", "tsv"], typer.Option("--format", "-f", help="What to write.")
-]
-BackboneName = Annotated[
-    str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
 ]
 Recipe = Annotated[
     str | None,
@@ -173,53 +169,38 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def training_arguments(
-    epochs: float | None, batch_size: int | None, learning_rate: float | None, device: str | None
-) -> dict[str, Any]:
-    """Name options as `TrainingArguments` does."""
-    return given(
-        {
-            "num_train_epochs": epochs,
-            "per_device_train_batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "use_cpu": True if device == "cpu" else None,
-        }
-    )
-
-
 def read_settings(
-    settings: Iterable[str], config_class: type
+    settings: Iterable[str], config_class: type, device: str | None, **named: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort `FIELD=VALUE` into fields of a model's configuration and of `TrainingArguments`."""
+    """Sort `FIELD=VALUE`, and options by the name of their field.
+
+    Returns:
+        Fields of the model's configuration, and of `TrainingArguments`.
+    """
     from dataclasses import fields
 
     from transformers import TrainingArguments
 
-    own, training = (
-        {field.name: field.default for field in fields(kind)}
-        for kind in (config_class, TrainingArguments)
-    )
-    del training["output_dir"]  # is --output
-    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    own = {field.name: field.default for field in fields(config_class)}
+    defaults = {field.name: field.default for field in fields(TrainingArguments)} | own
+    del defaults["output_dir"]  # is --output
+    values = given(named) | ({"use_cpu": True} if device == "cpu" else {})
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            fail(f"--set {setting} has no value; give FIELD=VALUE, as --set warmup_steps=100")
-        if name not in own | training:
-            near = get_close_matches(name, own | training, 3)
+        name, _, text = setting.partition("=")
+        if not text or name not in defaults:
+            near = " or ".join(get_close_matches(name, defaults))
             fail(
-                f"--set {name}: neither {config_class.__name__} nor TrainingArguments has such a "
-                f"field; {'is it ' + ' or '.join(near) if near else 'see their documentation'}"
+                f"--set {setting}: give FIELD=VALUE, with a field of {config_class.__name__} or "
+                f"TrainingArguments{f', as {near}' if near else ''}"
             )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        default = (own | training)[name]
-        if isinstance(default, int | float) and not isinstance(value, int | float):
-            fail(f"--set {setting}: {name} is {default} by default; give a value like it")
-        found[name not in own][name] = value
-    return found
+        values[name] = text
+        with suppress(ValueError):
+            values[name] = json.loads(text)
+        default = defaults[name]
+        if isinstance(default, int | float) and not isinstance(values[name], int | float):
+            fail(f"--set {setting}: {name} is {default} by default; give a value of its kind")
+    config = {name: value for name, value in values.items() if name in own}
+    return config, {name: value for name, value in values.items() if name not in own}
 
 
 # --- Models and structures, loaded.
@@ -328,7 +309,7 @@ def _read(path: Path, bad: list[Any]) -> Any:
     from ..io.structures import pair_of, read_structure_folder, row_to_pair
 
     if path.suffix != ".parquet":
-        return (pair_of(structure) for structure in read_structure_folder(path, bad))
+        return (pair_of(structure) for structure in read_structure_folder(path, bad.append))
     try:
         from datasets import Dataset
     except ImportError as error:

@@ -22,7 +22,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..data.store import Embedder, EmbeddingStore
+    from ..data.store import EmbeddingStore
     from ..io.sequences import BadRecord
     from ..models.modeling_backbone import Backbone
     from ..models.modeling_plasma import PlasmaModel
@@ -36,7 +36,7 @@ folder written by datasets.save_to_disk. The store is a folder. A protein is fou
 or its sequence; equal sequences are kept once, and what is there already is not computed again.
 
 A job that was stopped goes on when the same command is run again. The same command with other
-files adds them. A store is of one model and recipe; another is refused.
+files adds them. A store is of one model and input format; another is refused.
 
 A record that cannot be used is reported on standard error, the rest is done, and the exit code
 is 2. It is also 2 where a file or an option cannot be used.
@@ -54,8 +54,8 @@ With a language model, which is downloaded first:
       --backbone facebook/esm2_t33_650M_UR50D --output esm2
 
 \b
-On two GPUs, each of which computes its share (bad records are reported, but do not set the exit
-code, at which torchrun would stop the other process):
+On two GPUs, each of which computes its share (invalid records are reported, but do not set the
+exit code, at which torchrun would stop the other process):
   torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
       --backbone facebook/esm2_t33_650M_UR50D --output esm2
 """
@@ -148,24 +148,11 @@ def _read(
     for file in files:
         wrong: list[BadRecord] = []
         try:
-            proteins += read_sequences(file, id_column, sequence_column, bad=wrong)
+            proteins += read_sequences(file, id_column, sequence_column, wrong.append)
         except (ValueError, OSError) as error:
             bad.append(BadRecord(str(file), str(error)))
         bad += [BadRecord(f"{file}: {record.id}", record.reason) for record in wrong]
     return proteins, bad
-
-
-def load_backbone_for(
-    option: str, name: str, recipe: str | None, device: str | None, trust_remote_code: bool
-) -> Backbone:
-    """Load what `option` names; "default" is the backbone of the bundled model."""
-    from ..models.modeling_backbone import Backbone
-
-    named = None if name == "default" else name
-    embedder, _ = load_embedder(None, named, recipe, None, device, trust_remote_code)
-    if not isinstance(embedder, Backbone):
-        fail(f"{option} {name} is no backbone that a head can stand on")
-    return embedder
 
 
 def load_embedder(
@@ -175,7 +162,7 @@ def load_embedder(
     revision: str | None,
     device: str | None,
     trust_remote_code: bool,
-) -> tuple[Embedder, PlasmaModel | None]:
+) -> tuple[Backbone, PlasmaModel | None]:
     """Load a backbone alone, or a PLASMA model as backbone and head."""
     from transformers import AutoProcessor
     from transformers.utils import logging

@@ -9,12 +9,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
+from typer import Option
 
 from .common import (
     Device,
@@ -22,7 +23,9 @@ from .common import (
     MaxResidues,
     MinResidues,
     RemoteCode,
+    Skipped,
     Structures,
+    compilation_announced,
     fail,
     given,
     load_model,
@@ -32,7 +35,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..data.pairs import ProteinPair, SiteProtein
+    from ..data.pairs import ProteinPair
     from ..data.splits import PairSplits
     from ..data.store import Embedder
     from ..evaluation import Aligner, EmbeddingSource, Run, TruthRun
@@ -49,6 +52,10 @@ BASELINES = (
     "foldseek",
 )
 PARTS = ("test", "test_hard")
+Paths = list[Path] | None
+Names = list[str] | None
+Counts = list[int] | None
+Numbers = list[float] | None
 SHORT = {"kernel_scale": "kernel scale", "n_iters": "iterations", "diagonal_window": "window"}
 
 
@@ -73,18 +80,10 @@ class NamedSource(NamedTuple):
 
 @dataclass
 class Aligners:
-    """Make the aligners of an evaluation.
+    """Make the aligners of an evaluation from what the options name.
 
-    Attributes:
-        models: "default", "pf", or folders and Hub ids, in which `{seed}` stands for a seed.
-        backbones: Folders or Hub ids.
-        stores: Folders of embedding stores.
-        baselines: By name.
-        structures: Folder of structures, for the baselines that read them.
-        sweep: Fields of `PlasmaConfig`, with the values to go through.
-        device: Where models run.
-        trust_remote_code: Whether models may bring code.
-        not_found: Programs of baselines that are not here, which are left out.
+    `sweep` has the fields of `PlasmaConfig` and the values to go through; `not_found` gets the
+    baselines whose program is not here, which are left out.
     """
 
     models: Sequence[str]
@@ -103,10 +102,10 @@ class Aligners:
         from ..evaluation import StoredEmbeddings
 
         self._sources: dict[tuple[Any, ...], NamedSource] = {}
-        self._load = cache(self._load_model)
+        self._load = lru_cache(maxsize=4)(self._load_model)
         for folder in self.stores:
             store = EmbeddingStore.open(folder)
-            self._add(store.identity, StoredEmbeddings(store), store.header.hidden_size)
+            self._add(store.fingerprint, StoredEmbeddings(store), store.header.hidden_size)
         for name in self.backbones:
             self._source_of(self._embedder(backbone=name)[0])
         self._given = list(self._sources.values())
@@ -125,12 +124,8 @@ class Aligners:
             for source in [own] if own else sources:
                 head_width(model, source.width)  # raises where they do not fit
                 found += self._swept(name, model, source)
-        found += [
-            ON_EMBEDDINGS[baseline](source.source, source.name)
-            for source in sources
-            for baseline in self.baselines
-            if baseline in ON_EMBEDDINGS
-        ]
+        chosen = [ON_EMBEDDINGS[name] for name in self.baselines if name in ON_EMBEDDINGS]
+        found += [kind(source.source, source.name) for source in sources for kind in chosen]
         found += self._without_embeddings
         names = [(aligner.name, getattr(aligner, "backbone", "")) for aligner in found]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -179,9 +174,9 @@ class Aligners:
     def _source_of(self, embedder: Embedder) -> NamedSource:
         from ..evaluation import CachedEmbeddings
 
-        known = self._sources.get(_key(embedder.identity))
+        known = self._sources.get(_key(embedder.fingerprint))
         return known or self._add(
-            embedder.identity, CachedEmbeddings(embedder), embedder.hidden_size
+            embedder.fingerprint, CachedEmbeddings(embedder), embedder.hidden_size
         )
 
     def _add(self, identity: Any, source: EmbeddingSource, width: int) -> NamedSource:
@@ -226,7 +221,7 @@ and without these, of the models' own backbones.
 sweep, and all combinations are evaluated.
 
 OUT gets evaluation.md, evaluation.json (the same again for the same seeds), timing.json, pairs.csv
-with every pair, and pictures of curves and plans. A row or pair that cannot be used is named, the
+with every pair, and figures of curves and plans. A row or pair that cannot be used is named, the
 rest is done, and the exit code is 2. It is also 2 where a file or an option cannot be used.
 
 \b
@@ -241,66 +236,40 @@ Examples:
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
-    sites: Annotated[
-        list[Path] | None, typer.Option(help="Table of sites; can be repeated.")
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="What its sites are; by default the file's name.")
-    ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="default, pf, or a model; default by default.")
-    ] = None,
-    backbone: Annotated[
-        list[str] | None, typer.Option(help="Folder or Hub id of a backbone; can be repeated.")
-    ] = None,
-    store: Annotated[
-        list[Path] | None, typer.Option(help="Embedding store of all proteins; can be repeated.")
-    ] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(help="What to compare with; can be repeated.", **_one_of(BASELINES)),
-    ] = None,
+    out: Annotated[Path, Option("--out", "-o", help="Folder of the results.")],
+    sites: Annotated[Paths, Option(help="Table of sites; can be repeated.")] = None,
+    task: Annotated[Names, Option(help="What its sites are; by default the file's name.")] = None,
+    model: Annotated[Names, Option(help="default, pf, or a model; default by default.")] = None,
+    backbone: Annotated[Names, Option(help="Folder or Hub id; can be repeated.")] = None,
+    store: Annotated[Paths, Option(help="Embedding store of all proteins; repeatable.")] = None,
+    baseline: Annotated[Names, Option(help="To compare with.", **_one_of(BASELINES))] = None,
     structures: Annotated[
-        Path | None, typer.Option(help="Folder of {uid}.pdb or .cif, for tm-align and foldseek.")
+        Path | None, Option(help="Folder of {uid}.pdb or .cif, for tm-align and foldseek.")
     ] = None,
     protocol: Annotated[
-        Literal["strict", "upstream"], typer.Option(help="How pairs are drawn.")
+        Literal["strict", "upstream"], Option(help="How pairs are drawn.")
     ] = "strict",
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Seed of a draw; 1 by default; can be repeated.")
-    ] = None,
+    seed: Annotated[Counts, Option(help="Of a draw; 1 by default; can be repeated.")] = None,
     pairs: Annotated[
         int | None,
-        typer.Option(min=2, help="Pairs of a draw, training included; a fifth of them is tested."),
+        Option(min=2, help="Pairs of a draw, training included; a fifth of them is tested."),
     ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Which pairs; both by default.", **_one_of(PARTS))
-    ] = None,
-    kernel_scale: Annotated[list[float] | None, typer.Option(help="Sweep of kernel_scale.")] = None,
-    iterations: Annotated[
-        list[int] | None, typer.Option(help="Sweep of Sinkhorn iterations.")
-    ] = None,
-    threshold: Annotated[
-        list[float] | None, typer.Option(help="Sweep of the weight that counts as matched.")
-    ] = None,
-    window: Annotated[
-        list[int] | None, typer.Option(help="Sweep of the diagonal window; 0 for none.")
-    ] = None,
-    alignments: Annotated[
-        list[Path] | None,
-        typer.Option(help="Reference alignments, JSON, also .gz; can be repeated."),
-    ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Pairs whose plans are drawn.")] = 2,
-    pictures: Annotated[
-        Literal["png", "svg", "none"], typer.Option(help="Format of pictures.")
-    ] = "png",
+    split: Annotated[Names, Option(help="Which pairs; both by default.", **_one_of(PARTS))] = None,
+    kernel_scale: Annotated[Numbers, Option(help="Sweep of kernel_scale.")] = None,
+    iterations: Annotated[Counts, Option(help="Sweep of Sinkhorn iterations.")] = None,
+    threshold: Annotated[Numbers, Option(help="Sweep of the weight counted as matched.")] = None,
+    window: Annotated[Counts, Option(help="Sweep of the diagonal window; 0 for none.")] = None,
+    alignments: Annotated[Paths, Option(help="Reference alignments, JSON, also .gz.")] = None,
+    examples: Annotated[int, Option(min=0, help="Pairs whose plans are drawn.")] = 2,
+    pictures: Annotated[Literal["png", "svg", "none"], Option(help="Format of figures.")] = "png",
     device: Device = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
-    with one_line_errors():
+    with one_line_errors() as skipped, compilation_announced():
+        from ..data.sites import read_site_table
         from ..data.splits import make_splits
+        from ..evaluation import read_reference_pairs, run_residue_truth
         from ..evaluation.plots import draw_curves
         from ..evaluation.report import Evaluation, write_evaluation
 
@@ -326,17 +295,20 @@ def evaluate(
         truths: list[TruthRun] = []
         left_out: list[str] = []
         for name, path in tasks.items():
-            proteins, problems = _read_sites(path)
-            left_out += problems
+            proteins, invalid = read_site_table(path)
+            lines = [f"{path}: row {row.row} ({row.uid}): {row.reason}" for row in invalid]
+            left_out += _reported(skipped, lines)
             splits = [make_splits(proteins, protocol, number, pairs) for number in seeds]
             evaluation.runs += _evaluate_sites(aligners, splits, name, parts)
             if pictures != "none" and examples:
                 first = [pair for part in reversed(parts) for pair in getattr(splits[0], part)]
                 _draw_examples(aligners.of_seed(seeds[0]), first, examples, out, pictures)
         for path in alignments or []:
-            found, problems = _evaluate_alignments(aligners.of_seed(seeds[0]), path)
-            truths += found
-            left_out += problems
+            references, problems = read_reference_pairs(path)
+            left_out += _reported(skipped, [f"{path}: {line}" for line in problems])
+            name = path.name.split(".")[0]
+            found = (run_residue_truth(a, references, name) for a in aligners.of_seed(seeds[0]))
+            truths += [run for run in found if run is not None]
         settings = {
             "sites": {name: str(path) for name, path in tasks.items()},
             "protocol": protocol,
@@ -349,16 +321,19 @@ def evaluate(
         text = write_evaluation(out, evaluation, truths, left_out, settings)
         if pictures != "none":
             draw_curves(evaluation.runs, out, pictures)
-        failed = _reported(
+        failed = [
             "{task}, {split}, seed {seed}, {aligner}: {query} and {candidate}: {error}".format(**p)
             for p in evaluation.problems
-        )
-        failed += _reported(
-            f"{run.reference}, {run.aligner}: {line}" for run in truths for line in run.problems
-        )
+        ]
+        failed += [f"{t.reference}, {t.aligner}: {line}" for t in truths for line in t.problems]
+        _reported(skipped, failed)
         _show(text)
-    if left_out or failed:
-        raise typer.Exit(2)
+
+
+def _reported(skipped: Skipped, lines: list[str]) -> list[str]:
+    for line in lines:
+        skipped.report(line)
+    return lines
 
 
 def _named_tables(sites: list[Path], tasks: list[str]) -> dict[str, Path]:
@@ -368,13 +343,6 @@ def _named_tables(sites: list[Path], tasks: list[str]) -> dict[str, Path]:
     if len(set(names)) < len(names):
         fail(f"tasks of the same name: {', '.join(names)}; tell them apart by --task")
     return dict(zip(names, sites, strict=True))
-
-
-def _read_sites(path: Path) -> tuple[list[SiteProtein], list[str]]:
-    from ..data.sites import read_site_table
-
-    proteins, rows = read_site_table(path)
-    return proteins, _reported(f"{path}: row {r.row} ({r.uid}): {r.reason}" for r in rows)
 
 
 def _evaluate_sites(
@@ -397,26 +365,6 @@ def _draw_examples(
     chosen = choose_examples(pairs, count)
     for aligner in aligners:
         draw_plans(aligner, chosen, out / "plans", ending)
-
-
-def _evaluate_alignments(
-    aligners: Sequence[Aligner], path: Path
-) -> tuple[list[TruthRun], list[str]]:
-    from ..evaluation import read_reference_pairs, run_residue_truth
-
-    references, problems = read_reference_pairs(path)
-    problems = _reported(f"{path}: {line}" for line in problems)
-    name = path.name.split(".")[0]
-    runs = [run_residue_truth(aligner, references, name) for aligner in aligners]
-    return [run for run in runs if run is not None], problems
-
-
-def _reported(lines: Iterator[str]) -> list[str]:
-    """Report lines on standard error, and return them."""
-    kept = list(lines)
-    for line in kept:
-        report(line)
-    return kept
 
 
 def _show(text: str) -> None:
@@ -451,17 +399,10 @@ Examples:
 
 def evaluate_protalign(
     structures: Structures,
-    out: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder of the results.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="default, or a model; default by default; can be repeated."),
-    ] = None,
-    part: Annotated[
-        Literal["test", "validation", "all"], typer.Option(help="Pairs to evaluate on.")
-    ] = "test",
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Of splits; 0 by default; can be repeated.")
-    ] = None,
+    out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
+    model: Annotated[Names, Option(help="default, or a model; can be repeated.")] = None,
+    part: Annotated[Literal["test", "validation", "all"], Option(help="Of the pairs.")] = "test",
+    seed: Annotated[Counts, Option(help="Of splits; 0 by default; can be repeated.")] = None,
     identity: Identity = None,
     min_residues: MinResidues = 20,
     max_residues: MaxResidues = 1024,
@@ -479,8 +420,8 @@ def evaluate_protalign(
         found = RetrievalReport("model")
         for number in seeds:
             shares = (0.0, 0.0, 1.0) if part == "all" else (0.8, 0.1, 0.1)
-            parts = split_pairs(pairs, number, shares, **options)
-            chosen = parts.validation if part == "validation" else parts.test
+            drawn = split_pairs(pairs, number, shares, **options)
+            chosen = drawn.validation if part == "validation" else drawn.test
             for name in model or ["default"]:
                 folder = name.replace("{seed}", str(number))
                 if part != "all":

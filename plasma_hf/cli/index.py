@@ -52,7 +52,7 @@ Examples:
 ADD_HELP = """
 Add records to an index.
 
-A record that is there with the same content is passed over. Where its id stands for other content,
+A record that is there with the same content stays as it is. Where its id stands for other content,
 it is reported, or takes the place of that with --replace. INPUT is what `index build` takes.
 
 \b
@@ -182,14 +182,14 @@ def info(
     rows = {
         "model": header.made_by.model,
         "weights": header.made_by.weights,
-        "recipe": header.made_by.recipe,
+        "input format": header.made_by.recipe,
         "records": f"{header.count}" + (f" ({', '.join(kinds)})" if kinds else ""),
         "width": header.width,
         "search": f"approximate ({header.factory})" if header.factory else "exact",
         "written by": f"plasma_hf {header.written_by}",
     }
     for name, value in rows.items():
-        typer.echo(f"{name:<11} {value}")
+        typer.echo(f"{name:<13} {value}")
 
 
 def _report(done: IndexReport, folder: Path, skipped: Skipped) -> None:

@@ -23,7 +23,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..models.protein import RetrievalRecord
+    from ..models.protein import Protein
 
 SEARCH_HELP = f"""
 Find the structures or sequences that are nearest to a query.
@@ -45,9 +45,9 @@ Examples:
 \b
 Formats:
   text  a table for each query
-  json  one object a query and line (JSON Lines): id and length of the query, and the result of
+  json  one object per query and line (JSON Lines): id and length of the query, and the result of
         the Python pipeline as it is
-  tsv   one line a hit, with the columns
+  tsv   one line per hit, with the columns
 
 \b
 {chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}
@@ -67,7 +67,7 @@ def search(
     sequences: Annotated[
         Path | None, typer.Option(help="FASTA, CSV, ... file of sequences to search.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Hits of a query.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Hits per query.")] = 5,
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the residues that the model weighs most.")
     ] = False,
@@ -101,8 +101,7 @@ def search(
             if not searched["candidates"]:
                 fail(f"{place} holds nothing that can be searched")
         pipe = _pipeline(loaded, batch_size, searched)
-        for name, reason in pipe.bad_candidates:
-            skipped.report(f"{name}: {reason}")
+        skipped.report_records(pipe.invalid_candidates)
         results = pipe(iter(queries), top_k=top_k, explain=explain, on_error="report")
 
         def texts() -> Iterator[str]:
@@ -111,7 +110,7 @@ def search(
                 if "error" in hits:
                     skipped.report(f"{query.id}: {hits['error']}")
                     continue
-                yield HIT_FORMATS[format_name].render(query.id, len(query.residues), hits)
+                yield HIT_FORMATS[format_name].render(query.id, len(query), hits)
 
         write(texts(), output)
 
@@ -125,18 +124,18 @@ def _check_one_of(what: str, **options: Any) -> None:
 
 def _read_queries(
     sequence: str | None, fasta: str | None, structure: str | None, bad: list[Any]
-) -> list[RetrievalRecord]:
+) -> list[Protein]:
     """Read all records of a file, or the one that is named."""
-    from ..models.protein import record_of
+    from ..models.protein import BACKBONE_ATOMS, read_protein
     from ..search import read_records
 
     if sequence is not None and "." in sequence and Path(sequence).is_file():
         fail(f"--sequence {sequence} is a file; give it as --fasta or --structure")
     if sequence is not None:
-        return [record_of({"id": "query", "sequence": sequence})]
+        return [read_protein({"id": "query", "sequence": sequence}, "query")]
     place = fasta or structure or ""
     if not Path(place).exists():  # FILE:RECORD
-        return [record_of(Path(place))]
+        return [read_protein(Path(place), "query", BACKBONE_ATOMS)]
     return list(read_records([place], bad, "sequence" if fasta else "structure"))
 
 

@@ -10,38 +10,38 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .common import (
-    BackboneName,
     Device,
     Identity,
     MaxResidues,
     MinResidues,
-    Output,
     Recipe,
     RemoteCode,
     Structures,
     compilation_announced,
-    given,
     load_structure_encoder,
     one_line_errors,
     read_pairs,
     read_settings,
     report,
-    training_arguments,
 )
-from .embed import load_backbone_for
+from .embed import load_embedder
 
 if TYPE_CHECKING:
     from ..io.structures import StructurePair
     from ..models.modeling_backbone import Backbone
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
+    from ..training.residue_contrast import ResidueTraining
 
 train_app = typer.Typer(
     no_args_is_help=True, help="Train models.", rich_markup_mode=None, add_completion=False
 )
 
+Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")]
+BackboneName = Annotated[
+    str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
+]
 Preset = Annotated[Literal["improved", "published"], typer.Option(help="Training settings.")]
 Epochs = Annotated[float | None, typer.Option(min=0, help="Times to go through the pairs at most.")]
-LearningRate = Annotated[float | None, typer.Option(help="Of the optimiser, at its highest.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,11 +62,11 @@ PLASMA_HELP = """
 Train a PLASMA head on a table of proteins with labelled sites, and measure it.
 
 The table is a CSV file with the columns uid, interpro_id (the family), seq_full and label (a JSON
-list of 0 and 1, one a residue). Pairs of one family are positive. With --protocol strict, sets
+list of 0 and 1, one per residue). Pairs of one family are positive. With --protocol strict, sets
 share no protein and no sequence cluster, and negative pairs have the lengths of positive ones;
 upstream is the published way.
 
-The folder --output then holds the head, which loads with its backbone, a card with the figures of
+The folder --output then holds the head, which loads with its backbone, a card with the metrics of
 the run, metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with
 --resume, and ends in the same weights.
 
@@ -79,6 +79,8 @@ Examples:
   plasma-hf train plasma --sites active_site.csv --preset published \\
       --protocol upstream --seed 42 --output published
   plasma-hf train plasma --sites active_site.csv --fraction 0.1 --output tenth
+  plasma-hf train plasma --sites active_site.csv --output other \\
+      --set head=lrl --set learning_rate=1e-3
   plasma-hf train plasma --sites active_site.csv --output active_site --resume
 
 \b
@@ -113,7 +115,6 @@ def train_plasma(
     fraction: Annotated[float, typer.Option(help="Share of the training pairs to use.")] = 1.0,
     epochs: Epochs = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs of a batch.")] = None,
-    learning_rate: LearningRate = None,
     width: Annotated[int | None, typer.Option(min=1, help="Inner width of the head.")] = None,
     kernel_scale: Annotated[float | None, typer.Option(help="What multiplies the cost.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Of Sinkhorn.")] = None,
@@ -125,13 +126,21 @@ def train_plasma(
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
-        from ..data.pairs import read_site_table
+        from ..data.sites import read_site_table
         from ..data.splits import make_splits
         from ..models.configuration_plasma import PlasmaConfig
-        from ..training.run import PlasmaRun
+        from ..training import PlasmaRun
 
-        config, arguments = read_settings(settings or [], PlasmaConfig)
-        named = {"head_size": width, "kernel_scale": kernel_scale, "n_iters": iterations}
+        config, arguments = read_settings(
+            settings or [],
+            PlasmaConfig,
+            device,
+            head_size=width,
+            kernel_scale=kernel_scale,
+            n_iters=iterations,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+        )
         proteins, bad = read_site_table(sites)
         for row in bad:
             skipped.report(f"{sites}: row {row.row} ({row.uid or 'no uid'}): {row.reason}")
@@ -144,14 +153,22 @@ def train_plasma(
             seed=seed,
             fraction=fraction,
             store=store,
-            config=config | given(named),
-            arguments=arguments | training_arguments(epochs, batch_size, learning_rate, device),
+            config=config,
+            arguments=arguments,
             details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
         )
-        under = load_backbone_for("--backbone", backbone, recipe, device, trust_remote_code)
+        under = load_backbone_for(backbone, recipe, device, trust_remote_code)
         metrics = run.train(splits, under, resume=resume)
         shown = ("roc_auc", "average_precision", "f1_max", "label_match_score")
         _report(metrics, shown, f"{output} holds the head, its card and metrics.json")
+
+
+def load_backbone_for(
+    name: str, recipe: str | None, device: str | None, trust_remote_code: bool
+) -> Backbone:
+    """Load a backbone to train on; "default" is that of the bundled model."""
+    named = None if name == "default" else name
+    return load_embedder(None, named, recipe, None, device, trust_remote_code)[0]
 
 
 def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: str) -> None:
@@ -180,7 +197,7 @@ With --train-encoders none, embeddings are computed once and two attention pools
 structure trains the structure encoder along, all both encoders, lora the sequence encoder by small
 matrices beside its weights.
 
-The folder --output then holds the model with its encoders, a card with the figures of the run,
+The folder --output then holds the model with its encoders, a card with the metrics of the run,
 metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with --resume, and
 ends in the same weights.
 
@@ -234,7 +251,6 @@ def train_protalign(
         int | None,
         typer.Option(min=2, help="Pairs that are compared with each other, per process."),
     ] = None,
-    learning_rate: LearningRate = None,
     settings: Settings = None,
     store: Store = None,
     device: Device = None,
@@ -244,20 +260,24 @@ def train_protalign(
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     with one_line_errors() as skipped:
         from ..models.configuration_protalign import ProtAlignConfig
-        from ..training.run import ProtAlignRun
-        from ..training.structure_data import split_pairs
+        from ..training import ProtAlignRun, split_pairs
+        from ..training.residue_contrast import ResidueTraining
 
-        config, arguments = read_settings(settings or [], ProtAlignConfig)
+        config, arguments = read_settings(
+            settings or [],
+            ProtAlignConfig,
+            device,
+            loss=loss,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+        )
         pairs = read_pairs(structures, min_residues, max_residues, skipped)
         parts = split_pairs(pairs, seed, identity=identity)
-        backbone = load_backbone_for(
-            "--sequence-backbone", sequence_backbone, recipe, device, trust_remote_code
-        )
+        backbone = load_backbone_for(sequence_backbone, recipe, device, trust_remote_code)
         encoder = load_structure_encoder(structure_encoder, seed, device)
         if residue_steps:
-            _train_residues(
-                parts.train, backbone, encoder, residue_steps, output, seed, device, resume
-            )
+            training = ResidueTraining(steps=residue_steps, seed=seed, device=device)
+            _train_residues(parts.train, backbone, encoder, output, training, resume)
         elif structure_encoder == "new" and train_encoders in ("none", "lora"):
             report("the structure encoder is new and does not train: it gives random features")
         run = ProtAlignRun(
@@ -266,8 +286,8 @@ def train_protalign(
             seed=seed,
             trained=train_encoders,
             store=store,
-            config=config | {"loss": loss},
-            arguments=arguments | training_arguments(epochs, batch_size, learning_rate, device),
+            config=config,
+            arguments=arguments,
             details={"structures": ", ".join(path.name for path in structures)},
         )
         metrics = run.train(parts, backbone, encoder, resume=resume)
@@ -279,17 +299,15 @@ def _train_residues(
     pairs: Sequence[StructurePair],
     backbone: Backbone,
     encoder: ProteinMPNNEncoder,
-    steps: int,
     output: Path,
-    seed: int,
-    device: str | None,
+    settings: ResidueTraining,
     resume: bool,
 ) -> None:
     """Train encoders in place, see `train_encoders`; a language model stays as it is."""
     from ..models.configuration_protalign import ProtAlignConfig
     from ..models.modeling_protalign import ProtAlignModel
     from ..models.modeling_substitution import ResidueEncoderModel
-    from ..training.residue_contrast import ResidueTraining, train_encoders
+    from ..training.residue_contrast import train_encoders
     from ..training.run import processor_of
 
     sizes: dict[str, Any] = {
@@ -304,7 +322,7 @@ def _train_residues(
         pairs,
         [pair.family or pair.id for pair in pairs],
         output / "residues",
-        ResidueTraining(steps=steps, seed=seed, device=device),
+        settings,
         sequences=isinstance(backbone.model, ResidueEncoderModel),
         resume=resume,
     )

@@ -1,9 +1,10 @@
-"""The pairwise aligner that all alignments of plain sequences here are made by."""
+"""Reference alignments, and the pairwise aligner of all alignments of plain sequences here."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -107,14 +108,12 @@ class FamilyAlignment:
             >>> FamilyAlignment("PF1", ("MK-V", "M-LV")).pair(0, 1).pairs.tolist()
             [[0, 0], [2, 2]]
         """
-        one, other = self.rows[first], self.rows[second]
-        residues = [np.array([letter not in GAPS for letter in row]) for row in (one, other)]
-        matched = [np.array([letter.isupper() for letter in row]) for row in (one, other)]
-        both = matched[0] & matched[1]
-        places = [(np.cumsum(present) - 1)[both] for present in residues]
-        return ResidueAlignment(
-            _without_gaps(one), _without_gaps(other), np.stack(places, axis=1), self.name
-        )
+        rows = self.rows[first], self.rows[second]
+        both = np.array([[letter.isupper() for letter in row] for row in rows]).all(axis=0)
+        present = np.array([[letter not in GAPS for letter in row] for row in rows])
+        pairs = (np.cumsum(present, axis=1) - 1)[:, both].T
+        query, candidate = (re.sub(r"[-.]", "", row).upper() for row in rows)
+        return ResidueAlignment(query, candidate, pairs, self.name)
 
 
 def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
@@ -148,24 +147,24 @@ def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
             f"{path} holds {len(joined)} rows of lengths {lengths}; give an aligned FASTA file, "
             "whose rows are of one length"
         )
-    strange = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
-    if strange:
-        raise ValueError(f"{path} holds {' '.join(map(repr, strange))}, not residue letters")
+    others = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
+    if others:
+        raise ValueError(f"{path} holds {' '.join(map(repr, others))}, not residue letters")
     return FamilyAlignment(Path(path).name.split(".")[0], joined)
 
 
 def read_reference_alignments(
-    path: str | PathLike[str], bad: list[BadRecord] | None = None
+    path: str | PathLike[str], invalid: list[BadRecord] | None = None
 ) -> list[ResidueAlignment]:
     """Read reference alignments of pairs from JSON, also .gz.
 
     Args:
         path: A list of records with `seq_a`, `seq_b` and `pairs` (`[[i, j], ...]`, 0-based), where
             they are known with names `a` and `b`, and with `core_pairs`, the trusted columns.
-        bad: Takes the records that cannot be used; without it the first of them raises.
+        invalid: Takes the invalid records; without it the first of them raises.
 
     Raises:
-        ValueError: If the file is no list of records, or a record cannot be used.
+        ValueError: If the file is not a list of records, or a record is invalid.
 
     Example:
         >>> import tempfile, pathlib
@@ -177,33 +176,30 @@ def read_reference_alignments(
     try:
         records = json.loads(_text(path))
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no JSON, or gzipped JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON, or gzipped JSON: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} holds a {type(records).__name__}; give a list of records")
-    wrong: list[BadRecord] = []
     found = []
     for number, record in enumerate(records, start=1):
         try:
             found.append(_reference(record))
-        except (ValueError, TypeError, AttributeError) as error:
-            wrong.append(BadRecord(f"record {number}", str(error)))
-        except KeyError as error:
-            wrong.append(BadRecord(f"record {number}", f"it lacks {error.args[0]}"))
-    if bad is not None:
-        bad += wrong
-    elif wrong:
-        raise ValueError(f"{path}, {wrong[0].id}: {wrong[0].reason}")
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            lacking = isinstance(error, KeyError)
+            reason = f"it lacks {error.args[0]}" if lacking else str(error)
+            if invalid is None:
+                raise ValueError(f"{path}, record {number}: {reason}") from error
+            invalid.append(BadRecord(f"record {number}", reason))
     return found
 
 
 def read_alignments(
-    paths: Iterable[str | PathLike[str]], bad: list[BadRecord] | None = None
+    paths: Iterable[str | PathLike[str]], invalid: list[BadRecord] | None = None
 ) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
     """Read files of either form, or folders of them.
 
     Args:
         paths: `.json` and `.json.gz` files are records of pairs, all others aligned FASTA.
-        bad: As in `read_reference_alignments`.
+        invalid: As in `read_reference_alignments`.
 
     Returns:
         The families, and the pairs.
@@ -213,22 +209,14 @@ def read_alignments(
     """
     families: list[FamilyAlignment] = []
     pairs: list[ResidueAlignment] = []
-    for file in _files(paths):
-        if ".json" in file.suffixes:
-            pairs += read_reference_alignments(file, bad)
-        else:
-            families.append(read_family_alignment(file))
-    return families, pairs
-
-
-def _files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
-    files: list[Path] = []
     for path in map(Path, paths):
-        inside = (
-            [file for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else []
-        )
-        files += inside if path.is_dir() else [path]
-    return files
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in (one for one in inside if not one.is_dir()):
+            if ".json" in file.suffixes:
+                pairs += read_reference_alignments(file, invalid)
+            else:
+                families.append(read_family_alignment(file))
+    return families, pairs
 
 
 def _reference(record: dict[str, Any]) -> ResidueAlignment:
@@ -245,10 +233,6 @@ def _reference(record: dict[str, Any]) -> ResidueAlignment:
     trusted, group = core if len(core) else columns, str(record.get("set", ""))
     aligned = columns if len(columns) else trusted
     return ResidueAlignment(query, candidate, trusted, group, names, aligned)
-
-
-def _without_gaps(row: str) -> str:
-    return "".join(letter for letter in row if letter not in GAPS).upper()
 
 
 def _text(path: str | PathLike[str]) -> str:

@@ -36,7 +36,7 @@ Item = TypeVar("Item", int, str)
 
 K = 4
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-# Fewer common 4-mers than this are chance, as short as a protein may be.
+# Fewer common 4-mers than this are chance, however short a protein is.
 MIN_SHARED = 6
 # Pairs of 4-mers that are equal by chance, as a multiple of 20 ** -4: residues are not uniform.
 CHANCE = 1.5
@@ -87,23 +87,52 @@ def cluster_sequences(
         ({'P1': 'P1', 'P2': 'P1', 'P3': 'P3'}, 'kmers')
     """
     method = choose_method(method)
+    ids = sorted(sequences)
+    found = _components([sequences[key] for key in ids], identity, method)
+    clusters = Clusters(zip(ids, (ids[first] for first in found), strict=True))
+    clusters.method, clusters.identity = method, identity
+    return clusters
+
+
+def _components(
+    sequences: Sequence[str],
+    identity: float,
+    method: Literal["mmseqs", "kmers"],
+    groups: Iterable[Hashable] = (),
+) -> list[int]:
+    """Return, by protein, the place of the first that a chain of similar ones, or groups, links."""
     lowest = IDENTITIES[0]
     if not (lowest if method == "kmers" else 0) <= identity <= 1:
         raise ValueError(
             f"identity is {identity}; give {lowest} to 1, or, with MMseqs2 on the PATH, 0 to 1"
         )
-    ids = sorted(sequences)
-    different = sorted(set(sequences.values()))
-    compare = _mmseqs_pairs if method == "mmseqs" else _kmer_pairs
-    component = connect(range(len(different)), compare(different, identity))
-    number = {sequence: i for i, sequence in enumerate(different)}
-    first: dict[int, str] = {}
-    clusters = Clusters()
-    for key in ids:
-        clusters[key] = first.setdefault(component[number[sequences[key]]], key)
-    clusters.method, clusters.identity = method, identity
-    logger.info("%d proteins in %d clusters, by %s", len(ids), len(first), method)
+    different = sorted(set(sequences))
+    first: dict[Hashable, int] = {}
+    links = [(place, first.setdefault(sequence, place)) for place, sequence in enumerate(sequences)]
+    links += [
+        (first[different[i]], first[different[j]])
+        for i, j in _similar_pairs(different, identity, method)
+    ]
+    of_group: dict[Hashable, int] = {}
+    links += [(place, of_group.setdefault(group, place)) for place, group in enumerate(groups)]
+    clusters = list(connect(range(len(sequences)), links).values())
+    logger.info("%d proteins in %d clusters, by %s", len(clusters), len(set(clusters)), method)
     return clusters
+
+
+def _similar_pairs(
+    sequences: Sequence[str], identity: float, method: str
+) -> Iterator[tuple[int, int]]:
+    if method == "mmseqs":
+        for i, j, value in _mmseqs_search(sequences, sequences):
+            if value >= identity:
+                yield i, j
+        return
+    index = KmerIndex(sequences)
+    least = np.interp(identity, IDENTITIES, LEAST_SHARE)
+    for i, sequence in enumerate(sequences):
+        for j in np.flatnonzero(index.shares(sequence) >= least).tolist():
+            yield i, j
 
 
 def nearest_identity(
@@ -120,9 +149,6 @@ def nearest_identity(
         Identity of each query with its nearest target, 0 where nothing is found, `(queries,)`;
         and "mmseqs" or "kmers", whichever found it. By k-mers, values under 0.4 are no more than
         what unrelated proteins reach by chance.
-
-    Raises:
-        FileNotFoundError: If MMseqs2 is asked for and is not installed.
 
     Example:
         >>> nearest_identity(["MKVLAWQERTYHGFDSPNIC"], ["GGMKVLAWQERTYHGFDSPNIC"], "kmers")
@@ -145,28 +171,18 @@ def nearest_identity(
 
 
 def choose_method(method: Method) -> Literal["mmseqs", "kmers"]:
-    """Settle what compares sequences: MMseqs2 where it is installed, unless told otherwise."""
-    if method == "kmers":
-        return "kmers"
-    if shutil.which("mmseqs"):
-        return "mmseqs"
-    if method == "mmseqs":
+    """Choose what compares sequences: MMseqs2 where it is installed, unless told otherwise."""
+    installed = shutil.which("mmseqs") is not None
+    if method == "mmseqs" and not installed:
         raise FileNotFoundError(
             "there is no mmseqs on the PATH; install MMseqs2 (https://mmseqs.com), or give "
             "method='kmers'"
         )
-    return "kmers"
+    return "mmseqs" if installed and method != "kmers" else "kmers"
 
 
 def connect(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> dict[Item, Item]:
     """Find connected components: for each item, the smallest of those linked to it.
-
-    Args:
-        items: Everything that is to appear in the result.
-        pairs: Links between items.
-
-    Returns:
-        The smallest member of its component, by item.
 
     Example:
         >>> connect("abcd", [("c", "b"), ("b", "d")])
@@ -189,8 +205,7 @@ def connect(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> dict[I
 class KmerIndex:
     """Find the sequences that have many 4-mers in common with a given one.
 
-    Args:
-        sequences: Sequences to look among. 4-mers with letters beyond the twenty are left out.
+    4-mers with letters beyond the twenty are left out.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
@@ -204,14 +219,10 @@ class KmerIndex:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
 
     def shares(self, sequence: str) -> NDArray[np.float64]:
-        """Tell which share of the 4-mers of the shorter is in the other, by indexed sequence.
-
-        Args:
-            sequence: One-letter residues.
+        """Compute the share of the 4-mers of the shorter that is in the other, less chance.
 
         Returns:
-            Shares from 0 to 1, less chance `(sequences,)`; 0 where fewer than `MIN_SHARED` are
-            common.
+            Shares from 0 to 1 by indexed sequence, 0 where fewer than `MIN_SHARED` are common.
         """
         kmers = _kmers(sequence)
         counts = self.starts[kmers + 1] - self.starts[kmers]
@@ -225,8 +236,12 @@ class KmerIndex:
         return np.where(shared >= MIN_SHARED, np.clip(shares, 0, 1), 0.0)
 
 
+_CODES = np.full(256, -1, dtype=np.int64)
+_CODES[[ord(letter) for letter in LETTERS]] = range(len(LETTERS))
+
+
 def _kmers(sequence: str) -> NDArray[np.int64]:
-    """Give the different 4-mers of a sequence as numbers."""
+    """Return the different 4-mers of a sequence as numbers."""
     codes = _CODES[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]
     count = max(len(codes) - K + 1, 0)
     windows = [codes[start : start + count] for start in range(K)]
@@ -235,28 +250,10 @@ def _kmers(sequence: str) -> NDArray[np.int64]:
     return np.unique(np.asarray(numbers)[whole])
 
 
-_CODES = np.full(256, -1, dtype=np.int64)
-_CODES[[ord(letter) for letter in LETTERS]] = range(len(LETTERS))
-
-
-def _kmer_pairs(sequences: Sequence[str], identity: float) -> Iterator[tuple[int, int]]:
-    index = KmerIndex(sequences)
-    least = np.interp(identity, IDENTITIES, LEAST_SHARE)
-    for i, sequence in enumerate(sequences):
-        for j in np.flatnonzero(index.shares(sequence) >= least).tolist():
-            yield i, j
-
-
-def _mmseqs_pairs(sequences: Sequence[str], identity: float) -> Iterator[tuple[int, int]]:
-    for i, j, value in _mmseqs_search(sequences, sequences):
-        if value >= identity:
-            yield i, j
-
-
 def _mmseqs_search(
     queries: Sequence[str], targets: Sequence[str]
 ) -> Iterator[tuple[int, int, float]]:
-    """Search all queries among all targets; give their numbers and the identity."""
+    """Search all queries among all targets; yield their numbers and the identity."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("queries.fasta", "targets.fasta", "hits.tsv")]
         for file, sequences in zip(files, (queries, targets), strict=False):
@@ -276,6 +273,7 @@ def _mmseqs_search(
 # --- Training, validation and test parts of structures that share no sequence cluster.
 
 
+PARTS = ("train", "validation", "test")
 LOWEST_IDENTITY = {"mmseqs": 0.3, "kmers": IDENTITIES[0]}
 
 
@@ -311,8 +309,8 @@ def split_by_cluster(
 ) -> ClusterSplit:
     """Split proteins so that none in one part is similar to one in another.
 
-    Clusters are drawn in random order and fill test, then validation, as long as they fit; what
-    does not, large clusters above all, is for training. Two forms of one protein, such as bound
+    Clusters are drawn in random order and fill test, then validation, as long as they fit; those
+    that do not, large ones above all, are for training. Two forms of one protein, such as bound
     and unbound, are near-identical and so end in one part; the two sides of a complex are in
     general not, and stay together only if `groups` says so.
 
@@ -320,7 +318,7 @@ def split_by_cluster(
         sequences: One-letter residues of each protein.
         fractions: Shares of the proteins for train, validation and test; they sum to 1.
         seed: Seed of the order of clusters.
-        groups: Group of each protein, such as its complex; a group is not divided.
+        groups: Group of each protein, such as its complex; a group stays together.
         identity: Identical residues / length of the shorter protein, from which on two are
             similar; by default 0.3 with MMseqs2, and 0.4 by k-mers, which see no further.
         method: As in `cluster_sequences`.
@@ -329,8 +327,8 @@ def split_by_cluster(
         Places by part, and clusters.
 
     Raises:
-        ValueError: If fractions do not sum to 1, or there is not one group for each protein.
-        FileNotFoundError: If MMseqs2 is asked for and is not installed.
+        ValueError: If fractions do not sum to 1, or there is not one group per protein; and as
+            `cluster_sequences`.
 
     Example:
         >>> a, b = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"
@@ -346,37 +344,17 @@ def split_by_cluster(
         raise ValueError(f"{len(groups)} groups for {len(sequences)} sequences; give one for each")
     method = choose_method(method)
     identity = LOWEST_IDENTITY[method] if identity is None else identity
-    clusters = _clusters(sequences, identity, method, groups)
-    parts = _draw(clusters, fractions, seed)
-    train, validation, test = (tuple(np.flatnonzero(parts == part).tolist()) for part in range(3))
-    return ClusterSplit(train, validation, test, tuple(clusters), method, identity)
-
-
-def _clusters(
-    sequences: Sequence[str], identity: float, method: Method, groups: Sequence[Hashable] | None
-) -> list[int]:
-    # Ids of one width, so that their order as text is that of the places.
-    by_id = {f"{place:09d}": sequence for place, sequence in enumerate(sequences)}
-    found = cluster_sequences(by_id, identity, method)
-    clusters = [int(found[key]) for key in by_id]
-    first: dict[Hashable, int] = {}
-    links = [(place, clusters[place]) for place in range(len(clusters))]
-    links += [(place, first.setdefault(group, place)) for place, group in enumerate(groups or ())]
-    component = connect(range(len(clusters)), links)
-    return [component[place] for place in range(len(clusters))]
-
-
-def _draw(
-    clusters: Sequence[int], fractions: tuple[float, float, float], seed: int
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Give the part of each protein: 0 for train, 1 for validation, 2 for test."""
+    clusters = _components(sequences, identity, method, groups or ())
     sizes = Counter(clusters)
-    room = [round(len(clusters) * share) for share in fractions]
-    parts = dict.fromkeys(sizes, 0)
+    counts = (round(len(clusters) * share) for share in fractions)
+    room = dict(zip(PARTS, counts, strict=True))
+    part_of = {}
     for cluster in np.random.default_rng(seed).permutation(sorted(sizes)).tolist():
-        for part in (2, 1):
-            if sizes[cluster] <= room[part]:
-                room[part] -= sizes[cluster]
-                parts[cluster] = part
-                break
-    return np.array([parts[cluster] for cluster in clusters], dtype=np.int64)
+        fits = [part for part in ("test", "validation") if sizes[cluster] <= room[part]]
+        part_of[cluster] = fits[0] if fits else "train"
+        room[part_of[cluster]] -= sizes[cluster]
+    places = {
+        part: tuple(i for i, cluster in enumerate(clusters) if part_of[cluster] == part)
+        for part in PARTS
+    }
+    return ClusterSplit(**places, clusters=tuple(clusters), method=method, identity=identity)

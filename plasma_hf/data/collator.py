@@ -22,7 +22,7 @@ class PairCollator:
     It is a data collator for `Trainer`, with `remove_unused_columns=False` in its arguments. A row
     has "query" and "candidate", each an id in the store or a sequence; to learn from also "label"
     (or "labels"), 1 where the two share a site, and "query_site_labels" and
-    "candidate_site_labels", 0 or 1 a residue. The batch holds what `PlasmaModel.forward` takes.
+    "candidate_site_labels", 0 or 1 per residue. The batch holds what `PlasmaModel.forward` takes.
 
     Args:
         source: The store where the embeddings are, for a head alone; or the processor, for a model
@@ -35,7 +35,7 @@ class PairCollator:
     Example:
         >>> import tempfile
         >>> class Ones:
-        ...     identity = {"backbone": "ones"}
+        ...     fingerprint = {"backbone": "ones"}
         ...     hidden_size = 4
         ...     def embed(self, sequences):
         ...         return [torch.ones(len(sequence), 4) for sequence in sequences]
@@ -69,7 +69,7 @@ class PairCollator:
             0 at padding.
 
         Raises:
-            ValueError: If a protein is not in the store, or has not one site label a residue.
+            ValueError: If a protein is not in the store, or has not one site label per residue.
         """
         batch: dict[str, Tensor] = {}
         for side in SIDES:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -104,33 +103,38 @@ class LeakageReport:
     identity_by: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the report for JSON."""
+        """Return the report for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
         """Write the report as three Markdown tables."""
-        lines = [f"Protocol {self.protocol}, seed {self.seed}.", ""]
-        lines += _table(
-            "split|pairs|positive|negative|proteins|families|duplicates|negatives of one family|"
-            "length gap, positive|length gap, negative",
-            (
-                (*list(vars(counts).values())[:-1], *(f"{gap:.3f}" for gap in counts.length_gap))
-                for counts in self.splits
-            ),
-        )
-        lines += _table(
-            "in common|proteins|sequences|pairs|families",
-            (
-                (" and ".join(o.splits), o.proteins, o.sequences, o.pairs, o.families)
-                for o in self.overlaps
-            ),
-        )
-        lines += [f"Identity with the nearest training protein, by {self.identity_by}:", ""]
-        lines += _table(
-            "|".join(("split", "median", "highest", *BIN_NAMES)),
-            ((n.split, f"{n.median:.2f}", f"{n.highest:.2f}", *n.counts) for n in self.nearest),
-        )
+        header = "split|pairs|positive|negative|proteins|families|duplicates|"
+        header += "negatives of one family|length gap, positive|length gap, negative"
+        counts = [
+            [*list(asdict(one).values())[:-1], *(f"{gap:.3f}" for gap in one.length_gap)]
+            for one in self.splits
+        ]
+        common = [
+            [" and ".join(one.splits), *list(asdict(one).values())[1:]] for one in self.overlaps
+        ]
+        near = [
+            [one.split, f"{one.median:.2f}", f"{one.highest:.2f}", *one.counts]
+            for one in self.nearest
+        ]
+        lines = [
+            f"Protocol {self.protocol}, seed {self.seed}.\n",
+            _table(header, counts),
+            _table("in common|proteins|sequences|pairs|families", common),
+            f"Identity with the nearest training protein, by {self.identity_by}:\n",
+            _table("|".join(("split", "median", "highest", *BIN_NAMES)), near),
+        ]
         return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
+    names = header.split("|")
+    cells = [names, ["---"] * len(names), *(map(str, row) for row in rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def leakage_report(
@@ -147,9 +151,6 @@ def leakage_report(
         method: What finds near copies: "mmseqs", "kmers", or "auto" for MMseqs2 if `mmseqs` is on
             the PATH.
 
-    Returns:
-        The report.
-
     Raises:
         FileNotFoundError: If MMseqs2 is asked for and is not installed.
 
@@ -161,16 +162,16 @@ def leakage_report(
         (('train', 'test'), 3)
     """
     named = dict(splits.items())
+    sides = {name: [side for pair in pairs for side in pair.sides] for name, pairs in named.items()}
     families: dict[str, set[str]] = {}
-    shown = (side for pairs in named.values() for pair in pairs for side in _sides(pair))
-    for protein in (*shown, *(proteins or ())):
+    for protein in (*(side for shown in sides.values() for side in shown), *(proteins or ())):
         families.setdefault(protein.uid, set()).add(protein.family)
-    nearest, found_by = _nearest(named, method)
+    nearest, found_by = _nearest(sides, method)
     return LeakageReport(
         splits.protocol,
         splits.seed,
         tuple(_count(name, pairs, families) for name, pairs in named.items()),
-        tuple(_overlap(pair, named) for pair in combinations(named, 2)),
+        tuple(_overlap(one, other, named, sides) for one, other in combinations(named, 2)),
         nearest,
         found_by,
     )
@@ -184,9 +185,9 @@ def _count(name: str, pairs: Sequence[ProteinPair], families: dict[str, set[str]
         pairs=len(pairs),
         positives=len(positives),
         negatives=len(negatives),
-        proteins=len({side.uid for pair in pairs for side in _sides(pair)}),
-        families=len({side.family for pair in pairs for side in _sides(pair)}),
-        duplicates=len(pairs) - len(Counter(map(_unordered, pairs))),
+        proteins=len({side.uid for pair in pairs for side in pair.sides}),
+        families=len({side.family for pair in pairs for side in pair.sides}),
+        duplicates=len(pairs) - len({pair.uids for pair in pairs}),
         negatives_of_one_family=sum(
             bool(families[pair.query.uid] & families[pair.candidate.uid]) for pair in negatives
         ),
@@ -194,57 +195,38 @@ def _count(name: str, pairs: Sequence[ProteinPair], families: dict[str, set[str]
     )
 
 
-def _overlap(names: tuple[str, str], named: dict[str, Sequence[ProteinPair]]) -> Overlap:
-    one, other = (named[name] for name in names)
-
-    def common(attribute: str) -> int:
-        values = [
-            {getattr(side, attribute) for pair in pairs for side in _sides(pair)}
-            for pairs in (one, other)
-        ]
-        return len(values[0] & values[1])
-
-    pairs = len(set(map(_unordered, one)) & set(map(_unordered, other)))
-    return Overlap(names, common("uid"), common("sequence"), pairs, common("family"))
-
-
-def _nearest(
-    named: dict[str, Sequence[ProteinPair]], method: Method
-) -> tuple[tuple[Nearest, ...], str]:
-    sequences = {
-        name: sorted({side.sequence for pair in pairs for side in _sides(pair)})
-        for name, pairs in named.items()
-    }
-    others = [name for name in named if name != "train"]
-    asked = [sequence for name in others for sequence in sequences[name]]
-    values, found_by = nearest_identity(asked, sequences["train"], method)
-    ends = np.cumsum([len(sequences[name]) for name in others])
-    parts = np.split(values, ends[:-1])
-    return tuple(
-        Nearest(
-            name,
-            float(np.median(part)) if len(part) else 0.0,
-            float(part.max(initial=0.0)),
-            tuple(np.histogram(part, (*BINS, np.inf))[0].tolist()),
-        )
-        for name, part in zip(others, parts, strict=True)
-    ), found_by
-
-
-def _sides(pair: ProteinPair) -> tuple[SiteProtein, SiteProtein]:
-    return pair.query, pair.candidate
-
-
-def _unordered(pair: ProteinPair) -> frozenset[str]:
-    return frozenset((pair.query.uid, pair.candidate.uid))
-
-
 def _length_gap(pairs: Sequence[ProteinPair]) -> float:
-    lengths = [sorted(len(side.sequence) for side in _sides(pair)) for pair in pairs]
+    lengths = [sorted(len(side.sequence) for side in pair.sides) for pair in pairs]
     return float(np.median([1 - low / high for low, high in lengths])) if lengths else 0.0
 
 
-def _table(header: str, rows: Iterable[Iterable[object]]) -> list[str]:
-    names = header.split("|")
-    lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
-    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]
+def _overlap(
+    one: str,
+    other: str,
+    named: Mapping[str, Sequence[ProteinPair]],
+    sides: Mapping[str, Sequence[SiteProtein]],
+) -> Overlap:
+    def common(name: str) -> int:
+        values = [{getattr(side, name) for side in sides[split]} for split in (one, other)]
+        return len(values[0] & values[1])
+
+    pairs = [{pair.uids for pair in named[split]} for split in (one, other)]
+    return Overlap(
+        (one, other), common("uid"), common("sequence"), len(pairs[0] & pairs[1]), common("family")
+    )
+
+
+def _nearest(
+    sides: Mapping[str, Sequence[SiteProtein]], method: Method
+) -> tuple[tuple[Nearest, ...], str]:
+    sequences = {name: sorted({side.sequence for side in shown}) for name, shown in sides.items()}
+    training = sequences.pop("train")
+    asked = [sequence for others in sequences.values() for sequence in others]
+    values, found_by = nearest_identity(asked, training, method)
+    nearest = []
+    for name, others in sequences.items():
+        part, values = np.split(values, [len(others)])
+        counts = tuple(np.histogram(part, (*BINS, np.inf))[0].tolist())
+        median = float(np.median(part)) if len(part) else 0.0
+        nearest.append(Nearest(name, median, float(part.max(initial=0.0)), counts))
+    return tuple(nearest), found_by

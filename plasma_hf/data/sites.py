@@ -1,4 +1,4 @@
-"""Tables of proteins with labelled sites, read row by row, with a report of what is wrong."""
+"""Tables of proteins with labelled sites, read row by row, with a report of invalid rows."""
 
 from __future__ import annotations
 
@@ -275,9 +275,9 @@ def _parse(row: Mapping[str, Any]) -> SiteProtein:
     if empty:
         raise ValueError(f"nothing in {', '.join(empty)}")
     sequence = row["seq_full"]
-    strange = sorted(set(sequence) - LETTERS)
-    if strange:
-        raise ValueError(f"seq_full holds {' '.join(map(repr, strange))}, not residue letters")
+    others = sorted(set(sequence) - LETTERS)
+    if others:
+        raise ValueError(f"seq_full holds {' '.join(map(repr, others))}, not residue letters")
     labels = row["label"]
     try:
         labels = json.loads(labels) if isinstance(labels, str) else labels

@@ -112,17 +112,23 @@ def make_splits(
     _check(held_out, fractions, pairs)
     if protocol not in ("strict", "upstream"):
         raise ValueError(f"protocol is {protocol!r}; give 'strict' or 'upstream'")
+    drawn: Mapping[str, Sequence[ProteinPair]]
     if protocol == "strict":
-        return _strict(proteins, seed, pairs, held_out, fractions, max_length, identity, clusters)
-    count = MOST_PAIRS if pairs is None else pairs
-    rows, families = sample_upstream(
-        proteins, seed, count, held_out, fractions, max_length, family_order
-    )
-    named = {
-        name: [ProteinPair(proteins[i], proteins[j], label) for i, j, label in split]
-        for name, split in rows.items()
-    }
-    return PairSplits(**named, protocol=protocol, seed=seed, held_out_families=tuple(families))
+        drawn, families, method = _strict(
+            proteins, seed, pairs, held_out, fractions, max_length, identity, clusters
+        )
+    else:
+        count = MOST_PAIRS if pairs is None else pairs
+        rows, families = sample_upstream(
+            proteins, seed, count, held_out, fractions, max_length, family_order
+        )
+        drawn = {
+            name: [ProteinPair(proteins[i], proteins[j], label) for i, j, label in split]
+            for name, split in rows.items()
+        }
+        method = ""
+    train, validation, test, test_hard = (drawn[name] for name in SPLITS)
+    return PairSplits(train, validation, test, test_hard, protocol, seed, tuple(families), method)
 
 
 def _check(held_out: float, fractions: tuple[float, float], pairs: int | None) -> None:
@@ -181,8 +187,8 @@ def _strict(
     max_length: int,
     identity: float,
     clusters: Mapping[str, str] | None,
-) -> PairSplits:
-    """Draw pairs for splits that share no protein and no sequence cluster, positives first."""
+) -> tuple[dict[str, list[ProteinPair]], list[str], str]:
+    """Draw pairs by split, the families held out, and how clusters were found."""
     rng = np.random.default_rng(seed)
     train, validation = fractions
     share = {"train": train, "validation": validation, "test": 1 - train - validation}
@@ -208,13 +214,7 @@ def _strict(
     for name, members in split_rows.items():
         most = round((pairs or MOST_PAIRS) * share[name] / 2)
         splits[name] = _draw(name, members, most, pairs is None, groups, rng)
-    return PairSplits(
-        **splits,
-        protocol="strict",
-        seed=seed,
-        held_out_families=tuple(hard_families),
-        clusters_by=method,
-    )
+    return splits, hard_families, method
 
 
 def _usable(proteins: Iterable[SiteProtein], max_length: int) -> list[SiteProtein]:

@@ -262,7 +262,7 @@ class Embedder(Protocol):
     """Whatever turns sequences into residue embeddings, and can say which model it is."""
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         """Fingerprint: all that the embeddings depend on, the weights among it."""
 
     @property
@@ -308,16 +308,7 @@ ENTRY_BYTES = 160
 
 @dataclass(frozen=True)
 class StoreHeader(Header):
-    """Hold what `store.json` says of an embedding store.
-
-    Attributes:
-        backbone: Fingerprint of the backbone.
-        head: Fingerprint of the head that projections are of, or None.
-        dtype: Name of the floating point type that records are kept in.
-        hidden_size: Width of residue embeddings.
-        head_size: Width of projections, or None.
-        kinds: What is kept, of "embeddings" and "projections".
-    """
+    """Hold what `store.json` says of an embedding store."""
 
     FILE = HEADER
     FORMAT = 1
@@ -327,12 +318,12 @@ class StoreHeader(Header):
         "delete it and run the plasma-hf embed command that made the store again: it writes it anew"
     )
 
-    backbone: dict[str, str]
-    head: dict[str, str] | None
-    dtype: str
-    hidden_size: int
-    head_size: int | None
-    kinds: tuple[str, ...]
+    backbone: dict[str, str]  # its fingerprint
+    head: dict[str, str] | None  # fingerprint of the head that projections are of
+    dtype: str  # what records are kept in
+    hidden_size: int  # width of residue embeddings
+    head_size: int | None  # width of projections
+    kinds: tuple[str, ...]  # what is kept, of `KINDS`
 
     @classmethod
     def of(
@@ -357,7 +348,7 @@ class StoreHeader(Header):
                 "projections need a head; give head=PlasmaModel, in the shell --model FOLDER."
             )
         return cls(
-            backbone=dict(embedder.identity),
+            backbone=dict(embedder.fingerprint),
             head=None if head is None else head.head_identity,
             dtype=name,
             hidden_size=embedder.hidden_size,
@@ -389,9 +380,9 @@ class EmbeddingJob:
 class EmbeddingReport:
     """Say what a job did in this process."""
 
-    embedded: int = 0  # sequences embedded now
-    already_there: int = 0  # sequences that were in the store before
-    bad: list[BadRecord] = field(default_factory=list)  # skipped ids, with the reason
+    embedded: int = 0  # records made now
+    already_there: int = 0  # records that were there before, from this job or another
+    bad: list[BadRecord] = field(default_factory=list)  # skipped records, each with the reason
 
 
 @dataclass(frozen=True)
@@ -421,15 +412,14 @@ class EmbeddingStore(ShardedStore):
     """Keep residue embeddings, and the projections of a head, in a folder.
 
     A record is found by the id of a protein, by its sequence or by the hash of that; equal
-    sequences share one. Everything in a store is of one backbone, revision and input format, and
-    of one head; another is refused. Opening reads tables of contents, reading a protein its record
-    alone.
+    sequences share one. All are of one backbone, revision and input format, and of one head;
+    another is refused. Opening reads tables of contents, reading a protein its record alone.
 
     A job that was killed is resumed by starting it again, and loses the last minute at most. Under
     `torchrun` or `accelerate launch` every rank computes its share of the batches and writes
     shards of its own. On the same kind of machine the records are the same, byte for byte, however
-    often the job was stopped and however many ranks shared it, as batches depend on the whole
-    input of `add` and on nothing else.
+    often the job was stopped and however many ranks shared it: batches depend on the whole input
+    of `add` alone.
 
     Attributes:
         lengths: Number of residues by hash.
@@ -438,7 +428,7 @@ class EmbeddingStore(ShardedStore):
     Example:
         >>> import tempfile, torch
         >>> class Ones:
-        ...     identity = {"backbone": "ones"}
+        ...     fingerprint = {"backbone": "ones"}
         ...     hidden_size = 4
         ...     def embed(self, sequences):
         ...         return [torch.ones(len(sequence), 4) for sequence in sequences]
@@ -486,7 +476,7 @@ class EmbeddingStore(ShardedStore):
             if not (path / HEADER).exists():
                 StoreHeader.of(embedder, head, dtype, kinds).write(path)
         store = cls.open(path)
-        store.check(embedder.identity, None if head is None else head.head_identity)
+        store.check(embedder.fingerprint, None if head is None else head.head_identity)
         header = store.header
         if kinds is not None and set(kinds) != set(header.kinds):
             raise ValueError(
@@ -501,16 +491,16 @@ class EmbeddingStore(ShardedStore):
         return store
 
     @property
-    def identity(self) -> dict[str, str]:
-        """Fingerprint of the backbone that made the embeddings, as `Backbone.identity` gives it."""
+    def fingerprint(self) -> dict[str, str]:
+        """The `Backbone.fingerprint` of what made the embeddings."""
         return dict(self.header.backbone)
 
     def check(
-        self, identity: Mapping[str, str], head_identity: Mapping[str, str] | None = None
+        self, fingerprint: Mapping[str, str], head_identity: Mapping[str, str] | None = None
     ) -> None:
         """Refuse another backbone, or another head if one is given, than the store is of."""
-        another = f" --backbone {identity.get('backbone', 'NAME')}"
-        pairs = [("embeddings of", self.header.backbone, identity, another)]
+        another = f" --backbone {fingerprint.get('backbone', 'NAME')}"
+        pairs = [("embeddings of", self.header.backbone, fingerprint, another)]
         if head_identity is not None and self.header.head is not None:
             pairs.append(("projections by the head", self.header.head, head_identity, ""))
         for what, ours, given, option in pairs:
@@ -674,7 +664,7 @@ class EmbeddingStore(ShardedStore):
         found = list(bad)
         ids: dict[str, str] = {}
         sequences: dict[str, str] = {}
-        for protein in read_sequences(proteins, bad=found):
+        for protein in read_sequences(proteins, on_invalid=found.append):
             sequence = protein.sequence or ""
             key = sequence_hash(sequence)
             known = ids.get(protein.id, self.ids.get(protein.id, key))
@@ -719,7 +709,7 @@ class EmbeddingStore(ShardedStore):
                 writing as the same rank.
             OSError: If the disk has no room for the records.
         """
-        self.check(embedder.identity, None if head is None else head.head_identity)
+        self.check(embedder.fingerprint, None if head is None else head.head_identity)
         if "projections" in self.header.kinds and head is None:
             raise ValueError(
                 f"the store {self.folder} keeps projections by the head "

@@ -147,15 +147,14 @@ def align_sequences(
     """Align two sequences by BLOSUM62, 1 for each further residue of a gap.
 
     Args:
-        query: One-letter residues, as those of the candidate.
-        candidate: See `query`.
+        query: One-letter residues.
+        candidate: The same.
         mode: "local" (Smith-Waterman), "global" (Needleman-Wunsch, end gaps charged) or
             "free-ends" (Needleman-Wunsch, end gaps free).
         gap_open: Cost of the first residue of a gap.
 
     Returns:
-        The score of the alignment, and its residue pairs, 0-based, `(pairs, 2)`. Without a
-        positive local score they are 0 and empty.
+        The score and the path; without a positive local score 0 and an empty one.
 
     Raises:
         ImportError: If biopython is not installed.
@@ -178,12 +177,11 @@ def identity(query: str, candidate: str, path: AlignmentPath, per: Per = "column
     """Divide the identical aligned residues by a length.
 
     Args:
-        query: One-letter residues, as those of the candidate.
-        candidate: See `query`.
-        path: Residues of a global alignment, `(pairs, 2)`.
-        per: "columns" divides by the number of columns of the alignment, gaps included,
-            "shorter" by the length of the shorter protein. Unrelated proteins of like length
-            have about .16 in the first measure and .20 in the second.
+        query: One-letter residues.
+        candidate: The same.
+        path: Of a global alignment, `(pairs, 2)`.
+        per: "columns" of the alignment, gaps included, or residues of the "shorter" protein;
+            unrelated proteins of like length have about .16 by the first, .20 by the second.
 
     Example:
         >>> path = np.array([[0, 0], [1, 1], [2, 2]])
@@ -314,15 +312,11 @@ class EmbeddingAlignment(MeanCosine):
 
 
 def enhanced_similarity(query: Matrix, candidate: Matrix) -> Matrix:
-    """Compute exp(-distance) and standardise it by rows and by columns.
+    """Compute exp(-distance), standardised by rows and by columns: the mean of both forms.
 
     Args:
         query: `(query_residues, hidden)`.
-        candidate: `(candidate_residues, hidden)`.
-
-    Returns:
-        The mean of both standardised forms, `(query_residues, candidate_residues)`; a row or
-        column without any spread counts 0.
+        candidate: `(candidate_residues, hidden)`; a row or column without spread counts 0.
 
     Example:
         >>> enhanced_similarity(1e4 * np.eye(2), 1e4 * np.eye(2)).round(3).tolist()
@@ -348,9 +342,6 @@ def best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
 
     Args:
         similarity: Of residues, `(query_residues, candidate_residues)`, of either sign.
-
-    Returns:
-        The sum, and the residue pairs of the path, `(pairs, 2)`.
 
     Example:
         >>> total, path = best_path(np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 2.0]]))
@@ -468,15 +459,11 @@ class StructureFolder:
         self.read = lru_cache(maxsize=256)(self._read)
 
     def path(self, protein: SiteProtein) -> Path:
-        """Return the file of a protein.
-
-        Raises:
-            FileNotFoundError: If there is none; the message names what was looked for.
-        """
-        for suffix in STRUCTURE_SUFFIXES:
-            for name in (f"{protein.uid}{suffix}", f"{protein.uid}{suffix}.gz"):
-                if (self.folder / name).is_file():
-                    return self.folder / name
+        """Return the file of a protein; a FileNotFoundError names what was looked for."""
+        for suffix in (s + gz for s in STRUCTURE_SUFFIXES for gz in ("", ".gz")):
+            file = self.folder / f"{protein.uid}{suffix}"
+            if file.is_file():
+                return file
         raise FileNotFoundError(
             f"{self.folder} has no structure of {protein.uid}; put it there as {protein.uid}.pdb "
             "or .cif"
@@ -530,12 +517,7 @@ class TMAlign(PairwiseAligner):
 
 
 def path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) -> AlignmentPath:
-    """Read a path from two aligned rows, `-` for a gap.
-
-    Args:
-        query: Aligned row of the query.
-        candidate: As long.
-        starts: Residue number, 0-based, of the first letter in each.
+    """Read a path from two aligned rows, `-` for a gap; `starts` number their first letters.
 
     Example:
         >>> path_of_rows("MK-V", "-KLV", starts=(4, 0)).tolist()
@@ -619,10 +601,8 @@ def _key(protein: SiteProtein) -> str:
 
 
 ON_SEQUENCES: dict[str, Any] = {
-    aligner.name: aligner for aligner in (SmithWaterman, NeedlemanWunsch, Length, Composition)
+    kind.name: kind for kind in (SmithWaterman, NeedlemanWunsch, Length, Composition)
 }
-ON_EMBEDDINGS: dict[str, Any] = {
-    aligner.name: aligner for aligner in (EmbeddingAlignment, MeanCosine)
-}
-ON_STRUCTURES: dict[str, Any] = {aligner.name: aligner for aligner in (TMAlign, Foldseek)}
+ON_EMBEDDINGS: dict[str, Any] = {kind.name: kind for kind in (EmbeddingAlignment, MeanCosine)}
+ON_STRUCTURES: dict[str, Any] = {kind.name: kind for kind in (TMAlign, Foldseek)}
 """Baselines by name, apart by what they read: sequences, embeddings, or a folder of structures."""

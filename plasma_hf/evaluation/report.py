@@ -25,9 +25,7 @@ METRICS = {
     "label_mass_precision": "mass precision",
 }
 """Metrics of a table, with the heads of their columns."""
-
 BIN_METRICS = ("roc_auc", "average_precision", "label_match", "symmetric_label_match")
-
 TRUTH_METRICS = {
     "best_partner": "best partner",
     "best_partner_symmetric": "symmetric",
@@ -35,7 +33,6 @@ TRUTH_METRICS = {
     "precision": "precision",
     "called": "called",
 }
-
 SPLITS = {
     "test": "Interpolation: pairs held out of training",
     "test_hard": "Extrapolation: families held out of training",
@@ -43,10 +40,10 @@ SPLITS = {
 NAMED_PROBLEMS = 50
 
 DEFINITIONS = """\
-Figures are means over the seeds ± standard error. Label match is the share of the candidate's
-site that the plan finds from the query's, symmetric the mean of both directions, mass precision
-the share of the mass sent from the query's site that lands on the candidate's (0 where none is
-sent); all three are means over positive pairs. Identity is per column of a global alignment
+Means over the seeds ± standard error. Label match is the share of the candidate's site that the
+plan finds from the query's, symmetric the mean of both directions, mass precision the share of the
+mass sent from the query's site that lands on the candidate's (0 where none is sent); all three are
+means over positive pairs. Identity is per column of a global alignment
 (BLOSUM62, gap 11/1, end gaps charged); a bin has the positive pairs of that identity, and all
 negative ones."""
 
@@ -96,13 +93,9 @@ def metric_text(value: float, error: float = nan) -> str:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over seeds, and its standard error, NaN for a single one.
+    """Return mean and standard error over seeds: sample deviation (ddof 1) / sqrt(seeds).
 
-    Args:
-        values: One for each seed.
-
-    Returns:
-        Mean, and sample standard deviation (ddof 1) / sqrt(seeds).
+    The error of a single value is NaN, and the mean of none.
 
     Example:
         >>> mean_and_error([0.25, 0.75])
@@ -121,12 +114,7 @@ def none_for_nan(value: float) -> float | None:
 
 
 def summary(values: Sequence[float], by_seed: Any) -> dict[str, Any]:
-    """Return a metric over seeds for JSON.
-
-    Args:
-        values: One for each seed.
-        by_seed: What the file says of each.
-    """
+    """Return a metric over seeds for JSON; `by_seed` is what it says of each."""
     mean, error = map(none_for_nan, mean_and_error(values))
     return {"mean": mean, "standard_error": error, "by_seed": by_seed}
 
@@ -153,15 +141,7 @@ def write_report(folder: str | PathLike[str], parts: Iterable[str], **files: Any
 
 @dataclass
 class Row:
-    """Hold one line of a table: one aligner on one split, over seeds.
-
-    Attributes:
-        task: What the sites are.
-        backbone: What embeddings the aligner reads, "-" for none.
-        aligner: Its name.
-        split: "test" or "test_hard".
-        by_seed: What `pair_metrics` gives, in the order of the seeds.
-    """
+    """Hold one line of a table: a `Run` over seeds, each with what `pair_metrics` gives."""
 
     task: str
     backbone: str
@@ -174,7 +154,7 @@ class Row:
         return [metrics[metric] for metrics in self.by_seed.values()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row for JSON, metrics that cannot be computed as None."""
+        """Return the row for JSON, which calls metrics figures; those without a value are None."""
         counted = ("positives", "negatives", "failed", "unlabelled")
         metrics = {name: self.values(name) for name in METRICS}
         return {
@@ -293,11 +273,7 @@ def _table(rows: Sequence[Row], metrics: Iterable[str]) -> str:
 
 
 def truth_markdown(runs: Sequence[TruthRun]) -> str:
-    """Write residue truth as tables, one for each reference set and bin of identity.
-
-    Args:
-        runs: Of one or several aligners and sets.
-    """
+    """Write residue truth as tables, one for each reference set and bin of identity."""
     thresholds = sorted({run.threshold for run in runs})
     parts = [TRUTH_DEFINITIONS.format(threshold=" or ".join(map(str, thresholds)))]
     for reference in dict.fromkeys(run.reference for run in runs):

@@ -21,35 +21,30 @@ DIRECTIONS = {"": "sequence to structure", "reverse_": "structure to sequence"}
 METRICS = {
     f"{prefix}{name}": f"{title}, {direction}"
     for prefix, direction in DIRECTIONS.items()
-    for name, title in (
-        ("recall_at_1", "R@1"),
-        ("recall_at_5", "R@5"),
-        ("mrr", "MRR"),
-        ("family_recall_at_1", "family R@1"),
-        ("family_recall_at_5", "family R@5"),
-        ("within_family_recall_at_1", "R@1 within the family"),
-    )
+    for name, title in {
+        "recall_at_1": "R@1",
+        "recall_at_5": "R@5",
+        "mrr": "MRR",
+        "family_recall_at_1": "family R@1",
+        "family_recall_at_5": "family R@5",
+        "within_family_recall_at_1": "R@1 within the family",
+    }.items()
 }
 """Metrics of a retrieval by name, with what a reader calls them."""
 
+COMPARED = ("recall_at_1", "recall_at_5", "mrr")
 SHOWN = (
-    "recall_at_1",
-    "recall_at_5",
-    "mrr",
-    "reverse_recall_at_1",
-    "reverse_recall_at_5",
-    "family_recall_at_1",
-    "within_family_recall_at_1",
+    *COMPARED,
+    *("reverse_recall_at_1", "reverse_recall_at_5"),
+    *("family_recall_at_1", "within_family_recall_at_1"),
 )
 """Metrics of the Markdown table; JSON has all."""
-
-COMPARED = ("recall_at_1", "recall_at_5", "mrr")
 
 DEFINITIONS = """\
 R@k is the share of queries whose partner ranks within the first k of all candidates by cosine,
 equal cosines by their mean rank; MRR the mean of 1 / rank. Family recall counts any member of the
 query's family, and within the family other families are left out. Several seeds: mean ± standard
-error over seeds, each with its own split. One seed: the figure with its 95 % interval over queries
+error over seeds, each with its own split. One seed: the mean with its 95 % interval over queries
 (Wilson for recall, bootstrap for MRR)."""
 
 Z = 1.959964
@@ -143,8 +138,7 @@ def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) ->
         theirs: Values of the other, `(queries,)`, of the same queries.
 
     Returns:
-        The difference ours - theirs; an interval around 0 says that the queries do not tell them
-        apart.
+        The difference ours - theirs; around 0, the queries do not tell them apart.
 
     Raises:
         ValueError: If the numbers of queries differ.
@@ -216,15 +210,9 @@ def pair_vectors(
 
 
 def length_similarity(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
-    """Compare sequences with structures by their numbers of residues alone.
+    """Compare sequences with structures by their numbers of residues: minus the difference.
 
     A structure has as many residues as its own sequence, so this finds more than chance.
-
-    Args:
-        pairs: Sequences and structures.
-
-    Returns:
-        Minus the difference, `(pairs, pairs)`.
     """
     sequences = np.array([len(pair.sequence) for pair in pairs], dtype=float)
     structures = np.array([len(pair.structure) for pair in pairs], dtype=float)
@@ -232,16 +220,10 @@ def length_similarity(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
 
 
 def sequence_oracle(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
-    """Compare sequences with the sequences that the structure files have, by common 4-mers.
+    """Compare sequences with the sequences of the structure files: shares of common 4-mers.
 
     No model that reads coordinates alone can know these: an upper bound, which says how many
     proteins of the set have the same sequence.
-
-    Args:
-        pairs: Sequences and structures.
-
-    Returns:
-        Shares of common 4-mers, `(pairs, pairs)`.
     """
     index = KmerIndex([pair.structure.sequence for pair in pairs])
     return np.stack([index.shares(pair.sequence) for pair in pairs])
@@ -270,14 +252,7 @@ class RetrievalReport:
     def add(
         self, name: str, seed: int, similarity: ArrayLike, families: Sequence[str | None]
     ) -> None:
-        """Add one retrieval of one seed.
-
-        Args:
-            name: What retrieves.
-            seed: Of the split.
-            similarity: Of sequences with structures, `(pairs, pairs)`.
-            families: Of each pair, `(pairs,)`.
-        """
+        """Add one retrieval of the split of one seed; see `retrieval_values`."""
         self.rows.setdefault(name, {})[seed] = retrieval_values(similarity, families)
         self.queries[seed] = len(families)
         self.floors.setdefault(seed, chance_floors(families))

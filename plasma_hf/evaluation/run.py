@@ -16,13 +16,13 @@ from ..data.alignments import ResidueAlignment, read_reference_alignments
 from ..data.pairs import ProteinPair, SiteProtein
 from ..io.sequences import BadRecord
 from ..metrics import (
-    ResidueTruth,
+    ReferenceAgreement,
     average_precision,
+    compare_with_reference,
     f1_max,
     label_mass_precision,
     label_match_score,
     mean_over_pairs,
-    residue_truth,
     roc_auc,
     symmetric_label_match_score,
 )
@@ -197,18 +197,12 @@ def _outcome(pair: ProteinPair, result: AlignedPair | Exception, identity: float
     if not all(side.any() for side in sites):
         unlabelled = "one of its proteins has no labelled residue"
         return PairOutcome(*known, result.score, error=unlabelled)
-    matches = {name: metric(result.plan, *sites) for name, metric in SITE_MATCH.items()}
-    return PairOutcome(*known, result.score, **matches)
+    match, symmetric, precision = (metric(result.plan, *sites) for metric in SITE_MATCH.values())
+    return PairOutcome(*known, result.score, match, symmetric, precision)
 
 
 def one_line(error: Exception) -> str:
-    """Say in one line what was raised.
-
-    Example:
-        >>> one_line(KeyError("no such protein")), one_line(RuntimeError())
-        ('no such protein', 'RuntimeError')
-    """
-    # The text of a KeyError would be quoted.
+    """Say in one line what was raised; the text of a KeyError would be quoted."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -326,7 +320,7 @@ class TruthRun:
         aligner: Its name.
         reference: Name of the set.
         threshold: Weight above which residues are called aligned.
-        truths: By pair, with its identity.
+        truths: Of each pair, with its identity.
         problems: A line on each pair that failed.
         seconds: Wall time of aligning.
     """
@@ -334,7 +328,7 @@ class TruthRun:
     aligner: str
     reference: str
     threshold: float
-    truths: list[tuple[float, ResidueTruth]] = field(default_factory=list)
+    truths: list[tuple[float, ReferenceAgreement]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -387,7 +381,7 @@ def run_residue_truth(
         elif result.plan is None:
             return None
         else:
-            truth = residue_truth(result.plan, reference.pairs, threshold)
+            truth = compare_with_reference(result.plan, reference.pairs, threshold)
             run.truths.append((reference.identity, truth))
     return run
 

@@ -178,14 +178,16 @@ def card_of(
     encoder = Kind("model_encoder.md", name, ["encoder", "residue-embeddings"])
     kind = KINDS.get(config.model_type, encoder)
     plm, inner = (getattr(config, f"plm_{part}", None) for part in ("name_or_path", "config"))
-    backbone = plm if _hub_id(plm) or not plm else Path(plm).name  # a folder here, none elsewhere
+    backbone = plm or getattr(inner, "model_type", None)
+    if plm and not _hub_id(plm):
+        backbone = Path(plm).name  # a folder of this machine
     return _card(
         kind,
         metrics,
         repository,
         base_model=_hub_id(plm),
         config=config,
-        backbone=f"`{backbone or inner.model_type}`" if backbone or inner is not None else None,
+        backbone=f"`{backbone}`" if backbone else None,
         held_out=known,
         held_out_text=held_out,
     )
@@ -223,8 +225,8 @@ def _card(
     if isinstance(metrics.get("data"), Mapping):  # of an encoder's run: counts, by what they are
         settings |= metrics["data"]
     said = {key: value for key, value in settings.items() if key not in OMITTED_SETTINGS}
-    figures = metrics.get("figures", {})
-    results = [*_held_out_results(values.get("held_out")), *_results(figures, kind)]
+    by_set = metrics.get("figures", {})
+    results = [*_held_out_results(values.get("held_out") or {}), *_results(by_set, kind)]
     header = ModelCardData(
         library_name=library_name,
         license=licence,
@@ -243,7 +245,7 @@ def _card(
         licence=licence,
         training=f"Data: {data}." if data else "The run does not say which data it was from.",
         settings={field: getattr(config, field) for field in kind.fields} | said,
-        figures=_table(figures, kind.columns),
+        figures=_table(by_set, kind.columns),
         config=config,
         **values,
     )
@@ -287,19 +289,19 @@ def _estimate(value: tuple[float | None, float | None]) -> str:
     return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
 
 
-def _table(figures: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
-    if not figures:
+def _table(by_set: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
+    if not by_set:
         return ""
     lines = [f"| pairs of | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-    for name, values in figures.items():
+    for name, values in by_set.items():
         found = (values.get(metric, "-") for metric in columns)
         cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in found]
         lines.append(f"| {SETS.get(name, (name,))[0]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _results(figures: Mapping[str, Mapping[str, float]], kind: Kind) -> Iterator[EvalResult]:
-    for name, values in figures.items():
+def _results(by_set: Mapping[str, Mapping[str, float]], kind: Kind) -> Iterator[EvalResult]:
+    for name, values in by_set.items():
         title, split = SETS.get(name, (name, name))
         for metric in kind.columns:
             if metric in values and metric != "pairs":
@@ -313,8 +315,8 @@ def _results(figures: Mapping[str, Mapping[str, float]], kind: Kind) -> Iterator
                 )
 
 
-def _held_out_results(held_out: Mapping[str, Any] | None) -> Iterator[EvalResult]:
-    for table in held_out["tables"] if held_out else ():
+def _held_out_results(held_out: Mapping[str, Any]) -> Iterator[EvalResult]:
+    for table in held_out.get("tables", ()):
         name, which = f"{held_out['task']}, {held_out['protocol']} protocol", table["identity"]
         for metric in HELD_OUT:
             yield EvalResult(
@@ -477,7 +479,7 @@ def _check_measured(config: Any, then: Mapping[str, Any]) -> None:
     for name in MEASURED:
         if name in then and getattr(config, name) != then[name]:
             raise ValueError(
-                f"{METRICS} has held-out figures of {name}={then[name]}, and the model has "
+                f"{METRICS} has held-out metrics of {name}={then[name]}, and the model has "
                 f"{name}={getattr(config, name)}; run plasma-hf evaluate again and then "
                 f"add_held_out, or take held_out out of {METRICS}."
             )

@@ -1,4 +1,4 @@
-"""Is a folder for the Hub complete? Walk what its code imports, look for its weights."""
+"""One folder that loads on its own, wherever transformers is installed; and the check of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +27,8 @@ from ..models.modeling_backbone import (
     weight_files,
 )
 
+logger = logging.getLogger(__name__)
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz")
 """Names of files that may hold a pickle, and with it any code."""
 
@@ -36,7 +37,246 @@ CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer_config.json
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
+RECORD = "export.json"
+"""File of an exported folder that says what it was made from and with."""
+
+RUN_FILES = ("metrics.json", "training.json")
+"""What a training run leaves beside a model, for its card."""
+
+PLACES = ("_name_or_path", "plm_name_or_path", "base_model_name_or_path")
+"""Fields of a configuration that may hold a folder of this machine."""
+
+LOCAL_FIELDS = ("is_local", "local_files_only")
+"""Fields of a tokenizer's configuration that say how it was loaded here."""
+
 AGAIN = "export the model again with plasma_hf.export_to_hub_folder(model, processor, folder)"
+
+REQUIREMENTS = """\
+# What the code in this folder needs; plasma_hf itself need not be installed.
+torch>=2.6
+transformers>=5.14,<6
+numpy>=2.0
+# To read structures (PDB, mmCIF): gemmi>=0.7.4
+"""
+
+
+def export_to_hub_folder(
+    model: Any,
+    processor: Any,
+    folder: str | Path,
+    *,
+    save_backbone: bool | None = None,
+    base_model: str | None = None,
+    repo_id: str | None = None,
+) -> Path:
+    """Write a model as a folder that loads where plasma_hf is not installed.
+
+    The folder holds the weights (safetensors), the configurations, every Python file that the
+    model, its processor and its pipelines need and no other, the licence of that code,
+    `requirements.txt`, a card if there is no README.md yet, and `export.json`, which says from
+    which revision it was made. Metrics (`metrics.json`) that lie where the model was loaded from
+    go along while its weights are still those. The folder is checked by `check_hub_folder`.
+
+    Args:
+        model: PLASMA, ProtAlign, an encoder, or an adapter over one of them; of this package, or
+            loaded as remote code.
+        processor: Its processor or tokenizer; None for none, as in the folder of an adapter, which
+            takes that of its base.
+        folder: Where to write; made if it is not there.
+        save_backbone: Write the backbone's weights as well; by default where they are not, or no
+            longer, those of an id on the Hub.
+        base_model: For an adapter, the Hub id of the model it was trained on; by default what it
+            was loaded from.
+        repo_id: Where it will be on the Hub, for the lines of the card that load it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If a file that loading needs is missing.
+        ValueError: If the folder would point to a folder of this machine, or has files that do
+            not belong there.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from plasma_hf import PlasmaConfig, PlasmaModel
+        >>> model = PlasmaModel(PlasmaConfig(embedding_size=8, head_size=4))
+        >>> with TemporaryDirectory() as folder:
+        ...     exported = export_to_hub_folder(model, None, folder)
+        ...     sorted(f.name for f in exported.iterdir() if f.suffix not in (".py", ".md"))
+        ['LICENSE', 'config.json', 'export.json', 'model.safetensors', 'requirements.txt']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # An adapter is PEFT's, or was loaded into its base by transformers.
+    peft = type(model).__module__.startswith("peft.")
+    adapter = peft or getattr(model, "_hf_peft_config_loaded", False)
+    if adapter:
+        _save_adapter(model, folder, base_model)
+    else:
+        _save_model(model, folder, save_backbone)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            fields = _read(folder / name)
+            if (kept := _portable(fields, fields.get("dtype"))) != fields:
+                _write(folder / name, kept, sort_keys=True)
+    shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
+    needs = REQUIREMENTS + ("peft>=0.20\n" if adapter else "")
+    (folder / "requirements.txt").write_text(needs, encoding="utf-8")
+    _write(folder / RECORD, _record(model))
+    if not (folder / "README.md").is_file():
+        _write_card(model, folder, repo_id)
+    check_hub_folder(folder)
+    return folder
+
+
+def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
+    config, backbone = model.config, getattr(model, "backbone", None)
+    name = getattr(config, "plm_name_or_path", None)
+    options = {}
+    if hasattr(config, "backbone_saved"):
+        local = name is not None and Path(name).is_dir()
+        if local and (backbone is None or save_backbone is False):
+            raise ValueError(
+                f"the backbone of this head is {name}, a folder of this machine, which nobody else "
+                "has; load it with model.load_backbone() and export with save_backbone=True, or "
+                "set model.config.plm_name_or_path to its Hub id."
+            )
+        options["save_backbone"] = True if local and save_backbone is None else save_backbone
+    model.save_pretrained(folder, **options)
+
+
+def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
+    """Add the code of a backbone of ours that no import of a saved model names, TM-Vec's say.
+
+    transformers fetches what the code of a folder imports from it. A line at the end of that of
+    the configuration makes it import the backbone, which thereby becomes known.
+
+    Args:
+        model: A head, as it was saved.
+        folder: Where it was saved to.
+    """
+    own = OWN_BACKBONES.get(getattr(model.config.plm_config, "model_type", ""))
+    configuration = Path(folder) / Path(inspect.getfile(type(model.config))).name
+    if own is None or not configuration.is_file():  # a model of transformers, or saved without code
+        return
+    code = Path(inspect.getfile(own))
+    if code.name not in code_of(folder, {configuration.stem: "a model"}):
+        for file in map(Path, (code, *get_relative_import_files(code))):
+            shutil.copyfile(file, Path(folder) / file.name)
+        with configuration.open("a", encoding="utf-8") as opened:
+            opened.write(f"\nfrom .{code.stem} import {own.__name__}  # noqa: E402, F401\n")
+
+
+def _save_adapter(model: Any, folder: Path, base_model: str | None) -> None:
+    with TemporaryDirectory() as saved:
+        model.save_pretrained(saved)  # a card of PEFT as well, or code that the base has already
+        for name in ADAPTER:
+            shutil.copyfile(Path(saved) / name, folder / name)
+    fields = _read(folder / ADAPTER[0])
+    base = base_model or fields.get("base_model_name_or_path")
+    if not base or (base_model is None and Path(base).is_dir()):
+        raise ValueError(
+            f"this adapter was trained on {base or 'a model that was never saved'}, which nobody "
+            "else has; publish that model with plasma_hf.push, then give its id: "
+            "base_model='<org>/<name>'."
+        )
+    _write(folder / ADAPTER[0], fields | {"base_model_name_or_path": base}, sort_keys=True)
+
+
+def _portable(value: Any, dtype: str | None = None, name: str = "") -> Any:
+    """Say nothing of this machine: last names of its folders; parts have the dtype of the whole."""
+    if isinstance(value, dict):
+        return {k: _portable(v, dtype, k) for k, v in value.items() if k not in LOCAL_FIELDS}
+    if name == "dtype" and value is None:
+        return dtype
+    local = name in PLACES and isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if local else value
+
+
+def _record(model: Any) -> dict[str, Any]:
+    """Say what an export was made from: ids and revisions on the Hub, versions of libraries."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config: Any = inner.config
+    source = getattr(config, "_name_or_path", None) or None
+    # Code that is older than the attribute is in a module that is named after its commit.
+    commit = re.search(r"\.([0-9a-f]{40})\.", type(inner).__module__)
+    revision = getattr(inner, "source_revision", None) or (commit[1] if commit else None)
+    local = source is None or Path(source).is_dir()
+    record = {
+        "model": None if local else source,
+        "revision": None if local else revision,
+        "plm_name_or_path": getattr(config, "plm_name_or_path", None),
+        "plm_revision": getattr(config, "plm_revision", None),
+        "transformers": version("transformers"),
+        "torch": version("torch"),
+    }
+    return dict(_portable(record))
+
+
+def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
+    """Write README.md, with the metrics of the run that the model comes from."""
+    try:
+        from .card import ANY_REPOSITORY, model_card
+    except ImportError as error:
+        logger.warning("no card was written: %s; pip install jinja2, or write README.md", error)
+        return
+    record, copied = _record(model), _copy_metrics(model, folder)
+    try:
+        card = model_card(folder, repo_id or ANY_REPOSITORY)
+    except ValueError as error:  # what the metrics are of is not what is exported
+        logger.warning("the card has no metrics: %s", error)
+        for file in copied:
+            file.unlink()
+        card = model_card(folder, repo_id or ANY_REPOSITORY)
+    lines = [
+        f"{said} `{record[name]}` at revision `{record[revision]}`.\n"
+        for said, name, revision in (
+            ("Exported from", "model", "revision"),
+            ("Backbone:", "plm_name_or_path", "plm_revision"),
+        )
+        if record[name] and record[revision]
+    ]
+    text = str(card) + "".join(["\n", *lines] if lines else [])
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _copy_metrics(model: Any, folder: Path) -> list[Path]:
+    """Copy the metrics beside the weights that a model was loaded from, if they are the same."""
+    source, revision = getattr(model.config, "_name_or_path", ""), _record(model)["revision"]
+    weights = _find_file(source, "model.safetensors", revision)
+    exported = folder / "model.safetensors"
+    if weights is None or not exported.is_file() or not filecmp.cmp(weights, exported, False):
+        return []
+    copied = []
+    for name in RUN_FILES:
+        file = _find_file(source, name, revision)
+        if file is not None and not (folder / name).exists():
+            copied.append(Path(shutil.copyfile(file, folder / name)))
+    return copied
+
+
+def _find_file(source: str, name: str, revision: str | None) -> str | None:
+    """Return the path of a file of a folder or of a repository on the Hub, None without it."""
+    try:
+        path: str | None = cached_file(source, name, revision=revision)
+    except (OSError, HFValidationError):
+        return None
+    return path
+
+
+def _read(file: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return fields
+
+
+def _write(file: Path, fields: dict[str, Any], sort_keys: bool = False) -> None:
+    file.write_text(json.dumps(fields, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
+
+
+# Is a folder complete? Walk what its code imports, look for its weights.
 
 
 def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[str]:
@@ -75,14 +315,14 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
         )
     folder = found
     try:
-        _check_weights(folder)
+        _check_files(folder)
         needed = code_of(folder, _entry_points(folder))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {remedy}.") from None
-    for file in folder.glob("*.safetensors"):
-        if not is_whole(file):
+    for weights in folder.glob("*.safetensors"):
+        if not is_whole(weights):
             force = "" if local else " --force-download"
-            raise WeightsError(f"{file} is cut short or damaged; {remedy}{force}.")
+            raise WeightsError(f"{weights} is cut short or damaged; {remedy}{force}.")
     surplus = sorted({file.name for file in folder.glob("*.py")} - needed)
     if surplus:
         raise ValueError(
@@ -143,47 +383,46 @@ def code_of(folder: str | Path, modules: dict[str, str]) -> set[str]:
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no {file.name}, which {asked_by} needs")
         found.add(file.name)
-        siblings = set(_siblings(file)) - {Path(name).stem for name in found}
-        wanted |= dict.fromkeys(siblings, file.name)
+        for sibling in _siblings(file):
+            if f"{sibling}.py" not in found:
+                wanted[sibling] = file.name
     return found
 
 
-def _siblings(file: Path) -> Iterator[str]:
-    """Yield the modules of its own folder that a file imports.
+def _siblings(file: Path) -> set[str]:
+    """Return the modules of its own folder that a file imports, as transformers finds them.
 
     What an import inside `try:` asks of other packages is optional, and not followed.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    tried = {
-        id(part)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Try)
-        for part in ast.walk(node)
-        if not (isinstance(part, ast.ImportFrom) and part.level)
-    }
+    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
+    tried = {id(part) for node in tries for part in ast.walk(node)}
+    siblings = set()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in tried:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         level = node.level if isinstance(node, ast.ImportFrom) else 0
         module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
         if level == 1 and module and "." not in module:
-            yield module
-        elif level or (module or "").split(".")[0] == "plasma_hf":
+            siblings.add(module)
+        elif level or ((module or "").split(".")[0] == "plasma_hf" and id(node) not in tried):
             raise ValueError(
                 f"{file.name}, line {node.lineno}: `{ast.unparse(node)}` cannot be followed where "
                 "plasma_hf is not installed; write `from .sibling import name`, with sibling.py "
                 "in the same folder."
             )
+    return siblings
 
 
 def _entry_points(folder: Path) -> dict[str, str]:
     """Return the modules that the configurations name, each with the file that does."""
     named: dict[str, str] = {}
     for configuration in CONFIGURATIONS:
-        if not (folder / configuration).is_file():
-            continue
-        fields = json.loads((folder / configuration).read_text(encoding="utf-8"))
-        for reference in _references(fields):
+        fields = _read(folder / configuration) if (folder / configuration).is_file() else {}
+        references = [task["impl"] for task in fields.get("custom_pipelines", {}).values()]
+        for given in fields.get("auto_map", {}).values():
+            references += [given] if isinstance(given, str) else filter(None, given)
+        for reference in references:
             if "--" in reference:
                 raise ValueError(
                     f"{folder / configuration} takes code from another repository, {reference}; "
@@ -193,14 +432,8 @@ def _entry_points(folder: Path) -> dict[str, str]:
     return named
 
 
-def _references(fields: dict[str, Any]) -> Iterator[str]:
-    for given in fields.get("auto_map", {}).values():
-        yield from [given] if isinstance(given, str) else filter(None, given)
-    for task in fields.get("custom_pipelines", {}).values():
-        yield task["impl"]
-
-
-def _check_weights(folder: Path) -> None:
+def _check_files(folder: Path) -> None:
+    """Check that configuration and weights are there; large models have several files of them."""
     files, asked_by = weight_files(folder), "a model"
     if (folder / ADAPTER[0]).is_file():
         files, asked_by = [folder / name for name in ADAPTER], "an adapter"
@@ -211,265 +444,3 @@ def _check_weights(folder: Path) -> None:
             raise FileNotFoundError(
                 f"{folder} has no {file.name}, which {index if part else asked_by} needs"
             )
-
-
-def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
-    """Add the code of a backbone of ours that no import of a saved model names, TM-Vec's say.
-
-    transformers fetches what the code of a folder imports from it. A line at the end of that of
-    the configuration makes it import the backbone, which thereby becomes known.
-
-    Args:
-        model: A head, as it was saved.
-        folder: Where it was saved to.
-    """
-    own = OWN_BACKBONES.get(getattr(model.config.plm_config, "model_type", ""))
-    configuration = Path(folder) / Path(inspect.getfile(type(model.config))).name
-    if own is None or not configuration.is_file():  # a model of transformers, or saved without code
-        return
-    code = Path(inspect.getfile(own))
-    if code.name not in code_of(folder, {configuration.stem: "a model"}):
-        for file in (code, *get_relative_import_files(code)):
-            shutil.copyfile(file, Path(folder) / Path(file).name)
-        with configuration.open("a", encoding="utf-8") as opened:
-            opened.write(f"\nfrom .{code.stem} import {own.__name__}  # noqa: E402, F401\n")
-
-
-# --- One folder that loads on its own, wherever transformers is installed.
-
-
-logger = logging.getLogger(__name__)
-
-RECORD = "export.json"
-"""File of an exported folder that says what it was made from and with."""
-
-REQUIREMENTS = """\
-# What the code in this folder needs; plasma_hf itself need not be installed.
-torch>=2.6
-transformers>=5.14,<6
-numpy>=2.0
-# To read structures (PDB, mmCIF): gemmi>=0.7.4
-# Faster on a CPU: numba>=0.61
-"""
-
-RUN_FILES = ("metrics.json", "training.json")
-"""What a training run leaves beside a model, for its card."""
-
-NAMES = ("_name_or_path", "plm_name_or_path", "base_model_name_or_path")
-"""Fields of a configuration that may hold a folder of this machine."""
-
-OF_THIS_MACHINE = ("is_local", "local_files_only")
-"""Fields of a tokenizer's configuration that say how it was loaded here."""
-
-
-def export_to_hub_folder(
-    model: Any,
-    processor: Any,
-    folder: str | Path,
-    *,
-    save_backbone: bool | None = None,
-    base_model: str | None = None,
-    repo_id: str | None = None,
-) -> Path:
-    """Write a model as a folder that loads where plasma_hf is not installed.
-
-    The folder holds the weights (safetensors), the configurations, every Python file that the
-    model, its processor and its pipelines need and no other, the licence of that code,
-    `requirements.txt`, a card if there is no README.md yet, and `export.json`, which says from
-    which revision it was made. Figures (`metrics.json`) that lie where the model was loaded from
-    go along while its weights are still those. The folder is checked by `check_hub_folder`.
-
-    Args:
-        model: PLASMA, ProtAlign, an encoder, or an adapter over one of them; of this package, or
-            loaded as remote code.
-        processor: Its processor or tokenizer; None for none, as in the folder of an adapter, which
-            takes that of its base.
-        folder: Where to write; made if it is not there.
-        save_backbone: Write the backbone's weights as well; by default where they are not, or no
-            longer, those of an id on the Hub.
-        base_model: For an adapter, the Hub id of the model it was trained on; by default what it
-            was loaded from.
-        repo_id: Where it will be on the Hub, for the lines of the card that load it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError: If a file that loading needs is missing.
-        ValueError: If the folder would point to a folder of this machine, or has files that do
-            not belong there.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from plasma_hf import PlasmaConfig, PlasmaModel
-        >>> model = PlasmaModel(PlasmaConfig(embedding_size=8, head_size=4))
-        >>> with TemporaryDirectory() as folder:
-        ...     exported = export_to_hub_folder(model, None, folder)
-        ...     sorted(f.name for f in exported.iterdir() if f.suffix not in (".py", ".md"))
-        ['LICENSE', 'config.json', 'export.json', 'model.safetensors', 'requirements.txt']
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_adapter(model):
-        _save_adapter(model, folder, base_model)
-    else:
-        _save_model(model, folder, save_backbone)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            _forget_this_machine(folder / name)
-    shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
-    (folder / "requirements.txt").write_text(requirements(model), encoding="utf-8")
-    (folder / RECORD).write_text(json.dumps(_record(model), indent=2) + "\n", encoding="utf-8")
-    if not (folder / "README.md").is_file():
-        _write_card(model, folder, repo_id)
-    check_hub_folder(folder)
-    return folder
-
-
-def is_adapter(model: Any) -> bool:
-    """Tell an adapter, of PEFT or loaded into its base by transformers, from a model."""
-    by_transformers = getattr(model, "_hf_peft_config_loaded", False)
-    return by_transformers or type(model).__module__.startswith("peft.")
-
-
-def requirements(model: Any) -> str:
-    """Return what `requirements.txt` says beside a model."""
-    return REQUIREMENTS + ("peft>=0.20\n" if is_adapter(model) else "")
-
-
-def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
-    config, backbone = model.config, getattr(model, "backbone", None)
-    name = getattr(config, "plm_name_or_path", None)
-    options = {}
-    if hasattr(config, "backbone_saved"):
-        local = name is not None and Path(name).is_dir()
-        if local and (backbone is None or save_backbone is False):
-            raise ValueError(
-                f"the backbone of this head is {name}, a folder of this machine, which nobody else "
-                "has; load it with model.load_backbone() and export with save_backbone=True, or "
-                "set model.config.plm_name_or_path to its Hub id."
-            )
-        options["save_backbone"] = True if local and save_backbone is None else save_backbone
-    model.save_pretrained(folder, **options)
-
-
-def _save_adapter(model: Any, folder: Path, base_model: str | None) -> None:
-    with TemporaryDirectory() as saved:
-        model.save_pretrained(saved)  # a card of PEFT as well, or code that the base has already
-        for name in ADAPTER:
-            shutil.copyfile(Path(saved) / name, folder / name)
-    fields = _read(folder / ADAPTER[0])
-    base = base_model or fields.get("base_model_name_or_path")
-    if not base or (base_model is None and Path(base).is_dir()):
-        raise ValueError(
-            f"this adapter was trained on {base or 'a model that was never saved'}, which nobody "
-            "else has; publish that model with plasma_hf.push, then give its id: "
-            "base_model='<org>/<name>'."
-        )
-    _write(folder / ADAPTER[0], fields | {"base_model_name_or_path": base})
-
-
-def _forget_this_machine(file: Path) -> None:
-    """Rewrite a configuration so that it says nothing of where and how it was loaded."""
-    fields = _read(file)
-    if (kept := _portable(fields, fields.get("dtype"))) != fields:
-        _write(file, kept)
-
-
-def _portable(value: Any, dtype: str | None = None, name: str = "") -> Any:
-    """Return fields with the last name of each folder; parts have the dtype of the whole."""
-    if isinstance(value, dict):
-        return {k: _portable(v, dtype, k) for k, v in value.items() if k not in OF_THIS_MACHINE}
-    if name == "dtype" and value is None:
-        return dtype
-    local = name in NAMES and isinstance(value, str) and Path(value).is_absolute()
-    return Path(value).name if local else value
-
-
-def _record(model: Any) -> dict[str, str | None]:
-    """Say what an export was made from: ids and revisions on the Hub, versions of libraries."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config: Any = inner.config
-    source = getattr(config, "_name_or_path", None) or None
-    # Code that is older than the attribute is in a module that is named after its commit.
-    commit = re.search(r"\.([0-9a-f]{40})\.", type(inner).__module__)
-    revision = getattr(inner, "source_revision", None) or (commit[1] if commit else None)
-    local = source is None or Path(source).is_dir()
-    record = {
-        "model": None if local else source,
-        "revision": None if local else revision,
-        "plm_name_or_path": getattr(config, "plm_name_or_path", None),
-        "plm_revision": getattr(config, "plm_revision", None),
-        "transformers": version("transformers"),
-        "torch": version("torch"),
-    }
-    portable: dict[str, str | None] = _portable(record)
-    return portable
-
-
-def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
-    """Write README.md, with the figures of the run that the model comes from."""
-    try:
-        from .card import ANY_REPOSITORY, model_card
-    except ImportError as error:
-        logger.warning("no card was written: %s; pip install jinja2, or write README.md", error)
-        return
-    figures = _copy_figures(model, folder)
-    try:
-        card = model_card(folder, repo_id or ANY_REPOSITORY)
-    except ValueError as error:  # what the figures are of is not what is exported
-        logger.warning("the card has no figures: %s", error)
-        for file in figures:
-            file.unlink()
-        card = model_card(folder, repo_id or ANY_REPOSITORY)
-    text = str(card) + _made_from(_record(model))
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _made_from(record: dict[str, str | None]) -> str:
-    """Say in the card which commits on the Hub the model and its backbone are of."""
-    lines = [
-        f"{said} `{record[name]}` at revision `{record[revision]}`."
-        for said, name, revision in (
-            ("Exported from", "model", "revision"),
-            ("Backbone:", "plm_name_or_path", "plm_revision"),
-        )
-        if record[name] and record[revision]
-    ]
-    return "\n" + "\n".join(lines) + "\n" if lines else ""
-
-
-def _copy_figures(model: Any, folder: Path) -> list[Path]:
-    """Copy the figures beside the weights that a model was loaded from, if they are the same."""
-    source, revision = getattr(model.config, "_name_or_path", ""), _record(model)["revision"]
-    weights = _find_file(source, "model.safetensors", revision)
-    exported = folder / "model.safetensors"
-    if weights is None or not exported.is_file() or not filecmp.cmp(weights, exported, False):
-        return []
-    copied = []
-    for name in RUN_FILES:
-        file = _find_file(source, name, revision)
-        if file is not None and not (folder / name).exists():
-            copied.append(Path(shutil.copyfile(file, folder / name)))
-    return copied
-
-
-def _find_file(source: str, name: str, revision: str | None) -> str | None:
-    """Return the path of a file of a folder or of a repository on the Hub, None without it."""
-    try:
-        path: str | None = cached_file(source, name, revision=revision)
-    except (OSError, HFValidationError):
-        return None
-    return path
-
-
-def _read(file: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return fields
-
-
-def _write(file: Path, fields: dict[str, Any]) -> None:
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    file.write_text(text, encoding="utf-8")

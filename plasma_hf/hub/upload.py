@@ -117,7 +117,7 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
 
     Args:
         name: One of `metric_names()`.
-        folder: Made if need be; files of these names in it are replaced.
+        folder: Created if missing; files of these names in it are replaced.
         repository: Where it will be, as `org/name`, for the line in the card that loads it.
 
     Returns:
@@ -197,7 +197,7 @@ def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:
 
 
 def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo:
-    """Put a metric on the Hub as a Space, made there if need be.
+    """Put a metric on the Hub as a Space, created if missing.
 
     Args:
         name: One of `metric_names()`.

@@ -1,4 +1,4 @@
-"""Alignments as text, TSV and JSON: what a reader, a table and a program want to see.
+"""Alignments and hits as text, TSV and JSON: what a reader, a table and a program want to see.
 
 Text and TSV count residues from 1 and include the last one, as the field's formats do; JSON keeps
 the pipeline's own result, 0-based with ends exclusive.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-
 BLOCK = 60
-"""Alignment columns a line."""
+"""Alignment columns per line."""
 
 STRONG, CLEAR = 0.9, 0.7
 """Plan weights from which a pair is drawn as `|` and as `:`."""
@@ -43,10 +42,31 @@ FIELDS = {
     "identity": "share of them with the same letter",
     "residue_pairs": "each as query:candidate:plan weight, from 1, with commas between",
 }
-"""Columns of the TSV, in order, and what they hold."""
+"""Columns of an alignment's TSV, in order, and what they hold."""
+
+HIT_FIELDS = {
+    "query": "id of the query",
+    "rank": "place of the hit, from 1",
+    "id": "id of the hit",
+    "score": "cosine of the two vectors, -1 to 1",
+    "source": "file and record that the hit was read from",
+    "query_residues": "with --explain, residues of the query that weigh most, as K52:0.031,...",
+    "hit_residues": "with --explain, those of the hit, each letter, number and weight",
+}
+"""Columns of the hits' TSV, in order, and what they hold."""
 
 Column = tuple[int | None, int | None, float | None]
 """Query index, candidate index and plan weight; None where there is none."""
+
+Hits = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to write results: `head` once, then `render(...)` for each, as its functions take it."""
+
+    head: str
+    render: Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -54,12 +74,12 @@ class AlignedPair:
     """Two proteins and what the pipeline says of them.
 
     Args:
-        query: With its sequence, clean: one letter a residue.
+        query: With its sequence, clean: one letter per residue.
         candidate: Likewise.
         result: `{"score": ..., "segments": [...]}` of `pipeline("protein-alignment")`.
 
     Raises:
-        ValueError: If a protein has no sequence, or the result is that of a bad pair.
+        ValueError: If a protein has no sequence, or the result is that of an invalid pair.
     """
 
     query: Protein
@@ -91,61 +111,59 @@ class AlignedPair:
         return sum(query[i] == candidate[j] for i, j, _ in segment["pairs"]) / len(segment["pairs"])
 
 
-@dataclass(frozen=True)
-class Format:
-    """How to write alignments: `head` once, then `render(pair)` for each."""
-
-    head: str
-    render: Callable[[AlignedPair], str]
-
-
 def to_text(pair: AlignedPair) -> str:
     """Write one alignment for the eye: what was compared, then each segment in rows."""
     query, candidate = pair.letters
-    segments = pair.result["segments"]
     width = max(len(pair.query.id), len(pair.candidate.id))
     lines = [
+        "",
         f"query      {pair.query.id:<{width}}  {len(query)} residues",
         f"candidate  {pair.candidate.id:<{width}}  {len(candidate)} residues",
         f"score      {pair.result['score']:.4f}",
     ]
-    if not segments:
+    if not pair.result["segments"]:
         lines.append("no segment: no stretch of the two is aligned above the threshold")
-    for number, segment in enumerate(segments, start=1):
-        lines += ["", _title(pair, number, segment), "", *_rows(pair, segment)]
-    return "\n" + "\n".join(line.rstrip() for line in lines) + "\n"
+    for number, segment in enumerate(pair.result["segments"], start=1):
+        spans = [
+            f"{side} {segment[f'{side}_start'] + 1}-{segment[f'{side}_end']}"
+            for side in ("query", "candidate")
+        ]
+        title = (
+            f"segment {number}  {'  '.join(spans)}  score {segment['score']:.4f}  "
+            f"pairs {len(segment['pairs'])}  identity {pair.identity(segment):.3f}"
+        )
+        lines += ["", title, "", *_rows(pair, segment)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def to_tsv(pair: AlignedPair) -> str:
-    """Write one line a segment; a pair without any keeps one, with the segment's fields empty."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, FIELDS, delimiter="\t", lineterminator="\n")
-    for number, segment in enumerate(pair.result["segments"], start=1):
-        writer.writerow(_pair_fields(pair) | _segment_fields(pair, number, segment))
-    if not pair.result["segments"]:
-        writer.writerow(_pair_fields(pair))
-    return table.getvalue()
+    """Write one line per segment; a pair without any keeps one, with those fields empty."""
+    about = {"query": pair.query.id, "candidate": pair.candidate.id}
+    about["score"] = f"{pair.result['score']:.6f}"
+    rows = [
+        {
+            "segment": number,
+            "segment_score": f"{segment['score']:.6f}",
+            "query_start": segment["query_start"] + 1,
+            "query_end": segment["query_end"],
+            "candidate_start": segment["candidate_start"] + 1,
+            "candidate_end": segment["candidate_end"],
+            "pairs": len(segment["pairs"]),
+            "identity": f"{pair.identity(segment):.4f}",
+            "residue_pairs": ",".join(f"{i + 1}:{j + 1}:{w:.3f}" for i, j, w in segment["pairs"]),
+        }
+        for number, segment in enumerate(pair.result["segments"], start=1)
+    ]
+    return _table(FIELDS, [about | row for row in rows or [{}]])
 
 
 def to_json(pair: AlignedPair) -> str:
     """Write one line with ids, lengths and the pipeline's result as it is."""
     query, candidate = pair.letters
-    about = {
-        "query": pair.query.id,
-        "candidate": pair.candidate.id,
-        "query_length": len(query),
-        "candidate_length": len(candidate),
-    }
+    about: dict[str, Any] = {"query": pair.query.id, "candidate": pair.candidate.id}
+    about |= {"query_length": len(query), "candidate_length": len(candidate)}
     result = {name: value for name, value in pair.result.items() if name != "plan"}
     return json.dumps(about | result) + "\n"
-
-
-FORMATS = {
-    "text": Format(LEGEND, to_text),
-    "json": Format("", to_json),
-    "tsv": Format("\t".join(FIELDS) + "\n", to_tsv),
-}
-"""Formats by name."""
 
 
 def columns(pairs: list[Any]) -> Iterator[Column]:
@@ -168,91 +186,6 @@ def columns(pairs: list[Any]) -> Iterator[Column]:
     yield from (tuple(pair) for pair in pairs[-1:])
 
 
-def weight_mark(weight: float | None) -> str:
-    """Draw a plan weight as one character; see `LEGEND`."""
-    if weight is None:
-        return " "
-    return "|" if weight >= STRONG else ":" if weight >= CLEAR else "."
-
-
-def _title(pair: AlignedPair, number: int, segment: Mapping[str, Any]) -> str:
-    query, candidate = (
-        f"{side} {segment[f'{side}_start'] + 1}-{segment[f'{side}_end']}"
-        for side in ("query", "candidate")
-    )
-    return (
-        f"segment {number}  {query}  {candidate}  score {segment['score']:.4f}  "
-        f"pairs {len(segment['pairs'])}  identity {pair.identity(segment):.3f}"
-    )
-
-
-def _rows(pair: AlignedPair, segment: Mapping[str, Any]) -> Iterator[str]:
-    query, candidate = pair.letters
-    laid_out = list(columns(segment["pairs"]))
-    width = len(str(max(segment["query_end"], segment["candidate_end"])))
-    for start in range(0, len(laid_out), BLOCK):
-        i, j, weights = zip(*laid_out[start : start + BLOCK], strict=True)
-        yield _row("query", query, i, width)
-        yield f"{'':{11 + width}}{''.join(map(weight_mark, weights))}"
-        yield _row("candidate", candidate, j, width)
-        yield ""
-
-
-def _row(side: str, sequence: str, indices: tuple[int | None, ...], width: int) -> str:
-    letters = "".join("-" if i is None else sequence[i] for i in indices)
-    there = [i + 1 for i in indices if i is not None]
-    first, last = (there[0], there[-1]) if there else ("", "")
-    return f"{side:<9} {first:>{width}} {letters} {last:>{width}}"
-
-
-def _pair_fields(pair: AlignedPair) -> dict[str, str]:
-    return {
-        "query": pair.query.id,
-        "candidate": pair.candidate.id,
-        "score": f"{pair.result['score']:.6f}",
-    }
-
-
-def _segment_fields(pair: AlignedPair, number: int, segment: Mapping[str, Any]) -> dict[str, Any]:
-    spelled = (f"{i + 1}:{j + 1}:{weight:.3f}" for i, j, weight in segment["pairs"])
-    return {
-        "segment": number,
-        "segment_score": f"{segment['score']:.6f}",
-        "query_start": segment["query_start"] + 1,
-        "query_end": segment["query_end"],
-        "candidate_start": segment["candidate_start"] + 1,
-        "candidate_end": segment["candidate_end"],
-        "pairs": len(segment["pairs"]),
-        "identity": f"{pair.identity(segment):.4f}",
-        "residue_pairs": ",".join(spelled),
-    }
-
-
-# --- Hits as text, TSV and JSON: what a reader, a table and a program want to see.
-
-
-HIT_FIELDS = {
-    "query": "id of the query",
-    "rank": "place of the hit, from 1",
-    "id": "id of the hit",
-    "score": "cosine of the two vectors, -1 to 1",
-    "source": "file and record that the hit was read from",
-    "query_residues": "with --explain, residues of the query that weigh most, as K52:0.031,...",
-    "hit_residues": "with --explain, those of the hit, each letter, number and weight",
-}
-"""Columns of the TSV, in order, and what they hold."""
-
-Hits = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class HitFormat:
-    """How to write hits: `head` once, then `render(query, its residues, hits)` for each query."""
-
-    head: str
-    render: Callable[[str, int, Hits], str]
-
-
 def hits_to_text(query: str, residues: int, hits: Hits) -> str:
     """Write the hits of a query as a table for the eye."""
     width = max([2, *(len(hit["id"]) for hit in hits)])
@@ -261,39 +194,31 @@ def hits_to_text(query: str, residues: int, hits: Hits) -> str:
         lines.append(f"       {spell(hits[0]['explain']['query'])}")
     lines += ["", f"rank   score  {'id':<{width}}  source"]
     for hit in hits:
-        lines.append(
-            f"{hit['rank']:>4}  {hit['score']:>6.4f}  {hit['id']:<{width}}  {hit['source']}"
-        )
+        name = f"{hit['id']:<{width}}"
+        lines.append(f"{hit['rank']:>4}  {hit['score']:>6.4f}  {name}  {hit['source']}")
         if "explain" in hit:
-            lines.append(f"              {_spell_hit(hit)}")
+            weighed, error = hit["explain"]["candidate"], hit["explain"].get("error")
+            spelled = f"not explained: {error}" if weighed is None else spell(weighed)
+            lines.append(f"              {spelled}")
     return "\n".join(line.rstrip() for line in lines) + "\n\n"
 
 
 def hits_to_tsv(query: str, residues: int, hits: Hits) -> str:
-    """Write one line a hit."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, HIT_FIELDS, delimiter="\t", lineterminator="\n")
+    """Write one line per hit."""
+    rows = []
     for hit in hits:
         row = {name: hit[name] for name in ("rank", "id", "source")}
         row |= {"query": query, "score": f"{hit['score']:.6f}"}
         if "explain" in hit:
             row["query_residues"] = spell(hit["explain"]["query"])
             row["hit_residues"] = spell(hit["explain"]["candidate"] or ())
-        writer.writerow(row)
-    return table.getvalue()
+        rows.append(row)
+    return _table(HIT_FIELDS, rows)
 
 
 def hits_to_json(query: str, residues: int, hits: Hits) -> str:
-    """Write one line a query, with the pipeline's result as it is."""
+    """Write one line per query, with the pipeline's result as it is."""
     return json.dumps({"query": query, "query_length": residues, "hits": list(hits)}) + "\n"
-
-
-HIT_FORMATS = {
-    "text": HitFormat("", hits_to_text),
-    "json": HitFormat("", hits_to_json),
-    "tsv": HitFormat("\t".join(HIT_FIELDS) + "\n", hits_to_tsv),
-}
-"""Formats by name."""
 
 
 def spell(weighed: Sequence[Mapping[str, Any]]) -> str:
@@ -311,6 +236,48 @@ def spell(weighed: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _spell_hit(hit: Mapping[str, Any]) -> str:
-    weighed = hit["explain"]["candidate"]
-    return spell(weighed) if weighed is not None else f"not explained: {hit['explain']['error']}"
+FORMATS = {
+    "text": Format(LEGEND, to_text),
+    "json": Format("", to_json),
+    "tsv": Format("\t".join(FIELDS) + "\n", to_tsv),
+}
+"""Formats of an alignment by name; each renders an `AlignedPair`."""
+
+HIT_FORMATS = {
+    "text": Format("", hits_to_text),
+    "json": Format("", hits_to_json),
+    "tsv": Format("\t".join(HIT_FIELDS) + "\n", hits_to_tsv),
+}
+"""Formats of hits by name; each renders the id of a query, its residues and its hits."""
+
+
+def _table(fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, fields, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _rows(pair: AlignedPair, segment: Mapping[str, Any]) -> Iterator[str]:
+    """Write a segment as query, marks and candidate, some columns at a time."""
+    laid_out = list(columns(segment["pairs"]))
+    width = len(str(max(segment["query_end"], segment["candidate_end"])))
+    for start in range(0, len(laid_out), BLOCK):
+        i, j, weights = zip(*laid_out[start : start + BLOCK], strict=True)
+        yield _row("query", pair.letters[0], i, width)
+        yield f"{'':{11 + width}}{''.join(map(_mark, weights))}"
+        yield _row("candidate", pair.letters[1], j, width)
+        yield ""
+
+
+def _row(side: str, sequence: str, indices: tuple[int | None, ...], width: int) -> str:
+    letters = "".join("-" if i is None else sequence[i] for i in indices)
+    there = [i + 1 for i in indices if i is not None]
+    first, last = (there[0], there[-1]) if there else ("", "")
+    return f"{side:<9} {first:>{width}} {letters} {last:>{width}}"
+
+
+def _mark(weight: float | None) -> str:
+    """Draw a plan weight as one character; see `LEGEND`."""
+    if weight is None:
+        return " "
+    return "|" if weight >= STRONG else ":" if weight >= CLEAR else "."

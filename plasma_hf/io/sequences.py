@@ -5,15 +5,24 @@ from __future__ import annotations
 import csv
 import gzip
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..models.protein import FILE_SUFFIXES, Protein, clean_sequence, read_records
+from ..models.protein import (
+    FILE_SUFFIXES,
+    InvalidRecord,
+    Protein,
+    is_protein,
+    read_protein,
+    read_records,
+    suffix_of,
+)
 
 logger = logging.getLogger(__name__)
+
+BadRecord = InvalidRecord  # its name of before
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 DATASET_FORMATS = {".parquet": "parquet", ".jsonl": "json"}
@@ -24,28 +33,21 @@ ACCEPTED = (
 )
 
 Source: TypeAlias = "str | PathLike[str] | Iterable[Any]"
+OnInvalid = Callable[[InvalidRecord], object]
 
 
-@dataclass(frozen=True)
-class BadRecord:
-    """Say which record was left out, and why.
-
-    Attributes:
-        id: id of the record, or where it stands if it has none.
-        reason: what is wrong with it.
-    """
-
-    id: str
-    reason: str
+def log_invalid(record: InvalidRecord) -> None:
+    """Log a warning that a record is left out, and why."""
+    logger.warning("%s is left out: %s", record.id, record.reason)
 
 
 def read_sequences(
     source: Source,
     id_column: str = "id",
     sequence_column: str = "sequence",
-    bad: list[BadRecord] | None = None,
+    on_invalid: OnInvalid = log_invalid,
 ) -> Iterator[Protein]:
-    """Read proteins one after the other, leaving out and reporting the records that are wrong.
+    """Read proteins one after the other, leaving out and reporting invalid records.
 
     Args:
         source: Path of a FASTA, PDB, mmCIF, CSV or TSV file (each also `.gz`), of a Parquet or
@@ -53,7 +55,7 @@ def read_sequences(
             `datasets.Dataset` or any rows, each `(id, sequence)`, a mapping or a `Protein`.
         id_column: Name of the ids in tables, data sets and mappings.
         sequence_column: Name of the sequences there.
-        bad: List that records left out are added to; without one they are logged as warnings.
+        on_invalid: Called with each record that is left out.
 
     Yields:
         Proteins with clean sequences (`clean_sequence`), in the order of the source.
@@ -64,11 +66,12 @@ def read_sequences(
         ValueError: If the file cannot be read as what its name says, or lacks a column.
 
     Example:
-        >>> bad = []
+        >>> invalid = []
         >>> rows = [("P1", "MKVLA"), {"id": "P2", "sequence": "mkv"}, ("P3", "MK7")]
-        >>> [(protein.id, protein.sequence) for protein in read_sequences(rows, bad=bad)]
+        >>> found = read_sequences(rows, on_invalid=invalid.append)
+        >>> [(protein.id, protein.sequence) for protein in found]
         [('P1', 'MKVLA'), ('P2', 'MKV')]
-        >>> bad[0].id, bad[0].reason[:25]
+        >>> invalid[0].id, invalid[0].reason[:25]
         ('P3', 'sequence has the characte')
     """
     columns = (id_column, sequence_column)
@@ -79,13 +82,11 @@ def read_sequences(
             if key in (None, ""):
                 raise ValueError("it has no id")
             name = str(key)
-            yield Protein(name, clean_sequence(sequence))
+            if sequence is None:
+                raise ValueError("it has no sequence")
+            yield read_protein({"id": name, "sequence": sequence}, "sequence")
         except (ValueError, TypeError) as error:
-            record = BadRecord(name, str(error))
-            if bad is None:
-                logger.warning("%s is left out: %s", record.id, record.reason)
-            else:
-                bad.append(record)
+            on_invalid(InvalidRecord(name, str(error)))
 
 
 def _rows(source: Source, columns: tuple[str, str]) -> Iterable[Any]:
@@ -104,19 +105,18 @@ def _rows(source: Source, columns: tuple[str, str]) -> Iterable[Any]:
 
 
 def _read_file(file: Path, columns: tuple[str, str]) -> Iterable[Any]:
-    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
+    suffix = suffix_of(file)
     if file.is_dir() or suffix in DATASET_FORMATS:
         return _rows(_load_dataset(file, suffix), columns)
-    if suffix in DELIMITERS and file.is_file():
-        return _read_table(file, DELIMITERS[suffix], columns)
     if suffix in FILE_SUFFIXES:
         return read_records(file)
-    if suffix in DELIMITERS:
-        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
-    raise ValueError(f"{file} is not read by its ending {suffix!r}; give {ACCEPTED}.")
+    if suffix not in DELIMITERS:
+        raise ValueError(f"{file} is not read by its ending {suffix!r}; give {ACCEPTED}.")
+    return _read_table(file, DELIMITERS[suffix], columns)
 
 
 def _read_table(file: Path, delimiter: str, columns: tuple[str, str]) -> Iterator[dict[str, str]]:
+    _check_file(file)
     opened = gzip.open if file.name.endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as lines:
@@ -124,7 +124,7 @@ def _read_table(file: Path, delimiter: str, columns: tuple[str, str]) -> Iterato
             _check_columns(reader.fieldnames or [], columns, str(file))
             yield from reader
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no readable table: {error}.") from error
+        raise ValueError(f"{file} is not a valid table: {error}.") from error
 
 
 def _load_dataset(path: Path, suffix: str) -> Iterable[Any]:
@@ -136,19 +136,21 @@ def _load_dataset(path: Path, suffix: str) -> Iterable[Any]:
         ) from error
     if path.is_dir():
         return datasets.load_from_disk(str(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; check the path.")
+    _check_file(path)
     return datasets.load_dataset(
         DATASET_FORMATS[suffix], data_files=str(path), split="train", streaming=True
     )
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}; check the path.")
+
+
 def _check_columns(names: Iterable[str] | None, columns: tuple[str, str], where: str) -> None:
-    if names is None:
-        return
-    names = list(names)
+    names = None if names is None else list(names)
     for name, option in zip(columns, ("id_column", "sequence_column"), strict=True):
-        if name not in names:
+        if names is not None and name not in names:
             raise ValueError(
                 f"{where} has no column {name!r}, only {', '.join(map(repr, names))}; name the "
                 f"right one with {option} (--{option.replace('_', '-')} in the shell)."
@@ -157,7 +159,7 @@ def _check_columns(names: Iterable[str] | None, columns: tuple[str, str], where:
 
 def _split(row: Any, columns: tuple[str, str]) -> tuple[Any, Any]:
     """Return id and sequence of a row, however it was given."""
-    if isinstance(row, Protein):
+    if is_protein(row):
         return row.id, row.sequence
     if isinstance(row, Mapping):
         return row.get(columns[0]), row.get(columns[1])

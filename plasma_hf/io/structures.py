@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..models.protein import STRUCTURE_SUFFIXES, Structure, join_structures, read_structures
-from .sequences import BadRecord
+from ..models.protein import (
+    STRUCTURE_SUFFIXES,
+    InvalidRecord,
+    Structure,
+    join_structures,
+    read_structures,
+    suffix_of,
+)
+from .sequences import OnInvalid, log_invalid
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -50,40 +57,26 @@ def pair_of(structure: Structure, family: str | None = None) -> StructurePair:
 
 
 def row_features() -> Features:
-    """Give the columns of a row, for `datasets`.
-
-    Raises:
-        ImportError: If `datasets` is not installed.
-    """
+    """Return the columns of a row, for `datasets`."""
     try:
         from datasets import Features, List, Value
     except ImportError as error:
         raise ImportError(
             "data sets of structures need datasets; pip install 'plasma-hf[train]'"
         ) from error
+    text = ("id", "sequence", "family", "structure_id", "structure_sequence")
     return Features(
-        {
-            "id": Value("string"),
-            "sequence": Value("string"),
-            "family": Value("string"),
-            "structure_id": Value("string"),
-            "structure_sequence": Value("string"),
-            "coordinates": List(Value("float32")),
-            "author_numbers": List(Value("string")),
-            "chain_ids": List(Value("string")),
-        }
+        {name: Value("string") for name in text}
+        | {"coordinates": List(Value("float32"))}
+        | {name: List(Value("string")) for name in ("author_numbers", "chain_ids")}
     )
 
 
 def pair_to_row(pair: StructurePair) -> dict[str, Any]:
     """Write a pair as plain values that pass through `datasets`, JSON and Parquet unharmed.
 
-    Args:
-        pair: Sequence and structure.
-
-    Returns:
-        `coordinates` are those of N, CA, C, O of each residue, flattened from
-        `(residues, 4 atoms, 3)`, angstrom, None for a missing atom.
+    `coordinates` are those of N, CA, C, O of each residue, flattened from `(residues, 4 atoms, 3)`,
+    Å, None for a missing atom.
 
     Example:
         >>> structure = Structure("1abc.pdb:A", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
@@ -110,11 +103,7 @@ def pair_to_row(pair: StructurePair) -> dict[str, Any]:
 def row_to_pair(row: Mapping[str, Any]) -> StructurePair:
     """Read a row written by `pair_to_row`, from `datasets`, JSON or Parquet.
 
-    Args:
-        row: Columns by name; `coordinates` may hold None or NaN for a missing atom.
-
-    Returns:
-        The pair, with coordinates as float32.
+    `coordinates` may hold None or NaN for a missing atom.
 
     Raises:
         ValueError: If the columns do not fit together.
@@ -148,21 +137,21 @@ def row_to_pair(row: Mapping[str, Any]) -> StructurePair:
 
 def read_structure_folder(
     path: str | PathLike[str],
-    bad: list[BadRecord],
+    on_invalid: OnInvalid = log_invalid,
     policy: ChainPolicy = "each",
     min_residues: int = 1,
 ) -> Iterator[Structure]:
     """Read the structures of all files below a folder, one file in memory at a time.
 
     Besides structure files (also `.gz`, and PDB files named without an ending) it reads lists of
-    chains, `.jsonl` and `.jsonl.gz`: one JSON object a line with `id`, `seq`, and `N`, `CA`, `C`
-    and `O` as one `[x, y, z]` a residue, null where unknown. Where there is `O_derived` instead,
+    chains, `.jsonl` and `.jsonl.gz`: one JSON object per line with `id`, `seq`, and `N`, `CA`, `C`
+    and `O` as one `[x, y, z]` per residue, null where unknown. Where there is `O_derived` instead,
     that is taken for O: it is a place computed from ideal geometry, not a measured one. Files of
     any other kind are passed over.
 
     Args:
         path: Folder, searched with all folders below it in sorted order, or a single file.
-        bad: List to which files and chains that are left out are added, with the reason.
+        on_invalid: Called with each file and chain that is left out.
         policy: What to make of the chains of a file: "each" for a structure of its own, "first",
             "longest" (of equally long ones the first by its name), or "joined" for all as one
             structure. A chain of a list is always by itself.
@@ -182,31 +171,25 @@ def read_structure_folder(
         >>> chain = {"id": "c1", "seq": "G", "N": [[0, 0, 0]], "CA": [[1, 0, 0]], "C": [[2, 0, 0]]}
         >>> _ = (folder / "chains.jsonl").write_text(json.dumps(chain))
         >>> _ = (folder / "broken.pdb").write_text("nothing")
-        >>> bad = []
-        >>> [structure.id for structure in read_structure_folder(folder, bad)]
+        >>> invalid = []
+        >>> [structure.id for structure in read_structure_folder(folder, invalid.append)]
         ['chains.jsonl:c1']
-        >>> bad[0].id
+        >>> invalid[0].id
         'broken.pdb'
     """
     if policy not in POLICIES:
         raise ValueError(f"there is no policy {policy!r}; give {', '.join(map(repr, POLICIES))}")
     for file, name in find_structure_files(path):
-        for structure in read_structure_file(file, name, bad, policy):
+        for structure in read_structure_file(file, name, on_invalid, policy):
             if len(structure) < min_residues:
                 reason = f"it has {len(structure)} residues, fewer than {min_residues}"
-                bad.append(BadRecord(structure.id, reason))
+                on_invalid(InvalidRecord(structure.id, reason))
             else:
                 yield structure
 
 
 def find_structure_files(path: str | PathLike[str]) -> list[tuple[Path, str]]:
-    """List the files below a folder that can hold structures, and their names.
-
-    Args:
-        path: Folder, or a single file.
-
-    Returns:
-        Each file and its place below the folder, sorted by that.
+    """List the files below a folder that can hold structures, each with its place in there.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -228,42 +211,27 @@ def find_structure_files(path: str | PathLike[str]) -> list[tuple[Path, str]]:
 
 
 def _may_hold_structures(file: Path) -> bool:
-    suffix = _suffix(file)
-    if suffix:
+    if suffix := suffix_of(file):
         # BinaryCIF cannot be read; it is tried, so that the reason is told.
         return suffix in (*STRUCTURE_SUFFIXES, ".bcif", CHAIN_LIST_SUFFIX)
     with open(file, "rb") as opened:
         return opened.read(6).decode("ascii", "replace") in PDB_RECORDS
 
 
-def _suffix(file: Path) -> str:
-    return Path(file.name.removesuffix(".gz")).suffix.lower()
-
-
 def read_structure_file(
-    file: Path, name: str, bad: list[BadRecord], policy: ChainPolicy = "each"
+    file: Path, name: str, on_invalid: OnInvalid = log_invalid, policy: ChainPolicy = "each"
 ) -> Iterator[Structure]:
-    """Read one file as `read_structure_folder` does; what is wrong with it is added to `bad`.
-
-    Args:
-        file: Structure file or list of chains.
-        name: What to call it in the ids of its structures.
-        bad: List to fill.
-        policy: What to make of its chains.
-
-    Yields:
-        Its structures.
-    """
+    """Read one file as `read_structure_folder` does; `name` begins the ids of its structures."""
     try:
-        if _suffix(file) == CHAIN_LIST_SUFFIX:
-            yield from _read_chain_list(file, name, bad)
+        if suffix_of(file) == CHAIN_LIST_SUFFIX:
+            yield from _read_chain_list(file, name, on_invalid)
             return
         chains = [
             replace(chain, id=f"{name}:{chain.chain_ids[0]}") for chain in read_structures(file)
         ]
         yield from choose_chains(chains, policy, name)
     except (ValueError, OSError, EOFError) as error:
-        bad.append(BadRecord(name, str(error)))
+        on_invalid(InvalidRecord(name, str(error)))
 
 
 def choose_chains(
@@ -281,7 +249,7 @@ def choose_chains(
     return chains
 
 
-def _read_chain_list(file: Path, name: str, bad: list[BadRecord]) -> Iterator[Structure]:
+def _read_chain_list(file: Path, name: str, on_invalid: OnInvalid) -> Iterator[Structure]:
     opened = gzip.open if file.name.endswith(".gz") else open
     with opened(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -290,7 +258,7 @@ def _read_chain_list(file: Path, name: str, bad: list[BadRecord]) -> Iterator[St
             try:
                 yield _chain_of_list(json.loads(line), name)
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
-                bad.append(BadRecord(f"{name} line {number}", str(error)))
+                on_invalid(InvalidRecord(f"{name} line {number}", str(error)))
 
 
 def _chain_of_list(record: Mapping[str, Any], name: str) -> Structure:

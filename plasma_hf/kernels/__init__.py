@@ -1,7 +1,7 @@
-"""Which kernels compute: compiled ones where they can, plain torch everywhere else.
+"""Which kernels compute: numba on a CPU, Triton on CUDA, plain torch everywhere else.
 
-Every compiled form has its twin in plain torch, which says what is computed and which the tests
-compare with: numba on a CPU (`cost_numba`, `plan_numba`), Triton on CUDA (`cost_triton`).
+Plain torch says what is computed, and is what the tests compare the compiled kernels with. These
+are imported at their first use, so that neither numba nor Triton need be installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def kernels_for(tensor: Tensor) -> str:
         fitting = "triton"
     if wanted not in (None, fitting):
         return "torch"
-    return fitting if fitting == "torch" or _is_installed(fitting) else "torch"
+    return fitting if fitting == "torch" or _module(fitting) else "torch"
 
 
 def kernel_for(form: str, tensor: Tensor) -> Callable[..., Any] | None:
@@ -56,10 +56,7 @@ def kernel_for(form: str, tensor: Tensor) -> Callable[..., Any] | None:
         tensor: Its dtype and device decide.
     """
     kernels = kernels_for(tensor)
-    if kernels == "torch":
-        return None
-    module = import_module(f".{MODULES[kernels]}", __name__)
-    return getattr(module, f"{form}_{kernels}", None)
+    return None if kernels == "torch" else getattr(_module(kernels), f"{form}_{kernels}", None)
 
 
 @contextmanager
@@ -82,11 +79,15 @@ def use_kernels(name: str) -> Iterator[None]:
 
 
 @cache
-def _is_installed(package: str) -> bool:
-    if find_spec(package) is not None:
-        return True
-    logger.info(
-        "%s is not installed, plain torch computes; for more speed: pip install 'plasma-hf[fast]'",
-        package,
-    )
-    return False
+def _module(kernels: str) -> ModuleType | None:
+    """Import kernels, None where what they need is not installed or broken."""
+    try:
+        return import_module(f".{MODULES[kernels]}", __name__)
+    except ImportError as error:
+        logger.info(
+            "%s cannot be used (%s), plain torch computes; for more speed: "
+            "pip install 'plasma-hf[fast]'",
+            kernels,
+            error,
+        )
+        return None

@@ -1,5 +1,6 @@
-"""How compiled kernels are compiled and shared out among threads.
+"""The kernels of a CPU, compiled by numba: cost, plan, support, order, and whole pairs at once.
 
+They compute what the functions of `modeling_plasma` with the same names compute in plain torch.
 Numba's own parallel loops are not used: their thread pools may not be entered by two threads at
 once, end a forked child that enters them again, and cost seconds to compile. Kernels release the
 interpreter's lock instead, and plain threads call them.
@@ -14,13 +15,17 @@ from functools import lru_cache
 from itertools import count
 from math import exp, log
 from os import getpid
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..models.modeling_plasma import (
     BACKGROUND,
@@ -33,18 +38,18 @@ from ..models.modeling_plasma import (
     longer_of,
 )
 
-try:
-    import numba
-    from numba.extending import intrinsic
-except ImportError:  # the files are importable, the kernels are not
-    INSTALLED = False
-else:
-    INSTALLED = True
+if TYPE_CHECKING:
+    from ..models.configuration_plasma import PlasmaConfig
 
-LINE = 16
-"""Floats in a cache line, and in the widest register."""
+Array = NDArray[np.float32]
+Sums = NDArray[np.float64]
 Number = np.floating[Any] | float
 """What a kernel takes or returns as a number; results are float32 where arguments are."""
+SUMS = ("reassoc", "contract", "nsz")
+"""Fast-math flags of sums: taken in any order. NaN and infinity stay what they are."""
+
+
+# --- Compilation and threads.
 
 
 def compiled(function: Callable[..., Any] | None = None, *, fastmath: Any = ()) -> Any:
@@ -52,12 +57,10 @@ def compiled(function: Callable[..., Any] | None = None, *, fastmath: Any = ()) 
 
     Args:
         function: What to compile, at its first call.
-        fastmath: Liberties with floating point, by LLVM's names.
+        fastmath: Fast-math flags, by LLVM's names.
     """
     if function is None:
         return lambda given: compiled(given, fastmath=fastmath)
-    if not INSTALLED:
-        return function
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -65,20 +68,12 @@ def compiled(function: Callable[..., Any] | None = None, *, fastmath: Any = ()) 
         return numba.njit(**options)(function)
 
 
-def emitted(kind: Callable[..., Any]) -> Any:
-    """Make a function that compiled code can call of one that gives types and emitter."""
-    return intrinsic(kind) if INSTALLED else kind
-
-
-@emitted
-def full_registers(typing: Any) -> Any:
+@intrinsic
+def prefer_512_bit_vectors(typing: Any) -> Any:
     """Have the loops of the compiled function that calls this use registers of any width.
 
     Left to itself LLVM uses half of a 512-bit register, for the sake of processors that slow down
     when they see a whole one.
-
-    Args:
-        typing: Numba's.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -86,45 +81,29 @@ def full_registers(typing: Any) -> Any:
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
-    return numba.types.void(), emit
+    return types.void(), emit
 
 
-def scratch_floats(count: int) -> NDArray[np.float32]:
-    """Return unset memory that begins where a cache line does, so that no load straddles two."""
-    raw = np.empty(count + LINE, np.float32)
-    start = -(raw.ctypes.data // raw.itemsize) % LINE
-    return raw[start : start + count]
-
-
-def share_out(task: Callable[[int], None], tasks: int) -> None:
+def parallel_for(
+    tasks: int, task: Callable[..., None], prepare: Callable[[], Any] | None = None
+) -> None:
     """Call `task(0) .. task(tasks - 1)`, on as many threads as torch has.
 
     Every task has to write places of its own; then results do not depend on the threads.
 
     Args:
+        tasks: How many there are.
         task: What to do; it spends its time in compiled kernels.
-        tasks: How many there are.
-    """
-    share_out_with(lambda: None, lambda _, number: task(number), tasks)
-
-
-def share_out_with(
-    prepare: Callable[[], Any], task: Callable[[Any, int], None], tasks: int
-) -> None:
-    """Call `task(own, number)` for all numbers, with one `own = prepare()` a thread.
-
-    Args:
-        prepare: Makes what a thread keeps to itself, for example scratch memory.
-        task: What to do.
-        tasks: How many there are.
+        prepare: Makes what a thread keeps to itself, for example scratch memory; it is the second
+            argument of `task`.
     """
     threads = min(torch.get_num_threads(), tasks)
     numbers = count()
 
     def work() -> None:
-        own = prepare()
+        own = () if prepare is None else (prepare(),)
         while (number := next(numbers)) < tasks:
-            task(own, number)
+            task(number, *own)
 
     others = [_threads(getpid(), threads).submit(work) for _ in range(threads - 1)]
     try:
@@ -140,717 +119,25 @@ def _threads(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="plasma-kernels")
 
 
-# --- The two inner loops in which nearly all time goes, written in vectors.
+def scratch_floats(count: int) -> Array:
+    """Return unset memory that begins where a cache line does, so that no load straddles two."""
+    raw = np.empty(count + WIDTH, np.float32)
+    start = -(raw.ctypes.data // raw.itemsize) % WIDTH
+    return raw[start : start + count]
 
 
-try:
-    from llvmlite import binding, ir
-    from numba import types
-    from numba.core import cgutils
-except ImportError:
-    pass
-
-
-def _registers() -> tuple[int, int]:
-    """Return floats a vector register and how many such registers there are."""
-    if not INSTALLED:
-        return 16, 32
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16, 32
-    if features.get("avx"):
-        return 8, 16
-    return 4, 32 if binding.get_process_triple().startswith(("aarch64", "arm64")) else 16
-
-
-LANES, _COUNT = _registers()
-TILE_ROWS = 4
-TILE_COLUMNS = 4 if _COUNT == 32 else 2
-PULL_ROWS = 4
-PULL_LANES = LANES * (TILE_COLUMNS // 2)
-"""Channels that `pull` computes at once."""
-_SHARES = 0xA8A8AB88 - (1 << 32)
-"""For `vfixupimmps`, from the right: 0 (8) for NaN, 1/2 (B) for 0, 1 (A) for what is above."""
-
-
-class _Vectors:
-    """Emit loads, stores and comparisons of float vectors."""
-
-    def __init__(self, builder: Any, lanes: int = LANES) -> None:
-        self.builder, self.lanes = builder, lanes
-        self.float, self.int = ir.FloatType(), ir.IntType(64)
-        self.vector = ir.VectorType(self.float, lanes)
-
-    def constant(self, value: int) -> Any:
-        return ir.Constant(self.int, value)
-
-    def zero(self) -> Any:
-        return ir.Constant(self.vector, [0.0] * self.lanes)
-
-    def pointer(self, base: Any, offset: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(base, [offset]), self.vector.as_pointer())
-
-    def load(self, base: Any, offset: Any) -> Any:
-        return self.builder.load(self.pointer(base, offset), align=4)
-
-    def store(self, value: Any, base: Any, offset: Any) -> None:
-        self.builder.store(value, self.pointer(base, offset), align=4)
-
-    def store_some(self, value: Any, lanes: range, place: Any) -> None:
-        """Store some neighbouring lanes."""
-        order = ir.VectorType(ir.IntType(32), len(lanes))
-        some = self.builder.shuffle_vector(value, value, ir.Constant(order, list(lanes)))
-        self.builder.store(some, self.builder.bitcast(place, some.type.as_pointer()), align=4)
-
-    def load_first(self, base: Any, offset: Any, count: Any) -> Any:
-        """Load `count` floats and fill up with zeros, without touching what lies beyond."""
-        buffer = cgutils.alloca_once_value(self.builder, self.zero())
-        self.builder.store(self.zero(), buffer)
-        floats = self.builder.bitcast(buffer, self.float.as_pointer())
-        with cgutils.for_range(self.builder, count, intp=self.int) as loop:
-            source = self.builder.gep(base, [self.builder.add(offset, loop.index)])
-            self.builder.store(self.builder.load(source), self.builder.gep(floats, [loop.index]))
-        return self.builder.load(buffer)
-
-    def spread(self, value: Any, vector: Any = None) -> Any:
-        """Copy one number to all lanes."""
-        vector = vector or self.vector
-        empty = ir.Constant(vector, ir.Undefined)
-        one = self.builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-        return self.builder.shuffle_vector(one, empty, mask)
-
-    def larger(self, a: Any, b: Any) -> Any:
-        # In this form the comparison and the choice become one instruction; a NaN in b passes.
-        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
-
-    def share(self, a: Any, b: Any) -> Any:
-        """Return 1 where `a` is larger, 1/2 where they are equal, 0 elsewhere and for NaN."""
-        if self.lanes != 16:
-            half = ir.Constant(self.vector, [0.5] * self.lanes)
-            both = (self.builder.fcmp_ordered(sign, a, b) for sign in (">", ">="))
-            return self.builder.fadd(
-                *(self.builder.select(holds, half, self.zero()) for holds in both)
-            )
-        # AVX-512 looks up what to return by the kind of number that the difference is, a digit
-        # a kind, and on either of the two ports that compute; only one of them compares.
-        word, mask = ir.IntType(32), ir.IntType(16)
-        kinds = ir.VectorType(word, self.lanes)
-        signature = ir.FunctionType(
-            self.vector, [self.vector, self.vector, kinds, word, mask, word]
-        )
-        name = "llvm.x86.avx512.mask.fixupimm.ps.512"
-        look_up = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        table = ir.Constant(kinds, [_SHARES] * self.lanes)
-        excess = self.builder.fsub(a, b)
-        rest = ir.Constant(word, 0), ir.Constant(mask, -1), ir.Constant(word, 4)
-        return self.builder.call(look_up, [excess, excess, table, *rest])
-
-    def add_product(self, a: Any, b: Any, total: Any) -> Any:
-        """Add a product, rounded once where the machine can."""
-        signature = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = f"llvm.fmuladd.v{self.lanes}f32"
-        fma = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        return self.builder.call(fma, [a, b, total])
-
-    def fold(self, sums: list[Any]) -> Any:
-        """Sum the lanes of as many vectors as there are lanes; one lane for each, in order.
-
-        Every vector is summed in the same order, so that equal vectors have equal sums.
-        """
-        width = self.lanes
-        while width > 1:
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            sums = [self._halve(a, b, width) for a, b in pairs]
-            width //= 2
-        return sums[0]
-
-    def _halve(self, a: Any, b: Any, width: int) -> Any:
-        """Add the halves of all groups of `width` lanes, those of `a` first, then those of `b`."""
-        lower = [i for i in range(2 * self.lanes) if i % width < width // 2]
-        vector = ir.VectorType(ir.IntType(32), self.lanes)
-        low = self.builder.shuffle_vector(a, b, ir.Constant(vector, lower))
-        upper = ir.Constant(vector, [i + width // 2 for i in lower])
-        return self.builder.fadd(low, self.builder.shuffle_vector(a, b, upper))
-
-
-def _array(context: Any, builder: Any, kind: Any, value: Any) -> tuple[Any, list[Any]]:
-    """Return data pointer and shape of an array argument."""
-    array = context.make_array(kind)(context, builder, value=value)
-    return array.data, cgutils.unpack_tuple(builder, array.shape)
-
-
-def _rows(builder: Any, array: tuple[Any, list[Any]], first: Any, count: int) -> list[Any]:
-    """Return where `count` rows begin; beyond the last row, the last row again."""
-    data, (rows, width) = array
-    one = ir.Constant(rows.type, 1)
-    last, pointers = builder.sub(rows, one), []
-    for row in range(count):
-        wanted = builder.add(first, ir.Constant(rows.type, row))
-        wanted = builder.select(builder.icmp_signed("<", wanted, last), wanted, last)
-        pointers.append(builder.gep(data, [builder.mul(wanted, width)]))
-    return pointers
-
-
-def _emit_sum_of_larger(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-    query, i, candidate, j, out, row = values
-    kinds = signature.args
-    vectors = _Vectors(builder)
-    query_array = _array(context, builder, kinds[0], query)
-    candidate_array = _array(context, builder, kinds[2], candidate)
-    query_rows = _rows(builder, query_array, i, TILE_ROWS)
-    candidate_rows = _rows(builder, candidate_array, j, TILE_COLUMNS)
-    sums = [
-        cgutils.alloca_once_value(builder, vectors.zero())
-        for _ in query_rows
-        for _ in candidate_rows
-    ]
-
-    def add(load: Callable[[Any], Any]) -> None:
-        columns = [load(pointer) for pointer in candidate_rows]
-        slots = iter(sums)
-        for pointer in query_rows:
-            row = load(pointer)
-            for column in columns:
-                slot = next(slots)
-                builder.store(builder.fadd(builder.load(slot), vectors.larger(row, column)), slot)
-
-    _over_channels(builder, vectors, query_array[1][1], add)
-    out_data, (_, stride) = _array(context, builder, kinds[4], out)
-    corner = builder.add(builder.mul(row, stride), j)
-    for start in range(0, len(sums), LANES):
-        folded = vectors.fold([builder.load(slot) for slot in sums[start : start + LANES]])
-        for first in range(0, LANES, TILE_COLUMNS):
-            down = vectors.constant((start + first) // TILE_COLUMNS)
-            place = builder.gep(out_data, [builder.add(corner, builder.mul(down, stride))])
-            vectors.store_some(folded, range(first, first + TILE_COLUMNS), place)
-    return context.get_dummy_value()
-
-
-def _over_channels(
-    builder: Any, vectors: _Vectors, channels: Any, add: Callable[[Callable[[Any], Any]], None]
-) -> None:
-    """Emit `add` for all channels; it is given what loads the vector of a row."""
-    rest = builder.srem(channels, vectors.constant(LANES))
-    full = builder.sub(channels, rest)
-    step = vectors.constant(LANES)
-    with cgutils.for_range_slice(builder, vectors.constant(0), full, step, inc=True) as (k, _):
-        add(lambda pointer: vectors.load(pointer, k))
-    with builder.if_then(builder.icmp_signed(">", rest, vectors.constant(0))):
-        add(lambda pointer: vectors.load_first(pointer, full, rest))
-
-
-def _emit_sum_of_rows(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-    rows, first, out = values
-    kinds = signature.args
-    vectors = _Vectors(builder)
-    array = _array(context, builder, kinds[0], rows)
-    pointers = _rows(builder, array, first, LANES)
-    sums = [cgutils.alloca_once_value(builder, vectors.zero()) for _ in pointers]
-
-    def add(load: Callable[[Any], Any]) -> None:
-        for pointer, slot in zip(pointers, sums, strict=True):
-            builder.store(builder.fadd(builder.load(slot), load(pointer)), slot)
-
-    _over_channels(builder, vectors, array[1][1], add)
-    out_data, _ = _array(context, builder, kinds[2], out)
-    folded = vectors.fold([builder.load(slot) for slot in sums])
-    vectors.store(folded, out_data, vectors.constant(0))
-    return context.get_dummy_value()
-
-
-def _emit_pull(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-    query, row, channel, candidate, places, weights, count, for_query, for_candidate = values
-    kinds = signature.args
-    vectors = _Vectors(builder)
-    query_rows = _rows(builder, _array(context, builder, kinds[0], query), row, PULL_ROWS)
-    out_rows = _rows(builder, _array(context, builder, kinds[7], for_query), row, PULL_ROWS)
-    candidate_data, places_data, weights_data, sums_data = (
-        _array(context, builder, kinds[at], values[at])[0] for at in (3, 4, 5, 8)
-    )
-    starts = [vectors.constant(start) for start in range(0, PULL_LANES, LANES)]
-    offsets = [builder.add(channel, start) for start in starts]
-    mine = [[vectors.load(pointer, offset) for offset in offsets] for pointer in query_rows]
-    slots = [
-        [cgutils.alloca_once_value(builder, vectors.zero()) for _ in starts] for _ in query_rows
-    ]
-    with cgutils.for_range(builder, count, intp=vectors.int) as loop:
-        place = builder.load(builder.gep(places_data, [loop.index]))
-        place = builder.mul(place, vectors.constant(PULL_LANES))
-        ats = [builder.add(place, start) for start in starts]
-        theirs = [vectors.load(candidate_data, at) for at in ats]
-        sums = [vectors.load(sums_data, at) for at in ats]
-        first = builder.mul(loop.index, vectors.constant(PULL_ROWS))
-        for r in range(PULL_ROWS):
-            at = builder.add(first, vectors.constant(r))
-            weight = vectors.spread(builder.load(builder.gep(weights_data, [at])))
-            for number, slot in enumerate(slots[r]):
-                share = vectors.share(mine[r][number], theirs[number])
-                builder.store(vectors.add_product(weight, share, builder.load(slot)), slot)
-                sums[number] = vectors.add_product(weight, share, sums[number])
-        for at, total in zip(ats, sums, strict=True):
-            vectors.store(total, sums_data, at)
-    # In this order what is stored last to the last row is its own.
-    for pointer, row_slots in reversed(list(zip(out_rows, slots, strict=True))):
-        for offset, slot in zip(offsets, row_slots, strict=True):
-            vectors.store(builder.load(slot), pointer, offset)
-    return context.get_dummy_value()
-
-
-@emitted
-def sum_of_larger(
-    typing: Any, query: Any, i: Any, candidate: Any, j: Any, out: Any, row: Any
-) -> Any:
-    """Sum `max(query, candidate)` over channels, for `TILE_ROWS` x `TILE_COLUMNS` row pairs.
-
-    Args:
-        typing: Numba's.
-        query: `(query_residues, channels)`.
-        i: First query row; rows beyond the last are the last again.
-        candidate: `(candidate_residues, channels)`.
-        j: First candidate row, the same.
-        out: Where the sums go, `(rows, columns)`; it has to have room for whole tiles.
-        row: They go to `out[row + r, j + s]`.
-    """
-    kinds = (query, types.int64, candidate, types.int64, out, types.int64)
-    return types.void(*kinds), _emit_sum_of_larger
-
-
-@emitted
-def sum_of_rows(typing: Any, rows: Any, first: Any, out: Any) -> Any:
-    """Sum `LANES` rows over channels, in exactly the order in which `sum_of_larger` sums.
-
-    Args:
-        typing: Numba's.
-        rows: `(residues, channels)`.
-        first: The first; rows beyond the last are the last again.
-        out: Where the sums go, `(LANES,)`.
-    """
-    return types.void(rows, types.int64, out), _emit_sum_of_rows
-
-
-@emitted
-def pull(
-    typing: Any,
-    query: Any,
-    row: Any,
-    channel: Any,
-    candidate: Any,
-    places: Any,
-    weights: Any,
-    count: Any,
-    for_query: Any,
-    for_candidate: Any,
-) -> Any:
-    """Sum weights over the pairs whose query row is larger, ties half, for both of their rows.
-
-    Args:
-        typing: Numba's.
-        query: `(query_residues, channels)`.
-        row: First of the `PULL_ROWS` query rows; rows beyond the last are the last again.
-        channel: First of the `PULL_LANES` channels.
-        candidate: These channels of the candidate rows, `(candidate_residues, PULL_LANES)`.
-        places: Which candidate rows to compare with, `(count or more,)`.
-        weights: The weights of the pairs, `(count or more, PULL_ROWS)`.
-        count: How many candidate rows that is.
-        for_query: Where the sums of the query rows go, shaped as `query`.
-        for_candidate: What the sums of the candidate rows are added to, shaped as `candidate`.
-    """
-    kinds = (query, types.int64, types.int64, candidate, places, weights, types.int64)
-    return types.void(*kinds, for_query, for_candidate), _emit_pull
-
-
-# --- Stored half precision to float32, compiled for a CPU: no thread of torch is woken for it.
-
-
-try:
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-except ImportError:
-
-    def intrinsic(function: Any) -> Any:  # type: ignore[no-redef]
-        """Leave a function alone that nobody calls then."""
-        return function
-
-
-PART = 4096
-"""Numbers that are widened at a time on the way to codes, in the nearest cache."""
-
-
-def _declare(typing_context: Any, bits: Any) -> Any:
-    """Declare the number that 16 bits stand for, one instruction of the machine."""
-
-    def widen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), widen
-
-
-_from_half: Any = intrinsic(_declare)
-
-
-@compiled
-def _widen(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
-    full_registers()
-    for i in range(len(bits)):
-        out[i] = _from_half(bits[i])
-
-
-@compiled
-def _to_codes(
-    values: NDArray[np.float32], low: float, factor: float, out: NDArray[np.uint8]
-) -> bool:
-    """Write codes of some values, and tell whether one is NaN, which has none."""
-    full_registers()
-    strange = 0
-    for i in range(len(values)):
-        # Adding a half and cutting off rounds, since what is below code 0 is clipped before.
-        code = (values[i] - low) * factor + np.float32(0.5)
-        code = code if code > np.float32(0.0) else np.float32(0.0)
-        code = code if code < np.float32(255.0) else np.float32(255.0)
-        strange |= values[i] != values[i]
-        out[i] = np.uint8(np.int32(code))
-    return strange != 0
-
-
-@compiled
-def _half_to_codes(
-    bits: NDArray[np.uint16], low: float, factor: float, out: NDArray[np.uint8]
-) -> bool:
-    some, strange = np.empty(PART, np.float32), False
-    for start in range(0, len(bits), PART):
-        end = min(start + PART, len(bits))
-        _widen(bits[start:end], some)
-        strange |= _to_codes(some[: end - start], low, factor, out[start:end])
-    return strange
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """Return a float16 tensor on the CPU as float32; others as `Tensor.float` does.
-
-    Example:
-        >>> widened(torch.tensor([0.5, -2.0], dtype=torch.float16))
-        tensor([ 0.5000, -2.0000])
-    """
-    if not _is_half(tensor):
-        return tensor.float()
-    out = torch.empty(tensor.shape)
-    _widen(tensor.contiguous().view(torch.uint16).numpy().reshape(-1), out.numpy().reshape(-1))
-    return out
-
-
-def to_codes(values: Tensor, low: float, step: float) -> Tensor:
-    """Round `(residues, channels)` on the CPU to codes 0 to 255 of `low + step * code`.
-
-    Raises:
-        ValueError: For NaN, which no code stands for.
-    """
-    out = torch.empty(values.shape, dtype=torch.uint8)
-    half = _is_half(values)
-    given = values.contiguous().view(torch.uint16) if half else values.float().contiguous()
-    form = _half_to_codes if half else _to_codes
-    numbers = np.float32(low), np.float32(1 / step)
-    if form(given.numpy().reshape(-1), *numbers, out.numpy().reshape(-1)):
-        raise ValueError("The projection has NaN, which no code stands for; use float32.")
-    return out
-
-
-def _is_half(tensor: Tensor) -> bool:
-    """Tell whether the kernels here widen a tensor faster than torch does."""
-    return tensor.dtype == torch.float16 and tensor.device.type == "cpu" and INSTALLED
-
-
-# --- The inner loop of the hinge cost over 8-bit codes, written in vectors.
-
-
-try:
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
-except ImportError:
-    pass
-
-
-CODES = 4 * LANES
-"""Codes a vector register; rows have to be whole vectors."""
-CODE_ROWS = 4
-CODE_COLUMNS = 4
-"""Rows of the query and of the candidate whose sums are computed at once."""
-
-_DOTS = {64: "llvm.x86.avx512.vpdpbusd.512"}
-_DISTANCES = {
-    64: "llvm.x86.avx512.psad.bw.512",
-    32: "llvm.x86.avx2.psad.bw",
-    16: "llvm.x86.sse2.psad.bw",
-}
-_NEEDED = {64: "+avx512bw", 32: "+avx2", 16: "+sse2"}
-
-
-def _form(context: Any) -> str:
-    """Return how codes are best added up on the processor that is compiled for.
-
-    That need not be the one which compiles: numba can be told of another.
-    """
-    triple, _, features = context.codegen().magic_tuple()
-    known = set(features.split(","))
-    if not triple.startswith(("x86_64", "i686", "amd64")) or _NEEDED[CODES] not in known:
-        return "plain"
-    return "dot" if CODES in _DOTS and "+avx512vnni" in known else "distance"
-
-
-class _Codes:
-    """Emit what is done with vectors of codes."""
-
-    def __init__(self, builder: Any, form: str) -> None:
-        self.builder, self.form = builder, form
-        self.int, self.int32 = ir.IntType(64), ir.IntType(32)
-        self.codes = ir.VectorType(ir.IntType(8), CODES)
-        self.sums = ir.VectorType(self.int32, LANES)
-
-    def constant(self, value: int) -> Any:
-        return ir.Constant(self.int, value)
-
-    def load(self, base: Any, offset: Any) -> Any:
-        place = self.builder.gep(base, [offset])
-        return self.builder.load(self.builder.bitcast(place, self.codes.as_pointer()), align=1)
-
-    def excess(self, a: Any, b: Any) -> Any:
-        """Subtract, and stop at 0."""
-        return self._call(f"llvm.usub.sat.v{CODES}i8", self.codes, a, b)
-
-    def add_up(self, sums: Any, codes: Any) -> Any:
-        """Add codes to as many sums as there are floats in a register, no matter which to which."""
-        if self.form == "dot":
-            # The products' types are those before LLVM 22, which later versions still take.
-            ones = ir.Constant(self.codes, [1] * CODES)
-            sides = [self.builder.bitcast(side, self.sums) for side in (codes, ones)]
-            return self._call(_DOTS[CODES], self.sums, sums, *sides)
-        if self.form == "distance":
-            zeros = ir.Constant(self.codes, [0] * CODES)
-            wide = ir.VectorType(self.int, LANES // 2)
-            more = self._call(_DISTANCES[CODES], wide, codes, zeros)
-            return self.builder.add(sums, self.builder.bitcast(more, self.sums))
-        for start in range(0, CODES, LANES):
-            order = ir.VectorType(self.int32, LANES)
-            places = ir.Constant(order, list(range(start, start + LANES)))
-            some = self.builder.shuffle_vector(codes, codes, places)
-            sums = self.builder.add(sums, self.builder.zext(some, self.sums))
-        return sums
-
-    def fold(self, sums: list[Any]) -> Any:
-        """Sum the lanes of as many vectors as there are lanes; one lane for each, in order."""
-        width = LANES
-        while width > 1:
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            sums = [self._halve(a, b, width) for a, b in pairs]
-            width //= 2
-        return sums[0]
-
-    def store_some(self, value: Any, lanes: range, place: Any) -> None:
-        """Store some neighbouring lanes."""
-        order = ir.Constant(ir.VectorType(self.int32, len(lanes)), list(lanes))
-        some = self.builder.shuffle_vector(value, value, order)
-        self.builder.store(some, self.builder.bitcast(place, some.type.as_pointer()), align=4)
-
-    def _halve(self, a: Any, b: Any, width: int) -> Any:
-        """Add the halves of all groups of `width` lanes, those of `a` first, then those of `b`."""
-        lower = [i for i in range(2 * LANES) if i % width < width // 2]
-        order = ir.VectorType(self.int32, LANES)
-        low = self.builder.shuffle_vector(a, b, ir.Constant(order, lower))
-        upper = ir.Constant(order, [i + width // 2 for i in lower])
-        return self.builder.add(low, self.builder.shuffle_vector(a, b, upper))
-
-    def _call(self, name: str, returned: Any, *values: Any) -> Any:
-        kind = ir.FunctionType(returned, [value.type for value in values])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, values)
-
-
-def _code_array(context: Any, builder: Any, kind: Any, value: Any) -> tuple[Any, list[Any]]:
-    """Return data pointer and shape of an array argument."""
-    array = context.make_array(kind)(context, builder, value=value)
-    return array.data, cgutils.unpack_tuple(builder, array.shape)
-
-
-def _code_rows(builder: Any, array: tuple[Any, list[Any]], first: Any, count: int) -> list[Any]:
-    """Return where `count` rows begin; beyond the last row, the last row again."""
-    data, (rows, width) = array
-    last, pointers = builder.sub(rows, ir.Constant(rows.type, 1)), []
-    for row in range(count):
-        wanted = builder.add(first, ir.Constant(rows.type, row))
-        wanted = builder.select(builder.icmp_signed("<", wanted, last), wanted, last)
-        pointers.append(builder.gep(data, [builder.mul(wanted, width)]))
-    return pointers
-
-
-def _emit_sum_of_excess(form: str | None) -> Callable[..., Any]:
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        query, i, candidate, j, out, row = values
-        kinds = signature.args
-        codes = _Codes(builder, form or _form(context))
-        query_array = _code_array(context, builder, kinds[0], query)
-        query_rows = _code_rows(builder, query_array, i, CODE_ROWS)
-        candidate_array = _code_array(context, builder, kinds[2], candidate)
-        candidate_rows = _code_rows(builder, candidate_array, j, CODE_COLUMNS)
-        zero = ir.Constant(codes.sums, [0] * LANES)
-        slots = [
-            cgutils.alloca_once_value(builder, zero) for _ in query_rows for _ in candidate_rows
-        ]
-        for slot in slots:
-            builder.store(zero, slot)  # `alloca_once_value` stores where the function begins
-        step, channels = codes.constant(CODES), query_array[1][1]
-        with cgutils.for_range_slice(builder, codes.constant(0), channels, step, inc=True) as (
-            k,
-            _,
-        ):
-            columns = [codes.load(pointer, k) for pointer in candidate_rows]
-            remaining = iter(slots)
-            for pointer in query_rows:
-                mine = codes.load(pointer, k)
-                for column in columns:
-                    slot = next(remaining)
-                    excess = codes.excess(mine, column)
-                    builder.store(codes.add_up(builder.load(slot), excess), slot)
-        _store_sums(codes, _code_array(context, builder, kinds[4], out), row, j, slots)
-        return context.get_dummy_value()
-
-    return emit
-
-
-def _store_sums(
-    codes: _Codes, out: tuple[Any, list[Any]], row: Any, column: Any, slots: list[Any]
-) -> None:
-    """Store the sums of a tile as floats, at `out[row, column]` and around."""
-    builder, (data, (_, stride)) = codes.builder, out
-    corner = builder.add(builder.mul(row, stride), column)
-    floats = ir.VectorType(ir.FloatType(), LANES)
-    run = min(CODE_COLUMNS, LANES)
-    for start in range(0, len(slots), LANES):
-        folded = codes.fold([builder.load(slot) for slot in slots[start : start + LANES]])
-        folded = builder.sitofp(folded, floats)
-        for first in range(0, LANES, run):
-            down = codes.constant((start + first) // CODE_COLUMNS)
-            place = builder.gep(data, [builder.add(corner, builder.mul(down, stride))])
-            codes.store_some(folded, range(first, first + run), place)
-
-
-def _emitted(form: str | None) -> Any:
-    """Make the function that compiled code can call; tests choose the form."""
-
-    def sum_of_excess(
-        typing: Any, query: Any, i: Any, candidate: Any, j: Any, out: Any, row: Any
-    ) -> Any:
-        """Sum `max(query - candidate, 0)` over channels, for `CODE_ROWS` x `CODE_COLUMNS` pairs.
-
-        Args:
-            typing: Numba's.
-            query: Codes in uint8, `(query_residues, channels)`, channels a multiple of `CODES`.
-            i: First query row; rows beyond the last are the last again.
-            candidate: `(candidate_residues, channels)`, with as many channels.
-            j: First candidate row, the same.
-            out: Where the sums go, `(rows, columns)` in float32; it has to have room for whole
-                tiles.
-            row: They go to `out[row + r, j + s]`.
-        """
-        kinds = (query, types.int64, candidate, types.int64, out, types.int64)
-        return types.void(*kinds), _emit_sum_of_excess(form)
-
-    return intrinsic(sum_of_excess) if INSTALLED else sum_of_excess
-
-
-sum_of_excess = _emitted(None)
-
-
-# --- Projections in 8-bit codes, and the sums of the hinge cost over them.
-
-
-LARGEST = 255
-"""The largest code; the smallest is 0."""
-
-Codes = NDArray[np.uint8]
-
-
-def quantum(low: float, high: float) -> float:
-    """Return the difference between neighbouring codes.
-
-    Args:
-        low: What code 0 stands for.
-        high: What code 255 stands for.
-
-    Example:
-        >>> quantum(-4.0, 3.96875)
-        0.03125
-    """
-    step = (high - low) / LARGEST
-    if not 0.0 < step < float("inf"):
-        raise ValueError(f"low={low}, high={high}; give two finite numbers, the lower one first.")
-    return step
-
-
-def quantise(projection: Tensor, low: float, high: float) -> Tensor:
-    """Round a projection to the nearest codes; what lies outside the range is clipped to it.
-
-    Args:
-        projection: `(residues, channels)` in float32 or float16; of any device, without gradient.
-        low: What code 0 stands for.
-        high: What code 255 stands for.
-
-    Returns:
-        Codes in uint8, of the same shape.
-
-    Raises:
-        ValueError: For a projection with NaN, for which there is no code, and for an empty range.
-
-    Example:
-        >>> import torch
-        >>> quantise(torch.tensor([[-9.0, -1.0, 0.0, 0.4, 999.0]]), -1.0, 254.0).tolist()
-        [[0, 0, 1, 1, 255]]
-    """
-    return to_codes(projection.detach().cpu(), low, quantum(low, high))
-
-
-def whole_vectors(codes: Tensor) -> Codes:
-    """Return codes as an array whose rows are whole vectors, filled up with code 0.
-
-    Filled up on both sides they add nothing to a cost.
-
-    Args:
-        codes: `(residues, channels)` in uint8.
-    """
-    spare = -codes.shape[1] % CODES
-    codes = F.pad(codes, (0, spare)) if spare else codes
-    array: Codes = codes.contiguous().numpy()
-    return array
-
-
-@compiled
-def excess_sums(query: Codes, candidate: Codes, first: int, last: int, out: Any) -> None:
-    """Sum `max(query - candidate, 0)` over channels, for query rows `first` to `last`.
-
-    Args:
-        query: `(query_residues, channels)`, of whole vectors.
-        candidate: `(candidate_residues, channels)`, with as many channels.
-        first: First query row.
-        last: The row after the last.
-        out: Where they go, from row 0 on, in float32; room for whole tiles, at least
-            `(last - first up to CODE_ROWS, candidate_residues up to CODE_COLUMNS)`.
-    """
-    for j in range(0, len(candidate), CODE_COLUMNS):
-        for i in range(first, last, CODE_ROWS):
-            sum_of_excess(query, i, candidate, j, out, i - first)
-
-
-# --- The hinge cost and its gradient, compiled for a CPU; see `cost` for what is computed.
-
-
-Array = NDArray[np.float32]
+# --- The hinge cost.
 
 BLOCK = 64
-"""Query rows a task; a multiple of all tiles, so that blocks do not change a result."""
+"""Query rows per task; a multiple of all tiles, so that blocks do not change a result."""
 WIDTH = 16
 """Scratch matrices have a multiple of this many columns, for whole tiles and aligned rows."""
+TILE_ROWS, TILE_COLUMNS = 2, 4
+"""Pairs of rows whose sums are computed together, so that each row is loaded more rarely."""
+LANES = 32
+"""Channels whose gradients are computed together."""
+GRADIENT_ROWS = 4
+"""Query rows whose gradients are computed together."""
 
 
 def hinge_cost_numba(query: Tensor, candidate: Tensor) -> Tensor:
@@ -860,7 +147,8 @@ def hinge_cost_numba(query: Tensor, candidate: Tensor) -> Tensor:
     the query and for inf in the candidate; inf for the two other infinities.
 
     Args:
-        query: Projected query residues in float32, `(batch, query_residues, channels)`.
+        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
+            every candidate.
         candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
 
     Returns:
@@ -880,93 +168,73 @@ class _HingeCost(torch.autograd.Function):
             return cost
         q, c, out = query.numpy(), candidate.numpy(), cost.numpy()
         offsets = np.empty((batch, columns), np.float32)
-        share_out(lambda pair: self_sums(c[pair], offsets[pair]), batch)
+        parallel_for(batch, lambda pair: row_sums(c[pair], offsets[pair]))
         blocks = -(-rows // BLOCK)
 
         def block(number: int) -> None:
             pair, first = number // blocks, number % blocks * BLOCK
             _cost_block(q[pair], c[pair], offsets[pair], first, out[pair])
 
-        share_out(block, batch * blocks)
+        parallel_for(batch * blocks, block)
         return cost
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         query, candidate = ctx.saved_tensors
-        sums = _pulled(query, candidate, grad.to(torch.float32))
-        for_query, for_candidate = (
-            side if needed else None
-            for side, needed in zip(sums, ctx.needs_input_grad, strict=True)
-        )
+        for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
+        grad = grad.to(torch.float32).contiguous()
+        if grad.numel() == 0:
+            return for_query, for_candidate
+        q, c, q_out, c_out = (t.numpy() for t in (query, candidate, for_query, for_candidate))
+        weighted = [columns_with_gradient(pair) for pair in grad.numpy()]
+        # Channels do not depend on each other, and every task has some for itself.
+        parts = -(-query.shape[2] // LANES)
+
+        def part(number: int) -> None:
+            pair, channel = number // parts, number % parts * LANES
+            cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
+
+        parallel_for(len(grad) * parts, part)
         return for_query, for_candidate
 
 
-def _pulled(query: Tensor, candidate: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the gradients of the pairs whose query residue is larger, ties half.
+@compiled(fastmath=SUMS)
+def _sums_of_max(query: Array, i: int, candidate: Array, j: int, out: Array, row: int) -> None:
+    """Write `sum(max(query, candidate))` over channels, for a tile of pairs of rows.
 
-    Channels do not depend on each other, and every task has some for itself: one comparison
-    serves both sides.
+    A row beyond the last is the last again. A NaN of the query is hidden.
 
     Args:
-        query: `(batch, query_residues, channels)`.
-        candidate: `(batch, candidate_residues, channels)`.
-        grad: `(batch, query_residues, candidate_residues)`.
-
-    Returns:
-        The gradients for both, of their shapes.
+        query: `(query_residues, channels)`.
+        i: First query row.
+        candidate: `(candidate_residues, channels)`.
+        j: First candidate row.
+        out: Where the sums go, with room for whole tiles.
+        row: They go to `out[row + r, j + s]`.
     """
-    batch, rows, columns = grad.shape
-    channels = query.shape[2]
-    # Whole vectors of channels: rare widths are copied, the usual ones are multiples anyway.
-    spare = -channels % PULL_LANES
-    if spare:
-        query, candidate = (
-            torch.nn.functional.pad(side, (0, spare)) for side in (query, candidate)
-        )
-    for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
-    if grad.numel() and channels:
-        tiles = -(-rows // PULL_ROWS)
-        counts = np.empty((batch, tiles), np.int64)
-        places = np.empty((batch, tiles, columns), np.int64)
-        weights = np.empty((batch, tiles, columns, PULL_ROWS), np.float32)
-        q, c, g = query.numpy(), candidate.numpy(), grad.contiguous().numpy()
-        q_out, c_out = for_query.numpy(), for_candidate.numpy()
-        blocks, parts = -(-rows // BLOCK), query.shape[2] // PULL_LANES
-
-        def weigh_block(number: int) -> None:
-            pair, first = number // blocks, number % blocks * (BLOCK // PULL_ROWS)
-            weigh(g[pair], first, places[pair], weights[pair], counts[pair])
-
-        def part(number: int) -> None:
-            pair, at = number // parts, number % parts * PULL_LANES
-            found = places[pair], weights[pair], counts[pair]
-            pull_part(q[pair], c[pair], *found, at, q_out[pair], c_out[pair])
-
-        share_out(weigh_block, batch * blocks)
-        share_out(part, batch * parts)
-    return for_query[..., :channels], for_candidate[..., :channels]
+    prefer_512_bit_vectors()
+    last = len(candidate) - 1
+    a, b = query[i], query[min(i + 1, len(query) - 1)]
+    w, x = candidate[j], candidate[min(j + 1, last)]
+    y, z = candidate[min(j + 2, last)], candidate[min(j + 3, last)]
+    aw = ax = ay = az = bw = bx = by = bz = np.float32(0.0)
+    for k in range(query.shape[1]):
+        aw += a[k] if a[k] > w[k] else w[k]
+        ax += a[k] if a[k] > x[k] else x[k]
+        ay += a[k] if a[k] > y[k] else y[k]
+        az += a[k] if a[k] > z[k] else z[k]
+        bw += b[k] if b[k] > w[k] else w[k]
+        bx += b[k] if b[k] > x[k] else x[k]
+        by += b[k] if b[k] > y[k] else y[k]
+        bz += b[k] if b[k] > z[k] else z[k]
+    out[row, j], out[row, j + 1], out[row, j + 2], out[row, j + 3] = aw, ax, ay, az
+    row += 1
+    out[row, j], out[row, j + 1], out[row, j + 2], out[row, j + 3] = bw, bx, by, bz
 
 
 @compiled
-def self_sums(rows: Array, out: Array) -> None:
-    """Sum rows over channels, in exactly the order in which `sum_of_larger` sums.
-
-    The cost of equal rows is then exactly 0.
-
-    Args:
-        rows: `(residues, channels)`.
-        out: Where the sums go, `(residues,)`.
-    """
-    some = np.empty(LANES, np.float32)
-    for first in range(0, len(rows), LANES):
-        sum_of_rows(rows, first, some)
-        for k in range(min(LANES, len(rows) - first)):
-            out[first + k] = some[k]
-
-
-@compiled
-def larger_sums(query: Array, candidate: Array, first: int, last: int, out: Array) -> None:
+def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Array) -> None:
     """Sum `max(query, candidate)` over channels, for query rows `first` to `last`.
 
     Args:
@@ -974,57 +242,85 @@ def larger_sums(query: Array, candidate: Array, first: int, last: int, out: Arra
         candidate: `(candidate_residues, channels)`.
         first: First query row.
         last: The row after the last.
-        out: Where they go, from row 0 on; room for whole tiles, at least
-            `(last - first up to TILE_ROWS, candidate_residues up to TILE_COLUMNS)`.
+        out: Where they go, from row 0 on, with room for whole tiles.
     """
     for j in range(0, len(candidate), TILE_COLUMNS):
         for i in range(first, last, TILE_ROWS):
-            sum_of_larger(query, i, candidate, j, out, i - first)
+            _sums_of_max(query, i, candidate, j, out, i - first)
+
+
+@compiled
+def row_sums(rows: Array, out: Array) -> None:
+    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0.
+
+    Args:
+        rows: `(residues, channels)`.
+        out: Where the sums go, `(residues,)`.
+    """
+    # Compared with a copy, which the compiler cannot know to be one: it would sum otherwise.
+    same, tile = rows.copy(), np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    for i in range(0, len(rows), TILE_ROWS):
+        _sums_of_max(rows, i, same[i : i + TILE_COLUMNS], 0, tile, 0)
+        for r in range(min(TILE_ROWS, len(rows) - i)):
+            out[i + r] = tile[r, r]
 
 
 @compiled
 def _cost_block(query: Array, candidate: Array, offsets: Array, first: int, out: Array) -> None:
+    prefer_512_bit_vectors()
     columns = len(candidate)
     last = min(first + BLOCK, len(query))
     sums = np.empty((BLOCK, -(-columns // WIDTH) * WIDTH), np.float32)
-    own = np.empty(last - first, np.float32)
-    larger_sums(query, candidate, first, last, sums)
-    self_sums(query[first:last], own)
-    for i in range(last - first):
-        excess = hidden_nan(own[i])
+    sums_of_max(query, candidate, first, last, sums)
+    for i in range(first, last):
+        hidden = _hidden_nan(query[i])
         for j in range(columns):
-            out[first + i, j] = sums[i, j] - offsets[j] + excess
+            out[i, j] = sums[i - first, j] - offsets[j] + hidden
+
+
+@compiled(fastmath=SUMS)
+def _hidden_nan(row: Array) -> Number:
+    """Return NaN for a query row with a NaN or -inf, which a maximum hides; 0 otherwise."""
+    prefer_512_bit_vectors()
+    total = np.float32(0.0)
+    for k in range(len(row)):
+        total += row[k]
+    return np.float32(0.0) if total > -np.inf else np.float32(np.nan)
 
 
 @compiled
-def hidden_nan(row_sum: Number) -> Number:
-    """Return NaN for a query row with a NaN or -inf, which `max` hides; 0 otherwise."""
-    return np.float32(0.0) if row_sum > -np.inf else np.float32(np.nan)
-
-
-@compiled
-def weigh(grad: Array, first: int, places: Any, weights: Array, counts: Any) -> None:
-    """List the columns with any gradient in the rows of each tile, from tile `first` on.
+def columns_with_gradient(grad: Array) -> Any:
+    """List the columns with any gradient in each few rows.
 
     Masked residues, and those far from matching anything, have none.
+
+    Args:
+        grad: Of the cost, `(query_residues, candidate_residues)`.
+
+    Returns:
+        Which columns, `(tiles, columns)`; their weights, `(tiles, columns, GRADIENT_ROWS)`; and
+        how many they are, `(tiles,)`.
     """
     rows, columns = grad.shape
-    for t in range(first, min(first + BLOCK // PULL_ROWS, len(counts))):
-        count = 0
+    tiles = -(-rows // GRADIENT_ROWS)
+    places = np.empty((tiles, columns), np.int64)
+    weights = np.empty((tiles, columns, GRADIENT_ROWS), np.float32)
+    counts = np.zeros(tiles, np.int64)
+    for t in range(tiles):
         for j in range(columns):
-            any_grad = False
-            for r in range(PULL_ROWS):
-                row = t * PULL_ROWS + r
+            any_gradient = False
+            for r in range(GRADIENT_ROWS):
+                row = t * GRADIENT_ROWS + r
                 weight = grad[row, j] if row < rows else np.float32(0.0)
-                weights[t, count, r] = weight
-                any_grad |= weight != 0.0
-            places[t, count] = j
-            count += any_grad
-        counts[t] = count
+                weights[t, counts[t], r] = weight
+                any_gradient |= weight != 0.0
+            places[t, counts[t]] = j
+            counts[t] += any_gradient
+    return places, weights, counts
 
 
 @compiled
-def pull_part(
+def cost_gradient(
     query: Array,
     candidate: Array,
     places: Any,
@@ -1034,37 +330,111 @@ def pull_part(
     for_query: Array,
     for_candidate: Array,
 ) -> None:
-    """Write `PULL_LANES` channels of both gradients of the cost, see `pull`.
+    """Write `LANES` channels of the gradients of the cost: weights where the query is larger.
 
     Args:
         query: `(query_residues, channels)`.
         candidate: `(candidate_residues, channels)`.
-        places: What `weigh` wrote, as are the next two.
-        weights: Gradients of the cost by tile.
-        counts: Columns of each tile with any.
+        places: What `columns_with_gradient` returned, as are the next two.
+        weights: Gradients of the cost.
+        counts: Columns of each tile.
         channel: The first channel.
         for_query: Where the gradient goes, shaped as `query`.
         for_candidate: Shaped as `candidate`.
     """
+    width = min(LANES, query.shape[1] - channel)
     # Close together the candidate rows stay in the nearest caches for all tiles.
-    packed = np.empty((len(candidate), PULL_LANES), np.float32)
-    sums = np.zeros((len(candidate), PULL_LANES), np.float32)
-    for j in range(len(candidate)):
-        for k in range(PULL_LANES):
-            packed[j, k] = candidate[j, channel + k]
+    theirs = np.zeros((len(candidate), LANES), np.float32)
+    their_sums = np.zeros((len(candidate), LANES), np.float32)
+    mine = np.zeros((GRADIENT_ROWS, LANES), np.float32)
+    my_sums = np.empty((GRADIENT_ROWS, LANES), np.float32)
+    theirs[:, :width] = candidate[:, channel : channel + width]
     for t in range(len(counts)):
-        row = t * PULL_ROWS
-        pull(query, row, channel, packed, places[t], weights[t], counts[t], for_query, sums)
+        first = t * GRADIENT_ROWS
+        some = min(GRADIENT_ROWS, len(query) - first)
+        mine[:some, :width] = query[first : first + some, channel : channel + width]
+        _accumulate_gradient(mine, theirs, places[t], weights[t], counts[t], my_sums, their_sums)
+        for_query[first : first + some, channel : channel + width] = my_sums[:some, :width]
     for j in range(len(candidate)):
-        for k in range(PULL_LANES):
-            for_candidate[j, channel + k] = -sums[j, k]
+        for k in range(width):
+            for_candidate[j, channel + k] = -their_sums[j, k]
 
 
-# --- Sums along diagonals and the support made of them, compiled for a CPU; without gradient.
+@intrinsic
+def _accumulate_gradient(
+    typing: Any,
+    mine: Any,
+    theirs: Any,
+    places: Any,
+    weights: Any,
+    count: Any,
+    my_sums: Any,
+    their_sums: Any,
+) -> Any:
+    """Sum weights over the pairs whose query row is larger, ties half, for both of their rows.
+
+    Written in LLVM's vectors, since a loop over rows with lanes inside is what no compiler makes of
+    plain loops: they took 1.7 times as long.
+
+    Args:
+        typing: Numba's.
+        mine: Query rows, `(GRADIENT_ROWS, LANES)`.
+        theirs: Candidate rows, `(candidate_residues, LANES)`.
+        places: Which candidate rows to compare with, `(count or more,)`.
+        weights: The weights of the pairs, `(count or more, GRADIENT_ROWS)`.
+        count: How many candidate rows that is.
+        my_sums: Where the sums of the query rows go, shaped as `mine`.
+        their_sums: What the sums of the candidate rows are added to, shaped as `theirs`.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        mine, theirs, places, weights, count, my_sums, their_sums = (
+            context.make_array(kind)(context, builder, value=value).data
+            if isinstance(kind, types.Array)
+            else value
+            for kind, value in zip(signature.args, values, strict=True)
+        )
+        vector, index = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
+        zero, half, one = (ir.Constant(vector, [x] * LANES) for x in (0.0, 0.5, 1.0))
+        lane = ir.IntType(32)
+        every_lane = ir.Constant(ir.VectorType(lane, LANES), [0] * LANES)
+        fused = ir.FunctionType(vector, [vector] * 3)
+        multiply_add = cgutils.get_or_insert_function(
+            builder.module, fused, f"llvm.fmuladd.v{LANES}f32"
+        )
+
+        def place(base: Any, row: Any) -> Any:
+            start = builder.gep(base, [builder.mul(row, index(LANES))])
+            return builder.bitcast(start, vector.as_pointer())
+
+        rows = [builder.load(place(mine, index(r)), align=4) for r in range(GRADIENT_ROWS)]
+        sums = [cgutils.alloca_once(builder, vector) for _ in rows]
+        for slot in sums:
+            builder.store(zero, slot)
+        with cgutils.for_range(builder, count, intp=index) as loop:
+            column = builder.load(builder.gep(places, [loop.index]))
+            other = builder.load(place(theirs, column), align=4)
+            total = builder.load(place(their_sums, column), align=4)
+            for r, (row, slot) in enumerate(zip(rows, sums, strict=True)):
+                at = builder.add(builder.mul(loop.index, index(GRADIENT_ROWS)), index(r))
+                weight = builder.load(builder.gep(weights, [at]))
+                weight = builder.insert_element(zero, weight, lane(0))
+                weight = builder.shuffle_vector(weight, zero, every_lane)
+                share = builder.select(builder.fcmp_ordered("==", row, other), half, zero)
+                share = builder.select(builder.fcmp_ordered(">", row, other), one, share)
+                mine_so_far = builder.load(slot)
+                builder.store(builder.call(multiply_add, [weight, share, mine_so_far]), slot)
+                total = builder.call(multiply_add, [weight, share, total])
+            builder.store(total, place(their_sums, column), align=4)
+        for r, slot in enumerate(sums):
+            builder.store(builder.load(slot), place(my_sums, index(r)), align=4)
+        return context.get_dummy_value()
+
+    kinds = (mine, theirs, places, weights, types.int64, my_sums, their_sums)
+    return types.void(*kinds), emit
 
 
-Array = NDArray[np.float32]
-Running = NDArray[np.float64]
+# --- Sums along diagonals and the support made of them; without gradient.
 
 
 def diagonal_sums_numba(matrix: Tensor, before: int, after: int) -> Tensor:
@@ -1081,7 +451,7 @@ def diagonal_sums_numba(matrix: Tensor, before: int, after: int) -> Tensor:
     given = matrix.detach().contiguous()
     out = torch.empty_like(given)
     entries, sums = given.numpy(), out.numpy()
-    share_out(lambda pair: _diagonal_sums(entries[pair], before, after, sums[pair]), len(given))
+    parallel_for(len(given), lambda pair: _diagonal_sums(entries[pair], before, after, sums[pair]))
     return out
 
 
@@ -1104,14 +474,14 @@ def diagonal_support_numba(plan: Tensor, allowed: Tensor, window: int, gap: int)
     def pair_best(pair: int) -> None:
         best_nearby(entries[pair], gap, nearby[pair])
 
-    share_out(pair_best, len(given))
+    parallel_for(len(given), pair_best)
     best.masked_fill_(~allowed, 0.0)
-    share_out(lambda pair: _diagonal_sums(nearby[pair], window, window, sums[pair]), len(given))
+    parallel_for(len(given), lambda pair: _diagonal_sums(nearby[pair], window, window, sums[pair]))
     return out.div_(2 * window + 1)
 
 
 @compiled
-def take_row(sums: Running, row: Array, place: int, sign: Number) -> None:
+def _add_row(sums: Sums, row: Array, place: int, sign: Number) -> None:
     """Add a row of a matrix to the running sums of its diagonals, or subtract it.
 
     Args:
@@ -1121,7 +491,7 @@ def take_row(sums: Running, row: Array, place: int, sign: Number) -> None:
         place: Diagonal of the first entry, `rows - 1 - i`.
         sign: 1 or -1.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     # float64: a stretch is a small difference of sums that grow with the protein.
     mine = sums[place : place + len(row)]  # sliced, since an index that may be negative is slow
     for j in range(len(row)):
@@ -1129,38 +499,38 @@ def take_row(sums: Running, row: Array, place: int, sign: Number) -> None:
 
 
 @compiled
-def move_on(sums: Running, matrix: Array, i: int, before: int, after: int) -> None:
+def _move_to_row(sums: Sums, matrix: Array, i: int, before: int, after: int) -> None:
     """Move running sums from row `i - 1` to row `i`: rows `i - before .. i + after` are in.
 
     Args:
-        sums: As in `take_row`; zeros before row 0.
+        sums: As in `_add_row`; zeros before row 0.
         matrix: `(rows, columns)`.
         i: The row; rows have to come in order.
         before: Rows before it that are in.
         after: Rows after it that are in.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     rows = len(matrix)
     for new in range(0 if i == 0 else i + after, min(i + after + 1, rows)):
-        take_row(sums, matrix[new], rows - 1 - new, 1.0)
+        _add_row(sums, matrix[new], rows - 1 - new, 1.0)
     if i - before - 1 >= 0:
-        take_row(sums, matrix[i - before - 1], rows - i + before, -1.0)
+        _add_row(sums, matrix[i - before - 1], rows - i + before, -1.0)
 
 
 @compiled
 def _diagonal_sums(matrix: Array, before: int, after: int, out: Array) -> None:
-    full_registers()
+    prefer_512_bit_vectors()
     rows, columns = matrix.shape
     sums = np.zeros(rows + columns, np.float64)
     for i in range(rows):
-        move_on(sums, matrix, i, before, after)
+        _move_to_row(sums, matrix, i, before, after)
         mine = sums[rows - 1 - i : rows - 1 - i + columns]
         for j in range(columns):
             out[i, j] = mine[j]
 
 
 @compiled
-def best_window(plan: Array, columns: int, window: int) -> Number:
+def _best_window(plan: Array, columns: int, window: int) -> Number:
     """Return the largest sum of a diagonal stretch that fits into the pair.
 
     A protein shorter than the stretch lends its first residue as the only start.
@@ -1170,14 +540,14 @@ def best_window(plan: Array, columns: int, window: int) -> Number:
         columns: Candidate residues.
         window: Steps of the stretch.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     rows = len(plan)
     sums = np.zeros(rows + plan.shape[1], np.float64)
     starts = max(columns - window + 1, 1)
     # One maximum a column: a loop over these becomes vectors, one over a lone maximum does not.
     largest = np.full(starts, -np.inf)
     for i in range(max(rows - window + 1, 1)):
-        move_on(sums, plan, i, 0, window - 1)
+        _move_to_row(sums, plan, i, 0, window - 1)
         reached = sums[rows - 1 - i : rows - 1 - i + starts]
         for j in range(starts):
             largest[j] = reached[j] if reached[j] > largest[j] else largest[j]
@@ -1193,7 +563,7 @@ def best_nearby(plan: Array, gap: int, out: Array) -> None:
         gap: Residues aside.
         out: Where the averages go, same shape.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     rows, columns = plan.shape
     along_query = np.empty(columns, np.float32)
     along_candidate = np.empty(columns, np.float32)
@@ -1214,19 +584,13 @@ def best_nearby(plan: Array, gap: int, out: Array) -> None:
 
 @compiled
 def _raise_to(values: Array, others: Array) -> None:
-    full_registers()
+    prefer_512_bit_vectors()
     for j in range(len(values)):
         values[j] = values[j] if values[j] > others[j] else others[j]
 
 
-# --- The partial Sinkhorn plan in the linear domain, compiled for a CPU; see `sinkhorn`.
+# --- The partial Sinkhorn plan.
 
-
-Array = NDArray[np.float32]
-Flags = NDArray[np.bool_]
-
-SUMS = ("reassoc", "contract", "nsz")
-"""What sums may do: be taken in any order. NaN and infinity stay what they are."""
 TOGETHER = 4
 """Rows that are read together, so that column sums are loaded and stored more rarely."""
 LOWEST = -87.33
@@ -1249,10 +613,10 @@ def sinkhorn_numba(
     Returns:
         The plan, shaped like `log_kernel`.
     """
-    return _PublishedPlan.apply(log_kernel, candidate_mask, eps, n_iters)
+    return _Plan.apply(log_kernel, candidate_mask, eps, n_iters)
 
 
-class _PublishedPlan(torch.autograd.Function):
+class _Plan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, log_kernel: Tensor, candidate_mask: Tensor, eps: float, n_iters: int
@@ -1266,7 +630,7 @@ class _PublishedPlan(torch.autograd.Function):
         v[:, 0] = 1 / candidate_mask.sum(-1, keepdim=True).clamp(min=1).float()
         arrays = [tensor.numpy() for tensor in (logs, kernel, u, v, plan)]
         slack = np.float32(eps)
-        share_out(lambda pair: _published(*(array[pair] for array in arrays), slack), batch)
+        parallel_for(batch, lambda pair: _write_plan(*(array[pair] for array in arrays), slack))
         if log_kernel.requires_grad:
             ctx.save_for_backward(kernel, u, v)
         return plan
@@ -1278,42 +642,8 @@ class _PublishedPlan(torch.autograd.Function):
         out = torch.empty_like(kernel)
         tensors = (kernel, u, v, grad.contiguous().to(kernel.dtype), out)
         arrays = [tensor.numpy() for tensor in tensors]
-        share_out(lambda pair: published_backward(*(array[pair] for array in arrays)), len(kernel))
+        parallel_for(len(kernel), lambda pair: plan_gradient(*(array[pair] for array in arrays)))
         return out, None, None, None
-
-
-def converged_plan_numba(
-    log_kernel: Tensor,
-    query_mask: Tensor,
-    candidate_mask: Tensor,
-    eps: float,
-    tol: float,
-    max_iters: int,
-) -> Tensor:
-    """Scale a kernel until no potential moves any more; without gradient.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)` in float32, `NEVER` where masked.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        eps: Slack of each residue.
-        tol: Change of a log-potential that counts as none.
-        max_iters: Where to stop at the latest.
-
-    Returns:
-        The plan, shaped like `log_kernel`.
-    """
-    logs = log_kernel.detach().contiguous().numpy()
-    q_mask, c_mask = query_mask.bool().numpy(), candidate_mask.bool().numpy()
-    out = torch.empty(log_kernel.shape)
-    plan = out.numpy()
-    slack = np.float32(eps)
-
-    def pair_plan(pair: int) -> None:
-        _converged(logs[pair], q_mask[pair], c_mask[pair], slack, tol, max_iters, plan[pair])
-
-    share_out(pair_plan, len(logs))
-    return out
 
 
 @compiled(fastmath=("contract",))
@@ -1344,7 +674,7 @@ def exponential(x: Number) -> Number:
 
 
 @compiled(fastmath=SUMS)
-def pass_over(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array) -> None:
+def _sinkhorn_step(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array) -> None:
     """Answer the candidate potentials and sum what the columns get from it, in one pass.
 
     Args:
@@ -1354,7 +684,7 @@ def pass_over(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array
         u: Where the query potentials `1 / (kernel @ v + eps)` go, `(query_residues,)`.
         column_sums: Where `u @ kernel` goes, `(candidate_residues,)`.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     rows, columns = kernel.shape
     one, zero = np.float32(1.0), np.float32(0.0)
     column_sums[:] = zero
@@ -1381,9 +711,9 @@ def pass_over(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array
 
 
 @compiled
-def answer(sums: Array, eps: Number, out: Array) -> None:
+def _update_potential(sums: Array, eps: Number, out: Array) -> None:
     """Turn sums of a side into its potentials, `1 / (sums + eps)`."""
-    full_registers()
+    prefer_512_bit_vectors()
     for j in range(len(out)):
         out[j] = np.float32(1.0) / (sums[j] + eps)
 
@@ -1391,7 +721,7 @@ def answer(sums: Array, eps: Number, out: Array) -> None:
 @compiled
 def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
     """Write the plan `u kernel v`, in whichever place, also that of the kernel."""
-    full_registers()
+    prefer_512_bit_vectors()
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             out[i, j] = u[i] * kernel[i, j] * v[j]
@@ -1400,15 +730,15 @@ def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
 @compiled
 def exponentials(logs: Array, out: Array) -> None:
     """Write `exp(logs)`, in whichever place, also in the same."""
-    full_registers()
-    for i in range(logs.shape[0]):
-        for j in range(logs.shape[1]):
+    prefer_512_bit_vectors()
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
             out[i, j] = exponential(logs[i, j])
 
 
 @compiled
-def _published(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
-    full_registers()
+def _write_plan(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
+    prefer_512_bit_vectors()
     exponentials(logs, kernel)
     iterate(kernel, u, v, eps)
     scale(kernel, u[-1], v[-1], plan)
@@ -1416,7 +746,7 @@ def _published(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps:
 
 @compiled
 def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
-    """Run the published form and keep the potentials of every iteration.
+    """Run all iterations and keep the potentials of every iteration.
 
     Args:
         kernel: `(query_residues, candidate_residues)`.
@@ -1425,15 +755,15 @@ def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
             `(n_iters + 1, candidate_residues)`.
         eps: Slack of each residue.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     sums = np.empty(kernel.shape[1], np.float32)
     for t in range(len(u)):
-        pass_over(kernel, v[t], eps, u[t], sums)
-        answer(sums, eps, v[t + 1])
+        _sinkhorn_step(kernel, v[t], eps, u[t], sums)
+        _update_potential(sums, eps, v[t + 1])
 
 
 @compiled(fastmath=SUMS)
-def published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
+def plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
     """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors.
 
     Args:
@@ -1443,7 +773,7 @@ def published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Arra
         grad: Of the plan, shaped like `kernel`.
         out: Where the gradient of the log-kernel goes.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     (n_iters, rows), columns = u.shape, v.shape[1]
     du, dv = np.empty(rows, np.float32), np.zeros(columns, np.float32)
     # Minus the gradients of the sums whose inverses the potentials are.
@@ -1467,7 +797,7 @@ def published_backward(kernel: Array, u: Array, v: Array, grad: Array, out: Arra
 @compiled(fastmath=SUMS)
 def _pass_back(kernel: Array, u: Array, b: Array, du: Array, a: Array, dv: Array) -> None:
     """Carry gradients from one side's sums to the other side's potentials, in one pass."""
-    full_registers()
+    prefer_512_bit_vectors()
     rows, columns = kernel.shape
     dv[:] = np.float32(0.0)
     for i in range(rows):
@@ -1479,14 +809,14 @@ def _pass_back(kernel: Array, u: Array, b: Array, du: Array, a: Array, dv: Array
             dv[j] -= a[i] * row[j]
 
 
-# Without liberties: with them its sums came out different in the process that compiled it and in
-# those that loaded it from the disk.
+# Without fast-math flags: with them its sums came out different in the process that compiled it
+# and in those that loaded it from the disk.
 @compiled
 def _gather_row(
     kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, out: Array
 ) -> None:
     """Sum what all iterations say about one row of the log-kernel."""
-    full_registers()
+    prefer_512_bit_vectors()
     n_iters, columns = b.shape
     for j in range(columns):
         out[j] = grad[j] * u[n_iters - 1] * v[n_iters, j]
@@ -1497,104 +827,7 @@ def _gather_row(
         out[j] *= kernel[j]
 
 
-@compiled
-def _converged(
-    logs: Array,
-    query_mask: Flags,
-    candidate_mask: Flags,
-    eps: Number,
-    tol: Number,
-    max_iters: int,
-    plan: Array,
-) -> None:
-    full_registers()
-    exponentials(logs, plan)
-    u, v = np.empty(len(query_mask), np.float32), np.empty(len(candidate_mask), np.float32)
-    converge(plan, query_mask, candidate_mask, eps, tol, max_iters, u, v)
-    scale(plan, u, v, plan)
-
-
-@compiled
-def converge(
-    kernel: Array,
-    query_mask: Flags,
-    candidate_mask: Flags,
-    eps: Number,
-    tol: Number,
-    max_iters: int,
-    u: Array,
-    v: Array,
-) -> None:
-    """Iterate to a fixed point and write its potentials; see `_converge` of `sinkhorn`.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        query_mask: True where there is a residue, `(query_residues,)`.
-        candidate_mask: True where there is a residue, `(candidate_residues,)`.
-        eps: Slack of each residue.
-        tol: Change of a log-potential that counts as none.
-        max_iters: Where to stop at the latest.
-        u: Where the query potentials go.
-        v: Where the candidate potentials go.
-    """
-    full_registers()
-    query_count, candidate_count = query_mask.sum(), candidate_mask.sum()
-    new_u, new_v = np.empty_like(u), np.empty_like(v)
-    sums = np.empty_like(v)
-    v[:] = np.float32(1.0) / np.float32(max(candidate_count, 1))
-    # Before the first iteration there is no query potential to compare with: any would do.
-    u[:] = np.float32(1.0)
-    for t in range(max_iters):
-        pass_over(kernel, v, eps, new_u, sums)
-        answer(sums, eps, new_v)
-        factor = _exchange(
-            _total(new_u, query_mask) * eps,
-            _total(new_v, candidate_mask) * eps,
-            np.float64(query_count - candidate_count),
-        )
-        if t == 0:
-            u[:] = new_u
-        largest = max(
-            _settle(u, new_u, np.float32(factor), query_mask),
-            _settle(v, new_v, np.float32(1 / factor), candidate_mask),
-        )
-        if not largest > tol:
-            break
-
-
-@compiled
-def _total(potentials: Array, mask: Flags) -> Number:
-    total = 0.0
-    for i in range(len(mask)):
-        total += np.float64(potentials[i]) if mask[i] else 0.0
-    return total
-
-
-@compiled
-def _exchange(query_slack: Number, candidate_slack: Number, surplus: Number) -> Number:
-    """Return the best factor between both potentials; see `_balance` of `sinkhorn`."""
-    half = (np.sqrt(surplus**2 + 4 * query_slack * candidate_slack) + abs(surplus)) / 2
-    factor = half / query_slack if surplus >= 0 else candidate_slack / half
-    return factor if np.isfinite(factor) and factor > 0 else 1.0
-
-
-@compiled
-def _settle(old: Array, new: Array, factor: Number, mask: Flags) -> Number:
-    """Replace potentials by `factor * new`; return by how much their logarithm changes at most."""
-    lowest, highest = np.float32(1.0), np.float32(1.0)
-    for i in range(len(mask)):
-        value = new[i] * factor
-        ratio = value / old[i] if mask[i] else np.float32(1.0)
-        lowest, highest = min(lowest, ratio), max(highest, ratio)
-        old[i] = value
-    return max(np.log(highest), -np.log(lowest))
-
-
-# --- How likely residues are aligned in order, compiled for a CPU; without gradient; see `order`.
-
-
-Array = NDArray[np.float32]
-Sums = NDArray[np.float64]
+# --- How likely residues are aligned in order; without gradient.
 
 UNIT = 1e300
 """How a sum of 1 is written at first, so that small sums beside large ones have the range."""
@@ -1622,7 +855,7 @@ def in_order_numba(plan: Tensor, allowed: Tensor) -> Tensor:
         odds *= mask[number]
         write_probabilities(odds, found[number])
 
-    share_out(pair, len(given))
+    parallel_for(len(given), pair)
     return out
 
 
@@ -1635,7 +868,7 @@ def write_odds(plan: Array, longer: int, odds: Sums) -> None:
         longer: Residues of the longer protein.
         odds: `(query_residues, candidate_residues)`, to be written.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     rows, columns = odds.shape
     of_query, of_candidate = 0.0, np.zeros(columns, np.float32)
     logs = np.empty((rows, columns), np.float32)
@@ -1678,7 +911,7 @@ def write_probabilities(odds: Sums, out: Array) -> None:
         odds: `(query_residues, candidate_residues)`, 0 where nothing may be aligned.
         out: `(query_residues, candidate_residues or more)`, to be written.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     rows, columns = odds.shape
     ending, logs = _alignments_ending(odds)
     # From the last residues on, what ends with a pair is what begins with it.
@@ -1731,7 +964,7 @@ def _next_row(
         total: With whatever may come before the next pair, to be moved on.
         match: Alignments that end with a pair of this residue, to be written.
     """
-    full_registers()
+    prefer_512_bit_vectors()
     before, candidate_gap, opening, largest = 0.0, 0.0, 0.0, 0.0
     for j in range(len(odds)):
         # A local alignment begins anywhere: with a sum of 1 before its first pair.
@@ -1745,30 +978,59 @@ def _next_row(
     return largest
 
 
-# --- Plans and what scores are made of for pairs of any lengths, compiled for a CPU.
+# --- Whole pairs of any lengths, from projections to what is matched; without gradient.
 
 
-Array = NDArray[np.float32]
-Settings = tuple[Any, ...]
+class Settings(NamedTuple):
+    """The fields of `PlasmaConfig` that pairs are aligned by, as compiled code takes them."""
+
+    kernel_scale: np.float32
+    eps: np.float32
+    n_iters: int
+    support_rounds: int
+    support_window: int
+    support_gap: int
+    support_weight: np.float32
+    order_weight: np.float32
+    threshold: np.float32
+    diagonal_window: int
+    collinear: bool
+
+    @classmethod
+    def of(cls, config: PlasmaConfig, plans: bool) -> Settings:
+        """Read a configuration; without plans nothing is supported, since scores are not."""
+        return cls(
+            np.float32(config.kernel_scale),
+            np.float32(config.eps),
+            config.n_iters,
+            config.support_rounds if plans else 0,
+            config.support_window,
+            config.support_gap,
+            np.float32(config.support_weight),
+            np.float32(config.order_weight if plans else 0.0),
+            np.float32(config.threshold),
+            config.diagonal_window,
+            config.score_form == "collinear",
+        )
 
 
 @dataclass
 class Matches:
-    """What is matched in pairs, one entry a pair in each list and tensor.
+    """What is matched in pairs, one entry per pair in each list and tensor.
 
     Attributes:
-        sent: What each query residue sends to matched candidate residues, 0 if it is not matched
-            itself, `(query_residues,)`.
-        gates: 1 where a candidate residue is matched, `(candidate_residues,)`.
-        stretch: Largest sum along a diagonal stretch of the plan, `(pairs,)`.
+        transported: What each query residue sends to matched candidate residues, 0 if it is not
+            matched itself, `(query_residues,)`.
+        matched: 1 where a candidate residue is matched, `(candidate_residues,)`.
+        window: Largest sum over a diagonal window of the plan, `(pairs,)`.
         mass: Sum of plan entries above the threshold, `(pairs,)`.
         collinear: Largest sum of plan entries in order, `(pairs,)`; 0 if it was not asked for.
         plans: Plans with support, `(query_residues, candidate_residues)`, if asked for.
     """
 
-    sent: list[Tensor]
-    gates: list[Tensor]
-    stretch: Tensor
+    transported: list[Tensor]
+    matched: list[Tensor]
+    window: Tensor
     mass: Tensor
     collinear: Tensor
     plans: list[Tensor] | None
@@ -1777,139 +1039,67 @@ class Matches:
 def align_pairs_numba(
     query: Sequence[Tensor],
     candidate: Sequence[Tensor],
-    *,
-    kernel_scale: float,
-    eps: float = 1e-8,
-    n_iters: int = 20,
-    tol: float | None = None,
-    max_iters: int = 2000,
-    support_rounds: int = 0,
-    support_window: int = 25,
-    support_gap: int = 3,
-    support_weight: float = 16.0,
-    order_weight: float = 0.0,
-    threshold: float = 0.5,
-    diagonal_window: int = 10,
-    collinear: bool = False,
+    config: PlasmaConfig,
     return_plans: bool = False,
-    quantum: float | None = None,
 ) -> Matches:
-    """Align `query[p]` with `candidate[p]` in the linear domain; without gradient.
+    """Align `query[p]` with `candidate[p]`.
 
     Args:
-        query: Projected proteins, `(residues, channels)` in float32; one may come repeatedly. Or
-            all of both sides as codes in uint8, see `quantise`: about four times as fast a cost.
+        query: Projected proteins, `(residues, channels)` in float32; one may come repeatedly.
         candidate: As many, likewise.
-        kernel_scale: What multiplies the cost in the exponent.
-        eps: Slack of each residue.
-        n_iters: Iterations of the published form.
-        tol: Tolerance of the converged form; None for the published form.
-        max_iters: Where the converged form stops at the latest.
-        support_rounds: How often support is added, to plans only: scores take the plan without.
-        support_window: Steps to each side that speak for a residue pair.
-        support_gap: Residues aside.
-        support_weight: Bonus in the exponent.
-        order_weight: Weight of a last round for what is in order, to plans only; 0 for none.
-        threshold: Plan entry above which a residue is matched.
-        diagonal_window: Steps of the stretch; 0 gives a stretch of 0.
-        collinear: Whether to sum what is in order.
-        return_plans: Whether to write plans at all.
-        quantum: Difference between neighbouring codes, with codes only.
+        config: How to align, and by what to score.
+        return_plans: Whether to write plans, and to support them.
 
     Returns:
-        Gates, stretch, mass and collinear mass of the plan without support, and the plan with it.
-
-    Raises:
-        ValueError: For codes without quantum or the reverse, and for codes on one side only.
+        What is matched by the plan without support, and the plan with it.
     """
-    pairs = _as_arrays(query, candidate, quantum)
-    # The cost of codes is a number of quanta; it is scaled once, for both reasons.
-    kernel_scale *= 1.0 if quantum is None else quantum
-    settings = (
-        (np.float32(kernel_scale), np.float32(eps), n_iters, -1.0 if tol is None else float(tol)),
-        (max_iters, support_rounds if return_plans else 0, support_window, support_gap)
-        + (np.float32(support_weight), np.float32(order_weight if return_plans else 0.0)),
-        (np.float32(threshold), diagonal_window, collinear),
+    known = {id(protein): protein.detach().contiguous().numpy() for protein in (*query, *candidate)}
+    pairs = [(known[id(q)], known[id(c)]) for q, c in zip(query, candidate, strict=True)]
+    settings = Settings.of(config, return_plans)
+    transported, matched = (
+        list(torch.zeros(sum(sizes)).split(sizes))
+        for sizes in ([len(q) for q, _ in pairs], [len(c) for _, c in pairs])
     )
-    out = Matches(
-        sent=list(torch.zeros(sum(len(q) for q, _ in pairs)).split([len(q) for q, _ in pairs])),
-        gates=list(torch.zeros(sum(len(c) for _, c in pairs)).split([len(c) for _, c in pairs])),
-        stretch=torch.zeros(len(pairs)),
-        mass=torch.zeros(len(pairs)),
-        collinear=torch.zeros(len(pairs)),
-        plans=[torch.zeros(len(q), len(c)) for q, c in pairs] if return_plans else None,
-    )
+    plans = [torch.zeros(len(q), len(c)) for q, c in pairs] if return_plans else None
     numbers, none = np.zeros((len(pairs), 3)), np.empty((0, 0), np.float32)
-
-    finish_pair = _finish if quantum is None else _finish_codes
-
-    def finish(scratch: Array, pair: int) -> None:
-        sent, gate = out.sent[pair].numpy(), out.gates[pair].numpy()
-        plan = none if out.plans is None else out.plans[pair].numpy()
-        finish_pair(*pairs[pair], scratch, *settings, sent, gate, numbers[pair], plan)
-
-    sums = sum_rows if quantum is None else _sum_code_rows
-    supported = settings[1][1] or settings[1][-1]
-    _share_out_pairs(pairs, 3 if supported else 1, sums, finish)
-    out.stretch.copy_(torch.from_numpy(numbers[:, 0]))
-    out.mass.copy_(torch.from_numpy(numbers[:, 1]))
-    out.collinear.copy_(torch.from_numpy(numbers[:, 2]))
-    return out
-
-
-def _as_arrays(
-    query: Sequence[Tensor], candidate: Sequence[Tensor], quantum: float | None
-) -> list[tuple[Any, Any]]:
-    """Return the arrays of all pairs; a protein that comes repeatedly is converted once."""
-    proteins: dict[int, Any] = {}
-    for tensor in (*query, *candidate):
-        if (tensor.dtype == torch.uint8) == (quantum is None):
-            raise ValueError(
-                f"A projection in {tensor.dtype} with quantum={quantum}; give quantum and codes in "
-                "torch.uint8 on both sides, or neither."
-            )
-        if id(tensor) not in proteins:
-            side = tensor.detach()
-            whole = side.contiguous().numpy() if quantum is None else whole_vectors(side)
-            proteins[id(tensor)] = whole
-    return [(proteins[id(q)], proteins[id(c)]) for q, c in zip(query, candidate, strict=True)]
-
-
-def _share_out_pairs(
-    pairs: list[tuple[Any, Any]], matrices: int, sum_rows: Any, finish: Any
-) -> None:
-    """Give pairs to threads, the largest first; a lone pair is shared by its query rows."""
-    areas = [area(q, c) for q, c in pairs]
+    # The largest first: then the threads end at about the same time.
     order = sorted(
-        (p for p, (q, c) in enumerate(pairs) if q.size and c.size), key=areas.__getitem__
+        (p for p, sides in enumerate(pairs) if all(map(len, sides))),
+        key=lambda p: -len(pairs[p][0]) * len(pairs[p][1]),
     )
-    order.reverse()
+    matrices = 3 if settings.support_rounds or settings.order_weight else 1
+    room = matrices * max((_area(*pairs[p]) for p in order), default=0)
 
-    def scratch() -> Array:
-        # Once a thread, not once a pair: fresh memory costs more than what is done in it.
-        return scratch_floats(matrices * max(areas, default=0))
+    def finish(pair: int, scratch: Array) -> None:
+        plan = none if plans is None else plans[pair].numpy()
+        sides = transported[pair].numpy(), matched[pair].numpy()
+        _finish(*pairs[pair], scratch, settings, *sides, numbers[pair], plan)
 
-    def whole_pair(own: Array, number: int) -> None:
-        pair = order[number]
-        sum_rows(*pairs[pair], own, 0, len(pairs[pair][0]))
-        finish(own, pair)
+    def whole_pair(number: int, scratch: Array) -> None:
+        query, candidate = pairs[order[number]]
+        write_sums(query, candidate, scratch, 0, len(query))
+        finish(order[number], scratch)
 
     if len(order) > 1:
-        share_out_with(scratch, whole_pair, len(order))
-    elif order:
-        (q, c), own = pairs[order[0]], scratch()
-        blocks = -(-len(q) // BLOCK)
-        share_out(lambda n: sum_rows(q, c, own, n * BLOCK, min(n * BLOCK + BLOCK, len(q))), blocks)
-        finish(own, order[0])
+        parallel_for(len(order), whole_pair, lambda: scratch_floats(room))
+    elif order:  # one pair: the threads share its cost
+        (q, c), scratch = pairs[order[0]], scratch_floats(room)
+        parallel_for(
+            -(-len(q) // BLOCK),
+            lambda n: write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
+        )
+        finish(order[0], scratch)
+    window, mass, collinear = torch.from_numpy(numbers).float().unbind(-1)
+    return Matches(transported, matched, window, mass, collinear, plans)
 
 
-def area(query: Array, candidate: Array) -> int:
+def _area(query: Array, candidate: Array) -> int:
     """Return the floats of a scratch matrix for two proteins."""
     return (-(-len(query) // WIDTH) * WIDTH) * (-(-len(candidate) // WIDTH) * WIDTH)
 
 
 @compiled
-def matrix_of(scratch: Array, number: int, rows: int, columns: int) -> Array:
+def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
     """Return scratch as a matrix of whole tiles and vectors."""
     height, width = -(-rows // WIDTH) * WIDTH, -(-columns // WIDTH) * WIDTH
     area = height * width
@@ -1917,19 +1107,11 @@ def matrix_of(scratch: Array, number: int, rows: int, columns: int) -> Array:
 
 
 @compiled
-def sum_rows(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
+def write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
     """Write the sums that the cost is made of, of query rows `first` to `last`."""
-    matrix = matrix_of(scratch, 0, len(query), len(candidate))
+    matrix = _matrix(scratch, 0, len(query), len(candidate))
     for start in range(first, last, BLOCK):
-        larger_sums(query, candidate, start, min(start + BLOCK, last), matrix[start:])
-
-
-@compiled
-def _sum_code_rows(query: Codes, candidate: Codes, scratch: Array, first: int, last: int) -> None:
-    """Write costs in quanta, of query rows `first` to `last`."""
-    matrix = matrix_of(scratch, 0, len(query), len(candidate))
-    for start in range(first, last, BLOCK):
-        excess_sums(query, candidate, start, min(start + BLOCK, last), matrix[start:])
+        sums_of_max(query, candidate, start, min(start + BLOCK, last), matrix[start:])
 
 
 @compiled
@@ -1937,164 +1119,104 @@ def _finish(
     query: Array,
     candidate: Array,
     scratch: Array,
-    solver: Settings,
-    support: Settings,
-    score: Settings,
-    sent: Array,
-    gate: Array,
-    numbers: NDArray[np.float64],
+    settings: Settings,
+    transported: Array,
+    matched: Array,
+    numbers: Sums,
     plan: Array,
 ) -> None:
-    """Go from sums over channels to the plan and the parts of the score.
+    """Go from what `write_sums` wrote to the plan and the parts of the score.
 
     Args:
         query: `(query_residues, channels)`.
         candidate: `(candidate_residues, channels)`.
-        scratch: What `sum_rows` wrote, and room for as much twice more with support.
-        solver: kernel_scale, eps, n_iters, and tol, negative for none.
-        support: max_iters, rounds, window, gap and weight of the support, and weight of the order.
-        score: threshold, steps of the stretch, and whether to sum what is in order.
-        sent: `(query_residues,)`, to be written.
-        gate: `(candidate_residues,)`, to be written.
-        numbers: Stretch, mass and collinear mass, to be written.
+        scratch: What `write_sums` wrote, and room for as much twice more with support.
+        settings: How to align.
+        transported: `(query_residues,)`, to be written.
+        matched: `(candidate_residues,)`, to be written.
+        numbers: Window, mass and collinear mass, to be written.
         plan: `(query_residues, candidate_residues)`, to be written if not empty.
     """
-    full_registers()
-    rows = len(query)
-    to_exponents(query, candidate, matrix_of(scratch, 0, rows, len(candidate))[:rows], solver[0])
-    _finish_exponents(scratch, solver, support, score, sent, gate, numbers, plan)
-
-
-@compiled
-def _finish_codes(
-    query: Codes,
-    candidate: Codes,
-    scratch: Array,
-    solver: Settings,
-    support: Settings,
-    score: Settings,
-    sent: Array,
-    gate: Array,
-    numbers: NDArray[np.float64],
-    plan: Array,
-) -> None:
-    """Do the same from what `_sum_code_rows` wrote; kernel_scale is that of a quantum."""
-    full_registers()
-    matrix = matrix_of(scratch, 0, len(query), len(candidate))
-    for i in range(len(query)):
-        for j in range(matrix.shape[1]):
-            matrix[i, j] *= -solver[0]
-    _finish_exponents(scratch, solver, support, score, sent, gate, numbers, plan)
-
-
-@compiled
-def _finish_exponents(
-    scratch: Array,
-    solver: Settings,
-    support: Settings,
-    score: Settings,
-    sent: Array,
-    gate: Array,
-    numbers: NDArray[np.float64],
-    plan: Array,
-) -> None:
-    """Go from exponents to the plan and the parts of the score."""
-    full_registers()
-    rows, columns = len(sent), len(gate)
-    _, rounds, window, gap, weight, order_weight = support
-    threshold, steps, in_order = score
-    matrix = matrix_of(scratch, 0, rows, columns)[:rows]
+    prefer_512_bit_vectors()
+    rows, columns = len(query), len(candidate)
+    matrix = _matrix(scratch, 0, rows, columns)[:rows]
+    to_exponents(query, candidate, matrix, settings.kernel_scale)
     logs, nearby = matrix, matrix
-    last = rounds + 1 if order_weight > 0.0 else rounds
-    if last > 0:
-        logs = matrix_of(scratch, 1, rows, columns)[:rows]
-        nearby = matrix_of(scratch, 2, rows, columns)[:rows]
+    ordered = settings.order_weight > 0.0
+    rounds = settings.support_rounds + ordered
+    if rounds > 0:
+        logs = _matrix(scratch, 1, rows, columns)[:rows]
+        nearby = _matrix(scratch, 2, rows, columns)[:rows]
         logs[:] = matrix
-    for number in range(last + 1):
-        if number > rounds:
+    _solve(matrix, columns, settings)
+    numbers[1] = _match(matrix, settings.threshold, transported, matched)
+    if settings.diagonal_window > 0:
+        numbers[0] = _best_window(matrix, columns, settings.diagonal_window)
+    if settings.collinear:
+        numbers[2] = _collinear(matrix, columns)
+    for number in range(rounds):
+        if ordered and number == rounds - 1:
             odds = np.empty((rows, columns))
             write_odds(matrix, max(rows, columns), odds)
             write_probabilities(odds, matrix)
-            _add_logarithms(matrix, columns, order_weight, logs)
-        if number > 0:
-            best_nearby(matrix, gap, nearby)
-            nearby[:, columns:] = np.float32(0.0)
-            _add_support(logs, nearby, window, weight, matrix)
-        _exponentiate(matrix, columns)
-        _solve(matrix, columns, solver, support[0])
-        if number == 0:
-            numbers[1] = _gates(matrix, threshold, sent, gate)
-            numbers[0] = best_window(matrix, columns, steps) if steps > 0 else 0.0
-            numbers[2] = _collinear(matrix, columns) if in_order else 0.0
+            _add_logarithms(matrix, columns, settings.order_weight, logs)
+        best_nearby(matrix, settings.support_gap, nearby)
+        nearby[:, columns:] = np.float32(0.0)
+        _add_support(logs, nearby, settings.support_window, settings.support_weight, matrix)
+        _solve(matrix, columns, settings)
     if plan.size:
         plan[:] = matrix[:, :columns]
 
 
 @compiled
 def to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
-    """Turn what `sum_rows` wrote into `-kernel_scale * cost`, in its place."""
-    full_registers()
-    rows, columns = len(query), len(candidate)
-    offsets, own = np.zeros(matrix.shape[1], np.float32), np.empty(rows, np.float32)
-    self_sums(candidate, offsets[:columns])
-    self_sums(query, own)
-    for i in range(rows):
-        excess = hidden_nan(own[i])
+    """Turn what `write_sums` wrote into `-kernel_scale * cost`, in its place."""
+    prefer_512_bit_vectors()
+    offsets = np.zeros(matrix.shape[1], np.float32)
+    row_sums(candidate, offsets[: len(candidate)])
+    for i in range(len(query)):
+        hidden = _hidden_nan(query[i])
         for j in range(matrix.shape[1]):
-            matrix[i, j] = -kernel_scale * (matrix[i, j] - offsets[j] + excess)
+            matrix[i, j] = -kernel_scale * (matrix[i, j] - offsets[j] + hidden)
 
 
 @compiled
-def _exponentiate(matrix: Array, columns: int) -> None:
-    full_registers()
-    for i in range(len(matrix)):
-        for j in range(columns):
-            matrix[i, j] = exponential(matrix[i, j])
-        for j in range(columns, matrix.shape[1]):
-            matrix[i, j] = np.float32(0.0)
-
-
-@compiled
-def _solve(matrix: Array, columns: int, solver: Settings, max_iters: int) -> None:
-    """Turn a kernel into its plan, in its place."""
-    full_registers()
-    (rows, width), (_, eps, n_iters, tol) = matrix.shape, solver
+def _solve(matrix: Array, columns: int, settings: Settings) -> None:
+    """Turn exponents into the plan, in their place; 0 beyond the columns."""
+    exponentials(matrix, matrix[:, :columns])
+    matrix[:, columns:] = np.float32(0.0)
+    rows, width = matrix.shape
     u, v = np.empty(rows, np.float32), np.empty(width, np.float32)
-    if tol >= 0:
-        query_mask, candidate_mask = np.ones(rows, np.bool_), np.zeros(width, np.bool_)
-        candidate_mask[:columns] = True
-        converge(matrix, query_mask, candidate_mask, eps, tol, max_iters, u, v)
-    else:
-        sums = np.empty(width, np.float32)
-        v[:] = np.float32(1.0) / np.float32(columns)
-        for _ in range(n_iters):
-            pass_over(matrix, v, eps, u, sums)
-            answer(sums, eps, v)
+    sums = np.empty(width, np.float32)
+    v[:] = np.float32(1.0) / np.float32(columns)
+    for _ in range(settings.n_iters):
+        _sinkhorn_step(matrix, v, settings.eps, u, sums)
+        _update_potential(sums, settings.eps, v)
     scale(matrix, u, v, matrix)
 
 
 @compiled
-def _gates(plan: Array, threshold: Number, sent: Array, gate: Array) -> Number:
-    """Write what gated residues send to gated residues; return the mass above the threshold."""
-    full_registers()
-    (rows, width), columns, mass = plan.shape, len(gate), 0.0
+def _match(plan: Array, threshold: Number, transported: Array, matched: Array) -> Number:
+    """Write what matched residues send to matched residues; return the mass above the threshold."""
+    prefer_512_bit_vectors()
+    (rows, width), columns, mass = plan.shape, len(matched), 0.0
     open_columns = np.zeros(width, np.float32)
     for i in range(rows):
         above = _above(plan[i], threshold, open_columns)
-        sent[i] = above  # a row with nothing above has 0 here, and is not matched
+        transported[i] = above  # a row with nothing above has 0 here, and is not matched
         mass += above
     for j in range(columns):
-        gate[j] = open_columns[j]
+        matched[j] = open_columns[j]
     for i in range(rows):
-        if sent[i] != 0.0:
-            sent[i] = _dot(plan[i], open_columns)
+        if transported[i] != 0.0:
+            transported[i] = _dot(plan[i], open_columns)
     return mass
 
 
 @compiled
 def _collinear(plan: Array, columns: int) -> Number:
     """Sum the plan along its best path, see `collinear_score`."""
-    full_registers()
+    prefer_512_bit_vectors()
     best, ahead = np.zeros(columns + 1, np.float32), np.empty(columns, np.float32)
     for i in range(len(plan)):
         for j in range(columns):
@@ -2109,7 +1231,7 @@ def _collinear(plan: Array, columns: int) -> Number:
 @compiled(fastmath=SUMS)
 def _above(row: Array, threshold: Number, open_columns: Array) -> Number:
     """Sum what is above the threshold and mark where; NaN is above it, so that it shows."""
-    full_registers()
+    prefer_512_bit_vectors()
     total = np.float32(0.0)
     for j in range(len(row)):
         below = row[j] <= threshold
@@ -2120,7 +1242,7 @@ def _above(row: Array, threshold: Number, open_columns: Array) -> Number:
 
 @compiled(fastmath=SUMS)
 def _dot(row: Array, weights: Array) -> Number:
-    full_registers()
+    prefer_512_bit_vectors()
     total = np.float32(0.0)
     for j in range(len(row)):
         total += row[j] * weights[j]
@@ -2129,7 +1251,7 @@ def _dot(row: Array, weights: Array) -> Number:
 
 @compiled
 def _add_logarithms(probabilities: Array, columns: int, weight: Number, logs: Array) -> None:
-    full_registers()
+    prefer_512_bit_vectors()
     for i in range(len(logs)):
         for j in range(columns):
             logs[i, j] += weight * logarithm(probabilities[i, j] + np.float32(UNLIKELY))
@@ -2137,21 +1259,18 @@ def _add_logarithms(probabilities: Array, columns: int, weight: Number, logs: Ar
 
 @compiled
 def _add_support(logs: Array, nearby: Array, window: int, weight: Number, out: Array) -> None:
-    full_registers()
+    prefer_512_bit_vectors()
     rows, width = logs.shape
     sums = np.zeros(rows + width, np.float64)
     share = np.float64(weight) / (2 * window + 1)
     for i in range(rows):
-        move_on(sums, nearby, i, window, window)
+        _move_to_row(sums, nearby, i, window, window)
         mine = sums[rows - 1 - i : rows - 1 - i + width]
         for j in range(width):
             out[i, j] = logs[i, j] + np.float32(share * mine[j])
 
 
-# --- Plans of pairs of any lengths with their gradients, compiled for a CPU: for training.
-
-
-Array = NDArray[np.float32]
+# --- Plans of pairs of any lengths with their gradients: for training.
 
 
 def pair_plans_numba(
@@ -2161,7 +1280,7 @@ def pair_plans_numba(
     eps: float = 1e-8,
     n_iters: int = 20,
 ) -> tuple[Tensor, ...]:
-    """Make the plans of `query[p]` and `candidate[p]` in the published form, with gradient.
+    """Make the plans of `query[p]` and `candidate[p]` with gradient.
 
     Args:
         query: Projected proteins, `(1, residues, channels)` in float32, without padding.
@@ -2192,11 +1311,11 @@ class _PairPlans(torch.autograd.Function):
         plan_arrays = [plan[0].numpy() for plan in plans]
         numbers = np.float32(kernel_scale), np.float32(eps)
 
-        def pair(scratch: Array, p: int) -> None:
-            _forward(*(each[p] for each in arrays), *numbers, scratch, plan_arrays[p])
+        def pair(p: int, scratch: Array) -> None:
+            _pair_plan(*(each[p] for each in arrays), *numbers, scratch, plan_arrays[p])
 
-        room = max(area(q, c) for q, c in zip(*arrays[:2], strict=True))
-        _share_out_gradients(lambda: scratch_floats(room), pair, sizes)
+        room = max(_area(q, c) for q, c in zip(*arrays[:2], strict=True))
+        _for_pairs(sizes, pair, lambda: scratch_floats(room))
         ctx.save_for_backward(*sides, *kernels, *u, *v)
         ctx.kernel_scale = kernel_scale
         return tuple(plans)
@@ -2207,22 +1326,17 @@ class _PairPlans(torch.autograd.Function):
         count = len(grads)
         saved = ctx.saved_tensors
         query, candidate = _in_pairs(saved[: 2 * count])
-        channels = query[0].shape[1]
-        # Whole vectors of channels: rare widths are copied, the usual ones are multiples anyway.
-        spare = -channels % PULL_LANES
-        if spare:
-            query, candidate = ([F.pad(s, (0, spare)) for s in side] for side in (query, candidate))
         rest = [saved[(2 + k) * count : (3 + k) * count] for k in range(3)]
         given = [grad[0].contiguous() for grad in grads]
         out = [[torch.empty_like(s) for s in side] for side in (query, candidate)]
         arrays = [_arrays(each) for each in (query, candidate, *rest, given, *out)]
         factor = np.float32(-ctx.kernel_scale)
 
-        def pair(_: None, p: int) -> None:
-            _backward(*(each[p] for each in arrays), factor)
+        def pair(p: int) -> None:
+            _pair_gradient(*(each[p] for each in arrays), factor)
 
-        _share_out_gradients(lambda: None, pair, [grad.shape for grad in given])
-        return None, None, None, *(s[:, :channels].unsqueeze(0) for side in out for s in side)
+        _for_pairs([grad.shape for grad in given], pair)
+        return None, None, None, *(s.unsqueeze(0) for side in out for s in side)
 
 
 def _in_pairs(sides: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -2234,16 +1348,16 @@ def _arrays(tensors: Sequence[Tensor]) -> list[Any]:
     return [tensor.numpy() for tensor in tensors]
 
 
-def _share_out_gradients(
-    prepare: Callable[[], Any], pair: Callable[[Any, int], None], sizes: Sequence[Any]
+def _for_pairs(
+    sizes: Sequence[Any], pair: Callable[..., None], prepare: Callable[[], Any] | None = None
 ) -> None:
     """Give pairs to threads, the largest first: then they end at about the same time."""
     order = sorted(range(len(sizes)), key=lambda p: -sizes[p][0] * sizes[p][1])
-    share_out_with(prepare, lambda own, number: pair(own, order[number]), len(order))
+    parallel_for(len(order), lambda number, *own: pair(order[number], *own), prepare)
 
 
 @compiled
-def _forward(
+def _pair_plan(
     query: Array,
     candidate: Array,
     kernel: Array,
@@ -2254,20 +1368,15 @@ def _forward(
     scratch: Array,
     plan: Array,
 ) -> None:
-    full_registers()
     rows, columns = kernel.shape
-    sum_rows(query, candidate, scratch, 0, rows)
-    exponents = matrix_of(scratch, 0, rows, columns)[:rows]
+    write_sums(query, candidate, scratch, 0, rows)
+    exponents = _matrix(scratch, 0, rows, columns)[:rows]
     to_exponents(query, candidate, exponents, kernel_scale)
-    for i in range(rows):
-        for j in range(columns):
-            kernel[i, j] = exponential(exponents[i, j])
-    iterate(kernel, u, v, eps)
-    scale(kernel, u[-1], v[-1], plan)
+    _write_plan(exponents, kernel, u, v, plan, eps)
 
 
 @compiled
-def _backward(
+def _pair_gradient(
     query: Array,
     candidate: Array,
     kernel: Array,
@@ -2278,18 +1387,12 @@ def _backward(
     for_candidate: Array,
     factor: Number,
 ) -> None:
-    full_registers()
-    rows, columns = kernel.shape
-    tiles = -(-rows // PULL_ROWS)
-    of_cost = np.empty((rows, columns), np.float32)
-    published_backward(kernel, u, v, grad, of_cost)
-    for i in range(rows):
-        for j in range(columns):
+    prefer_512_bit_vectors()
+    of_cost = np.empty(kernel.shape, np.float32)
+    plan_gradient(kernel, u, v, grad, of_cost)
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
             of_cost[i, j] *= factor
-    counts = np.empty(tiles, np.int64)
-    places = np.empty((tiles, columns), np.int64)
-    weights = np.empty((tiles, columns, PULL_ROWS), np.float32)
-    for first in range(0, tiles, BLOCK // PULL_ROWS):
-        weigh(of_cost, first, places, weights, counts)
-    for channel in range(0, query.shape[1], PULL_LANES):
-        pull_part(query, candidate, places, weights, counts, channel, for_query, for_candidate)
+    places, weights, counts = columns_with_gradient(of_cost)
+    for channel in range(0, query.shape[1], LANES):
+        cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)

@@ -1,7 +1,9 @@
-"""The hinge cost on CUDA, in Triton: the twin of `cost`, and its gradients.
+"""The kernels of a GPU, in Triton: cost and plan with their gradients, and the parts of a score.
 
-A block of costs stays in registers while the channels stream past, one outer difference a step:
-32 query residues, the same for all threads, against one candidate residue a thread. A step then
+They compute what the functions of `modeling_plasma` with the same names compute in plain torch.
+
+A block of costs stays in registers while the channels stream past, one outer difference a step: 32
+query residues, the same for all threads, against one candidate residue a thread. A step then
 loads 33 values a thread, 32 of them four at a time, for 96 operations, and exchanges nothing
 between threads; a 3-D block reduced over channels would. The gradients have the same form, with
 channels in the place of one side while the other side's residues stream past.
@@ -9,25 +11,19 @@ channels in the place of one side while the other side's residues stream past.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from torch.nn import functional as F
+from triton import language as tl
 
+if TYPE_CHECKING:
+    from ..models.configuration_plasma import PlasmaConfig
 
-def _plain(kernel: Callable[..., Any]) -> Any:
-    return kernel
+# --- The hinge cost.
 
-
-try:
-    import triton
-    from triton import language as tl
-except ImportError:  # nobody calls what is below then, see `kernels`
-    jit = _plain
-else:
-    jit = triton.jit
 
 ROW_BLOCK, COLUMN_BLOCK = 32, 128
 """Residues of a block of costs: a column is a thread's own, or each step would shuffle values."""
@@ -109,7 +105,7 @@ def _gradient(own: Tensor, other: Tensor, grad: Tensor, sign: int) -> Tensor:
     weight = _residues_last(grad, GRADIENT_BLOCK)  # (batch, other residues, own residues)
     grid = (batch, weight.shape[-1] // GRADIENT_BLOCK, -(-channels // GRADIENT_BLOCK))
     with torch.cuda.device_of(out):
-        _gradient_kernel[grid](
+        _cost_gradient_kernel[grid](
             own,
             other,
             weight,
@@ -146,7 +142,7 @@ def _batch_stride(tensor: Tensor) -> int:
     return tensor.stride(0) if tensor.shape[0] > 1 else 0
 
 
-@jit
+@triton.jit
 def _cost_kernel(
     query: tl.tensor,
     candidate: tl.tensor,
@@ -178,8 +174,8 @@ def _cost_kernel(
     tl.store(cost + row[:, None] * columns + column[None, :], total, inside)
 
 
-@jit
-def _gradient_kernel(
+@triton.jit
+def _cost_gradient_kernel(
     own: tl.tensor,
     other: tl.tensor,
     weight: tl.tensor,
@@ -215,13 +211,7 @@ def _gradient_kernel(
     tl.store(out + pair * residues * channels + place, total, inside)
 
 
-# --- The published plan on CUDA, in Triton: the twin of `sinkhorn` without `tol`, and its gradient.
-
-
-try:
-    from triton import language as tl
-except ImportError:
-    pass
+# --- The partial Sinkhorn plan.
 
 ON_CHIP = 128 * 128
 """Entries of a pair, rounded up to powers of two, that stay in registers."""
@@ -235,12 +225,12 @@ BLOCK_WARPS = 4
 def sinkhorn_triton(
     log_kernel: Tensor, candidate_mask: Tensor, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to a partial transport plan, as `sinkhorn` does in its published form.
+    """Scale a kernel to a partial transport plan, as `sinkhorn` does, in float32.
 
-    The linear domain, in float32. The gradient is that of the iterations, each undone in turn.
+    The gradient is that of the iterations, each undone in turn.
 
     Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`, see `sinkhorn.log_kernel`.
+        log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
         eps: Slack of each residue.
         n_iters: Iterations, at least one.
@@ -372,7 +362,7 @@ def power_of_two(residues: int) -> int:
     return max(32, 1 << (residues - 1).bit_length())
 
 
-@jit
+@triton.jit
 def load_block(
     values: tl.tensor,
     rows: tl.tensor,
@@ -386,7 +376,7 @@ def load_block(
     return tl.load(values + row[:, None] * columns + column[None, :], inside, other)
 
 
-@jit
+@triton.jit
 def load_kernel(
     log_kernel: tl.tensor, rows: tl.tensor, columns: tl.tensor, row: tl.tensor, column: tl.tensor
 ) -> tl.tensor:
@@ -394,7 +384,7 @@ def load_kernel(
     return tl.exp(load_block(log_kernel, rows, columns, row, column, float("-inf")))
 
 
-@jit
+@triton.jit
 def _on_chip_kernel(
     log_kernel: tl.tensor,
     queries: tl.tensor,
@@ -420,7 +410,7 @@ def _on_chip_kernel(
         tl.store(candidates + (step + 1) * columns, candidate, column < columns)
 
 
-@jit
+@triton.jit
 def _streamed_kernel(
     log_kernel: tl.tensor,
     queries: tl.tensor,
@@ -450,7 +440,7 @@ def _streamed_kernel(
         tl.store(candidates + (step + 1) * columns, candidate, column < columns)
 
 
-@jit
+@triton.jit
 def _plan_kernel(
     log_kernel: tl.tensor,
     queries: tl.tensor,
@@ -475,7 +465,7 @@ def _plan_kernel(
     tl.store(plan, query[:, None] * kernel * candidate[None, :], inside)
 
 
-@jit
+@triton.jit
 def _adjoint_kernel(
     log_kernel: tl.tensor,
     grad: tl.tensor,
@@ -526,7 +516,7 @@ def _adjoint_kernel(
             candidate_grad += tl.sum(kernel * query_side[:, None], 0)
 
 
-@jit
+@triton.jit
 def _plan_gradient_kernel(
     log_kernel: tl.tensor,
     grad: tl.tensor,
@@ -569,30 +559,23 @@ def _plan_gradient_kernel(
     tl.store(out + row[:, None] * columns + column[None, :], total, inside)
 
 
-# --- What the score needs of a plan, on CUDA, in Triton: the twin of `score`, without the plan.
-
-
-try:
-    from triton import language as tl
-except ImportError:
-    pass
+# --- What a score needs of a plan, without writing the plan.
 
 
 class Matches(NamedTuple):
     """Hold what is matched in each pair of a batch.
 
     Attributes:
-        sent: What each query residue sends to matched candidate residues, 0 for one that is not
-            matched itself, `(batch, query_residues)`.
-        candidate_gate: 1 for a matched candidate residue, 0 for others,
-            `(batch, candidate_residues)`.
-        stretch: Largest sum over a stretch of diagonal, `(batch,)`.
+        transported: What each query residue sends to matched candidate residues, 0 for one that is
+            not matched itself, `(batch, query_residues)`.
+        matched: 1 for a matched candidate residue, 0 for others, `(batch, candidate_residues)`.
+        window: Largest sum over a diagonal window of the plan, `(batch,)`.
         mass: Sum of plan entries above the threshold, `(batch,)`.
     """
 
-    sent: Tensor
-    candidate_gate: Tensor
-    stretch: Tensor
+    transported: Tensor
+    matched: Tensor
+    window: Tensor
     mass: Tensor
 
 
@@ -601,24 +584,17 @@ def align_scores_triton(
     log_kernel: Tensor,
     query_lengths: Tensor,
     candidate_lengths: Tensor,
-    *,
-    eps: float = 1e-8,
-    n_iters: int = 20,
-    threshold: float = 0.5,
-    diagonal_window: int = 10,
+    config: PlasmaConfig,
 ) -> Matches:
-    """Find what is matched by the plan in its published form, without gradient.
+    """Find what is matched by the plan, without gradient.
 
     Residues of a protein are the first of its row: nothing is masked in between.
 
     Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`, see `sinkhorn.log_kernel`.
+        log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
         query_lengths: Residues of each query, integers, `(batch,)`.
         candidate_lengths: Residues of each candidate, integers, `(batch,)`.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least one.
-        threshold: Plan entry above which a residue is matched.
-        diagonal_window: Steps of the stretch; 0 leaves it out, as zeros.
+        config: Has eps, iterations, threshold and diagonal window.
 
     Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
@@ -626,7 +602,7 @@ def align_scores_triton(
     batch, rows, columns = log_kernel.shape
     position = torch.arange(columns, device=log_kernel.device)
     mask = position < candidate_lengths.unsqueeze(-1)
-    queries, candidates = potentials(log_kernel, mask, eps, n_iters)
+    queries, candidates = potentials(log_kernel, mask, config.eps, config.n_iters)
     plan = (log_kernel, queries[:, -1].contiguous(), candidates[:, -1].contiguous())
     if log_kernel.numel() == 0:
         nothing = log_kernel.new_zeros(batch)
@@ -639,15 +615,15 @@ def align_scores_triton(
     sizes = (rows, columns, PLAN_ROW_BLOCK, PLAN_COLUMN_BLOCK)
     with torch.cuda.device_of(log_kernel):
         _best_kernel[grid](*plan, best, best_of_block, *sizes, num_warps=BLOCK_WARPS)
-        gate = (best_of_block.amax(1) > threshold).to(log_kernel.dtype)
+        gate = (best_of_block.amax(1) > config.threshold).to(log_kernel.dtype)
         _sent_kernel[grid](
-            *plan, best, gate, sent, mass_of_block, threshold, *sizes, num_warps=BLOCK_WARPS
+            *plan, best, gate, sent, mass_of_block, config.threshold, *sizes, num_warps=BLOCK_WARPS
         )
-    stretch = _best_stretch(plan, query_lengths, candidate_lengths, diagonal_window)
-    return Matches(sent, gate, stretch, mass_of_block.sum(-1))
+    window = _best_window(plan, query_lengths, candidate_lengths, config.diagonal_window)
+    return Matches(sent, gate, window, mass_of_block.sum(-1))
 
 
-def _best_stretch(
+def _best_window(
     plan: tuple[Tensor, Tensor, Tensor],
     query_lengths: Tensor,
     candidate_lengths: Tensor,
@@ -659,7 +635,7 @@ def _best_stretch(
         return plan[0].new_zeros(batch)
     of_block = plan[0].new_empty(grid)
     with torch.cuda.device_of(of_block):
-        _stretch_kernel[grid](
+        _window_kernel[grid](
             *plan,
             query_lengths.to(of_block.device, torch.int32).contiguous(),
             candidate_lengths.to(of_block.device, torch.int32).contiguous(),
@@ -674,7 +650,7 @@ def _best_stretch(
     return of_block.amax((1, 2))
 
 
-@jit
+@triton.jit
 def _load_plan(
     log_kernel: tl.tensor,
     query: tl.tensor,
@@ -691,7 +667,7 @@ def _load_plan(
     return left[:, None] * kernel * right[None, :]
 
 
-@jit
+@triton.jit
 def _best_kernel(
     log_kernel: tl.tensor,
     query: tl.tensor,
@@ -719,7 +695,7 @@ def _best_kernel(
     tl.store(best + pair * rows + row, largest, row < rows)
 
 
-@jit
+@triton.jit
 def _sent_kernel(
     log_kernel: tl.tensor,
     query: tl.tensor,
@@ -754,8 +730,8 @@ def _sent_kernel(
     tl.store(mass_of_block + pair * tl.num_programs(1) + tl.program_id(1), tl.sum(mass, 0))
 
 
-@jit
-def _stretch_kernel(
+@triton.jit
+def _window_kernel(
     log_kernel: tl.tensor,
     query: tl.tensor,
     candidate: tl.tensor,

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from .pairs import PairMean, average_precision, f1_max, mean_over_pairs, roc_auc
 from .residues import (
-    ResidueTruth,
+    ReferenceAgreement,
+    compare_with_reference,
     label_mass_precision,
     label_match_score,
-    residue_truth,
     symmetric_label_match_score,
 )
 from .retrieval import mean_reciprocal_rank, recall_at_k
 
 __all__ = [
     "PairMean",
-    "ResidueTruth",
+    "ReferenceAgreement",
     "average_precision",
+    "compare_with_reference",
     "f1_max",
     "label_mass_precision",
     "label_match_score",
     "mean_over_pairs",
     "mean_reciprocal_rank",
     "recall_at_k",
-    "residue_truth",
     "roc_auc",
     "symmetric_label_match_score",
 ]

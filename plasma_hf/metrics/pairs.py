@@ -1,4 +1,4 @@
-"""Turn lists, numpy arrays and torch tensors into numpy arrays."""
+"""Rank metrics of pair scores against labels (1 = match, 0 = no match), and means over pairs."""
 
 from __future__ import annotations
 
@@ -10,38 +10,29 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+GRID_THRESHOLDS = 1000
+NAMED = 5
+
 
 def as_float_array(values: ArrayLike) -> NDArray[np.float64]:
-    """Convert values to a float64 array, without importing torch.
-
-    Args:
-        values: a list, a numpy array or a torch tensor on any device, with or without gradient.
-
-    Returns:
-        The values as float64, in the same shape.
+    """Convert a list, a numpy array or any torch tensor to float64, without importing torch.
 
     Example:
         >>> as_float_array([1, 2])
         array([1., 2.])
     """
     if hasattr(values, "detach"):
-        # numpy knows no bfloat16, so the cast has to happen on the torch side.
+        # numpy has no bfloat16, so the cast has to happen on the torch side.
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
-
-
-# --- Rank metrics of pair scores against pair labels (1 = match, 0 = no match).
-
-
-GRID_THRESHOLDS = 1000
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Compute the area under the ROC curve, ties at mid-rank.
 
     Args:
-        labels: 0 or 1 for each pair, shape `(pairs,)`.
-        scores: any finite number for each pair, larger for a likelier match, shape `(pairs,)`.
+        labels: 0 or 1 per pair, `(pairs,)`.
+        scores: any finite number per pair, larger for a likelier match, `(pairs,)`.
 
     Returns:
         The probability that a random match scores above a random non-match.
@@ -62,15 +53,15 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Compute the step-wise area under the precision-recall curve.
 
     Args:
-        labels: 0 or 1 for each pair, shape `(pairs,)`.
-        scores: any finite number for each pair, shape `(pairs,)`.
+        labels: 0 or 1 per pair, `(pairs,)`.
+        scores: any finite number per pair, larger for a likelier match, `(pairs,)`.
 
     Returns:
         The mean of the precisions at each threshold, weighted by the gain in recall.
 
     Raises:
-        ValueError: if the labels hold one class only, or a score is NaN or infinite.
-        ImportError: if scikit-learn is not installed.
+        ValueError: as `roc_auc`.
+        ImportError: as `roc_auc`.
 
     Example:
         >>> average_precision([0, 1, 1], [0.3, 0.2, 0.9])
@@ -86,8 +77,8 @@ def f1_max(
     """Compute the largest F1 over thresholds, a pair being called a match at score >= threshold.
 
     Args:
-        labels: 0 or 1 for each pair, shape `(pairs,)`.
-        scores: any finite number for each pair, shape `(pairs,)`.
+        labels: 0 or 1 per pair, `(pairs,)`.
+        scores: any finite number per pair, larger for a likelier match, `(pairs,)`.
         mode: `"exact"` tries every distinct score. `"grid1000"` is the published protocol:
             1000 equal steps from the lowest to the highest score, where a threshold that
             predicts a single class counts 0; it misses optima, and is 0 for constant scores.
@@ -96,8 +87,7 @@ def f1_max(
         The largest F1, between 0 and 1.
 
     Raises:
-        ValueError: if the mode is unknown, the labels hold one class only, or a score is NaN
-            or infinite.
+        ValueError: if the mode is unknown, and as `roc_auc`.
         ImportError: if scikit-learn is not installed (mode `"exact"`).
 
     Example:
@@ -108,31 +98,19 @@ def f1_max(
     """
     labels, scores = _checked(labels, scores)
     if mode == "exact":
-        return _f1_max_exact(labels, scores)
-    if mode == "grid1000":
-        return _f1_max_grid(labels, scores)
-    raise ValueError(f"mode is {mode!r}; use 'exact' or 'grid1000'")
-
-
-def _f1_max_exact(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    precision, recall, _ = _sklearn_metrics().precision_recall_curve(labels, scores)
-    total = precision + recall
-    return float(np.max(2 * precision * recall / np.where(total > 0, total, 1)))
-
-
-def _f1_max_grid(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+        precision, recall, _ = _sklearn_metrics().precision_recall_curve(labels, scores)
+        total = precision + recall
+        return float(np.max(2 * precision * recall / np.where(total > 0, total, 1)))
+    if mode != "grid1000":
+        raise ValueError(f"mode is {mode!r}; use 'exact' or 'grid1000'")
     thresholds = np.linspace(scores.min(), scores.max(), GRID_THRESHOLDS)
-    predicted = _count_at_least(scores, thresholds)
-    hits = _count_at_least(scores[labels == 1], thresholds)
+    predicted, hits = (
+        len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
+        for values in (scores, scores[labels == 1])
+    )
     f1 = 2 * hits / (predicted + labels.sum())
     two_classes = (predicted > 0) & (predicted < len(scores))
     return float(np.max(np.where(two_classes, f1, 0.0)))
-
-
-def _count_at_least(
-    values: NDArray[np.float64], thresholds: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -142,10 +120,10 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], N
             f"labels have shape {labels.shape} and scores {scores.shape}; "
             "give one label and one score for each pair, both of shape (pairs,)"
         )
-    bad = int((~np.isfinite(scores)).sum())
-    if bad:
+    unusable = int((~np.isfinite(scores)).sum())
+    if unusable:
         raise ValueError(
-            f"{bad} of {len(scores)} scores are NaN or infinite; "
+            f"{unusable} of {len(scores)} scores are NaN or infinite; "
             "find out why these pairs failed, then give them a finite score"
         )
     found = np.unique(labels).tolist()
@@ -167,12 +145,6 @@ def _sklearn_metrics() -> ModuleType:
     return metrics
 
 
-# --- Means over pairs that say how many pairs are in them, and refuse to leave any out unsaid.
-
-
-NAMED = 5
-
-
 @dataclass(frozen=True)
 class PairMean:
     """Hold a mean over pairs.
@@ -191,18 +163,15 @@ class PairMean:
 def mean_over_pairs(
     values: ArrayLike, names: Sequence[str] | None = None, allow_skipped: bool = False
 ) -> PairMean:
-    """Average one value a pair; a pair without one is an error unless that is allowed.
+    """Average one value per pair; a pair without one is an error unless that is allowed.
 
     Published evaluations left out pairs that failed, often negatives, without a word; their
-    figures are those of other pairs.
+    numbers are those of other pairs.
 
     Args:
-        values: one number for each pair, NaN where the pair has none, shape `(pairs,)`.
+        values: one number per pair, NaN where the pair has none, `(pairs,)`.
         names: what to call the pairs; their numbers by default.
         allow_skipped: average the others, and return which were left out.
-
-    Returns:
-        The mean, the number of pairs in it, and which are not in it.
 
     Raises:
         ValueError: if a pair has no value and `allow_skipped` is False.

@@ -1,4 +1,4 @@
-"""Label match scores: how much of a site the alignment finds, and how much misses it."""
+"""How an alignment plan treats residues: those of a site, and those of a reference alignment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .pairs import as_float_array
+
+Array = NDArray[np.float64]
 
 
 def label_match_score(
@@ -19,9 +21,9 @@ def label_match_score(
     query and candidate changes the value. Average it over positive pairs only.
 
     Args:
-        plan: alignment weights, shape `(query_residues, candidate_residues)`.
-        query_site_labels: 1 inside the site, 0 outside, shape `(query_residues,)`.
-        candidate_site_labels: the same for the candidate, shape `(candidate_residues,)`.
+        plan: alignment weights, `(query_residues, candidate_residues)`.
+        query_site_labels: 1 inside the site, 0 outside, `(query_residues,)`.
+        candidate_site_labels: the same for the candidate, `(candidate_residues,)`.
 
     Returns:
         `1 - sum_j relu(c_j - sum_i q_i plan_ij) / sum_j c_j` with site labels q and c, or NaN
@@ -43,17 +45,10 @@ def symmetric_label_match_score(
     """Average the label match score over both directions.
 
     The candidate's site is looked for from the query, and the query's site from the candidate.
-
-    Args:
-        plan: alignment weights, shape `(query_residues, candidate_residues)`.
-        query_site_labels: 1 inside the site, 0 outside, shape `(query_residues,)`.
-        candidate_site_labels: the same for the candidate, shape `(candidate_residues,)`.
+    Arguments and errors are those of `label_match_score`.
 
     Returns:
         The mean of the two scores, or NaN when one of the proteins has no labelled residue.
-
-    Raises:
-        ValueError: if the shapes disagree, the plan holds NaN, or a label lies outside [0, 1].
 
     Example:
         >>> symmetric_label_match_score([[1.0, 0.0], [0.0, 0.0]], [1, 1], [1, 0])
@@ -68,21 +63,13 @@ def label_mass_precision(
 ) -> float:
     """Compute the share of the mass sent from the query's site that lands on the candidate's.
 
-    It is the precision beside the recall of `label_match_score`. A plan that sends nothing from
-    the query's site scores 0: what finds nothing is not precise, and a mean over pairs then
-    holds the same pairs for every method.
-
-    Args:
-        plan: alignment weights, shape `(query_residues, candidate_residues)`.
-        query_site_labels: 1 inside the site, 0 outside, shape `(query_residues,)`.
-        candidate_site_labels: the same for the candidate, shape `(candidate_residues,)`.
+    It is the precision beside the recall of `label_match_score`, whose arguments and errors it
+    has. A plan that sends nothing from the query's site scores 0: what finds nothing is not
+    precise, and a mean over pairs then holds the same pairs for every method.
 
     Returns:
         `sum_ij q_i plan_ij c_j / sum_ij q_i plan_ij` with site labels q and c, or NaN when one
         of the proteins has no labelled residue.
-
-    Raises:
-        ValueError: if the shapes disagree, the plan holds NaN, or a label lies outside [0, 1].
 
     Example:
         >>> label_mass_precision([[0.75, 0.25], [0.9, 0.9]], [1, 0], [1, 0])
@@ -96,9 +83,7 @@ def label_mass_precision(
     return float(sent @ candidate) / total if total > 0 else 0.0
 
 
-def _recall(
-    plan: NDArray[np.float64], query: NDArray[np.float64], candidate: NDArray[np.float64]
-) -> float:
+def _recall(plan: Array, query: Array, candidate: Array) -> float:
     if candidate.sum() == 0:
         return float("nan")
     missing = np.maximum(candidate - query @ plan, 0.0)  # (candidate_residues,)
@@ -107,7 +92,7 @@ def _recall(
 
 def _checked(
     plan: ArrayLike, query_site_labels: ArrayLike, candidate_site_labels: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Array, Array, Array]:
     plan = as_float_array(plan)
     query, candidate = as_float_array(query_site_labels), as_float_array(candidate_site_labels)
     if query.ndim != 1 or candidate.ndim != 1 or plan.shape != (query.size, candidate.size):
@@ -124,12 +109,9 @@ def _checked(
     return plan, query, candidate
 
 
-# --- Residue truth: how a plan treats the residues that are known to correspond.
-
-
 @dataclass(frozen=True)
-class ResidueTruth:
-    """Hold what a plan says about the true pairs of two proteins.
+class ReferenceAgreement:
+    """Hold what a plan says about the pairs of a reference alignment, the true pairs.
 
     Attributes:
         n_true: true pairs (query residue, candidate residue).
@@ -139,7 +121,7 @@ class ResidueTruth:
         best_partner_symmetric: mean of that and of the same in the other direction.
         mass: mean plan weight of the true pairs.
         n_called: residue pairs called aligned of which one residue is in a true pair. Others are
-            not judged: the truth says nothing about their residues.
+            not judged: the reference says nothing about their residues.
         n_correct: true pairs among them.
     """
 
@@ -156,54 +138,28 @@ class ResidueTruth:
         return self.n_correct / self.n_called if self.n_called else float("nan")
 
 
-def residue_truth(plan: ArrayLike, true_pairs: ArrayLike, threshold: float = 0.5) -> ResidueTruth:
-    """Compare a plan with the residues that are known to correspond.
+def compare_with_reference(
+    plan: ArrayLike, true_pairs: ArrayLike, threshold: float = 0.5
+) -> ReferenceAgreement:
+    """Compare a plan with a reference alignment: residues that are known to correspond.
 
     Args:
-        plan: alignment weights, shape `(query_residues, candidate_residues)`.
-        true_pairs: residues that correspond, 0-based, shape `(pairs, 2)`, at least one.
+        plan: alignment weights, `(query_residues, candidate_residues)`.
+        true_pairs: residues that correspond, 0-based, `(pairs, 2)`, at least one.
         threshold: weight above which two residues are called aligned.
 
     Returns:
         Shares and counts over the true pairs.
 
     Raises:
-        ValueError: if the plan is no matrix or holds NaN, or a true pair lies outside of it.
+        ValueError: if the plan is not a matrix or holds NaN, or a true pair lies outside of it.
 
     Example:
-        >>> truth = residue_truth([[0.9, 0.0], [0.6, 0.3]], [[0, 0], [1, 1]])
-        >>> truth.best_partner, truth.best_partner_symmetric, truth.mass, truth.precision
+        >>> found = compare_with_reference([[0.9, 0.0], [0.6, 0.3]], [[0, 0], [1, 1]])
+        >>> found.best_partner, found.best_partner_symmetric, found.mass, found.precision
         (0.5, 0.75, 0.6, 0.5)
     """
-    plan = as_float_array(plan)
-    pairs = np.asarray(true_pairs)
-    _check(plan, pairs)
-    weights = plan[pairs[:, 0], pairs[:, 1]]
-    forward = _best_share(plan, pairs[:, 0], weights)
-    backward = _best_share(plan.T, pairs[:, 1], weights)
-    called = plan > threshold
-    known = np.zeros(plan.shape, dtype=bool)
-    known[pairs[:, 0]] = True
-    known[:, pairs[:, 1]] = True
-    return ResidueTruth(
-        n_true=len(pairs),
-        best_partner=forward,
-        best_partner_symmetric=(forward + backward) / 2,
-        mass=float(weights.mean()),
-        n_called=int((called & known).sum()),
-        n_correct=int((weights > threshold).sum()),
-    )
-
-
-def _best_share(
-    plan: NDArray[np.float64], rows: NDArray[np.int64], weights: NDArray[np.float64]
-) -> float:
-    highest = plan.max(axis=1)[rows]
-    sharing = (plan[rows] == highest[:, None]).sum(axis=1)
-    return float(np.mean(((weights == highest) & (weights > 0)) / sharing))
-
-
-def _check(plan: NDArray[np.float64], pairs: NDArray[np.int64]) -> None:
+    plan, pairs = as_float_array(plan), np.asarray(true_pairs)
     if plan.ndim != 2 or np.isnan(plan).any():
         raise ValueError(
             f"the plan has shape {plan.shape} and {int(np.isnan(plan).sum())} NaN; give finite "
@@ -213,3 +169,23 @@ def _check(plan: NDArray[np.float64], pairs: NDArray[np.int64]) -> None:
         raise ValueError(f"true_pairs have shape {pairs.shape}; give at least one, (pairs, 2)")
     if pairs.min() < 0 or (pairs.max(axis=0) >= plan.shape).any():
         raise ValueError(f"a true pair lies outside of the plan, whose shape is {plan.shape}")
+    weights = plan[pairs[:, 0], pairs[:, 1]]
+    forward = _best_share(plan, pairs[:, 0], weights)
+    backward = _best_share(plan.T, pairs[:, 1], weights)
+    known = np.zeros(plan.shape, dtype=bool)
+    known[pairs[:, 0]] = True
+    known[:, pairs[:, 1]] = True
+    return ReferenceAgreement(
+        n_true=len(pairs),
+        best_partner=forward,
+        best_partner_symmetric=(forward + backward) / 2,
+        mass=float(weights.mean()),
+        n_called=int(((plan > threshold) & known).sum()),
+        n_correct=int((weights > threshold).sum()),
+    )
+
+
+def _best_share(plan: Array, rows: NDArray[np.int64], weights: Array) -> float:
+    highest = plan.max(axis=1)[rows]
+    sharing = (plan[rows] == highest[:, None]).sum(axis=1)
+    return float(np.mean(((weights == highest) & (weights > 0)) / sharing))

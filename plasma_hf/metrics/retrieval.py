@@ -26,9 +26,9 @@ def recall_at_k(
     same family as i (column i included). Ranks count non-relevant candidates only.
 
     Args:
-        similarity: larger for a likelier partner, shape `(queries, candidates)`, square.
+        similarity: larger for a likelier partner, `(queries, candidates)`, square.
         k: number of places that count as found, at least 1.
-        family_ids: one family per row and column, shape `(queries,)`.
+        family_ids: one family per row and column, `(queries,)`.
         ties: place of the relevant candidate among non-relevant ones of equal similarity:
             in the middle, ahead (`"optimistic"`) or behind (`"pessimistic"`).
 
@@ -55,17 +55,7 @@ def mean_reciprocal_rank(
 ) -> float:
     """Compute the mean over queries of 1 / rank of the best relevant candidate.
 
-    Args:
-        similarity: larger for a likelier partner, shape `(queries, candidates)`, square.
-        family_ids: one family per row and column, shape `(queries,)`; see `recall_at_k`.
-        ties: rule for equal similarities; see `recall_at_k`.
-
-    Returns:
-        The mean reciprocal rank, above 0 and at most 1.
-
-    Raises:
-        ValueError: if the matrix is not square or holds NaN, the number of family ids
-            disagrees with it, or the tie rule is unknown.
+    Arguments and errors are those of `recall_at_k`.
 
     Example:
         >>> mean_reciprocal_rank([[0.9, 0.1], [0.8, 0.3]])
@@ -77,18 +67,12 @@ def mean_reciprocal_rank(
 def best_ranks(
     similarity: ArrayLike, family_ids: ArrayLike | None = None, ties: Ties = "midrank"
 ) -> NDArray[np.float64]:
-    """Rank the best relevant candidate of each query, from 1; see `recall_at_k`.
+    """Rank the best relevant candidate of each query, from 1.
 
-    Args:
-        similarity: larger for a likelier partner, shape `(queries, candidates)`, square.
-        family_ids: one family per row and column, shape `(queries,)`.
-        ties: rule for equal similarities.
+    Arguments and errors are those of `recall_at_k`.
 
     Returns:
         Ranks `(queries,)`; by "midrank" they may end in one half.
-
-    Raises:
-        ValueError: as `recall_at_k`.
 
     Example:
         >>> best_ranks([[0.9, 0.1], [0.8, 0.3]])
@@ -104,16 +88,10 @@ def ranks_within_family(
 ) -> NDArray[np.float64]:
     """Rank the partner of each query among the candidates of its own family, from 1.
 
-    Args:
-        similarity: larger for a likelier partner, shape `(queries, candidates)`, square.
-        family_ids: one family per row and column, shape `(queries,)`.
-        ties: rule for equal similarities.
+    Arguments and errors are those of `recall_at_k`.
 
     Returns:
         Ranks of column i for row i, `(queries,)`.
-
-    Raises:
-        ValueError: as `recall_at_k`.
 
     Example:
         >>> ranks_within_family([[1, 2, 9], [0, 1, 9], [0, 0, 1]], ["P", "P", "Q"])

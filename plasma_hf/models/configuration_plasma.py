@@ -6,9 +6,12 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .modeling_backbone import backbone_config, width_of
 from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
+
+logger = logging.get_logger(__name__)
 
 PIPELINES = {
     "protein-alignment": {
@@ -21,11 +24,12 @@ PIPELINES = {
 
 CHOICES = {
     "head": ("lrl", "hinge", "residual"),
-    "domain": ("linear", "log"),
-    "score_form": ("published", "soft", "mass", "collinear"),
+    "score_form": ("published", "mass", "collinear"),
     "score_loss_form": ("published", "probability", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
+RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
+"""Fields of configurations that were saved before, with the only value that they still may have."""
 
 
 @strict
@@ -41,11 +45,8 @@ class PlasmaConfig(PreTrainedConfig):
         normalize: Layer-normalise embeddings before the cost; read by the "hinge" head alone.
         kernel_scale: What multiplies the cost in the exponent. The JSON of the released heads
             calls it "temperature", the paper its inverse tau.
-        n_iters: Sinkhorn iterations of the published form.
-        tol: Iterate to this tolerance instead, see `sinkhorn`.
-        max_iters: Where the converged form stops at the latest.
+        n_iters: Sinkhorn iterations.
         eps: Slack of a residue; staying unmatched costs `-log(eps)` in the exponent.
-        domain: "linear" or "log"; the second is for an eps near the smallest float.
         support_rounds: Rounds in which the plan is solved again with support from the diagonal;
             they shape the plan, the score is read from the plan without them.
         support_window: Residues to each side whose matches count as support.
@@ -53,11 +54,10 @@ class PlasmaConfig(PreTrainedConfig):
         support_weight: Bonus in the exponent for a pair with perfect support.
         order_weight: Weight of a last round that prefers what is aligned in order, see `in_order`;
             0 leaves it out. Stretches that match in another order stay where they are sure.
-        score_form: "published", "soft" (gradient through every part), "mass" (matched share of
-            the shorter protein) or "collinear" (what is aligned in order, see `collinear_score`).
+        score_form: "published", "mass" (matched share of the shorter protein) or "collinear" (what
+            is aligned in order, see `collinear_score`).
         threshold: Plan entry above which residues count as matched.
         diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
-        softness: Width of the gates of the soft score.
         score_loss_form: "published", "probability" or "affine", see `score_loss`.
         label_match_form: "published" looks for the candidate's labelled residues, "symmetric"
             for those of both sides, each weighing half.
@@ -86,10 +86,7 @@ class PlasmaConfig(PreTrainedConfig):
     normalize: bool = True
     kernel_scale: float | int = 0.1
     n_iters: int = 20
-    tol: float | None = None
-    max_iters: int = 2000
     eps: float | int = 1e-8
-    domain: str = "linear"
     support_rounds: int = 0
     support_window: int = 25
     support_gap: int = 3
@@ -98,7 +95,6 @@ class PlasmaConfig(PreTrainedConfig):
     score_form: str = "published"
     threshold: float | int = 0.5
     diagonal_window: int = 10
-    softness: float | int = 0.05
     score_loss_form: str = "published"
     label_match_form: str = "published"
     label_match_weight: float | int = 1.0
@@ -113,10 +109,12 @@ class PlasmaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Resolve the backbone's configuration and check the rest."""
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
+        _drop_retired(kwargs)
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.plm_config is not None:
             self.embedding_size = width_of(self.plm_config)
+        self._check_choices()
         self._check_ranges()
         super().__post_init__(**kwargs)
         # As remote code, the folder's own pipeline is the one to use; installed, the package's.
@@ -129,14 +127,24 @@ class PlasmaConfig(PreTrainedConfig):
         return 1 / self.kernel_scale
 
     @property
-    def solved_as_published(self) -> bool:
-        """Tell whether plans take a fixed number of iterations in the linear domain, no more."""
-        supported = self.support_rounds > 0 or self.order_weight > 0
-        return self.domain == "linear" and self.tol is None and not supported
+    def uses_support(self) -> bool:
+        """Tell whether plans are solved again with support from what is aligned nearby."""
+        return self.support_rounds > 0 or self.order_weight > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
         return super().to_dict() | {"custom_pipelines": PIPELINES}
+
+    def _check_choices(self) -> None:
+        if self.score_form == "soft":
+            raise ValueError(
+                'score_form="soft" is no more; score with "published", "mass" or "collinear", of '
+                "which the last two have gradient through every matched residue."
+            )
+        for name, accepted in CHOICES.items():
+            if (value := getattr(self, name)) not in accepted:
+                choices = ", ".join(map(repr, accepted))
+                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
 
     def _check_ranges(self) -> None:
         if self.embedding_size is None and self.head == "lrl":
@@ -144,11 +152,7 @@ class PlasmaConfig(PreTrainedConfig):
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
-        for name, accepted in CHOICES.items():
-            if (value := getattr(self, name)) not in accepted:
-                choices = ", ".join(map(repr, accepted))
-                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
-        positive = ("head_size", "kernel_scale", "n_iters", "max_iters", "eps", "softness")
+        positive = ("head_size", "kernel_scale", "n_iters", "eps")
         not_negative = ("support_rounds", "support_window", "support_gap", "order_weight")
         for name in positive:
             if getattr(self, name) <= 0:
@@ -156,3 +160,14 @@ class PlasmaConfig(PreTrainedConfig):
         for name in (*not_negative, "diagonal_window"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
+
+
+def _drop_retired(fields: dict[str, Any]) -> None:
+    """Take fields out that are no more, and say so where one had a value that mattered."""
+    given = {name: fields.pop(name, default) for name, default in RETIRED.items()}
+    changed = [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]
+    if changed:
+        logger.warning_once(
+            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them; plans "
+            "take `n_iters` iterations in the linear domain."
+        )

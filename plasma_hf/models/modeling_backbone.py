@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.hub import cached_file, extract_commit_hash, has_file
+from transformers.utils.hub import extract_commit_hash, has_file
 
 from .processing_plasma import (
     INPUT_FORMATS,
@@ -58,35 +58,29 @@ class SafeWeights(PreTrainedModel):
     source_revision: str | None = None  # None for a folder, and for what was never loaded
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: Any, *args: Any, use_safetensors: bool | None = None, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load a saved model as `PreTrainedModel` does, see `load_safely`."""
-        load = super().from_pretrained
-        loaded = load_safely(load, name_or_path, *args, use_safetensors=use_safetensors, **kwargs)
+        loaded = load_safely(super().from_pretrained, name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        source = model.config._name_or_path or name_or_path
-        if not os.path.isdir(source or "") and (folder := folder_of(source, kwargs)):
-            model.source_revision = extract_commit_hash(str(folder / "config.json"), None)
+        model.source_revision = commit_of(model.config._name_or_path or name_or_path, kwargs)
         return loaded
 
 
-def load_safely(
-    load: Callable[..., Any], name: Any, *args: Any, use_safetensors: bool | None, **options: Any
-) -> Any:
+def load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
     """Call a `from_pretrained` so that it reads safetensors alone, or raises a `WeightsError`.
 
     With `use_safetensors=False` it reads pickles too, by `torch.load(weights_only=True)`.
     """
-    if use_safetensors is None and os.environ.get(ALLOW_PICKLE) != "1":
-        use_safetensors = True
+    safe = options.get("use_safetensors")
+    if safe is None and os.environ.get(ALLOW_PICKLE) != "1":
+        safe = True
     try:
-        return load(name, *args, use_safetensors=use_safetensors, **options)
+        return load(name, *args, **options | {"use_safetensors": safe})
     except WeightsError:
         raise
     # What a reader makes of a damaged file may be an error of any kind.
     except Exception as error:
-        reason = None if use_safetensors is False else _what_is_wrong(name, options)
+        reason = None if safe is False else _what_is_wrong(name, options)
         if reason is None:
             raise
         raise WeightsError(reason) from error
@@ -116,10 +110,10 @@ def pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | Non
     """Say why weights are not read if they are a pickle and not the `wanted` file, else None."""
     known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir") and v}
     how = f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1)"
-    pickled = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
     if wanted == ADAPTER:
         call = f"model.load_adapter({str(name)!r}, use_safetensors=False)"
-        how, pickled = f"load its base and type {call}", ("adapter_model.bin",)
+        how, pickled = f"load its base and type {call}", ["adapter_model.bin"]
     there = []
     for file in (wanted, *pickled):
         with suppress(OSError, ValueError):
@@ -144,6 +138,12 @@ def folder_of(name: Any, options: dict[str, Any], file: str = "config.json") -> 
         found = try_to_load_from_cache(str(name), str(Path(inside, file)), **place)
         return Path(found).parent if isinstance(found, str) else None
     return None
+
+
+def commit_of(name: Any, options: dict[str, Any]) -> str | None:
+    """Return the commit that the cache of the Hub has of a model, None for a folder."""
+    folder = None if os.path.isdir(name or "") else folder_of(name, options)
+    return extract_commit_hash(str(folder / "config.json"), None) if folder else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -174,10 +174,7 @@ def download_command(name: Any, revision: str | None) -> str:
 
 
 class ParameterFree:
-    """Tell dtype and device by buffers too; transformers fails where there is no parameter.
-
-    A frozen parameter is no way out: loading a checkpoint makes it trainable again.
-    """
+    """Tell dtype and device by buffers too; transformers fails where there is no parameter."""
 
     parameters: Any
     buffers: Any
@@ -203,10 +200,7 @@ def weights_digest(module: nn.Module) -> str:
     It adds up bit patterns as integers, exactly and hence in any order, without copying weights.
 
     Example:
-        >>> layer = nn.Linear(4, 4)
-        >>> before = weights_digest(layer)
-        >>> layer.weight.data[0, 0] += 1
-        >>> before == weights_digest(layer)
+        >>> weights_digest(nn.LayerNorm(4)) == weights_digest(nn.LayerNorm(4, bias=False))
         False
     """
     digest = hashlib.sha256()
@@ -221,9 +215,7 @@ def weights_digest(module: nn.Module) -> str:
 def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack residue embeddings `(residues, hidden)` and say where residues are.
 
-    Returns:
-        Embeddings `(batch, residues, hidden)`, padded with zeros at the end, and residue mask
-        `(batch, residues)`.
+    Embeddings are `(batch, residues, hidden)`, padded with zeros; the mask is `(batch, residues)`.
 
     Example:
         >>> pad_residues([torch.ones(2, 8), torch.ones(1, 8)])[1]
@@ -253,12 +245,9 @@ def register_backbone(model_class: Any) -> Any:
 
 
 def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
-    """Build a backbone's configuration from its fields; `model_type` says which class.
-
-    Raises:
-        ValueError: If neither transformers nor a file beside this one knows the model type.
-    """
-    own, model_type = OWN_BACKBONES.get(fields.get("model_type", "")), fields.get("model_type")
+    """Build a backbone's configuration from its fields; `model_type` says which class."""
+    model_type = fields.get("model_type", "")
+    own = OWN_BACKBONES.get(model_type)
     if own is None and model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
@@ -284,11 +273,7 @@ def _auto_class(config: Any) -> tuple[Any, dict[str, bool]]:
 
 
 def width_of(config: PreTrainedConfig) -> int:
-    """Return the width of the residue embeddings of an encoder.
-
-    Raises:
-        ValueError: If the configuration names no width.
-    """
+    """Return the width of the residue embeddings of an encoder, as its configuration names it."""
     for name in ("hidden_size", "d_model", "embed_dim"):
         if isinstance(width := getattr(config, name, None), int):
             return width
@@ -355,7 +340,7 @@ class Backbone:
         processor: Its tokenizer and input format.
         name: Its id on the Hub, or its folder.
         revision: Commit of it.
-        digest: `weights_digest` of what was loaded under this name; None if that is not known.
+        digest: `weights_digest` of what was loaded under this name, if known.
 
     Example:
         >>> import plasma_hf
@@ -399,9 +384,9 @@ class Backbone:
             input_format = named_input_format(input_format, of=name)
             if family in PUBLISHERS and "/" not in name and not os.path.isdir(name):
                 name = f"{PUBLISHERS[family]}/{name}"  # a released head has the last part alone
-        # A branch moves; its commit is what the embeddings depend on.
-        revision = extract_commit_hash(_find_file(name, "config.json", revision), None) or revision
         model = model or fetch(_load_model, name, revision, **options)
+        # A branch moves; its commit is what the embeddings depend on.
+        revision = commit_of(name, {"revision": revision}) or revision
         words = (name, revision)
         if hasattr(model, "complete"):  # with the language model it stands on, and by its tokenizer
             words = model.complete(name, input_format, **options)
@@ -433,21 +418,15 @@ class Backbone:
             "weights": weights_digest(self.model),
         }
 
-    identity = fingerprint  # the name by which stores ask for it
-
     @torch.no_grad()
     def embed(
         self, proteins: Sequence[str | Path | Protein], residues_per_batch: int = 8192
     ) -> list[Tensor]:
-        """Embed proteins, in batches of like length.
+        """Embed proteins as `(residues, hidden)` each, float32, on the CPU.
 
         Args:
             proteins: Sequences; for a model that reads structures, paths to PDB or mmCIF.
-            residues_per_batch: Padded residues computed together. It changes results in the last
-                bits of a float at most.
-
-        Returns:
-            Residue embeddings `(residues, hidden)` each, float32, on the CPU.
+            residues_per_batch: Padded residues computed together; it changes last bits at most.
 
         Raises:
             ValueError: If a protein is unusable, or its embeddings are not finite.
@@ -491,11 +470,7 @@ def _cut(protein: Protein, start: int, end: int, *_: int) -> Protein:
 
 
 def fetch(load: Callable[..., Any], source: str, revision: str | None, **options: Any) -> Any:
-    """Load a part of a backbone, and say what to download where it is missing.
-
-    Raises:
-        OSError: If it is neither here nor can be fetched, or its weights cannot be read.
-    """
+    """Load a part of a backbone; an `OSError` says what to download where it is missing."""
     try:
         return load(source, revision=revision, **options)
     except WeightsError as error:
@@ -537,18 +512,10 @@ def _load_tokenizer(
     fields, _unused = PreTrainedConfig.get_config_dict(source, revision=revision)
     # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown
     # token in front of every residue of Ankh; read as plain data, the file says what it means.
-    if fields.get("model_type") == "t5" and _find_file(source, "tokenizer.json", revision):
-        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return AutoTokenizer.from_pretrained(source, **options)
-
-
-def _find_file(source: str, name: str, revision: str | None = None) -> str | None:
-    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("gated_repo", "missing_entries")}
-    quiet["_raise_exceptions_for_connection_errors"] = False
-    with suppress(OSError, HFValidationError):  # no such repository, or a path that does not exist
-        return cached_file(source, name, revision=revision, **quiet)
-    return None
+    options: dict[str, Any] = {"revision": revision}
+    if fields.get("model_type") == "t5" and has_file(source, "tokenizer.json", revision):
+        return PreTrainedTokenizerFast.from_pretrained(source, **options)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
 
 
 LEARNED_POSITIONS = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
@@ -560,7 +527,7 @@ def _settled(
 ) -> InputFormat:
     """Decide on the format: the one asked for, that of the model, or a generic one."""
     config = model.config
-    saved = "esmc/native" if config.model_type == "esmc" else getattr(model, "saved_format", None)
+    saved = "esmc/native" if config.model_type == "esmc" else getattr(model, "saved_format", "")
     wanted = wanted or INPUT_FORMATS.get(saved) or generic_input_format(tokenizer)
     limits = [max_residues, wanted.max_residues]
     kind = getattr(config, "position_embedding_type", "absolute")
@@ -588,9 +555,8 @@ IN_PACKAGE = __name__.startswith("plasma_hf.")
 class PreTrainedHead(SafeWeights):
     """A head that stands on a backbone, and does not have to carry it along.
 
-    Saved, the model holds its head, the configuration of its backbone in full, and the backbone's
-    id, revision and input format; loaded, it takes the backbone from there. Once the backbone's
-    weights are no longer those of its id, trained or merged, they are saved with the head.
+    Saved, it names its backbone by configuration, id, revision and input format, and is loaded
+    with the backbone from there. Weights that are no longer those of the id are saved with it.
     """
 
     backbone: Any
@@ -599,31 +565,20 @@ class PreTrainedHead(SafeWeights):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
-        name_or_path: Any,
-        *args: Any,
-        load_backbone: bool = True,
-        use_safetensors: bool | None = None,
-        **kwargs: Any,
+        cls, name_or_path: Any, *args: Any, load_backbone: bool = True, **kwargs: Any
     ) -> Any:
         """Load a saved model, and the backbone it stands on if that is not saved with it.
 
-        Args:
-            name_or_path: Folder or Hub id.
-            *args: See `PreTrainedModel.from_pretrained`.
-            load_backbone: False to leave the backbone away; the model then takes embeddings.
-            use_safetensors: False to read pickles as well, of the model and of its backbone.
-            **kwargs: See `PreTrainedModel.from_pretrained`.
+        With `load_backbone=False` the model takes embeddings alone; with `use_safetensors=False`
+        pickles are read as well. All else is as for `PreTrainedModel`.
 
         Raises:
-            OSError: If weights are missing, damaged or a pickle, or the backbone is neither here
-                nor can be fetched; the message has file or id, and what to do.
+            OSError: If weights are missing, damaged or a pickle, or the backbone is nowhere.
         """
-        kwargs["use_safetensors"] = use_safetensors
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if load_backbone and model.backbone is None and model.config.plm_config is not None:
-            model.load_backbone(use_safetensors=use_safetensors)
+            model.load_backbone(use_safetensors=kwargs.get("use_safetensors"))
         if model.backbone is not None:
             model.backbone.requires_grad_(False).eval()
         return loaded
@@ -642,24 +597,12 @@ class PreTrainedHead(SafeWeights):
             self.backbone.eval()
         return self
 
-    def load_backbone(
-        self,
-        source: str | Path | None = None,
-        *,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        use_safetensors: bool | None = None,
-    ) -> PlasmaProcessor:
-        """Load the backbone that the head was made for and put it under the head.
+    def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:
+        """Load the backbone that the head was made for, and return its processor.
 
         Args:
             source: Folder with it, by default the id in the configuration.
-            revision: Commit, branch or tag on the Hub, by default that of the configuration.
-            trust_remote_code: Run Python code that the backbone brings.
-            use_safetensors: See `plasma_hf.load_backbone`.
-
-        Returns:
-            Its processor, with the input format that the head was trained on.
+            **options: For `plasma_hf.load_backbone`: revision, trust_remote_code, ...
 
         Raises:
             ValueError: If the configuration names no backbone, or this one does not fit.
@@ -674,14 +617,9 @@ class PreTrainedHead(SafeWeights):
             )
         if IN_PACKAGE:  # which knows what authors publish as well
             load = import_module("plasma_hf.backbones").load_backbone
-        backbone = load(
-            str(source or name),
-            config.plm_recipe,
-            revision=revision or (config.plm_revision if source is None else None),
-            device=self.device,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=use_safetensors,
-        )
+        if source is None:
+            options["revision"] = options.get("revision") or config.plm_revision
+        backbone = load(str(source or name), config.plm_recipe, device=self.device, **options)
         self.attach_backbone(backbone, name if source is not None else None)
         if source is not None:
             config.plm_name_or_path, config.plm_revision = str(source), backbone.revision
@@ -692,8 +630,7 @@ class PreTrainedHead(SafeWeights):
     ) -> Self:
         """Put a backbone under a head-only model, so that it takes token ids.
 
-        The backbone is frozen: what trains is the head, or an adapter. To train all of it, call
-        `model.backbone.requires_grad_(True)`.
+        It is frozen, until `model.backbone.requires_grad_(True)`: the head trains, or an adapter.
 
         Args:
             backbone: What `load_backbone` gives, or an encoder with one vector per token.
@@ -729,11 +666,7 @@ class PreTrainedHead(SafeWeights):
         return self
 
     def embed(self, input_ids: Tensor, *further: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embed token ids by the backbone; see `residue_embeddings` for what it reads further.
-
-        Returns:
-            Embeddings `(batch, residues, hidden)`, padded with zeros, and their residue mask.
-        """
+        """Embed token ids, see `residue_embeddings`; `pad_residues` says what comes of it."""
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
@@ -743,11 +676,7 @@ class PreTrainedHead(SafeWeights):
         return pad_residues(residue_embeddings(self.backbone, input_ids, *further))
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter, of safetensors; the backbone that it may sit on first.
-
-        Raises:
-            WeightsError: If it is a pickle, and `use_safetensors` is not False.
-        """
+        """Load an adapter, of safetensors; the backbone that it may sit on first."""
         told = vars(kwargs["load_config"]) if kwargs.get("load_config") else {}
         name = peft_model_id or told.get("pretrained_model_name_or_path")
         options = {
@@ -766,19 +695,14 @@ class PreTrainedHead(SafeWeights):
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any
     ) -> None:
-        """Save the model.
+        """Save the model, and with `save_backbone=True` the weights of its backbone as well.
 
-        Args:
-            save_directory: Folder to write.
-            *args: See `PreTrainedModel.save_pretrained`.
-            save_backbone: Save the backbone's weights as well; by default only where they are not,
-                or no longer, those of the backbone's id.
-            **kwargs: See `PreTrainedModel.save_pretrained`.
+        By default those are saved where they are not, or no longer, those of the backbone's id.
 
         Raises:
             ValueError: If `save_backbone=False` would lose weights.
         """
-        fetched = self._fetched.digest if self._fetched is not None else None
+        fetched = self._fetched and self._fetched.digest
         changed = self.backbone is not None and fetched != weights_digest(self.backbone)
         if save_backbone is False and changed:
             raise ValueError(

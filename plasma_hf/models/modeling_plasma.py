@@ -1,11 +1,16 @@
-"""The hinge cost of matching a query residue with a candidate residue."""
+"""PLASMA: residue embeddings of two proteins in, an alignment plan and one score out.
+
+In the order of the computation: the hinge cost of matching two residues, the partial Sinkhorn plan
+over it, support from what is aligned nearby or in order, scores of a plan, losses, the heads, and
+the model that puts them together. What is here is plain torch and says what is computed; where the
+package `plasma_hf` is installed, its compiled kernels compute the same.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,18 +43,31 @@ except ImportError:  # as remote code, plain torch computes
         return None
 
 
+# --- The hinge cost of matching a query residue with a candidate residue.
+
+BLOCK = {"cpu": 1 << 20}
+"""Numbers that the plain cost compares at a time, by device: what a cache holds."""
+LARGE_BLOCK = 1 << 26
+"""The same on other devices."""
+
+
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess of the candidate residue.
 
-    `C_ij = sum_k relu(q_ik - c_jk)`, which equals half of `|q_i - c_j|_1 + sum q_i - sum c_j`; no
-    form has a `(query_residues, candidate_residues, channels)` intermediate.
+    `C_ij = sum_k relu(q_ik - c_jk)`, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is
+    rounded twice, and a residue costs exactly nothing against itself. No form has a
+    `(query_residues, candidate_residues, channels)` intermediate.
 
     Args:
-        query: Projected query residues, `(batch, query_residues, channels)`.
+        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
+            every candidate.
         candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
 
     Returns:
         The cost, `(batch, query_residues, candidate_residues)`, in float32 or wider.
+
+    Raises:
+        ValueError: If the two have different widths.
 
     Source: PLASMA (ICLR 2026), the hinge cost.
 
@@ -59,16 +77,54 @@ def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
         tensor([[[2., 0.]]])
     """
     check_widths(query, candidate)
-    form = kernel_for("hinge_cost", query) or hinge_cost_torch
-    return form(query, candidate)
+    if (compiled := kernel_for("hinge_cost", query)) is not None:
+        return compiled(query, candidate)
+    batch = torch.broadcast_shapes(query.shape[:1], candidate.shape[:1])
+    return _HingeCost.apply(
+        *(at_least_float32(side).expand(*batch, -1, -1) for side in (query, candidate))
+    )
 
 
-def hinge_cost_torch(query: Tensor, candidate: Tensor) -> Tensor:
-    """Do the same in plain torch: the form that the compiled ones are compared with."""
-    query, candidate = at_least_float32(query), at_least_float32(candidate)
-    distance = torch.cdist(query, candidate, p=1.0)
-    excess = query.sum(-1).unsqueeze(-1) - candidate.sum(-1).unsqueeze(-2)
-    return (distance + excess) / 2
+class _HingeCost(torch.autograd.Function):
+    """The cost in plain torch: several times as fast as `torch.cdist`, and more accurate."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, candidate: Tensor) -> Tensor:
+        query, candidate = query.contiguous(), candidate.contiguous()
+        ctx.save_for_backward(query, candidate)
+        cost = query.new_empty(*query.shape[:2], candidate.shape[1])
+        for pair, rows, room in _blocks(query, candidate):
+            torch.maximum(query[pair, rows].unsqueeze(1), candidate[pair], out=room)
+            torch.sum(room, -1, out=cost[pair, rows])
+        own = query.sum(-1, keepdim=True)
+        # 0, but NaN for a row with an infinity: a maximum hides it.
+        return cost.sub_(candidate.sum(-1).unsqueeze(1)).add_(own - own)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        query, candidate = ctx.saved_tensors
+        # The slope is (1 + sign) / 2, at a tie one half.
+        for_query = grad.sum(-1, keepdim=True).expand_as(query).contiguous()
+        for_candidate = grad.sum(-2).unsqueeze(-1).expand_as(candidate).contiguous()
+        for pair, rows, room in _blocks(query, candidate):
+            sign = torch.sub(query[pair, rows].unsqueeze(1), candidate[pair], out=room).sign_()
+            weight = grad[pair, rows]
+            for_query[pair, rows] += (weight.unsqueeze(1) @ sign).squeeze(1)
+            for_candidate[pair] += sign.mul_(weight.unsqueeze(-1)).sum(0)
+        return for_query.div_(2), for_candidate.div_(-2)
+
+
+def _blocks(query: Tensor, candidate: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yield pairs, some rows of each query, and room to compare them with the candidate in."""
+    rows, (columns, channels) = query.shape[1], candidate.shape[1:]
+    entries = BLOCK.get(query.device.type, LARGE_BLOCK)
+    size = min(rows, max(1, entries // max(1, columns * channels)))
+    room = query.new_empty(size, columns, channels)
+    for pair in range(len(query)):
+        for first in range(0, rows, max(1, size)):
+            last = min(first + size, rows)
+            yield pair, slice(first, last), room[: last - first]
 
 
 def check_widths(query: Tensor, candidate: Tensor) -> None:
@@ -86,65 +142,11 @@ def check_widths(query: Tensor, candidate: Tensor) -> None:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen half precision, which the head does not compute in."""
-    # cdist has no kernel for half precision on a CPU, and costs of some hundreds need the bits.
+    # Costs of some hundreds need the bits.
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-# --- Sums along the diagonals of a plan, the simplest notion of order; `order` has the other.
-
-
-def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
-    """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
-
-    Entries beyond the edges count as zero. A stretch is the difference of two running sums, so
-    the time does not depend on its length.
-
-    Args:
-        matrix: `(batch, query_residues, candidate_residues)`.
-        before: Steps taken towards the first residues.
-        after: Steps taken towards the last residues.
-
-    Example:
-        >>> diagonal_sums(torch.eye(3)[None], 0, 1)
-        tensor([[[2., 0., 0.],
-                 [0., 2., 0.],
-                 [0., 0., 1.]]])
-    """
-    if not learns(matrix) and (compiled := kernel_for("diagonal_sums", matrix)):
-        return compiled(matrix, before, after)
-    rows, columns = matrix.shape[-2:]
-    # float64: a stretch is a small difference of sums that grow with the protein.
-    running = F.pad(_shear(matrix).cumsum(-2, dtype=torch.float64), (0, 0, 1, 0))
-    row = torch.arange(rows, device=matrix.device)
-    last = (row + after + 1).clamp(max=rows)
-    first = (row - before).clamp(min=0)
-    sums = running[..., last, :] - running[..., first, :]
-    return _unshear(sums.to(matrix.dtype), columns)
-
-
-def learns(tensor: Tensor) -> bool:
-    """Tell whether gradient is wanted, which not all compiled kernels have."""
-    return torch.is_grad_enabled() and tensor.requires_grad
-
-
-def _shear(matrix: Tensor) -> Tensor:
-    """Turn diagonals into columns: `(..., rows, columns) -> (..., rows, rows + columns - 1)`."""
-    rows, columns = matrix.shape[-2:]
-    # Reading the rows of a wide frame as if they were one shorter moves row i right by i places;
-    # with the columns reversed, i - j is what stays in place.
-    wide = F.pad(matrix.flip(-1), (0, rows)).flatten(-2)
-    return wide[..., :-rows].unflatten(-1, (rows, rows + columns - 1))
-
-
-def _unshear(sheared: Tensor, columns: int) -> Tensor:
-    """Undo `_shear`."""
-    rows = sheared.shape[-2]
-    wide = F.pad(sheared.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + columns))
-    return wide[..., :columns].flip(-1)
-
-
 # --- The partial Sinkhorn plan: which query residue goes with which candidate residue.
-
 
 NEVER = -1e30
 """Log-kernel of a pair that may not match; finite, so that no gradient becomes NaN."""
@@ -172,112 +174,21 @@ def log_kernel(
     return logs.masked_fill(~allowed, NEVER)
 
 
-class Scaling:
-    """Scale a kernel to a plan, in the linear domain: two matrix-vector products an iteration.
-
-    A potential never exceeds `1 / eps`. A kernel entry that underflows could therefore not have
-    given a plan entry above `smallest_float / eps^2`: with the published eps nothing is lost.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`.
-        eps: Slack of each residue.
-    """
-
-    def __init__(self, log_kernel: Tensor, eps: float) -> None:
-        """Prepare the kernel."""
-        self.kernel, self.eps = log_kernel.exp(), eps
-
-    def start(self, candidate_mask: Tensor) -> Tensor:
-        """Return the first candidate potential, 1 / candidate residues: `(batch, residues)`."""
-        count = candidate_mask.sum(-1, keepdim=True).clamp(min=1).to(self.kernel.dtype)
-        return (1 / count).expand(candidate_mask.shape)
-
-    def query(self, candidate: Tensor) -> Tensor:
-        """Return the query potential that answers a candidate potential."""
-        return 1 / ((self.kernel @ candidate.unsqueeze(-1)).squeeze(-1) + self.eps)
-
-    def candidate(self, query: Tensor) -> Tensor:
-        """Return the candidate potential that answers a query potential."""
-        return 1 / ((query.unsqueeze(-2) @ self.kernel).squeeze(-2) + self.eps)
-
-    def plan(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the plan of two potentials."""
-        return query.unsqueeze(-1) * self.kernel * candidate.unsqueeze(-2)
-
-    def log(self, potential: Tensor) -> Tensor:
-        """Return the logarithm of a potential."""
-        return potential.log()
-
-    def shift(self, potential: Tensor, log_factor: Tensor) -> Tensor:
-        """Multiply a potential by `exp(log_factor)`, one factor a pair."""
-        return potential * log_factor.exp().unsqueeze(-1)
-
-
-class LogScaling(Scaling):
-    """Scale in the logarithm: slower, and safe for any eps and any kernel_scale."""
-
-    def __init__(self, log_kernel: Tensor, eps: float) -> None:
-        """Prepare the kernel."""
-        self.kernel, self.eps = log_kernel, eps
-        self.log_eps = log_kernel.new_tensor(math.log(eps))
-
-    def start(self, candidate_mask: Tensor) -> Tensor:
-        """Return the logarithm of the first candidate potential."""
-        return super().start(candidate_mask).log()
-
-    def query(self, candidate: Tensor) -> Tensor:
-        """Return the query potential that answers a candidate potential."""
-        mass = (self.kernel + candidate.unsqueeze(-2)).logsumexp(-1)
-        return -torch.logaddexp(mass, self.log_eps)
-
-    def candidate(self, query: Tensor) -> Tensor:
-        """Return the candidate potential that answers a query potential."""
-        mass = (self.kernel + query.unsqueeze(-1)).logsumexp(-2)
-        return -torch.logaddexp(mass, self.log_eps)
-
-    def plan(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the plan of two potentials."""
-        return (self.kernel + query.unsqueeze(-1) + candidate.unsqueeze(-2)).exp()
-
-    def log(self, potential: Tensor) -> Tensor:
-        """Return the potential, a logarithm already."""
-        return potential
-
-    def shift(self, potential: Tensor, log_factor: Tensor) -> Tensor:
-        """Add `log_factor`, one a pair."""
-        return potential + log_factor.unsqueeze(-1)
-
-
-DOMAINS = {"linear": Scaling, "log": LogScaling}
-
-
 def sinkhorn(
-    log_kernel: Tensor,
-    query_mask: Tensor,
-    candidate_mask: Tensor,
-    *,
-    eps: float = 1e-8,
-    n_iters: int = 20,
-    tol: float | None = None,
-    max_iters: int = 2000,
-    domain: str = "linear",
+    log_kernel: Tensor, candidate_mask: Tensor, *, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to a partial transport plan.
+    """Scale a kernel to a partial transport plan, by two matrix-vector products per iteration.
 
-    Without `tol` this is the published form, `n_iters` alternating updates that end with the
-    candidate's: columns sum to at most 1, rows to up to candidate/query residues. With `tol` the
-    updates go on until no potential moves by a factor of more than `1 + tol`; then rows as well
-    sum to at most 1, and the plan of (b, a) is the transpose of that of (a, b).
+    `u = 1 / (K v + eps)`, `v = 1 / (K' u + eps)`, and the plan is `u K v`. The updates end with
+    the candidate's: columns sum to at most 1, rows to up to candidate/query residues. A potential
+    never exceeds `1 / eps`, so a kernel entry that underflows could not have given a plan entry
+    above `smallest_float / eps^2`: with the published eps nothing is lost.
 
     Args:
         log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        eps: Slack of each residue.
-        n_iters: Iterations of the published form.
-        tol: Tolerance of the converged form; None for the published form.
-        max_iters: Where the converged form stops at the latest.
-        domain: "linear" or "log".
+        eps: Slack of each residue; staying unmatched costs `-log(eps)` in the exponent.
+        n_iters: Iterations, at least one.
 
     Returns:
         The plan, shaped like `log_kernel`; 0 where either residue is masked.
@@ -286,112 +197,130 @@ def sinkhorn(
 
     Example:
         >>> mask = torch.ones(1, 2, dtype=torch.bool)
-        >>> sinkhorn(torch.tensor([[[0.0, -40.0], [-40.0, 0.0]]]), mask, mask).round(decimals=3)
+        >>> sinkhorn(torch.tensor([[[0.0, -40.0], [-40.0, 0.0]]]), mask).round(decimals=3)
         tensor([[[1., 0.],
                  [0., 1.]]])
     """
-    scaling = DOMAINS[domain]
-    if tol is not None:
-
-        def solve(log_kernel: Tensor) -> Tensor:
-            kernel = scaling(log_kernel, eps)
-            return kernel.plan(*_converge(kernel, query_mask, candidate_mask, tol, max_iters))
-
-        return ConvergedPlan.apply(log_kernel, solve)
-    kernel = scaling(log_kernel, eps)
-    candidate = kernel.start(candidate_mask)
+    if (compiled := kernel_for("sinkhorn", log_kernel)) is not None:
+        return compiled(log_kernel, candidate_mask, eps, n_iters)
+    kernel = log_kernel.exp()
+    count = candidate_mask.sum(-1, keepdim=True).clamp(min=1).to(kernel.dtype)
+    candidate = (1 / count).expand(candidate_mask.shape)
     for _ in range(n_iters):
-        query = kernel.query(candidate)
-        candidate = kernel.candidate(query)
-    return kernel.plan(query, candidate)
+        query = 1 / ((kernel @ candidate.unsqueeze(-1)).squeeze(-1) + eps)
+        candidate = 1 / ((query.unsqueeze(-2) @ kernel).squeeze(-2) + eps)
+    return query.unsqueeze(-1) * kernel * candidate.unsqueeze(-2)
 
 
-class ConvergedPlan(torch.autograd.Function):
-    """The converged plan, differentiated at the fixed point instead of through the iterations.
-
-    At the fixed point every row and column satisfies `mass + slack = 1`. Differentiating these
-    equations gives one symmetric linear system in the log-potentials, `[[I, M], [M', I]]`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, log_kernel: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Solve, by whatever gives the converged plan of a log-kernel."""
-        plan = solve(log_kernel)
-        ctx.save_for_backward(plan)
-        return plan
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Solve the linear system for the gradient of the log-kernel."""
-        (plan,) = ctx.saved_tensors
-        # float64: balanced pairs leave the system within eps of singular.
-        m, g = plan.double(), grad.double()
-        weighted = g * m
-        rows, columns = weighted.sum(-1, keepdim=True), weighted.sum(-2).unsqueeze(-1)
-        identity = torch.eye(m.shape[-2], dtype=m.dtype, device=m.device)
-        query = torch.linalg.solve(
-            (1 + 1e-12) * identity - m @ m.transpose(-1, -2), rows - m @ columns
-        )
-        candidate = columns - m.transpose(-1, -2) @ query
-        kernel_grad = weighted - m * (query + candidate.transpose(-1, -2))
-        return kernel_grad.to(grad.dtype), None
-
-
-def _converge(
-    kernel: Scaling, query_mask: Tensor, candidate_mask: Tensor, tol: float, max_iters: int
+def make_plans(
+    log_kernel: Tensor, candidate_mask: Tensor, config: PlasmaConfig
 ) -> tuple[Tensor, Tensor]:
-    """Iterate to a fixed point; a pair that has arrived stays, whatever its batch still does."""
-    candidate = kernel.start(candidate_mask)
-    query = kernel.query(candidate)
-    moving = torch.ones(len(query), 1, dtype=torch.bool, device=query.device)
-    for _ in range(max_iters):
-        new_query = kernel.query(candidate)
-        new_candidate = kernel.candidate(new_query)
-        shift = _balance(kernel, new_query, new_candidate, query_mask, candidate_mask)
-        new_query = kernel.shift(new_query, shift)
-        new_candidate = kernel.shift(new_candidate, -shift)
-        change = torch.maximum(
-            _largest_change(kernel, query, new_query, query_mask),
-            _largest_change(kernel, candidate, new_candidate, candidate_mask),
-        )
-        query = torch.where(moving, new_query, query)
-        candidate = torch.where(moving, new_candidate, candidate)
-        moving = moving & (change > tol)
-        if not moving.any():
-            break
-    return query, candidate
+    """Return the plan of a kernel, which is scored, and the plan with support, which is read.
 
+    A transport plan knows no order: a lone residue may match anywhere. In each support round the
+    plan is solved again with `support_weight * diagonal_support` added to the log-kernel, which
+    prefers, among equal matches, the one whose neighbours match as well. A last round, of
+    `order_weight`, looks at whole alignments: its support is that of the probabilities of
+    `in_order`, and their logarithms are added as well.
 
-def _balance(
-    kernel: Scaling, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
-) -> Tensor:
-    """Return the best exchange of one factor between both potentials, as a logarithm: `(batch,)`.
-
-    The plan does not change when one potential grows by the factor by which the other shrinks,
-    only the slack does. Alternating updates find this one number last, in hundreds of steps for
-    proteins of about equal length; requiring equal mass from both sides gives it in closed form.
+    Args:
+        log_kernel: `(batch, query_residues, candidate_residues)`.
+        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        config: Has eps, iterations and the settings of support.
     """
-    query_slack = _slack(kernel, query, query_mask)
-    candidate_slack = _slack(kernel, candidate, candidate_mask)
-    surplus = (query_mask.sum(-1) - candidate_mask.sum(-1)).to(query_slack.dtype)
-    # The positive root of slack_q f^2 - surplus f - slack_c = 0, in the form without cancellation.
-    half = ((surplus**2 + 4 * query_slack * candidate_slack).sqrt() + surplus.abs()) / 2
-    factor = torch.where(surplus >= 0, half / query_slack, candidate_slack / half)
-    # A side without residues, or without slack to speak of, has nothing to exchange.
-    return torch.where(factor.isfinite() & (factor > 0), factor, 1.0).log()
+
+    def solve(log_kernel: Tensor) -> Tensor:
+        return sinkhorn(log_kernel, candidate_mask, eps=config.eps, n_iters=config.n_iters)
+
+    def support(plan: Tensor) -> Tensor:
+        nearby = diagonal_support(plan, allowed, config.support_window, config.support_gap)
+        return config.support_weight * nearby
+
+    first_plan = plan = solve(log_kernel)
+    allowed = log_kernel > NEVER / 2
+    for _ in range(config.support_rounds):
+        plan = solve(log_kernel + support(plan))
+    if config.order_weight:
+        ordered = in_order(plan, allowed)
+        order = config.order_weight * (ordered + UNLIKELY).log()
+        plan = solve(log_kernel + support(ordered) + order)
+    return first_plan, plan
 
 
-def _slack(kernel: Scaling, potential: Tensor, mask: Tensor) -> Tensor:
-    return (kernel.log(potential) + math.log(kernel.eps)).exp().masked_fill(~mask, 0.0).sum(-1)
+# --- Support: what is aligned nearby along the diagonal, or in order along both proteins.
 
 
-def _largest_change(kernel: Scaling, old: Tensor, new: Tensor, mask: Tensor) -> Tensor:
-    change = (kernel.log(new) - kernel.log(old)).abs().masked_fill(~mask, 0.0)
-    return change.amax(-1, keepdim=True)
+def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Tensor:
+    """Measure how well the surroundings of a residue pair are aligned, between 0 and 1.
+
+    The mean of the plan over `window` steps along the diagonal in each direction, where each step
+    may look up to `gap` residues aside. It looks aside once along the query and once along the
+    candidate and averages both, so that support of (b, a) is the transpose of that of (a, b).
+
+    Args:
+        plan: `(batch, query_residues, candidate_residues)`.
+        allowed: True where both are residues, same shape; elsewhere nothing is found, as beyond
+            the ends.
+        window: Steps to each side.
+        gap: Residues aside, the insertions and deletions that are tolerated.
+    """
+    if not _learns(plan) and (compiled := kernel_for("diagonal_support", plan)):
+        return compiled(plan, allowed, window, gap)
+    kernel = 2 * gap + 1
+    along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
+    along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))
+    best = ((along_candidate + along_query) / 2).masked_fill(~allowed, 0.0)
+    return diagonal_sums(best, window, window) / (2 * window + 1)
 
 
-# --- How likely two residues are aligned, if what is aligned keeps its order along both proteins.
+def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
+    """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
+
+    Entries beyond the edges count as zero. A stretch is the difference of two running sums, so
+    the time does not depend on its length.
+
+    Args:
+        matrix: `(batch, query_residues, candidate_residues)`.
+        before: Steps taken towards the first residues.
+        after: Steps taken towards the last residues.
+
+    Example:
+        >>> diagonal_sums(torch.eye(3)[None], 0, 1)
+        tensor([[[2., 0., 0.],
+                 [0., 2., 0.],
+                 [0., 0., 1.]]])
+    """
+    if not _learns(matrix) and (compiled := kernel_for("diagonal_sums", matrix)):
+        return compiled(matrix, before, after)
+    rows, columns = matrix.shape[-2:]
+    # float64: a stretch is a small difference of sums that grow with the protein.
+    running = F.pad(_shear(matrix).cumsum(-2, dtype=torch.float64), (0, 0, 1, 0))
+    row = torch.arange(rows, device=matrix.device)
+    last = (row + after + 1).clamp(max=rows)
+    first = (row - before).clamp(min=0)
+    sums = running[..., last, :] - running[..., first, :]
+    return _unshear(sums.to(matrix.dtype), columns)
+
+
+def _learns(tensor: Tensor) -> bool:
+    """Tell whether gradient is wanted, which not all compiled kernels have."""
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def _shear(matrix: Tensor) -> Tensor:
+    """Turn diagonals into columns: `(..., rows, columns) -> (..., rows, rows + columns - 1)`."""
+    rows, columns = matrix.shape[-2:]
+    # Reading the rows of a wide frame as if they were one shorter moves row i right by i places;
+    # with the columns reversed, i - j is what stays in place.
+    wide = F.pad(matrix.flip(-1), (0, rows)).flatten(-2)
+    return wide[..., :-rows].unflatten(-1, (rows, rows + columns - 1))
+
+
+def _unshear(sheared: Tensor, columns: int) -> Tensor:
+    """Undo `_shear`."""
+    rows = sheared.shape[-2]
+    wide = F.pad(sheared.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + columns))
+    return wide[..., :columns].flip(-1)
 
 
 FLOOR = 1e-5
@@ -431,7 +360,7 @@ def in_order(plan: Tensor, allowed: Tensor) -> Tensor:
         >>> found[5, 5] > found[5, 11], found.sum(0).max() < 1.001
         (tensor(True), tensor(True))
     """
-    if not learns(plan) and (compiled := kernel_for("in_order", plan)):
+    if not _learns(plan) and (compiled := kernel_for("in_order", plan)):
         return compiled(plan, allowed)
     odds = log_odds(plan.double(), allowed)
     ending = _alignments_ending(odds)
@@ -475,124 +404,7 @@ def _alignments_ending(odds: Tensor) -> Tensor:
     return torch.stack(rows, -2)
 
 
-# --- Support rounds: let neighbouring residues that match speak for each other.
-
-
-def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Tensor:
-    """Measure how well the surroundings of a residue pair are aligned, between 0 and 1.
-
-    The mean of the plan over `window` steps along the diagonal in each direction, where each step
-    may look up to `gap` residues aside. It looks aside once along the query and once along the
-    candidate and averages both, so that support of (b, a) is the transpose of that of (a, b).
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        allowed: True where both are residues, same shape; elsewhere nothing is found, as beyond
-            the ends.
-        window: Steps to each side.
-        gap: Residues aside, the insertions and deletions that are tolerated.
-    """
-    if not learns(plan) and (compiled := kernel_for("diagonal_support", plan)):
-        return compiled(plan, allowed, window, gap)
-    kernel = 2 * gap + 1
-    along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
-    along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))
-    best = ((along_candidate + along_query) / 2).masked_fill(~allowed, 0.0)
-    return diagonal_sums(best, window, window) / (2 * window + 1)
-
-
-def supported_plan(
-    solve: Callable[[Tensor], Tensor],
-    log_kernel: Tensor,
-    plan: Tensor,
-    *,
-    rounds: int,
-    window: int,
-    gap: int,
-    weight: float | Tensor,
-    order_weight: float = 0.0,
-) -> Tensor:
-    """Solve again, `rounds` times, with `weight * diagonal_support` added to the log-kernel.
-
-    A transport plan knows no order: a lone residue may match anywhere. Support prefers, among
-    equal matches, the one whose neighbours match as well. A last round, of `order_weight`, looks
-    at whole alignments: its support is that of the probabilities of `in_order`, and their
-    logarithms are added as well.
-
-    Args:
-        solve: Turns a log-kernel into a plan.
-        log_kernel: `(batch, query_residues, candidate_residues)`.
-        plan: The plan without support, same shape.
-        rounds: How often to repeat; 0 returns `plan`.
-        window: See `diagonal_support`.
-        gap: See `diagonal_support`.
-        weight: Bonus in the exponent for a pair with perfect surroundings.
-        order_weight: What multiplies the logarithms in the last round; 0 for no such round.
-    """
-    allowed = log_kernel > NEVER / 2
-    for _ in range(rounds):
-        plan = solve(log_kernel + weight * diagonal_support(plan, allowed, window, gap))
-    if order_weight:
-        ordered = in_order(plan, allowed)
-        support = weight * diagonal_support(ordered, allowed, window, gap)
-        plan = solve(log_kernel + support + order_weight * (ordered + UNLIKELY).log())
-    return plan
-
-
-# --- The plan of a pair, solved by the kernels that fit and supported where the model asks for it.
-
-
-def solve(log_kernel: Tensor, query_mask: Tensor, candidate_mask: Tensor, config: Any) -> Tensor:
-    """Scale a kernel to its plan, as `sinkhorn` does, with the kernels for its device.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        config: The `PlasmaConfig`, which says eps, iterations or tolerance, and domain.
-    """
-    form = "sinkhorn" if config.tol is None else "converged_plan"
-    compiled = kernel_for(form, log_kernel) if config.domain == "linear" else None
-    if compiled and config.tol is not None:
-        further = (query_mask, candidate_mask, config.eps, config.tol, config.max_iters)
-        return ConvergedPlan.apply(log_kernel, lambda k: compiled(k, *further))
-    if compiled:
-        return compiled(log_kernel, candidate_mask, config.eps, config.n_iters)
-    return sinkhorn(
-        log_kernel,
-        query_mask,
-        candidate_mask,
-        eps=config.eps,
-        n_iters=config.n_iters,
-        tol=config.tol,
-        max_iters=config.max_iters,
-        domain=config.domain,
-    )
-
-
-def make_plans(
-    log_kernel: Tensor, query_mask: Tensor, candidate_mask: Tensor, config: Any
-) -> tuple[Tensor, Tensor]:
-    """Return the plan without support, which is scored, and the plan with it."""
-    solve_kernel = partial(
-        solve, query_mask=query_mask, candidate_mask=candidate_mask, config=config
-    )
-    first_plan = solve_kernel(log_kernel)
-    plan = supported_plan(
-        solve_kernel,
-        log_kernel,
-        first_plan,
-        rounds=config.support_rounds,
-        window=config.support_window,
-        gap=config.support_gap,
-        weight=config.support_weight,
-        order_weight=config.order_weight,
-    )
-    return first_plan, plan
-
-
-# --- From a plan to one number for the pair, in four forms.
-
+# --- From a plan to one number per pair, in three forms.
 
 USUAL_RESIDUES = 100
 """Length up to which a collinear score is the share itself."""
@@ -632,48 +444,39 @@ def published_score(
     """
     query_gate = (plan.amax(-1) > threshold).to(plan.dtype)
     candidate_gate = (plan.amax(-2) > threshold).to(plan.dtype)
-    similarity = _matched_similarity(plan, query, candidate, query_gate, candidate_gate)
+    sent = query_gate * (plan @ candidate_gate.unsqueeze(-1)).squeeze(-1)  # (batch, query_residues)
+    best = None
     if diagonal_window > 0:
-        sums = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
-        similarity = similarity * sums.amax((-1, -2)).clamp(0, diagonal_window) / diagonal_window
-    return similarity.clamp(0, 1)
-
-
-def soft_score(
-    plan: Tensor,
-    query: Tensor,
-    candidate: Tensor,
-    query_mask: Tensor,
-    candidate_mask: Tensor,
-    *,
-    threshold: float = 0.5,
-    diagonal_window: int = 10,
-    softness: float = 0.05,
-) -> Tensor:
-    """Score as `published_score` does, with gates and the best stretch made smooth.
-
-    Gates become sigmoids of width `softness` round the threshold, the best stretch a mean over
-    stretches with weights that grow by `e` each `softness` of a full stretch. Both carry gradient,
-    so a pair in which nothing is matched yet still learns. As `softness` goes to 0 the published
-    score is reached.
-
-    Args and returns are those of `published_score`.
-    """
-    query_gate = torch.sigmoid((plan.amax(-1) - threshold) / softness)
-    candidate_gate = torch.sigmoid((plan.amax(-2) - threshold) / softness)
-    similarity = _matched_similarity(
-        plan,
-        query,
-        candidate,
-        query_gate * query_mask.to(plan.dtype),
-        candidate_gate * candidate_mask.to(plan.dtype),
+        best = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
+        best = best.amax((-1, -2))
+    gates = (sent, query), (candidate_gate, candidate)
+    transported, present = (
+        (gate.unsqueeze(-2) @ side.to(plan.dtype)).squeeze(-2) for gate, side in gates
     )
-    if diagonal_window > 0:
-        share = _window_sums(plan, query_mask, candidate_mask, diagonal_window) / diagonal_window
-        share = share.flatten(-2)
-        weight = torch.softmax(share / softness, -1)
-        similarity = similarity * (weight * share.clamp(0, 1)).sum(-1)
+    similarity = F.cosine_similarity(transported, present, dim=-1)
+    return _with_window(similarity, best, diagonal_window)
+
+
+def _with_window(similarity: Tensor, best: Tensor | None, window: int) -> Tensor:
+    """Multiply a similarity by the share of the diagonal window that the best stretch fills."""
+    if best is not None and window > 0:
+        similarity = similarity * best.clamp(0, window) / window
     return similarity.clamp(0, 1)
+
+
+def _window_sums(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor, window: int) -> Tensor:
+    """Sum diagonal stretches that start at (i, j); `NEVER` where one does not fit into the pair."""
+    starts = _window_starts(query_mask, window).unsqueeze(-1)
+    starts = starts & _window_starts(candidate_mask, window).unsqueeze(-2)
+    return diagonal_sums(plan, 0, window - 1).masked_fill(~starts, NEVER)
+
+
+def _window_starts(mask: Tensor, window: int) -> Tensor:
+    """Mark where a window fits between the first and last residue, or the first if none does."""
+    position = torch.arange(mask.shape[-1], device=mask.device)
+    first = torch.where(mask, position, mask.shape[-1]).amin(-1, keepdim=True)
+    last = torch.where(mask, position, -1).amax(-1, keepdim=True)
+    return (position >= first) & ((position + window - 1 <= last) | (position == first))
 
 
 def matched_mass(
@@ -691,8 +494,12 @@ def matched_mass(
         threshold: Plan entry above which mass counts.
     """
     mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
-    shorter = torch.minimum(query_mask.sum(-1), candidate_mask.sum(-1)).clamp(min=1)
-    return (mass / shorter).clamp(0, 1)
+    return _share_of_shorter(mass, query_mask.sum(-1), candidate_mask.sum(-1))
+
+
+def _share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
+    """Divide a mass by the residues of the shorter protein, `(batch,)` each."""
+    return (mass / torch.minimum(query_residues, candidate_residues).clamp(min=1)).clamp(0, 1)
 
 
 def collinear_score(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
@@ -736,39 +543,12 @@ def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor)
         query_residues: Lengths, `(batch,)`.
         candidate_residues: Likewise.
     """
-    shorter = torch.minimum(query_residues, candidate_residues).clamp(min=1)
+    share = _share_of_shorter(mass, query_residues, candidate_residues)
     longer = torch.maximum(query_residues, candidate_residues).clamp(min=1)
-    share = (mass / shorter).clamp(0, 1)
     return 1 - (1 - share) ** (longer / USUAL_RESIDUES).sqrt().clamp(min=1)
 
 
-def _matched_similarity(
-    plan: Tensor, query: Tensor, candidate: Tensor, query_gate: Tensor, candidate_gate: Tensor
-) -> Tensor:
-    """Cosine of what the plan transports to gated candidate residues and what is there."""
-    sent = query_gate * (plan @ candidate_gate.unsqueeze(-1)).squeeze(-1)  # (batch, query_residues)
-    transported = (sent.unsqueeze(-2) @ query.to(plan.dtype)).squeeze(-2)  # (batch, hidden)
-    present = (candidate_gate.unsqueeze(-2) @ candidate.to(plan.dtype)).squeeze(-2)
-    return F.cosine_similarity(transported, present, dim=-1)
-
-
-def _window_sums(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor, window: int) -> Tensor:
-    """Sum diagonal stretches that start at (i, j); `NEVER` where one does not fit into the pair."""
-    starts = _window_starts(query_mask, window).unsqueeze(-1)
-    starts = starts & _window_starts(candidate_mask, window).unsqueeze(-2)
-    return diagonal_sums(plan, 0, window - 1).masked_fill(~starts, NEVER)
-
-
-def _window_starts(mask: Tensor, window: int) -> Tensor:
-    """Mark where a window fits between the first and last residue, or the first if none does."""
-    position = torch.arange(mask.shape[-1], device=mask.device)
-    first = torch.where(mask, position, mask.shape[-1]).amin(-1, keepdim=True)
-    last = torch.where(mask, position, -1).amax(-1, keepdim=True)
-    return (position >= first) & ((position + window - 1 <= last) | (position == first))
-
-
 # --- A padded batch of pairs, and the same taken apart: without padding there is less to compute.
-
 
 MUCH_PADDING = 0.1
 """Share of padding among the residue pairs of a batch from which on it is taken apart."""
@@ -880,7 +660,6 @@ def _one_by_one(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
 
 
 # --- What a pair is trained on: its label, its site labels, residues known to correspond.
-
 
 LEAST_MASS = 1e-6
 """Mass below which a correspondence that was missed costs no more."""
@@ -1126,11 +905,10 @@ class ScoreAffine(nn.Module):
 HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": ResidualProjection}
 
 
-# --- Pairs of ready embeddings aligned without gradient and padding, in fused kernels if possible.
-
+# --- The model.
 
 PADDED_PAIRS = 16
-"""Pairs that are padded to one batch where the fused kernels cannot be used."""
+"""Pairs that are padded to one batch on a GPU; on a CPU padding costs more than it saves."""
 
 
 @dataclass
@@ -1138,209 +916,12 @@ class AlignedPairs:
     """Hold what PLASMA says about a list of pairs.
 
     Attributes:
-        scores: One score a pair, `(pairs,)`.
+        scores: One score per pair, `(pairs,)`.
         plans: `(query_residues, candidate_residues)` each, if they were asked for.
     """
 
     scores: Tensor
     plans: list[Tensor] | None = None
-
-
-@torch.no_grad()
-def align_pairs(
-    model: PlasmaModel,
-    queries: Sequence[Tensor],
-    candidates: Sequence[Tensor],
-    query_projections: Sequence[Tensor] | None = None,
-    candidate_projections: Sequence[Tensor] | None = None,
-    return_plans: bool = True,
-) -> AlignedPairs:
-    """Align query p with candidate p; see `PlasmaModel.align_pairs`."""
-    if len(queries) != len(candidates):
-        raise ValueError(
-            f"{len(queries)} queries and {len(candidates)} candidates; give as many of each."
-        )
-    query, candidate = (
-        project_each(model, side) if given is None else given
-        for side, given in ((queries, query_projections), (candidates, candidate_projections))
-    )
-    for sides in zip(query, candidate, strict=True):
-        check_widths(*sides)
-    if not len(queries):
-        return AlignedPairs(torch.zeros(0), [] if return_plans else None)
-    if can_fuse(model, query[0]):
-        matches = fused_matches(model, query, candidate, return_plans)
-        return AlignedPairs(
-            match_scores(model, matches, queries, lambda p: candidates[p]), matches.plans
-        )
-    return _align_padded(model, queries, candidates, query, candidate, return_plans)
-
-
-@torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
-def project_each(model: PlasmaModel, proteins: Sequence[Tensor]) -> list[Tensor]:
-    """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
-    known = {id(protein): protein for protein in proteins}
-    projected = {key: model.project(protein) for key, protein in known.items()}
-    return [projected[id(protein)] for protein in proteins]
-
-
-def can_fuse(model: PlasmaModel, example: Tensor) -> bool:
-    """Tell whether the fused kernels compute what the configuration asks for."""
-    config = model.config
-    return (
-        kernel_for("align_pairs", at_least_float32(example)) is not None
-        and config.domain == "linear"
-        and config.score_form != "soft"
-    )
-
-
-def fused_matches(
-    model: PlasmaModel,
-    query_projections: Sequence[Tensor],
-    candidate_projections: Sequence[Tensor],
-    return_plans: bool,
-    quantum: float | None = None,
-) -> Any:
-    """Run the fused kernels: what is matched in each pair, and the plans if they are wanted.
-
-    With `quantum` projections are 8-bit codes, see `quantised_numba`.
-    """
-    config = model.config
-    sides = [query_projections, candidate_projections]
-    if quantum is None:
-        sides = [[at_least_float32(protein) for protein in side] for side in sides]
-    align = kernel_for("align_pairs", sides[0][0] if quantum is None else torch.zeros(0))
-    assert align is not None
-    return align(
-        *sides,
-        quantum=quantum,
-        kernel_scale=config.kernel_scale,
-        eps=config.eps,
-        n_iters=config.n_iters,
-        tol=config.tol,
-        max_iters=config.max_iters,
-        support_rounds=config.support_rounds,
-        support_window=config.support_window,
-        support_gap=config.support_gap,
-        support_weight=config.support_weight,
-        order_weight=config.order_weight,
-        threshold=config.threshold,
-        diagonal_window=config.diagonal_window,
-        collinear=config.score_form == "collinear",
-        return_plans=return_plans,
-    )
-
-
-def match_scores(
-    model: PlasmaModel,
-    matches: Any,
-    queries: Sequence[Tensor],
-    read_candidate: Callable[[int], Tensor],
-) -> Tensor:
-    """Score pairs by what is matched in them; embeddings are read where something is.
-
-    Args:
-        model: Whose form of the score it is.
-        matches: What `fused_matches` returned.
-        queries: Query embeddings, `(residues, hidden)`, by pair.
-        read_candidate: Gives candidate embeddings, `(residues, hidden)`, by the number of the pair.
-
-    Returns:
-        Scores, `(pairs,)`.
-    """
-    if model.config.score_form in ("mass", "collinear"):
-        lengths = [
-            torch.tensor([len(side) for side in sides]) for sides in (matches.sent, matches.gates)
-        ]
-        if model.config.score_form == "collinear":
-            return of_lengths(matches.collinear, *lengths)
-        return (matches.mass / torch.minimum(*lengths).clamp(min=1)).clamp(0, 1)
-    similarity = torch.zeros(len(queries))
-    # Few pairs have anything matched, and few residues in them: the others are not even read.
-    for p in (matches.mass != 0).nonzero()[:, 0].tolist():
-        senders, receivers = (side[p].nonzero()[:, 0] for side in (matches.sent, matches.gates))
-        transported = matches.sent[p][senders] @ at_least_float32(queries[p][senders])
-        present = matches.gates[p][receivers] @ at_least_float32(read_candidate(p)[receivers])
-        similarity[p] = F.cosine_similarity(transported, present, dim=-1)
-    return _with_stretch(similarity, matches.stretch, model.config.diagonal_window)
-
-
-def _with_stretch(similarity: Tensor, stretch: Tensor, window: int) -> Tensor:
-    if window > 0:
-        similarity = similarity * stretch.clamp(0, window) / window
-    return similarity.clamp(0, 1)
-
-
-def _align_padded(
-    model: PlasmaModel,
-    queries: Sequence[Tensor],
-    candidates: Sequence[Tensor],
-    query_projections: Sequence[Tensor],
-    candidate_projections: Sequence[Tensor],
-    return_plans: bool,
-) -> AlignedPairs:
-    """Do the same in padded batches, with whatever kernels there are."""
-    scores: list[Tensor] = []
-    plans: list[Tensor] = []
-    for start in range(0, len(queries), PADDED_PAIRS):
-        part = slice(start, start + PADDED_PAIRS)
-        sides = (queries[part], candidates[part])
-        embeddings, masks = zip(*map(pad_residues, sides), strict=True)
-        projections = [
-            pad_residues(side[part])[0] for side in (query_projections, candidate_projections)
-        ]
-        if not return_plans and _can_fuse_on_cuda(model, projections[0]):
-            scores.append(_fused_scores_on_cuda(model, embeddings, projections, masks))
-            continue
-        aligned = model.align_projected(*projections, *masks)
-        scores.append(model.score_plan(aligned.first_plan, *embeddings, *masks))
-        lengths = zip(*(map(len, side) for side in sides), strict=True)
-        plans += [p[:n, :m] for p, (n, m) in zip(aligned.plan, lengths, strict=True)]
-    return AlignedPairs(torch.cat(scores), plans if return_plans else None)
-
-
-def _can_fuse_on_cuda(model: PlasmaModel, example: Tensor) -> bool:
-    config = model.config
-    return (
-        kernel_for("align_scores", example) is not None
-        and config.domain == "linear"
-        and config.tol is None
-        and config.score_form in ("published", "mass")
-    )
-
-
-def _fused_scores_on_cuda(
-    model: PlasmaModel,
-    embeddings: Sequence[Tensor],
-    projections: Sequence[Tensor],
-    masks: Sequence[Tensor],
-) -> Tensor:
-    """Score a padded batch without writing its plans."""
-    config = model.config
-    kernel = log_kernel(hinge_cost(*projections), config.kernel_scale, *masks)
-    lengths = [mask.sum(-1) for mask in masks]
-    align_scores = kernel_for("align_scores", kernel)
-    assert align_scores is not None
-    matches = align_scores(
-        kernel,
-        *lengths,
-        eps=config.eps,
-        n_iters=config.n_iters,
-        threshold=config.threshold,
-        diagonal_window=config.diagonal_window,
-    )
-    if config.score_form == "mass":
-        return (matches.mass / torch.minimum(*lengths).clamp(min=1)).clamp(0, 1)
-    gates = (matches.sent, matches.candidate_gate)
-    transported, present = (
-        (gate.unsqueeze(-2) @ at_least_float32(side)).squeeze(-2)
-        for gate, side in zip(gates, embeddings, strict=True)
-    )
-    similarity = F.cosine_similarity(transported, present, dim=-1)
-    return _with_stretch(similarity, matches.stretch, config.diagonal_window)
-
-
-# --- PLASMA: residue embeddings of two proteins in, an alignment plan and one score out.
 
 
 @dataclass
@@ -1350,7 +931,7 @@ class PlasmaOutput(ModelOutput):
     Args:
         loss: Mean over pairs of what each would lose alone: score loss plus weighted label match
             loss plus weighted correspondence loss, of those that labels are given for.
-        scores: One score in [0, 1] a pair, `(batch,)`.
+        scores: One score in [0, 1] per pair, `(batch,)`.
         plan: `(batch, query_residues, candidate_residues)`, with `return_plan=True`.
         cost: Same shape, with `return_plan=True`; what the kernel is made of.
         score_loss: Mean over pairs of the loss that comes from pair labels.
@@ -1372,7 +953,7 @@ class PlasmaOutput(ModelOutput):
 class AlignedBatch(NamedTuple):
     """Hold cost, plan without support and plan with it, `(batch, query, candidate)` each."""
 
-    cost: Any  # a tensor, but in training, where it is not kept
+    cost: Tensor | None  # None in training, where it is not kept
     first_plan: Tensor
     plan: Tensor
 
@@ -1481,6 +1062,7 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
         config, digest = self.config, weights_digest(self.alignment_head)
         return {"head": config.head, "normalize": str(config.normalize), "weights": digest}
 
+    @torch.no_grad()
     def align_pairs(
         self,
         queries: Sequence[Tensor],
@@ -1509,9 +1091,101 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
             >>> aligned.scores.shape, [plan.shape for plan in aligned.plans]
             (torch.Size([2]), [torch.Size([12, 12]), torch.Size([12, 6])])
         """
-        return align_pairs(
-            self, queries, candidates, query_projections, candidate_projections, return_plans
+        if len(queries) != len(candidates):
+            raise ValueError(
+                f"{len(queries)} queries and {len(candidates)} candidates; give as many of each."
+            )
+        query, candidate = (
+            self.project_each(side) if given is None else given
+            for side, given in ((queries, query_projections), (candidates, candidate_projections))
         )
+        for sides in zip(query, candidate, strict=True):
+            check_widths(*sides)
+        if not len(queries):
+            return AlignedPairs(torch.zeros(0), [] if return_plans else None)
+        if (align := kernel_for("align_pairs", query[0])) is not None:
+            wide = ([at_least_float32(protein) for protein in side] for side in (query, candidate))
+            matches = align(*wide, self.config, return_plans)
+            return AlignedPairs(self._score_matches(matches, queries, candidates), matches.plans)
+        # Padding and masks are for devices that want large batches.
+        alone = query[0].device.type == "cpu" and kernel_for("hinge_cost", query[0]) is None
+        size = 1 if alone else PADDED_PAIRS
+        parts = []
+        for start in range(0, len(queries), size):
+            part = range(start, min(start + size, len(queries)))
+            sides = ([side[p] for p in part] for side in (queries, candidates, query, candidate))
+            parts.append(self._align_padded(*sides, return_plans))
+        plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
+        return AlignedPairs(torch.cat([part.scores for part in parts]), plans)
+
+    @torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
+    def project_each(self, proteins: Sequence[Tensor]) -> list[Tensor]:
+        """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
+        known = {id(protein): protein for protein in proteins}
+        projected = {key: self.project(protein) for key, protein in known.items()}
+        return [projected[id(protein)] for protein in proteins]
+
+    def _score_matches(
+        self, matches: Any, queries: Sequence[Tensor], candidates: Sequence[Tensor]
+    ) -> Tensor:
+        """Score pairs, `(pairs,)`, by what is matched; embeddings are read where something is."""
+        form = self.config.score_form
+        if form in ("mass", "collinear"):
+            lengths = [
+                torch.tensor([len(side) for side in sides])
+                for sides in (matches.transported, matches.matched)
+            ]
+            if form == "collinear":
+                return of_lengths(matches.collinear, *lengths)
+            return _share_of_shorter(matches.mass, *lengths)
+        similarity = torch.zeros(len(queries))
+        # Few pairs have anything matched, and few residues in them: the others are not even read.
+        for p in (matches.mass != 0).nonzero()[:, 0].tolist():
+            sides = (matches.transported[p], queries[p]), (matches.matched[p], candidates[p])
+            sums = (gate[gate != 0] @ at_least_float32(side[gate != 0]) for gate, side in sides)
+            similarity[p] = F.cosine_similarity(*sums, dim=-1)
+        return _with_window(similarity, matches.window, self.config.diagonal_window)
+
+    def _align_padded(
+        self,
+        queries: Sequence[Tensor],
+        candidates: Sequence[Tensor],
+        query_projections: Sequence[Tensor],
+        candidate_projections: Sequence[Tensor],
+        return_plans: bool,
+    ) -> AlignedPairs:
+        """Align a few pairs in one padded batch, with whatever kernels there are."""
+        embeddings, masks = zip(*map(_padded, (queries, candidates)), strict=True)
+        projections = [_padded(side)[0] for side in (query_projections, candidate_projections)]
+        fused = kernel_for("align_scores", projections[0])
+        if fused and not return_plans and self.config.score_form in ("published", "mass"):
+            return AlignedPairs(self._fused_scores(fused, embeddings, projections, masks))
+        aligned = self.align_projected(*projections, *masks)
+        scores = self.score_plan(aligned.first_plan, *embeddings, *masks)
+        sizes = zip(map(len, queries), map(len, candidates), strict=True)
+        return AlignedPairs(
+            scores, [plan[:n, :m] for plan, (n, m) in zip(aligned.plan, sizes, strict=True)]
+        )
+
+    def _fused_scores(
+        self,
+        align_scores: Callable[..., Any],
+        embeddings: Sequence[Tensor],
+        projections: Sequence[Tensor],
+        masks: Sequence[Tensor],
+    ) -> Tensor:
+        """Score a padded batch without writing its plans."""
+        kernel = log_kernel(hinge_cost(*projections), self.config.kernel_scale, *masks)
+        lengths = [mask.sum(-1) for mask in masks]
+        matches = align_scores(kernel, *lengths, self.config)
+        if self.config.score_form == "mass":
+            return _share_of_shorter(matches.mass, *lengths)
+        sums = (
+            (gate.unsqueeze(-2) @ at_least_float32(side)).squeeze(-2)
+            for gate, side in zip((matches.transported, matches.matched), embeddings, strict=True)
+        )
+        similarity = F.cosine_similarity(*sums, dim=-1)
+        return _with_window(similarity, matches.window, self.config.diagonal_window)
 
     def score_many(
         self,
@@ -1520,7 +1194,6 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
         *,
         top_k: int = 10,
         return_plans: bool = True,
-        precision: str = "float32",
         progress: bool | None = None,
     ) -> list[list[Any]]:
         """Score queries against every protein of an embedding store.
@@ -1533,8 +1206,6 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
             store: A `plasma_hf.data.EmbeddingStore`, best with the projections of this head.
             top_k: Hits to keep for each query.
             return_plans: Add their plans.
-            precision: "uint8" to look for hits by projections rounded to 8 bits, on a CPU with
-                numba; the best are then scored again exactly. "float32" computes as `forward`.
             progress: Show progress; None where standard error is a terminal.
 
         Returns:
@@ -1542,13 +1213,11 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
 
         Raises:
             ValueError: If the store is of another head or of a backbone of another width, or
-                `precision` or `top_k` are none.
+                `top_k` is below 1.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
-        return search.score_many(
-            self, several, store, top_k, return_plans, precision, progress=progress
-        )
+        return search.score_many(self, several, store, top_k, return_plans, progress=progress)
 
     def forward(
         self,
@@ -1586,8 +1255,8 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
             query_backbone_atoms: N, CA and C in Å, `(batch, query_residues, 3, 3)`, beside the
                 token ids of a backbone that reads structures.
             candidate_backbone_atoms: The same for the candidate.
-            query_site_labels: 0/1 a residue, `(batch, query_residues)`.
-            candidate_site_labels: 0/1 a residue, `(batch, candidate_residues)`.
+            query_site_labels: 0/1 per residue, `(batch, query_residues)`.
+            candidate_site_labels: 0/1 per residue, `(batch, candidate_residues)`.
             labels: 1 where the two share a site, `(batch,)`.
             correspondences: Residues (i, j) that are known to correspond, `(batch, n, 2)`; rows
                 of -1 are padding.
@@ -1627,7 +1296,7 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
         compiled = kernel_for("pair_plans", batch.embeddings[0])
         alone = compiled is not None and batch.mostly_padding
         parts = batch.singles(self.project) if alone else [batch.projected(self.project)]
-        if alone and not return_plan and self.config.solved_as_published:
+        if alone and not return_plan and not self.config.uses_support:
             aligned = self._plans_with_gradient(parts)
         else:
             aligned = [self.align_projected(*part.projections, *part.masks) for part in parts]
@@ -1710,11 +1379,9 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
             query_mask: True at residues, `(batch, query_residues)`.
             candidate_mask: True at residues, `(batch, candidate_residues)`.
         """
-        config = self.config
         cost = hinge_cost(query, candidate)
-        kernel = log_kernel(cost, config.kernel_scale, query_mask, candidate_mask)
-
-        return AlignedBatch(cost, *make_plans(kernel, query_mask, candidate_mask, config))
+        kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
+        return AlignedBatch(cost, *make_plans(kernel, candidate_mask, self.config))
 
     def score_plan(
         self,
@@ -1730,11 +1397,23 @@ class PlasmaModel(ParameterFree, PreTrainedHead):
             return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)
         if config.score_form == "collinear":
             return collinear_score(plan, query_mask, candidate_mask)
-        options = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
-        if config.score_form == "soft":
-            options["softness"] = config.softness
-        form = soft_score if config.score_form == "soft" else published_score
-        return form(plan, query, candidate, query_mask, candidate_mask, **options)
+        return published_score(
+            plan,
+            query,
+            candidate,
+            query_mask,
+            candidate_mask,
+            threshold=config.threshold,
+            diagonal_window=config.diagonal_window,
+        )
+
+
+def _padded(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad proteins to a batch, and return it with its residue mask; one alone is not copied."""
+    if len(proteins) > 1:
+        return pad_residues(proteins)
+    alone = proteins[0].unsqueeze(0)
+    return alone, torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
 
 
 def _masked_labels(side: str, labels: Tensor | None, mask: Tensor) -> Tensor | None:

@@ -9,10 +9,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import has_file
 
 from .modeling_backbone import (
     SafeWeights,
-    _find_file,
     _load_model,
     backbone_config,
     build_backbone,
@@ -138,7 +138,7 @@ class PLMEncoder(SafeWeights):
             )
         if not inside:
             self.attach_language_model(fetch(_load_model, under, revision, **options), under)
-        saved_with_it = _find_file(source, "tokenizer_config.json") is not None
+        saved_with_it = has_file(source, "tokenizer_config.json")
         return (source, None) if saved_with_it else (under, revision)
 
     def read(

@@ -89,9 +89,8 @@ def published_statistics(k_neighbors: int) -> EdgeStatistics:
 class ProtSSNConfig(PLMEncoderConfig):
     """Configure ProtSSN and, optionally, the protein language model under it.
 
-    ProtSSN was trained with one number of neighbours for graph and statistics. The released PLASMA
-    heads were trained on its k = 20 weights over graphs and statistics of 10 neighbours:
-    `ProtSSNConfig(k_neighbors=10, edge_statistics=10)`.
+    The released PLASMA heads were trained on its k = 20 weights over graphs and statistics of 10
+    neighbours: `ProtSSNConfig(k_neighbors=10, edge_statistics=10)`.
 
     Args:
         hidden_size: Width of a residue embedding, in and out.
@@ -157,19 +156,16 @@ def protein_graph(
 ) -> ProteinGraph:
     """Join each residue to its nearest neighbours and describe the edges.
 
-    A residue has the neighbours within the radius, in the order of the sequence; where these are
-    more than `k_neighbors`, the nearest of them, nearest first; where there is none, the nearest
-    residue of all. The features do not change when the protein is turned or moved. The last
-    twelve are, seen from the neighbour's own frame, where the residue is (Å) and how its three
-    axes point.
+    A residue has the neighbours within the radius (Å), in the order of the sequence; where these
+    are more than `k_neighbors`, the nearest of them, nearest first; where there is none, the
+    nearest residue of all. The features do not change when the protein is turned or moved. The
+    last twelve are, seen from the neighbour's own frame, where the residue is (Å) and how its
+    three axes point.
 
     Args:
         backbone_atoms: N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å.
         k_neighbors: Neighbours of a residue at most.
-        radius: How far a neighbour is away at most, Å.
-
-    Raises:
-        ValueError: If the shape is another one or an atom has no coordinates.
+        radius: How far a neighbour is away at most.
 
     Source: ProtSSN (Tan et al., eLife 2025).
 
@@ -248,6 +244,14 @@ def _axes(atoms: Tensor) -> Tensor:
 
 EDGE_WIDTH = EDGE_FEATURES + 1
 """What a layer is told of an edge: its features and the squared distance."""
+
+PUBLISHED = {
+    "edge_mlp.0": ("target", "source", "edge"),
+    "edge_mlp.3": ("message",),
+    "node_mlp.0": ("node_hidden",),
+    "node_mlp.3": ("node_output",),
+}
+"""What the published model calls a layer's parts; the first matrix is cut into three."""
 
 EDGES_AT_ONCE = 2048
 """The published model holds 5,308 numbers per edge, 0.4 GB for a protein of 1,000 residues; this
@@ -354,24 +358,17 @@ class ProtSSNModel(PLMEncoder):
     def from_upstream(
         cls, pt: str | Path, k_neighbors: int = 20, edge_statistics: int | None = None
     ) -> ProtSSNModel:
-        """Load a published ProtSSN, without the language model under it.
-
-        The released PLASMA heads stand on the k = 20 weights over graphs of 10 neighbours:
-        `ProtSSNModel.from_upstream("protssn_k20_h512.pt", k_neighbors=10)`.
+        """Load a published ProtSSN in eval mode; `attach_language_model` completes it.
 
         Args:
-            pt: The state dict, for example `protssn_k20_h512.pt`. It is read without running any
-                code in it.
-            k_neighbors: Neighbours of a residue in the graph at most.
+            pt: The state dict, for example `protssn_k20_h512.pt`; no code in it is run.
+            k_neighbors: Neighbours of a residue in the graph at most; 10 for the released heads.
             edge_statistics: The published statistics that standardise the edges, 10, 20 or 30;
                 None takes those of k_neighbors.
 
-        Returns:
-            The model in eval mode; put a language model under it with `attach_language_model`.
-
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no ProtSSN, or there are no such statistics.
+            ValueError: If the file is not a ProtSSN, or there are no such statistics.
         """
         upstream = from_package("hub.upstream", "the published ProtSSN is read")
         state = upstream.read_checkpoint(pt)
@@ -380,17 +377,35 @@ class ProtSSNModel(PLMEncoder):
             k_neighbors=k_neighbors,
             edge_statistics=k_neighbors if edge_statistics is None else edge_statistics,
         )
-        if differ := upstream.differences(
-            state, _upstream_shapes(config), "here", f"in a ProtSSN of width {config.hidden_size}"
-        ):
+        model, ours = cls(config), _statistics(config.edge_statistics)
+        cuts = model._published_cuts()
+        wanted: dict[str, Any] = {f"{name}.bias": sizes[:1] for name, (_, sizes) in cuts.items()}
+        for name, (_, (rows, *columns)) in cuts.items():
+            wanted[f"{name}.weight"] = (rows, sum(columns))
+        there = f"in a ProtSSN of width {config.hidden_size}"
+        if differ := upstream.differences(state, wanted, "here", there):
             raise ValueError(
                 f"{pt} is no published ProtSSN, {differ}; give a file such as "
                 "protssn_k20_h512.pt of the repository tyang816/ProtSSN."
             )
-        model = cls(config)
-        ours = _from_upstream_names(state, config) | _statistics(config.edge_statistics)
+        for name, (parts, (_, *columns)) in cuts.items():
+            weights = state[f"{name}.weight"].split(columns, dim=1)
+            ours |= {f"{part}.weight": w for part, w in zip(parts, weights, strict=True)}
+            ours[f"{parts[-1]}.bias"] = state[f"{name}.bias"]
         model.load_state_dict(ours)
         return model.eval()
+
+    def _published_cuts(self) -> dict[str, tuple[list[str], tuple[int, ...]]]:
+        """Name each published linear map, those of ours that it is cut into, rows and columns."""
+        names = {"GNN_model.lin": ["residue_head"]}
+        for i in range(len(self.layers)):
+            for theirs, ours in PUBLISHED.items():
+                names[f"GNN_model.mpnn_layes.{i}.{theirs}"] = [f"layers.{i}.{o}" for o in ours]
+        weights = {
+            name: [self.get_submodule(p).weight for p in parts] for name, parts in names.items()
+        }
+        sizes = {name: (len(w[0]), *(part.shape[1] for part in w)) for name, w in weights.items()}
+        return {name: (parts, sizes[name]) for name, parts in names.items()}
 
     @property
     def saved_format(self) -> str:
@@ -518,37 +533,3 @@ def _upstream_sizes(state: dict[str, Any], pt: str | Path) -> dict[str, Any]:
         "message_size": len(message),
         "num_layers": sum(str(name).endswith(".edge_mlp.0.weight") for name in state),
     }
-
-
-def _upstream_shapes(config: ProtSSNConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the published tensors by their names."""
-    width, message = config.hidden_size, config.message_size
-    edge = 2 * width + EDGE_WIDTH
-    linear = {
-        "edge_mlp.0": (2 * edge, edge),
-        "edge_mlp.3": (message, 2 * edge),
-        "node_mlp.0": (2 * width, width + message),
-        "node_mlp.3": (width, 2 * width),
-    }
-    wanted: dict[str, tuple[int, ...]] = {}
-    shapes = {f"mpnn_layes.{i}.{n}": s for i in range(config.num_layers) for n, s in linear.items()}
-    for name, shape in (shapes | {"lin": (len(STANDARD_RESIDUES), width)}).items():
-        wanted |= {f"GNN_model.{name}.weight": shape, f"GNN_model.{name}.bias": shape[:1]}
-    return wanted
-
-
-def _from_upstream_names(state: dict[str, Any], config: ProtSSNConfig) -> dict[str, Tensor]:
-    """Rename published tensors; the first matrix of the messages is cut into three."""
-    names = {"edge_mlp.3": "message", "node_mlp.0": "node_hidden", "node_mlp.3": "node_output"}
-    renamed = {f"residue_head.{n}": state[f"GNN_model.lin.{n}"] for n in ("weight", "bias")}
-    for i in range(config.num_layers):
-        theirs, ours = f"GNN_model.mpnn_layes.{i}", f"layers.{i}"
-        cut = [config.hidden_size, config.hidden_size, EDGE_WIDTH]
-        target, source, edge = state[f"{theirs}.edge_mlp.0.weight"].split(cut, dim=1)
-        renamed |= {f"{ours}.target.weight": target, f"{ours}.source.weight": source}
-        renamed |= {f"{ours}.edge.weight": edge}
-        renamed |= {f"{ours}.edge.bias": state[f"{theirs}.edge_mlp.0.bias"]}
-        for their_part, our_part in names.items():
-            for kind in ("weight", "bias"):
-                renamed[f"{ours}.{our_part}.{kind}"] = state[f"{theirs}.{their_part}.{kind}"]
-    return renamed

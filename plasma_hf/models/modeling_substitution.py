@@ -1,4 +1,4 @@
-"""Configuration of the substitution encoder."""
+"""The default encoders: substitution windows, and what a small network adds to them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SubstitutionConfig(PreTrainedConfig):
     decay: float | int = 7.0
 
     def __post_init__(self, **kwargs: object) -> None:
-        """Check the window."""
+        """Check the numbers."""
         if self.window < 0 or self.decay <= 0:
             raise ValueError(
                 f"window={self.window}, decay={self.decay}: give a window of 0 or more residues "
@@ -50,16 +50,13 @@ class SubstitutionConfig(PreTrainedConfig):
         return 20 * (2 * self.window + 1)
 
 
-# --- Configuration of the residue encoder.
-
-
 @strict
 class ResidueEncoderConfig(SubstitutionConfig):
     """Configure the residue encoder: substitution windows and what a small network adds to them.
 
     Args:
-        window: Residues of a substitution window on each side, see `SubstitutionConfig`.
-        decay: How the window fades, see `SubstitutionConfig`.
+        window: See `SubstitutionConfig`.
+        decay: See `SubstitutionConfig`.
         width: Channels of the network.
         kernel: Residues that a convolution looks at, an odd number.
         dilations: Steps between them, one for each block; a residue sees
@@ -78,7 +75,8 @@ class ResidueEncoderConfig(SubstitutionConfig):
 
     def __post_init__(self, **kwargs: object) -> None:
         """Check the network."""
-        if self.width < 2 or self.kernel < 1 or self.kernel % 2 == 0 or min(self.steps) < 1:
+        smallest = min(self.dilations, default=1)
+        if self.width < 2 or self.kernel < 1 or self.kernel % 2 == 0 or smallest < 1:
             raise ValueError(
                 f"width={self.width}, kernel={self.kernel}, dilations={self.dilations}: give a "
                 "width of 2 or more, an odd kernel and dilations of 1 or more, for example "
@@ -87,17 +85,9 @@ class ResidueEncoderConfig(SubstitutionConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def steps(self) -> list[int]:
-        """Dilations, 1 where there is no block."""
-        return list(self.dilations) or [1]
-
-    @property
     def reach(self) -> int:
         """How many residues to each side an embedding depends on."""
         return self.window + (self.kernel - 1) // 2 * sum(self.dilations)
-
-
-# --- The substitution encoder: residues seen through BLOSUM62 and their neighbours.
 
 
 # Henikoff & Henikoff 1992, half-bits; rows and columns in the order of STANDARD_RESIDUES.
@@ -190,7 +180,7 @@ class SubstitutionModel(ParameterFree, SafeWeights):
         Args:
             input_ids: Token ids; 0 is padding.
             attention_mask: True (or 1) where there is a residue, `(batch, residues)`.
-            return_dict: Return a `BaseModelOutput` instead of a tuple.
+            return_dict: Return a `BaseModelOutput` (default) or a tuple.
         """
         vectors = self.vectors[input_ids]  # (batch, residues, 20)
         if attention_mask is not None:
@@ -204,15 +194,8 @@ class SubstitutionModel(ParameterFree, SafeWeights):
         return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)
 
 
-# --- The residue encoder: substitution windows and what a small network adds to them.
-
-
 class DilatedBlock(nn.Module):
-    """Add to every residue what a dilated convolution reads around it.
-
-    A bottleneck: to half the channels, a convolution over `kernel` residues `dilation` apart, and
-    back to all channels.
-    """
+    """Add to every residue what a convolution over half the channels reads around it."""
 
     def __init__(self, width: int, kernel: int, dilation: int) -> None:
         """Build the block."""
@@ -279,7 +262,7 @@ class ResidueEncoderModel(SafeWeights):
             init.zeros_(module.residual.bias)
 
     def network(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the channels that the residual is read from, `(batch, residues, width)`.
+        """Return the channels `(batch, residues, width)` that the residual is read from.
 
         Args:
             windows: Substitution windows, `(batch, residues, hidden)`.
@@ -295,13 +278,7 @@ class ResidueEncoderModel(SafeWeights):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
     ) -> BaseModelOutput | tuple[Tensor]:
-        """Embed token ids `(batch, residues)` as `(batch, residues, hidden)`.
-
-        Args:
-            input_ids: Token ids; 0 is padding.
-            attention_mask: True (or 1) where there is a residue, `(batch, residues)`.
-            return_dict: Return a `BaseModelOutput` instead of a tuple.
-        """
+        """Embed token ids `(batch, residues)`, see `SubstitutionModel.forward`."""
         (windows,) = self.substitution(input_ids, attention_mask, return_dict=False)
         hidden = self.gain * windows + self.residual(self.network(windows, attention_mask))
         return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)

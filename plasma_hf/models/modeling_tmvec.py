@@ -234,15 +234,12 @@ class TMVecModel(PLMEncoder):
 
     @classmethod
     def from_upstream(cls, ckpt: str | Path, params_json: str | Path) -> TMVecModel:
-        """Load the published TM-Vec, without the language model under it.
+        """Load the published TM-Vec in eval mode; `attach_language_model` completes it.
 
         Args:
-            ckpt: The Lightning checkpoint, for example `tm_vec_cath_model.ckpt`. It is read
-                without running any code in it.
+            ckpt: The Lightning checkpoint, for example `tm_vec_cath_model.ckpt`; no code in it is
+                run.
             params_json: The parameter file beside it.
-
-        Returns:
-            The model in eval mode; put a language model under it with `attach_language_model`.
 
         Raises:
             FileNotFoundError: If a file is not there.

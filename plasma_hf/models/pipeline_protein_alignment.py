@@ -1,11 +1,12 @@
-"""From a plan to aligned segments: the answer to "which residues correspond"."""
+"""`pipeline("protein-alignment")`: two proteins in, corresponding residues out."""
 
-# mypy: disable-error-code="override, assignment, union-attr, operator"
+# mypy: disable-error-code="override"
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from .modeling_backbone import Backbone, weights_digest
 from .processing_plasma import PlasmaProcessor
-from .protein import BatchedPipeline, Protein, read_protein
+from .protein import Protein, ProteinPipeline, read_protein
+
+SIDES = ("query", "candidate")
+
+BUNDLED = Path(__file__).parents[1] / "checkpoints"
+HEAD = "plasma_head_"
+"""How the folders of bundled heads begin; the task follows."""
+
+KEPT_BYTES, KEPT_PROTEINS = 2**28, 4096
+"""Embeddings, and proteins as they were read, that one call keeps for the pairs that follow."""
 
 
 @dataclass
@@ -23,41 +33,33 @@ class Segment:
 
     Args:
         pairs: Aligned residues in order, `(query index, candidate index, plan weight)`, 0-based.
+
+    Attributes:
+        query_start, query_end, candidate_start, candidate_end: 0-based, ends exclusive.
+        score: Plan weight of the pairs as a share of the longer stretch, in [0, 1].
     """
 
-    pairs: list[tuple[int, int, float]] = field(default_factory=list)
+    pairs: list[tuple[int, int, float]]
 
-    @property
-    def query_start(self) -> int:
-        """Index of the first aligned query residue."""
-        return self.pairs[0][0]
-
-    @property
-    def query_end(self) -> int:
-        """Index after the last aligned query residue."""
-        return self.pairs[-1][0] + 1
-
-    @property
-    def candidate_start(self) -> int:
-        """Index of the first aligned candidate residue."""
-        return self.pairs[0][1]
-
-    @property
-    def candidate_end(self) -> int:
-        """Index after the last aligned candidate residue."""
-        return self.pairs[-1][1] + 1
-
-    @property
-    def score(self) -> float:
-        """Plan weight of the pairs as a share of the longer stretch, in [0, 1]."""
+    def __post_init__(self) -> None:
+        """Work out the ends and the score."""
+        (self.query_start, self.candidate_start, _), (query, candidate, _) = (
+            self.pairs[0],
+            self.pairs[-1],
+        )
+        self.query_end, self.candidate_end = query + 1, candidate + 1
         longer = max(self.query_end - self.query_start, self.candidate_end - self.candidate_start)
-        return min(1.0, sum(weight for *_, weight in self.pairs) / longer)
+        self.score = min(1.0, sum([weight for *_, weight in self.pairs]) / longer)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the segment as plain numbers and lists."""
-        names = ("query_start", "query_end", "candidate_start", "candidate_end", "score")
-        return {name: getattr(self, name) for name in names} | {
-            "pairs": [list(pair) for pair in self.pairs]
+        return {
+            "query_start": self.query_start,
+            "query_end": self.query_end,
+            "candidate_start": self.candidate_start,
+            "candidate_end": self.candidate_end,
+            "score": self.score,
+            "pairs": [list(pair) for pair in self.pairs],
         }
 
 
@@ -85,17 +87,20 @@ def find_segments(
         >>> segment.query_start, segment.query_end, segment.candidate_start, segment.score
         (1, 5, 0, 1.0)
     """
-    segments: list[Segment] = []
+    segments: list[list[tuple[int, int, float]]] = []
     for query, candidate, weight in best_pairs(plan, threshold):
-        followed = [s for s in segments if _follows(s, query, candidate, max_gap)]
-        if followed:
+        home, least = None, 0
+        for segment in segments:
+            last_query, last_candidate, _ = segment[-1]
+            down, across = query - last_query, candidate - last_candidate
+            follows = 0 < down <= max_gap + 1 and 0 < across <= max_gap + 1
             # Of several that it continues, the one that needs the least shift.
-            shift = query - candidate
-            home = min(followed, key=lambda s: abs(shift - (s.pairs[-1][0] - s.pairs[-1][1])))
-        else:
-            segments.append(home := Segment())
-        home.pairs.append((query, candidate, weight))
-    return [segment for segment in segments if len(segment.pairs) >= min_pairs]
+            if follows and (home is None or abs(down - across) < least):
+                home, least = segment, abs(down - across)
+        if home is None:
+            segments.append(home := [])
+        home.append((query, candidate, weight))
+    return [Segment(pairs) for pairs in segments if len(pairs) >= min_pairs]
 
 
 def best_pairs(plan: Tensor, threshold: float) -> list[tuple[int, int, float]]:
@@ -110,31 +115,28 @@ def best_pairs(plan: Tensor, threshold: float) -> list[tuple[int, int, float]]:
         return []
     weight, candidate = plan.max(dim=1)
     query = torch.arange(len(plan))
-    mutual = plan.argmax(dim=0)[candidate] == query
-    kept = mutual & (weight > threshold)
-    columns = (query[kept], candidate[kept], weight[kept])
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    kept = (plan.argmax(dim=0)[candidate] == query) & (weight > threshold)
+    columns = query[kept].tolist(), candidate[kept].tolist(), weight[kept].tolist()
+    return list(zip(*columns, strict=True))
 
 
-def _follows(segment: Segment, query: int, candidate: int, max_gap: int) -> bool:
-    last_query, last_candidate, _ = segment.pairs[-1]
-    return 0 < query - last_query <= max_gap + 1 and 0 < candidate - last_candidate <= max_gap + 1
+class _Seen:
+    """What one call has met: proteins as they were read, and their embeddings, the latest last."""
+
+    def __init__(self) -> None:
+        self.proteins: OrderedDict[Any, Protein] = OrderedDict()
+        self.embeddings: OrderedDict[str | None, Tensor] = OrderedDict()
+
+    def forget(self) -> None:
+        """Let go of the oldest, so that a call without end needs no memory without end."""
+        kept = sum([rows.nbytes for rows in self.embeddings.values()])
+        while kept > KEPT_BYTES:
+            kept -= self.embeddings.popitem(last=False)[1].nbytes
+        while len(self.proteins) > KEPT_PROTEINS:
+            self.proteins.popitem(last=False)
 
 
-# --- `pipeline("protein-alignment")`: two proteins in, corresponding residues out.
-
-
-# The base class types its hooks for one dict of tensors; a pair of proteins is none.
-
-
-SIDES = ("query", "candidate")
-
-BUNDLED = Path(__file__).parents[1] / "checkpoints"
-HEAD = "plasma_head_"
-"""How the folders of bundled heads begin; the task follows."""
-
-
-class ProteinAlignmentPipeline(BatchedPipeline):
+class ProteinAlignmentPipeline(ProteinPipeline):
     """Align pairs of proteins.
 
     A pair is `{"query": ..., "candidate": ...}` or a 2-tuple; each side a sequence, a path (FASTA,
@@ -156,7 +158,7 @@ class ProteinAlignmentPipeline(BatchedPipeline):
         threshold: Plan weight above which residues are aligned; the model's own by default.
         max_gap: Residues a segment may leave out between two pairs.
         min_pairs: Pairs that make a segment.
-        on_error: "raise", or "report" to get `{"error": message}` for a bad pair and go on.
+        on_error: "raise", or "report" to get `{"error": message}` for an invalid pair and go on.
         batch_size: Pairs computed together; results do not depend on it.
 
     Example:
@@ -169,15 +171,6 @@ class ProteinAlignmentPipeline(BatchedPipeline):
         (3, 20, 0)
     """
 
-    model: Any
-    processor: Any
-
-    _load_processor = None  # a head alone has none, and takes embeddings
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-
     def __init__(
         self, *args: Any, store: Any = None, task_head: str | None = None, **kwargs: Any
     ) -> None:
@@ -187,6 +180,7 @@ class ProteinAlignmentPipeline(BatchedPipeline):
             kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)
         super().__init__(*args, **kwargs)
         self.store = store
+        self._made: Backbone | None = None
         backbone = getattr(self.model.config, "plm_config", None)
         if self.processor is None and getattr(backbone, "model_type", "") == "substitution_window":
             self.processor = PlasmaProcessor()
@@ -204,13 +198,10 @@ class ProteinAlignmentPipeline(BatchedPipeline):
         min_pairs: int | None = None,
         on_error: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if on_error not in (None, "raise", "report"):
-            raise ValueError(f"on_error={on_error!r}; accepted are 'raise' and 'report'.")
-        given = {"threshold": threshold, "max_gap": max_gap, "min_pairs": min_pairs}
-        post = {name: value for name, value in given.items() if value is not None}
-        if return_plan is not None:
-            post["return_plan"] = return_plan
-        return ({} if on_error is None else {"on_error": on_error}), {}, post
+        reading, forward, _ = super()._sanitize_parameters(on_error)
+        post = {"return_plan": return_plan, "threshold": threshold}
+        post |= {"max_gap": max_gap, "min_pairs": min_pairs}
+        return reading, forward, {k: value for k, value in post.items() if value is not None}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Align one pair or many; see the class."""
@@ -221,44 +212,49 @@ class ProteinAlignmentPipeline(BatchedPipeline):
             )
         if isinstance(inputs, tuple | Mapping):
             return super().__call__(inputs, **kwargs)
+        given = type(inputs).__name__
         if isinstance(inputs, str | Path | Tensor):
             raise TypeError(
-                f"a {type(inputs).__name__} is one protein, and an alignment needs two: "
-                "pipe((query, candidate))."
+                f"a {given} is one protein, and an alignment needs two: pipe((query, candidate))."
             )
-        if not isinstance(inputs, Iterable):
-            raise TypeError(
-                f"cannot align a {type(inputs).__name__}; give a pair (query, candidate), a list "
-                "or generator of pairs, or a datasets.Dataset with columns query and candidate."
-            )
-        lazily = super().__call__((pair for pair in inputs), **kwargs)
-        return list(lazily) if hasattr(inputs, "__len__") else lazily
+        refusal = (
+            f"cannot align a {given}; give a pair (query, candidate), a list or generator of "
+            "pairs, or a datasets.Dataset with columns query and candidate."
+        )
+        return self.answer_each(inputs, refusal, **kwargs)
+
+    def get_iterator(self, *args: Any) -> Iterator[dict[str, Any]]:
+        """Yield one result per pair; a protein that comes again is read and embedded once."""
+        inputs, workers, batch_size, reading, forward, post = args
+        seen = {"seen": _Seen()}
+        return super().get_iterator(
+            inputs, workers, batch_size, reading | seen, forward | seen, post
+        )
 
     def size_of(self, pair: dict[str, Protein]) -> list[int]:
         """Return the lengths of both sides."""
-        return [len_of(pair[side]) for side in SIDES]
+        return [len(pair[side]) for side in SIDES]
 
-    def preprocess(self, pair: Any, on_error: str = "raise") -> dict[str, Any]:
+    def read(self, pair: Any, seen: _Seen | None = None) -> dict[str, Protein]:
         """Read one pair as `{"query": Protein, "candidate": Protein}`."""
-        try:
-            sides = dict(zip(SIDES, self._split(pair), strict=True))
-            return {side: self._read(value, side) for side, value in sides.items()}
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            if on_error == "raise":
-                raise
-            return {"error": str(error)}
+        query, candidate = _sides_of(pair)
+        seen = seen or _Seen()
+        return {
+            "query": self._read_side(query, "query", seen),
+            "candidate": self._read_side(candidate, "candidate", seen),
+        }
 
-    def _forward(self, pairs: list[dict[str, Protein]], **_: Any) -> list[dict[str, Any]]:
-        queries, candidates = (self._embed([pair[side] for pair in pairs]) for side in SIDES)
-        aligned = self.model.align_pairs(queries, candidates)
-        return [
-            {"score": score, "plan": plan}
-            for score, plan in zip(aligned.scores, aligned.plans, strict=True)
-        ]
+    def _forward(
+        self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
+    ) -> list[dict[str, Any]]:
+        rows = self._embed([pair[side] for side in SIDES for pair in pairs], seen or _Seen())
+        aligned = self.model.align_pairs(rows[: len(pairs)], rows[len(pairs) :])
+        scored = zip(aligned.scores.tolist(), aligned.plans, strict=True)
+        return [{"score": score, "plan": plan} for score, plan in scored]
 
     def postprocess(
         self,
-        output: dict[str, Tensor],
+        output: dict[str, Any],
         return_plan: bool = False,
         threshold: float | None = None,
         **options: int,
@@ -267,7 +263,7 @@ class ProteinAlignmentPipeline(BatchedPipeline):
         threshold = self.model.config.threshold if threshold is None else threshold
         segments = find_segments(output["plan"], threshold, **options)
         result = {
-            "score": float(output["score"]),
+            "score": output["score"],
             "segments": [segment.to_dict() for segment in segments],
         }
         return result | {"plan": output["plan"].clone()} if return_plan else result
@@ -278,37 +274,26 @@ class ProteinAlignmentPipeline(BatchedPipeline):
         if self.processor is not None:
             self.processor.save_pretrained(save_directory, **kwargs)
 
-    def _split(self, pair: Any) -> tuple[Any, Any]:
-        if isinstance(pair, Mapping):
-            missing = [side for side in SIDES if side not in pair]
-            if missing:
-                raise ValueError(
-                    f"a pair has no {' and no '.join(missing)}, only {sorted(map(str, pair))}; "
-                    'give {"query": ..., "candidate": ...}.'
-                )
-            return pair["query"], pair["candidate"]
-        if isinstance(pair, tuple | list) and len(pair) == 2:
-            return pair[0], pair[1]
-        size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
-        raise ValueError(
-            f"a pair is a {type(pair).__name__}{size}; give (query, candidate) or "
-            '{"query": ..., "candidate": ...}.'
+    def _read_side(self, value: Any, side: str, seen: _Seen) -> Protein:
+        """Read a protein, once in a call, and see to it that the model can use it."""
+        by_value = (
+            isinstance(value, str | Path | Protein) and getattr(value, "embeddings", None) is None
         )
-
-    def _read(self, value: Any, side: str) -> Protein:
-        protein = read_protein(value, side)
-        width = self.model.config.embedding_size
+        if by_value and value in seen.proteins:
+            return seen.proteins[value]
+        protein, width = read_protein(value, side), self.model.config.embedding_size
         if protein.embeddings is None:
-            if self.store is not None and protein.sequence in self.store:
-                return protein
-            self._load_backbone(side)
-            return self.processor.read(protein, side)
-        if width is not None and protein.embeddings.shape[-1] != width:
+            if self.store is None or protein.sequence not in self.store:
+                self._load_backbone(side)
+                protein = self.processor.read(protein, side)
+        elif width is not None and protein.embeddings.shape[-1] != width:
             raise ValueError(
                 f"{side} has residue embeddings of width {protein.embeddings.shape[-1]}, this "
                 f"model takes {width}; use the backbone the head was made for, or a head made for "
                 "this backbone."
             )
+        if by_value:
+            seen.proteins[value] = protein
         return protein
 
     def _load_backbone(self, side: str) -> None:
@@ -337,7 +322,7 @@ class ProteinAlignmentPipeline(BatchedPipeline):
 
     def _check_store(self) -> None:
         """Refuse a store that another backbone made, as far as can be told without loading it."""
-        config, made = self.model.config, self.store.identity
+        config, made = self.model.config, self.store.fingerprint
         name, recipe = config.plm_name_or_path, config.plm_recipe
         # A released head knows its backbone by the last part of the id.
         same = name is None or Path(made["backbone"]).name == Path(name).name
@@ -355,28 +340,56 @@ class ProteinAlignmentPipeline(BatchedPipeline):
                 "plasma-hf embed --model <folder of this model>."
             )
 
-    def _embed(self, proteins: list[Protein]) -> list[Tensor]:
+    def _embed(self, proteins: list[Protein], seen: _Seen) -> list[Tensor]:
         """Return residue embeddings `(residues, hidden)`; a repeated protein is embedded once."""
-        given = {id(p): p.embeddings for p in proteins if p.embeddings is not None}
-        stored = {
-            id(p): self.store.embeddings(p.sequence)
-            for p in proteins
-            if id(p) not in given and self.store is not None and p.sequence in self.store
-        }
-        known = given | stored
-        rest = [p for p in proteins if id(p) not in known]
-        if rest:
-            known |= self._embed_with_backbone(rest)
-        return [known[id(p)].to(self.device).float() for p in proteins]
-
-    def _embed_with_backbone(self, proteins: list[Protein]) -> dict[int, Tensor]:
         # A sequence says all there is to a model that reads no structures.
-        by_structure = self.processor.input_format.reads_structures
-        keys = [id(p) if by_structure else p.sequence for p in proteins]
-        unique = dict(zip(keys, proteins, strict=True))
-        backbone = Backbone(self.model.backbone, self.processor)
-        embedded = dict(zip(unique, backbone.embed(list(unique.values())), strict=True))
-        return {id(p): embedded[key] for p, key in zip(proteins, keys, strict=True)}
+        by_structure = self.processor is not None and self.processor.input_format.reads_structures
+        keys = [protein.sha if by_structure else protein.sequence for protein in proteins]
+        known, new = seen.embeddings, {}
+        for key, protein in zip(keys, proteins, strict=True):
+            if protein.embeddings is None and key not in known:
+                if self.store is not None and protein.sequence in self.store:
+                    known[key] = self.store.embeddings(protein.sequence)
+                else:
+                    new[key] = protein
+        if new:
+            known.update(zip(new, self._backbone().embed(list(new.values())), strict=True))
+        rows = []
+        for key, protein in zip(keys, proteins, strict=True):
+            given = known[key] if protein.embeddings is None else protein.embeddings
+            rows.append(given.to(self.device).float())
+            if protein.embeddings is None:
+                known[key] = rows[-1]  # one tensor, however often, is projected once
+                known.move_to_end(key)
+        seen.forget()
+        return rows
+
+    def _backbone(self) -> Backbone:
+        """Return model and processor together, as one that infers."""
+        model, made = self.model.backbone, self._made
+        if made is None or made.model is not model or made.processor is not self.processor:
+            self._made = made = Backbone(model, self.processor)
+        if model.training:
+            model.eval()
+        return made
+
+
+def _sides_of(pair: Any) -> tuple[Any, Any]:
+    if isinstance(pair, Mapping):
+        missing = [side for side in SIDES if side not in pair]
+        if missing:
+            raise ValueError(
+                f"a pair has no {' and no '.join(missing)}, only {sorted(map(str, pair))}; "
+                'give {"query": ..., "candidate": ...}.'
+            )
+        return pair["query"], pair["candidate"]
+    if isinstance(pair, tuple | list) and len(pair) == 2:
+        return pair[0], pair[1]
+    size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+    raise ValueError(
+        f"a pair is a {type(pair).__name__}{size}; give (query, candidate) or "
+        '{"query": ..., "candidate": ...}.'
+    )
 
 
 def _bundled_head(model_class: Any, task: str) -> Any:
@@ -390,8 +403,3 @@ def _bundled_head(model_class: Any, task: str) -> Any:
         there = ", ".join(map(repr, sorted(folders))) or "none, in a folder of remote code"
         raise ValueError(f"task_head={task!r}; the heads that are bundled are {there}.")
     return model_class.from_pretrained(folders[task]).eval()
-
-
-def len_of(protein: Protein) -> int:
-    """Count the residues of a protein, however it was given."""
-    return len(protein.sequence or ()) if protein.embeddings is None else len(protein.embeddings)

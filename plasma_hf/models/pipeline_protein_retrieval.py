@@ -1,6 +1,6 @@
 """`pipeline("protein-retrieval")`: a sequence or structure in, the nearest proteins out."""
 
-# mypy: disable-error-code="override, assignment, union-attr"
+# mypy: disable-error-code="override"
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.pipelines.pt_utils import KeyDataset
+from torch.nn import functional as F
 
 from .protein import (
     ACCEPTED,
+    BACKBONE_ATOMS,
     FASTA_SUFFIXES,
-    BatchedPipeline,
-    RetrievalRecord,
-    check_encoder,
-    embed_records,
+    KINDS,
+    InvalidRecord,
+    Protein,
+    ProteinPipeline,
     is_protein,
-    is_record,
     is_structure,
-    looks_like_path,
+    read_protein,
+    read_proteins,
     read_records,
-    record_of,
-    records_in,
+    suffix_of,
 )
-
-# The base class types its hooks for one dict of tensors; a query is a record.
-
 
 logger = logging.getLogger(__name__)
 
 ABOUT = ("id", "kind", "source")
+RESIDUES_PER_BATCH = 2048
 SCORE_DECIMALS = 6
 """Single precision says no more; equal proteins embedded in two batches differ behind that."""
 
@@ -44,11 +42,12 @@ EXPLAINED = 10
 """Residues that an explanation names."""
 
 
-class ProteinRetrievalPipeline(BatchedPipeline):
+class ProteinRetrievalPipeline(ProteinPipeline):
     """Find the proteins nearest to a query, among those of an index or of a list.
 
     A query is a sequence, a path (FASTA, PDB, mmCIF; `file:record` or `file:chain` where the file
-    holds several), a `Structure`, or a mapping with `sequence` or `structure`. One query gives one
+    holds several), a `Structure` or `Protein`, or a mapping with `sequence` or
+    `structure`. One query gives one
     result; a list or `datasets.Dataset` a list; a generator or a streamed data set an iterator, so
     that nothing piles up. The path of a FASTA file, given alone, is the list of all its records.
 
@@ -60,7 +59,7 @@ class ProteinRetrievalPipeline(BatchedPipeline):
         index: Folder of an index that `plasma-hf index build` made with the same model.
         candidates: In its place, what to search: a list of whatever a query may be, the path of a
             FASTA or structure file, or a folder with structures. They are embedded once. Those that
-            cannot be used are left out with a warning, and are in `bad_candidates`.
+            cannot be used are left out with a warning, and are in `invalid_candidates`.
 
     Call with, or build with:
         top_k: Hits of a query, 5 by default.
@@ -69,18 +68,9 @@ class ProteinRetrievalPipeline(BatchedPipeline):
             "letter": str, "weight": float}`. The number is the author's for a structure, counted
             from 1 for a sequence. Where the file of a hit is gone, `"candidate"` is None and
             `"error"` says so.
-        on_error: "raise", or "report" to get `{"error": message}` for a bad query and go on.
+        on_error: "raise", or "report" to get `{"error": message}` for an invalid query and go on.
         batch_size: Queries embedded together; results do not depend on it.
     """
-
-    model: Any
-    processor: Any
-
-    _load_processor = None  # the model reads sequences and structures by itself
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
 
     def __init__(
         self,
@@ -99,24 +89,21 @@ class ProteinRetrievalPipeline(BatchedPipeline):
         self.model.eval()
         if self.processor is not None:
             self.model.processor = self.processor
-        self.bad_candidates: list[tuple[str, str]] = []
-        self.index: Any
-        if candidates is not None:
+        self.invalid_candidates: list[InvalidRecord] = []
+        self.index: Any = index
+        if index is None:
             self.index = self._embed_candidates(candidates)
         elif isinstance(index, str | PathLike):
             self.index = _open_index(index, self.model)
         else:
-            self.index = index
-            self.index.check(self.model)
+            index.check(self.model)
 
     def _sanitize_parameters(
         self, top_k: int | None = None, explain: bool | None = None, on_error: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if on_error not in (None, "raise", "report"):
-            raise ValueError(f"on_error={on_error!r}; accepted are 'raise' and 'report'.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; give at least 1.")
-        reading = {} if on_error is None else {"on_error": on_error}
+        reading, _, _ = super()._sanitize_parameters(on_error)
         forward = reading | ({} if top_k is None else {"top_k": top_k})
         return reading, forward, {} if explain is None else {"explain": explain}
 
@@ -124,41 +111,33 @@ class ProteinRetrievalPipeline(BatchedPipeline):
         """Search with one query or many; see the class."""
         if args:
             raise TypeError("give one query or a list of them as one argument: pipe([a, b]).")
-        if _is_fasta_file(inputs):
-            inputs = [{"id": p.id, "sequence": p.sequence} for p in read_records(inputs)]
-        one = isinstance(inputs, str | Path | Mapping) or is_record(inputs)
-        if one or is_structure(inputs) or is_protein(inputs):
+        if isinstance(inputs, str | Path):
+            if suffix_of(inputs) not in FASTA_SUFFIXES or not Path(inputs).is_file():
+                return super().__call__(inputs, **kwargs)
+            inputs = read_records(inputs)
+        elif isinstance(inputs, Mapping) or is_structure(inputs) or is_protein(inputs):
             return super().__call__(inputs, **kwargs)
-        if isinstance(inputs, KeyDataset):  # it counts and indexes, and does not iterate
-            return list(super().__call__((inputs[i] for i in range(len(inputs))), **kwargs))
-        if not isinstance(inputs, Iterable) or isinstance(inputs, Tensor):
-            raise TypeError(
-                f"cannot search with a {type(inputs).__name__}; give {ACCEPTED}; or a list, "
-                "generator or data set of these."
-            )
-        lazily = super().__call__((query for query in inputs), **kwargs)
-        return list(lazily) if hasattr(inputs, "__len__") else lazily
+        refusal = (
+            f"cannot search with a {type(inputs).__name__}; give {ACCEPTED}; or a list, generator "
+            "or data set of these."
+        )
+        return self.answer_each(None if isinstance(inputs, Tensor) else inputs, refusal, **kwargs)
 
-    def size_of(self, query: RetrievalRecord) -> tuple[str, int]:
+    def size_of(self, query: Protein) -> tuple[str, int]:
         """Return kind and length."""
-        return query.kind, len(query.residues)
+        return query.kind, len(query)
 
-    def preprocess(self, query: Any, on_error: str = "raise") -> RetrievalRecord | dict[str, str]:
+    def read(self, query: Any) -> Protein:
         """Read one query."""
-        try:
-            record = record_of(query)
-            check_encoder(self.model, record.kind)
-            return record
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            if on_error == "raise":
-                raise
-            return {"error": str(error)}
+        protein = _read(query, "query")
+        _check_encoder(self.model, protein.kind)
+        return protein
 
     def _forward(
-        self, queries: list[RetrievalRecord], top_k: int = 5, on_error: str = "raise", **_: Any
+        self, queries: list[Protein], top_k: int = 5, on_error: str = "raise"
     ) -> list[dict[str, Any]]:
-        found = embed_records(self.model, queries)
         outputs = []
+        found = embed_proteins(self.model, queries)
         for query, vector in zip(queries, found, strict=True):
             if isinstance(vector, Tensor):
                 hits = self.index.search(vector[None], top_k)[0]
@@ -170,7 +149,7 @@ class ProteinRetrievalPipeline(BatchedPipeline):
         return outputs
 
     def postprocess(self, output: dict[str, Any], explain: bool = False) -> Any:
-        """Turn what was found into hits, explained if so wished."""
+        """Turn what was found into hits, explained if that is asked for."""
         if "error" in output:
             return output
         hits = [
@@ -184,27 +163,20 @@ class ProteinRetrievalPipeline(BatchedPipeline):
         return hits
 
     @torch.no_grad()
-    def explain(self, record: RetrievalRecord, count: int = EXPLAINED) -> list[dict[str, Any]]:
-        """Name the residues that the attention pool of the model weighs most.
-
-        Args:
-            record: Sequence or structure.
-            count: How many.
-        """
-        content = record.content
-        if isinstance(content, str):
-            weights = self.model.explain_sequence(content)
-            numbers, chains = [str(i + 1) for i in range(len(content))], [""] * len(content)
+    def explain(self, protein: Protein, count: int = EXPLAINED) -> list[dict[str, Any]]:
+        """Name the `count` residues that the attention pool of the model weighs most."""
+        structure, letters = protein.structure, protein.sequence or ""
+        if structure is None:
+            weights = self.model.explain_sequence(letters)
         else:
-            weights = self.model.explain_structure(content)
-            numbers, chains = list(content.author_numbers), list(content.chain_ids)
+            weights = self.model.explain_structure(structure)
         weights = weights.detach().float().cpu()
         best = torch.sort(weights, descending=True, stable=True).indices[:count].tolist()
         return [
             {
-                "residue": numbers[i],
-                "chain": chains[i],
-                "letter": record.residues[i],
+                "residue": str(i + 1) if structure is None else structure.author_numbers[i],
+                "chain": "" if structure is None else structure.chain_ids[i],
+                "letter": letters[i],
                 "weight": float(weights[i]),
             }
             for i in best
@@ -221,43 +193,101 @@ class ProteinRetrievalPipeline(BatchedPipeline):
             return {"candidate": None, "error": str(error)}
 
     def _embed_candidates(self, candidates: Any) -> CandidateList:
-        records = list(self._read_candidates(candidates))
-        kept, vectors = [], []
-        for record, vector in zip(records, embed_records(self.model, records), strict=True):
-            if isinstance(vector, Tensor):
-                kept.append(record)
-                vectors.append(vector)
-            else:
-                self.bad_candidates.append((record.id, f"it cannot be embedded: {vector}"))
-        for name, reason in self.bad_candidates:
-            logger.warning("%s is left out: %s", name, reason)
-        if not kept:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.bad_candidates[:3])
+        invalid = self.invalid_candidates
+        proteins = list(_read_candidates(candidates, invalid.append))
+        vectors = embed_proteins(self.model, proteins)
+        found = [
+            pair for pair in zip(proteins, vectors, strict=True) if isinstance(pair[1], Tensor)
+        ]
+        for protein, error in zip(proteins, vectors, strict=True):
+            if not isinstance(error, Tensor):
+                invalid.append(InvalidRecord(protein.id, f"it cannot be embedded: {error}"))
+        for record in invalid:
+            logger.warning("%s is left out: %s", record.id, record.reason)
+        if not found:
+            reasons = "; ".join(f"{record.id}: {record.reason}" for record in invalid[:3])
             raise ValueError(f"there is no candidate that can be searched. {reasons}".strip())
-        return CandidateList(kept, torch.stack(vectors))
-
-    def _read_candidates(self, candidates: Any) -> Iterator[RetrievalRecord]:
-        if isinstance(candidates, str | PathLike):
-            yield from records_in(Path(candidates), self.bad_candidates)
-            return
-        if isinstance(candidates, Mapping) or not isinstance(candidates, Iterable):
-            raise TypeError(
-                f"candidates is a {type(candidates).__name__}; give a list of proteins, a FASTA or "
-                "structure file, or a folder with structures."
-            )
-        for number, candidate in enumerate(candidates, start=1):
-            name = f"candidate {number}"
-            try:
-                yield record_of(candidate, name)
-            except (ValueError, TypeError, OSError) as error:
-                self.bad_candidates.append((name, str(error)))
+        kept, rows = zip(*found, strict=True)
+        return CandidateList(kept, torch.stack(rows))
 
 
-def _is_fasta_file(value: Any) -> bool:
-    if not isinstance(value, str | Path) or not looks_like_path(str(value)):
-        return False
-    name = Path(value).name.removesuffix(".gz").lower()
-    return name.endswith(FASTA_SUFFIXES) and Path(value).is_file()
+def embed_proteins(
+    model: Any, proteins: Sequence[Protein], residues_per_batch: int = RESIDUES_PER_BATCH
+) -> list[Tensor | Exception]:
+    """Embed proteins, each kind by its own side of the model, in batches of like length.
+
+    Args:
+        model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
+        proteins: Sequences and structures, mixed as they come.
+        residues_per_batch: Most residues embedded at once, padding included.
+
+    Returns:
+        One L2-normalised vector `(width,)` per protein, float32 on the CPU, or what went wrong.
+
+    Raises:
+        ValueError: If the model has no encoder for a kind.
+    """
+    results: dict[int, Tensor | Exception] = {}
+    for kind in KINDS:
+        chosen = [i for i, protein in enumerate(proteins) if protein.kind == kind]
+        if chosen:
+            _check_encoder(model, kind)
+        chosen.sort(key=lambda i: -len(proteins[i]))
+        while chosen:
+            size = max(1, residues_per_batch // max(1, len(proteins[chosen[0]])))
+            batch, chosen = chosen[:size], chosen[size:]
+            found = _embed_batch(model, [proteins[i] for i in batch])
+            results |= dict(zip(batch, found, strict=True))
+    return [results[i] for i in range(len(proteins))]
+
+
+def _embed_batch(model: Any, proteins: Sequence[Protein]) -> list[Tensor | Exception]:
+    """Embed a batch of one kind; if that fails, each by itself, to find the one to blame."""
+    embed = model.embed_structures if proteins[0].structure else model.embed_sequences
+    try:
+        content = [protein.structure or protein.sequence for protein in proteins]
+        vectors = embed(content, batch_size=len(proteins))
+        vectors = F.normalize(vectors.detach().float().cpu(), dim=-1)
+    except (ValueError, RuntimeError) as error:
+        if len(proteins) == 1:
+            return [error]
+        return [found for protein in proteins for found in _embed_batch(model, [protein])]
+    return [
+        vector if bool(vector.isfinite().all()) else ValueError("its vector is not finite")
+        for vector in vectors
+    ]
+
+
+def _check_encoder(model: Any, kind: str) -> None:
+    """Refuse a model without an encoder for a kind, if it can tell; see `ProtAlignModel`."""
+    check = getattr(model, "check_encoder", None)
+    if check is not None:
+        check(kind)
+
+
+def _read(value: Any, name: str) -> Protein:
+    protein = read_protein(value, name, BACKBONE_ATOMS)
+    if protein.kind not in KINDS:
+        raise TypeError(f"{name} is residue embeddings; give {ACCEPTED}.")
+    return protein
+
+
+def _read_candidates(
+    candidates: Any, on_invalid: Callable[[InvalidRecord], object]
+) -> Iterator[Protein]:
+    if isinstance(candidates, str | PathLike):
+        yield from read_proteins(Path(candidates), on_invalid)
+        return
+    if isinstance(candidates, Mapping) or not isinstance(candidates, Iterable):
+        raise TypeError(
+            f"candidates is a {type(candidates).__name__}; give a list of proteins, a FASTA or "
+            "structure file, or a folder with structures."
+        )
+    for number, candidate in enumerate(candidates, start=1):
+        try:
+            yield _read(candidate, f"candidate {number}")
+        except (ValueError, TypeError, OSError) as error:
+            on_invalid(InvalidRecord(f"candidate {number}", str(error)))
 
 
 def _open_index(folder: str | PathLike[str], model: Any) -> Any:
@@ -279,7 +309,7 @@ class CandidateList:
         vectors: `(records, width)`, L2-normalised.
     """
 
-    def __init__(self, records: Sequence[RetrievalRecord], vectors: Tensor) -> None:
+    def __init__(self, records: Sequence[Protein], vectors: Tensor) -> None:
         """Keep records and vectors."""
         self.records = list(records)
         self.vectors = vectors.double().cpu().numpy()
@@ -298,7 +328,7 @@ class CandidateList:
             results.append(hits_of(self._about, best, scores[best]))
         return results
 
-    def read(self, row: int) -> RetrievalRecord:
+    def read(self, row: int) -> Protein:
         """Give a record."""
         return self.records[row]
 

@@ -32,9 +32,8 @@ PROBES = (STANDARD_RESIDUES, STANDARD_RESIDUES[::-1], "LLLLAAAAGGSSVVEEKKKK", "M
 def substitution_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer of the substitution encoder.
 
-    `<pad>` is 0 and the letters A-Z are 1-26; there are no other tokens. Lower case is read as
-    upper case, and any character that is not a letter as X. It is plain data of the `tokenizers`
-    library, so a saved copy loads without any code of ours.
+    `<pad>` is 0 and the letters A-Z are 1-26; lower case is read as upper case, and what is not a
+    letter as X. It is plain data of `tokenizers`: a saved copy loads without any code of ours.
 
     Example:
         >>> substitution_tokenizer()("ABz").input_ids
@@ -58,11 +57,10 @@ def substitution_tokenizer() -> PreTrainedTokenizerFast:
 class InputFormat:
     """How sequences become tokens, one per residue, and what stands around them.
 
-    Attributes:
+    Args:
         name: "family/form" for the named ones, see `INPUT_FORMATS`.
         text: "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"]).
-        as_x: Letters that are given as X though the tokenizer may know them. A letter that the
-            tokenizer does not know is given as X in every format.
+        as_x: Letters given as X though the tokenizer may know them; those unknown always are.
         special_tokens: Whether the language model sees its special tokens.
         prefix: Token in front of the residues.
         max_residues: Longer proteins are embedded in overlapping windows of so many.
@@ -105,15 +103,7 @@ class InputFormat:
 
 
 class ResidueTokenizer:
-    """Give every residue of a sequence one token, in an input format.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        input_format: How to write for it.
-
-    Raises:
-        ValueError: If in this format the tokenizer does not give one token per residue.
-    """
+    """Give every residue of a sequence one token, by a tokenizer and an input format."""
 
     def __init__(self, tokenizer: Any, input_format: InputFormat) -> None:
         """Find out what stands around the residues, and which letters have no token."""
@@ -140,13 +130,9 @@ class ResidueTokenizer:
     def encode(self, sequences: Sequence[str], name: str = "sequence") -> list[list[int]]:
         """Return the token ids of clean sequences, special tokens and prefix included.
 
-        Args:
-            sequences: Upper-case residues.
-            name: What to call them in an error message.
-
         Raises:
-            ValueError: If a sequence does not get one token per residue, or has a letter without
-                a token where X has none either.
+            ValueError: If a sequence (a `name`) does not get one token per residue, or has a
+                letter without a token where X has none either.
         """
         unknown = self.unknown
         if "X" in unknown:
@@ -214,6 +200,12 @@ def generic_input_format(tokenizer: Any) -> InputFormat:
     )
 
 
+def _clean_letters(protein: Any, name: str) -> str:
+    letters = protein.sequence or "" if is_protein(protein) else protein
+    # What was read is checked, and its letters are clean.
+    return letters if getattr(protein, "checked", False) else clean_sequence(letters, name)
+
+
 PROST_T5, PROT_T5 = "Rostlab/ProstT5", "Rostlab/prot_t5_xl_half_uniref50-enc"
 ESM2 = "facebook/esm2_t33_650M_UR50D"
 
@@ -252,13 +244,7 @@ def named_input_format(
 ) -> InputFormat | None:
     """Return a named input format, None for "generic", which the tokenizer decides.
 
-    Args:
-        name: One of `INPUT_FORMATS`, or "generic".
-        of: What it is for, and
-        forms: which further names would do, for the error message.
-
-    Raises:
-        ValueError: If there is none of this name.
+    An error names what it is `of`, and the `forms` that would do as well.
     """
     if name != "generic" and name not in INPUT_FORMATS:
         accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
@@ -267,10 +253,7 @@ def named_input_format(
 
 
 class PlasmaProcessor(ProcessorMixin):
-    """Turn pairs of sequences into what `PlasmaModel` takes.
-
-    Sequences are checked and cleaned (`clean_sequence`), then written for the tokenizer as the
-    input format says, one token per residue; special tokens are attended to but are not residues.
+    """Turn pairs of sequences into what `PlasmaModel` takes, one token per residue.
 
     Args:
         tokenizer: The backbone's tokenizer; None for that of the substitution encoder.
@@ -309,15 +292,12 @@ class PlasmaProcessor(ProcessorMixin):
         candidate: str | Protein | Sequence[str | Protein],
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode pairs.
+        """Encode pairs as `{query,candidate}_{input_ids,attention_mask,mask}`, see `encode`.
 
         Args:
             query: One sequence or several; proteins with atoms for a model that reads structures.
             candidate: As many.
             **kwargs: Nothing else is read; transformers passes `return_tensors`, always "pt" here.
-
-        Returns:
-            `{query,candidate}_{input_ids,attention_mask,mask}`, each `(batch, tokens)`.
 
         Raises:
             ValueError: If a sequence is empty, holds a character that is not a residue, or does
@@ -331,11 +311,7 @@ class PlasmaProcessor(ProcessorMixin):
         return BatchFeature(features)
 
     def read(self, value: str | Path | Protein, name: str = "protein") -> Protein:
-        """Read a protein as this backbone needs it, see `read_protein`.
-
-        Raises:
-            ValueError: If it is unusable, or has no atoms where the backbone reads structures.
-        """
+        """Read a protein as this backbone needs it, with atoms if it reads structures."""
         protein = read_protein(value, name)
         if protein.sequence is None:
             raise ValueError(f"{name} is residue embeddings already; give a sequence or a path.")
@@ -344,20 +320,13 @@ class PlasmaProcessor(ProcessorMixin):
     def encode(
         self, proteins: Sequence[str | Protein], name: str = "sequence"
     ) -> dict[str, Tensor]:
-        """Encode one side.
-
-        Args:
-            proteins: Sequences, or proteins that were read, whose sequences are clean.
-            name: What to call them in an error message.
+        """Encode sequences (each a `name`), or proteins, whose sequences are clean.
 
         Returns:
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        sequences = [
-            protein.sequence or "" if is_protein(protein) else clean_sequence(protein, name)
-            for protein in proteins
-        ]
+        sequences = [_clean_letters(protein, name) for protein in proteins]
         rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)

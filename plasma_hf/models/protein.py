@@ -1,6 +1,9 @@
-"""What a residue letter is, and how a typed sequence becomes a clean one."""
+"""A protein as users give it: sequence, structure or residue embeddings, read and cleaned once.
 
-# mypy: disable-error-code="override"
+This file reads FASTA, PDB and mmCIF with gemmi alone, also where plasma_hf is not installed.
+"""
+
+# mypy: disable-error-code="override, assignment"
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import math
 import re
 import string
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import compress, islice, takewhile
+from itertools import chain as chained
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,6 +27,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Pipeline
+
+try:
+    import gemmi
+except ImportError:  # structures are optional; sequences need nothing beyond torch
+    gemmi = None
+
+logger = logging.getLogger(__name__)
 
 STANDARD_RESIDUES = "ARNDCQEGHILKMFPSTWYV"
 """The twenty residues, in the order of the rows of BLOSUM62."""
@@ -40,16 +51,24 @@ LETTER_RULES = {
 }
 """What a letter outside the twenty may stand for; its embedding is the mean over these."""
 
+BACKBONE_ATOMS = ("N", "CA", "C", "O")
+FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
+STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
+FILE_SUFFIXES = FASTA_SUFFIXES + STRUCTURE_SUFFIXES
+KINDS = ("sequence", "structure")
+ACCEPTED = (
+    f"a sequence, a path to FASTA ({', '.join(FASTA_SUFFIXES)}) or a structure "
+    f"({', '.join(STRUCTURE_SUFFIXES)}; each also with .gz), a Structure or Protein, a mapping "
+    "with 'sequence' or 'structure', and 'id' if you like, or, to align, residue embeddings "
+    "(residues, hidden)"
+)
+
 
 def clean_sequence(sequence: str, name: str = "sequence") -> str:
     """Return a protein sequence in upper case, without white space and trailing stop.
 
     One residue in, one letter out: nothing but white space and one final `*` is removed, so
-    positions in the result are positions in the residues that were given.
-
-    Args:
-        sequence: One-letter residues, in either case.
-        name: What to call the sequence in an error message.
+    positions in the result are positions in the residues that were given. Errors call it `name`.
 
     Raises:
         TypeError: If `sequence` is not a string.
@@ -66,28 +85,17 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
     residues = "".join(sequence.split()).removesuffix("*")
     if not residues:
         raise ValueError(f"{name} is empty; give at least one residue, for example 'MKVLA'.")
-    good = sum(1 for _ in takewhile(string.ascii_letters.__contains__, residues))
-    if good < len(residues):
+    if not (residues.isascii() and residues.isalpha()):
+        wrong = next(i for i, one in enumerate(residues) if one not in string.ascii_letters)
         raise ValueError(
-            f"{name} has the character {residues[good]!r} at position {good + 1}, which is no "
+            f"{name} has the character {residues[wrong]!r} at position {wrong + 1}, which is no "
             "residue; accepted are the letters A-Z in either case. Remove gaps ('-', '.') and "
             "inner stops ('*') before aligning."
         )
     return residues.upper()
 
 
-# --- A structure as users give it: a PDB or mmCIF file, read into backbone atoms chain by chain.
-
-
-try:
-    import gemmi
-except ImportError:  # structures are optional; sequences need nothing beyond torch
-    gemmi = None  # type: ignore[assignment]
-
-logger = logging.getLogger(__name__)
-
-STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
-BACKBONE_ATOMS = ("N", "CA", "C", "O")
+# --- Structures: PDB and mmCIF files, read into backbone atoms chain by chain.
 
 FARTHEST = 9999.0
 """A coordinate this large (Å) or larger is no measurement: 9999 is what files write for none."""
@@ -107,7 +115,7 @@ class Structure:
 
     Args:
         id: What to call it: `file.pdb:A` for a chain, `file.pdb:*` for all.
-        sequence: One letter an observed residue; a modified one by its parent, an unknown one X.
+        sequence: One letter per observed residue; a modified one by its parent, an unknown one X.
         backbone: N, CA, C and O of each residue, `(residues, 4 atoms, 3)`, float32, Å; NaN for a
             missing atom.
         author_numbers: Number and insertion code of each residue as the file has them (`52A`).
@@ -136,7 +144,7 @@ class Structure:
             raise ValueError(
                 f"{self.id} has {residues} residues, a backbone of shape "
                 f"{tuple(self.backbone.shape)}, {lengths[0]} author_numbers and {lengths[1]} "
-                f"chain_ids; give a backbone of shape {shape} and one number and chain a residue."
+                f"chain_ids; give a backbone of shape {shape} and one number and chain per residue."
             )
 
     def __len__(self) -> int:
@@ -150,16 +158,10 @@ class Structure:
 
 
 def is_structure(value: Any) -> TypeGuard[Structure]:
-    """Tell a `Structure` from anything else, also one made by another copy of this file.
-
-    transformers loads the remote code of a model and of its processor as separate packages, each
-    with a class `Structure` of its own; between them `isinstance` says no.
-
-    Example:
-        >>> is_structure("1abc.pdb")
-        False
-    """
-    return all(hasattr(value, part.name) for part in fields(Structure))
+    """Tell a `Structure` from anything else, also one of another copy; see `is_protein`."""
+    return isinstance(value, Structure) or (
+        hasattr(value, "backbone") and hasattr(value, "author_numbers")
+    )
 
 
 def read_structures(
@@ -189,30 +191,36 @@ def read_structures(
         >>> [chain.id for chain in read_structures("4cha.pdb.gz")]  # doctest: +SKIP
         ['4cha.pdb.gz:A', '4cha.pdb.gz:B', '4cha.pdb.gz:C']
     """
+    if isinstance(atoms, str) or not atoms or not set(atoms) <= set(BACKBONE_ATOMS):
+        raise ValueError(
+            f"atoms is {atoms!r}; give some of {BACKBONE_ATOMS}, for example ('CA',) for a trace."
+        )
     file = Path(path)
     found = _protein_chains(file, model)
-    if not found:
-        raise ValueError(f"{file} holds no protein chain.")
-    wanted = [chains] if isinstance(chains, str) else chains
-    if wanted is not None:
-        found = _choose(file, found, list(wanted))
-    structures = [_structure(file, name, places) for name, places in found.items()]
-    columns = _columns(atoms)
-    kept = []
-    for structure, name in zip(structures, found, strict=True):
-        if structure.backbone[:, columns].isfinite().flatten(1).all(dim=1).any():
-            kept.append(structure)
+    wanted = dict.fromkeys(
+        found if chains is None else [chains] if isinstance(chains, str) else chains
+    )
+    columns = [BACKBONE_ATOMS.index(atom) for atom in atoms]
+    structures: list[Structure] = []
+    lacking: list[str] = []
+    for name in wanted:
+        if name not in found:
+            raise ValueError(f"{file} has no chain {name!r}; it has: {_listed(found)}.")
+        structure = _structure(file, name, found[name])
+        observed = structure.backbone[:, columns].isfinite().flatten(1).all(dim=1)
+        if observed.any():
+            structures.append(structure)
         else:
-            lacking = ", ".join(atoms)
-            logger.warning(
-                "chain %r of %s has no residue with %s and is left out", name, file, lacking
-            )
-    if not kept:
+            lacking.append(name)
+    if not structures:
         raise ValueError(
             f"{file} has no residue with the backbone atoms {', '.join(atoms)} in chain "
-            f"{', '.join(found)}; give a structure with backbone atoms."
+            f"{', '.join(wanted)}; give a structure with backbone atoms."
         )
-    return kept
+    for name in lacking:
+        needed = ", ".join(atoms)
+        logger.warning("chain %r of %s has no residue with %s and is left out", name, file, needed)
+    return structures
 
 
 def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> Structure:
@@ -232,7 +240,7 @@ def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> 
         >>> read_structure("1abc.pdb:A").id  # doctest: +SKIP
         '1abc.pdb:A'
     """
-    file, wanted = split_place(place)
+    file, wanted = split_record(place)
     if wanted is not None and wanted != "*":
         return read_structures(file, chains=wanted, atoms=atoms)[0]
     structures = read_structures(file, atoms=atoms)
@@ -248,14 +256,7 @@ def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> 
 
 
 def join_structures(name: str, structures: Sequence[Structure]) -> Structure:
-    """Put structures one after another.
-
-    Args:
-        name: What to call the whole.
-        structures: One at least.
-
-    Raises:
-        ValueError: If there are none.
+    """Put structures, one at least, one after another, and call the whole `name`.
 
     Example:
         >>> one = Structure("p", "M", torch.zeros(1, 4, 3), ("1",), ("A",))
@@ -266,58 +267,28 @@ def join_structures(name: str, structures: Sequence[Structure]) -> Structure:
         raise ValueError(f"no structures were given to join as {name}; give one at least.")
     return Structure(
         name,
-        "".join(structure.sequence for structure in structures),
-        torch.cat([structure.backbone for structure in structures]),
-        tuple(number for structure in structures for number in structure.author_numbers),
-        tuple(chain for structure in structures for chain in structure.chain_ids),
+        "".join(part.sequence for part in structures),
+        torch.cat([part.backbone for part in structures]),
+        tuple(chained.from_iterable(part.author_numbers for part in structures)),
+        tuple(chained.from_iterable(part.chain_ids for part in structures)),
     )
 
 
-def split_place(place: str | Path) -> tuple[str, str | None]:
-    """Split `file:chain` into its parts; the chain is None where none is named.
+def split_record(place: str | Path) -> tuple[str, str | None]:
+    """Split `file:record` into file and record; the record is None where none is named.
 
     Example:
-        >>> split_place("1abc.pdb:A"), split_place("1abc.pdb")
+        >>> split_record("1abc.pdb:A"), split_record("1abc.pdb")
         (('1abc.pdb', 'A'), ('1abc.pdb', None))
     """
     text = str(place)
     file, colon, wanted = text.rpartition(":")
-    if not file or not colon or Path(text).exists():
-        return text, None
-    return file, wanted
+    return (file, wanted) if file and colon and not Path(text).exists() else (text, None)
 
 
-def _columns(atoms: Sequence[str]) -> list[int]:
-    if isinstance(atoms, str) or not atoms or not set(atoms) <= set(BACKBONE_ATOMS):
-        raise ValueError(
-            f"atoms is {atoms!r}; give some of {BACKBONE_ATOMS}, for example ('CA',) for a trace."
-        )
-    return [BACKBONE_ATOMS.index(atom) for atom in atoms]
-
-
-def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
-    """Return the places of each protein chain of a model, by the chain's name."""
-    models = _models(file)
-    if not 1 <= model <= len(models):
-        raise ValueError(
-            f"{file} has no model {model}; it has {len(models)}, counted from 1."
-            if len(models)
-            else f"{file} holds no atoms."
-        )
-    chains: dict[str, list[list[Any]]] = {}
-    for chain in models[model - 1]:
-        if places := _places(chain):
-            chains.setdefault(chain.name, []).extend(places)
-    return chains
-
-
-def _choose(
-    file: Path, found: dict[str, list[list[Any]]], wanted: list[str]
-) -> dict[str, list[list[Any]]]:
-    for name in wanted:
-        if name not in found:
-            raise ValueError(f"{file} has no chain {name!r}; it has: {_listed(found)}.")
-    return {name: found[name] for name in wanted}
+def suffix_of(path: str | Path) -> str:
+    """Return the ending that says what a file is, in lower case; that of `x.PDB.gz` is `.pdb`."""
+    return Path(Path(path).name.removesuffix(".gz")).suffix.lower()
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -325,25 +296,33 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
-def _models(file: Path) -> Any:
+def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
+    """Return the places of each protein chain of a model, by the chain's name."""
     if gemmi is None:
         raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
     text = _text(file)
     is_cif = "_atom_site." in text or _CIF_START.match(text)
     if not is_cif and not re.search("^(ATOM  |HETATM)", text, re.MULTILINE):
         raise ValueError(
-            f"{file} is no readable structure file: it has neither atoms as a PDB file has them "
+            f"{file} is not a valid structure file: it has neither atoms as a PDB file has them "
             "('ATOM  ') nor those of an mmCIF file ('_atom_site.')."
         )
     try:
-        if is_cif:
-            models = gemmi.read_structure_string(text, format=gemmi.CoorFormat.Mmcif)
-        else:
-            models = _parse_pdb(text)
+        cif = gemmi.CoorFormat.Mmcif
+        models: Any = gemmi.read_structure_string(text, format=cif) if is_cif else _parse_pdb(text)
         models.setup_entities()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{file} is no readable structure file: {error}.") from error
-    return models
+        raise ValueError(f"{file} is not a valid structure file: {error}.") from error
+    if not 1 <= model <= len(models):
+        has = f"has no model {model}; it has {len(models)}, counted from 1."
+        raise ValueError(f"{file} {has if len(models) else 'holds no atoms.'}")
+    chains: dict[str, list[list[Any]]] = {}
+    for chain in models[model - 1]:
+        if places := _places(chain):
+            chains.setdefault(chain.name, []).extend(places)
+    if not chains:
+        raise ValueError(f"{file} holds no protein chain.")
+    return chains
 
 
 def _text(file: Path) -> str:
@@ -355,7 +334,7 @@ def _text(file: Path) -> str:
         if data.startswith(b"\x1f\x8b"):
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is no readable gzip file: {error}.") from error
+        raise ValueError(f"{file} is not a valid gzip file: {error}.") from error
     if b"dataBlocks" in data[:10_000]:
         raise ValueError(
             f"{file} is BinaryCIF, which gemmi does not read; give the same entry as mmCIF (.cif), "
@@ -371,17 +350,16 @@ def _parse_pdb(text: str) -> Any:
     it at a gap, for no part of the polymer. Of a line it sees what comes before element and charge
     (column 77), where older files have other things; the atom's name tells the element.
     """
-    cleaned = _UNUSUAL_ATOM_LINE.sub(_cleaned, _TER_INSIDE_A_CHAIN.sub(r"\1", text))
-    models = gemmi.read_pdb_string(cleaned, max_line_length=76)
+
+    def cleaned(line: re.Match[str]) -> str:
+        atom, place = line.groups()
+        known = all(_COORDINATE.fullmatch(place, start, start + 8) for start in (0, 8, 16))
+        return atom + (place if known else "9999.999" * 3)
+
+    text = _UNUSUAL_ATOM_LINE.sub(cleaned, _TER_INSIDE_A_CHAIN.sub(r"\1", text))
+    models = gemmi.read_pdb_string(text, max_line_length=76)
     models.merge_chain_parts()
     return models
-
-
-def _cleaned(line: re.Match[str]) -> str:
-    atom, place = line.groups()
-    if not all(_COORDINATE.fullmatch(place, start, start + 8) for start in (0, 8, 16)):
-        place = "9999.999" * 3
-    return atom + place
 
 
 def _places(chain: Any) -> list[list[Any]]:
@@ -391,11 +369,13 @@ def _places(chain: Any) -> list[list[Any]]:
     two residues alike.
     """
     places: dict[tuple[str, int], list[Any]] = {}
+    taken: dict[tuple[str, int], set[str]] = {}
     for residue in filter(_is_amino_acid, chain):
-        number, again = _number(residue), 0
-        while (number, again) in places and not _alternate(residue, places[number, again]):
-            again += 1
-        places.setdefault((number, again), []).append(residue)
+        key, labels = (_number(residue), 0), {a.altloc for a in residue if a.altloc != "\0"}
+        while key in places and (not labels or labels & taken[key]):
+            key = key[0], key[1] + 1
+        places.setdefault(key, []).append(residue)
+        taken.setdefault(key, set()).update(labels)
     return list(places.values())
 
 
@@ -404,30 +384,18 @@ def _number(residue: Any) -> str:
     return str(residue.label_seq if residue.seqid.num is None else residue.seqid)
 
 
-def _alternate(residue: Any, others: list[Any]) -> bool:
-    labels = _labels(residue)
-    return bool(labels) and all(labels.isdisjoint(_labels(other)) for other in others)
-
-
-def _labels(residue: Any) -> set[str]:
-    return {atom.altloc for atom in residue if atom.altloc != "\0"}
-
-
 def _is_amino_acid(residue: Any) -> bool:
     """Tell a residue of a protein from a ligand, and from a cap of the chain."""
     if residue.entity_type != gemmi.EntityType.Polymer:
         return False
     known = gemmi.find_tabulated_residue(residue.name)
-    if known.found():
-        return bool(known.is_amino_acid())
-    return all(name in residue for name in ("N", "CA", "C"))
+    return known.is_amino_acid() if known.found() else all(a in residue for a in ("N", "CA", "C"))
 
 
 def _structure(file: Path, chain: str, places: list[list[Any]]) -> Structure:
     residues = [_most_occupied(place) for place in places]
-    backbone = torch.tensor(
-        [_backbone(residue, altloc) for residue, altloc in residues], dtype=torch.float32
-    )
+    atoms = [_backbone(residue, altloc) for residue, altloc in residues]
+    backbone = torch.tensor(atoms, dtype=torch.float32)
     measured = (backbone.abs() < FARTHEST).all(dim=-1, keepdim=True)
     letters = (gemmi.find_tabulated_residue(r.name).one_letter_code for r, _ in residues)
     return Structure(
@@ -463,64 +431,85 @@ def _backbone(residue: Any, altloc: str) -> list[list[float]]:
     return atoms
 
 
-# --- A protein as users give it: a sequence, a file, or ready residue embeddings.
+# --- Proteins, from whatever a user may give.
 
 
-logger = logging.getLogger(__name__)
-
-FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
-FILE_SUFFIXES = FASTA_SUFFIXES + STRUCTURE_SUFFIXES
-PROTEIN_ATOMS = ("N", "CA", "C")
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Protein:
-    """One side of a pair: residues as letters, or as embeddings `(residues, hidden)`.
+    """A protein as letters, as a structure, or as residue embeddings.
 
     Args:
         id: What to call it.
-        sequence: One letter a residue.
-        embeddings: One vector a residue, `(residues, hidden)`.
-        backbone_atoms: N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å, float32, for a
-            protein read from a structure. A residue that lacks one of the three has NaN.
+        sequence: One letter per residue; by default those of the structure.
+        embeddings: One vector per residue, `(residues, hidden)`, with or without a sequence.
+        structure: Backbone atoms of the same residues.
+        source: File and record that it was read from, "" if from none.
+
+    Attributes:
+        checked: Whether `read_protein` has checked it and cleaned its letters.
+
+    Example:
+        >>> protein = Protein("P1", "mkvla")
+        >>> protein.kind, len(protein), protein.checked, read_protein(protein).sequence
+        ('sequence', 5, False, 'MKVLA')
     """
 
     id: str
     sequence: str | None = None
-    embeddings: Tensor | None = None
-    backbone_atoms: Tensor | None = field(default=None, repr=False, compare=False)
+    embeddings: Tensor | None = field(default=None, repr=False)
+    structure: Structure | None = field(default=None, repr=False)
+    source: str = ""
+    checked: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take the letters of a structure where none are given."""
+        if self.sequence is None and self.structure is not None:
+            object.__setattr__(self, "sequence", self.structure.sequence)
+
+    @classmethod
+    def of(cls, name: str, content: str | Structure, source: str = "") -> Protein:
+        """Make a protein of letters or of a structure, whichever is given."""
+        if isinstance(content, str):
+            return cls(name, content, source=source)
+        if is_structure(content):
+            return cls(name, structure=content, source=source)
+        raise TypeError(f"{name!r} is a {type(content).__name__}; give {ACCEPTED}.")
+
+    def __len__(self) -> int:
+        """Return the number of residues."""
+        return len((self.sequence or "") if self.embeddings is None else self.embeddings)
+
+    @property
+    def kind(self) -> str:
+        """How it is given: "structure", "sequence" or "embeddings"."""
+        if self.structure is not None:
+            return "structure"
+        return "embeddings" if self.sequence is None else "sequence"
+
+    @property
+    def backbone_atoms(self) -> Tensor | None:
+        """N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å, NaN where one is missing."""
+        return None if self.structure is None else self.structure.backbone[:, :3]
+
+    @cached_property
+    def sha(self) -> str:
+        """SHA-256 of letters and structure, in hexadecimal, whatever the protein is called."""
+        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode())
+        if self.structure is not None:
+            for names in (self.structure.author_numbers, self.structure.chain_ids):
+                digest.update(" ".join(names).encode() + b"\0")
+            places = self.structure.backbone.to(torch.float32).cpu().numpy()
+            # NaN is many patterns of bits; here it is one.
+            digest.update(np.where(np.isnan(places), np.float32("nan"), places).tobytes())
+        return digest.hexdigest()
 
 
-def read_protein(value: Any, name: str = "protein") -> Protein:
-    """Read one protein from whatever a user may give for it.
+@dataclass(frozen=True)
+class InvalidRecord:
+    """A record that is left out: its id, or where it stands if it has none, and why."""
 
-    Args:
-        value: A sequence; a path to FASTA, PDB or mmCIF (also `.gz`), with `:id` or `:chain`
-            behind it where the file holds several, `:*` for all chains one after another; or
-            embeddings `(residues, hidden)`.
-        name: What to call it in an error message.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If the sequence or embeddings are unusable, or the file holds several records.
-        FileNotFoundError: If there is no such file.
-
-    Example:
-        >>> read_protein("mkvla").sequence
-        'MKVLA'
-    """
-    if is_protein(value):
-        return _check_protein(value, name)
-    if isinstance(value, Path) or (isinstance(value, str) and looks_like_path(value)):
-        return read_protein(read_record(str(value)), name)
-    if isinstance(value, str):
-        return Protein(name, clean_sequence(value, name))
-    if isinstance(value, Tensor | np.ndarray | list):
-        return Protein(name, embeddings=_read_embeddings(value, name))
-    raise TypeError(
-        f"{name} is a {type(value).__name__}; give a sequence, a path to a FASTA, PDB or mmCIF "
-        "file, or residue embeddings (residues, hidden)."
-    )
+    id: str
+    reason: str
 
 
 def is_protein(value: Any) -> TypeGuard[Protein]:
@@ -533,98 +522,132 @@ def is_protein(value: Any) -> TypeGuard[Protein]:
         >>> is_protein(Protein("p", "MKV")), is_protein("MKV")
         (True, False)
     """
-    return all(hasattr(value, part.name) for part in fields(Protein))
+    return isinstance(value, Protein) or (
+        hasattr(value, "id") and hasattr(value, "sequence") and hasattr(value, "embeddings")
+    )
 
 
-def with_backbone_atoms(protein: Protein) -> Protein:
-    """Keep the residues that have all of N, CA and C, as a structure encoder needs them.
+def read_protein(
+    value: Any, name: str = "protein", atoms: Sequence[str] = BACKBONE_ATOMS[:3]
+) -> Protein:
+    """Read one protein from whatever a user may give for it; one that was read stays as it is.
 
-    A warning names those that are left out. Whatever a residue's name, it stays: ProtSSN's own
-    reader gives up on a protein with a modified residue, here it is spelled by its parent.
+    Args:
+        value: A sequence; a path to FASTA, PDB or mmCIF (also `.gz`), with `:id` or `:chain`
+            behind it where the file holds several, `:*` for all chains one after another; a
+            `Structure` or `Protein`; a mapping with `sequence` or `structure`, and `id`; or
+            embeddings `(residues, hidden)`.
+        name: What to call it in an error message, and where it has no id.
+        atoms: What a residue of a structure must have to count as observed.
 
     Raises:
-        ValueError: If the protein has no atoms, or no residue has all three.
+        TypeError: If it is none of these.
+        ValueError: If it is unusable, or the file holds several records.
+        FileNotFoundError: If there is no such file.
 
     Example:
-        >>> atoms = torch.tensor([1.0, float("nan"), 3.0]).expand(3, 3, 3).transpose(0, 2)
-        >>> with_backbone_atoms(Protein("p", "MKV", backbone_atoms=atoms)).sequence
-        'MV'
+        >>> read_protein({"id": "P1", "sequence": "mkvla"})
+        Protein(id='P1', sequence='MKVLA', source='')
     """
-    atoms = protein.backbone_atoms
-    if atoms is None:
+    if isinstance(value, str) and not looks_like_path(value):
+        return _as_checked(Protein(name, clean_sequence(value, name)))
+    if is_protein(value):
+        return value if getattr(value, "checked", False) else _check(value, name)
+    if isinstance(value, str | Path):
+        if Path(value).is_dir():
+            raise ValueError(
+                f"{name} is the folder {str(value)!r}, not one protein; give a file in it. What to "
+                "search can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
+            )
+        return _check(read_record(value, atoms), name)
+    if isinstance(value, Mapping):
+        return _read_mapping(value, name, atoms)
+    if is_structure(value):
+        return _check(Protein(value.id, structure=value), name)
+    if isinstance(value, Tensor | np.ndarray | list):
+        return _as_checked(Protein(name, embeddings=_check_embeddings(value, name)))
+    raise TypeError(f"{name} is a {type(value).__name__}; give {ACCEPTED}.")
+
+
+def read_proteins(
+    place: str | Path, on_invalid: Callable[[InvalidRecord], object]
+) -> Iterator[Protein]:
+    """Read all proteins of a FASTA or structure file, or of the structures below a folder.
+
+    Args:
+        place: File or folder; or one record or chain, as `file:record` or `file:chain`.
+        on_invalid: Called with what is left out: records of FASTA, files of a folder.
+
+    Raises:
+        FileNotFoundError: If there is no such place.
+        ValueError: If it holds nothing that can be read.
+    """
+    path = Path(place)
+    inside = path.is_dir()
+    found = sorted(path.rglob("*")) if inside else [path]
+    files = [file for file in found if not inside or suffix_of(file) in STRUCTURE_SUFFIXES]
+    if not files:
         raise ValueError(
-            f"{protein.id} comes without atoms, and a structure encoder such as ProtSSN reads "
-            "structures; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
+            f"there is no structure file below {str(place)!r}; structures are read from "
+            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
         )
-    complete = atoms.isfinite().all(dim=-1).all(dim=-1)
-    if complete.all():
-        return protein
-    letters = protein.sequence or "?" * len(atoms)
-    lacking = [f"{letters[i]}{i + 1}" for i in (~complete).nonzero()[:, 0].tolist()]
-    names = ", ".join(lacking[:20]) + (", ..." if len(lacking) > 20 else "")
-    lack = f"lack one of the backbone atoms {', '.join(BACKBONE_ATOMS)}"
-    if not complete.any():
-        raise ValueError(f"all residues of {protein.id} {lack}; give a complete structure.")
-    logger.warning(
-        "%s: %d of %d residues %s and are left out: %s (by their place in the sequence)",
-        *(protein.id, len(lacking), len(atoms), lack, names),
-    )
-    return replace(
-        protein,
-        sequence=protein.sequence and "".join(compress(letters, complete.tolist())),
-        embeddings=None if protein.embeddings is None else protein.embeddings[complete],
-        backbone_atoms=atoms[complete],
-    )
+    if not inside and not Path(split_record(place)[0]).is_file():
+        raise FileNotFoundError(
+            f"there is no file or folder {str(place)!r}; check the path. A sequence goes into a "
+            "list: candidates=['MKVLA']."
+        )
+    for file in files:
+        name = file.relative_to(path).as_posix() if inside else file.name
+        try:
+            records = read_records(file, BACKBONE_ATOMS)
+        except (ValueError, OSError) as error:
+            if not inside:
+                raise
+            on_invalid(InvalidRecord(name, str(error)))
+        else:
+            yield from _usable(records, name.removesuffix(file.name), on_invalid)
 
 
-def looks_like_path(text: str) -> bool:
-    """Tell a path from a sequence: a path holds a dot or a slash, a sequence neither.
+def _usable(
+    records: list[Protein], folder: str, on_invalid: Callable[[InvalidRecord], object]
+) -> Iterator[Protein]:
+    for record in records:
+        try:
+            yield _check(replace(record, id=folder + record.id), "record")
+        except ValueError as error:
+            on_invalid(InvalidRecord(record.id, str(error)))
 
-    Example:
-        >>> looks_like_path("1abc.pdb:A"), looks_like_path("MKVLA")
-        (True, False)
-    """
-    return "." in text or "/" in text or "\\" in text
 
-
-def read_record(path: str) -> Protein:
+def read_record(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -> Protein:
     """Read the one protein of a file, or the one named behind a colon, unchecked.
-
-    `file.pdb:*` is all chains of a structure one after another, as one protein.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is unreadable, holds several proteins, or not the one named.
     """
-    file, wanted = split_place(path)
-    if _suffix_of(Path(file)) in STRUCTURE_SUFFIXES:
-        return _from_structure(read_structure(path, atoms=PROTEIN_ATOMS))
-    records = list(read_records(file))
-    names = ", ".join(record.id for record in records[:20])
-    if wanted:
-        for record in records:
-            if wanted in (record.id, record.id.rpartition(":")[2]):
-                return record
-        raise ValueError(f"{file} has no record {wanted!r}; it has: {names}.")
+    file = split_record(place)[0]
+    if suffix_of(file) in STRUCTURE_SUFFIXES:
+        return _of_structure(read_structure(place, atoms), file)
+    records = read_records(place)
     if len(records) > 1:
         raise ValueError(
-            f"{file} holds {len(records)} records: {names}; name one, as in "
-            f"'{file}:{records[0].id}'."
+            f"{file} holds {len(records)} records: {_listed(record.id for record in records)}; "
+            f"name one, as in '{file}:{records[0].id}'."
         )
     return records[0]
 
 
-def read_records(path: str | Path) -> Iterator[Protein]:
-    """Read every protein of a FASTA, PDB or mmCIF file, sequences unchecked.
+def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -> list[Protein]:
+    """Read every protein of a FASTA, PDB or mmCIF file, or the one that is named, unchecked.
 
     A FASTA record is called by the first word of its header, a chain `file:chain`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read as what its name says.
+        ValueError: If the file cannot be read as what its name says, or has no such record.
     """
-    file = Path(path)
-    suffix = _suffix_of(file)
+    path, wanted = split_record(place)
+    file, suffix = Path(path), suffix_of(path)
     if suffix not in FILE_SUFFIXES:
         raise ValueError(
             f"{path}: files are read by their ending, and this one "
@@ -632,19 +655,36 @@ def read_records(path: str | Path) -> Iterator[Protein]:
             + f" {', '.join(FILE_SUFFIXES)} (each also with .gz)."
         )
     if suffix in STRUCTURE_SUFFIXES:
-        return map(_from_structure, read_structures(file, atoms=PROTEIN_ATOMS))
+        found = [read_structure(place, atoms)] if wanted else read_structures(file, atoms=atoms)
+        return [_of_structure(structure, file) for structure in found]
+    records = _read_fasta(file)
+    if not wanted:
+        return records
+    named = [record for record in records if wanted in (record.id, record.id.rpartition(":")[2])]
+    if not named:
+        has = _listed(record.id for record in records)
+        raise ValueError(f"{file} has no record {wanted!r}; it has: {has}.")
+    return named[:1]
+
+
+def _read_fasta(file: Path) -> list[Protein]:
     if not file.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; check the path.")
-    return iter(_read_fasta(file))
+        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
+    opened = gzip.open if file.name.endswith(".gz") else open
+    try:
+        with opened(file, "rt", encoding="utf-8") as lines:
+            records = [replace(p, source=f"{file}:{p.id}") for p in parse_fasta(lines)]
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} is not a valid FASTA file: {error}.") from error
+    if not records:
+        raise ValueError(f"{file} holds no FASTA record; a record begins with a '>' line.")
+    return records
 
 
 def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
-    """Read FASTA records from lines as they come, sequences unchecked.
+    """Read FASTA records from lines as they come, unchecked.
 
     A record is called by the first word of its header, or else by the number of its line.
-
-    Args:
-        lines: An open file, or the lines of a text.
 
     Raises:
         ValueError: If a line comes before any header.
@@ -669,50 +709,104 @@ def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
         yield Protein(name, "".join(parts))
 
 
-def _suffix_of(file: Path) -> str:
-    return Path(file.name.removesuffix(".gz")).suffix.lower()
+def looks_like_path(text: str) -> bool:
+    """Tell a path from a sequence: a path holds a dot or a slash, a sequence neither.
+
+    Example:
+        >>> looks_like_path("1abc.pdb:A"), looks_like_path("MKVLA")
+        (True, False)
+    """
+    return "." in text or "/" in text or "\\" in text
 
 
-def _read_fasta(file: Path) -> list[Protein]:
-    opened = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opened(file, "rt", encoding="utf-8") as lines:
-            records = list(parse_fasta(lines))
-    except (OSError, UnicodeDecodeError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no readable FASTA file: {error}.") from error
-    if not records:
-        raise ValueError(f"{file} holds no FASTA record; a record begins with a '>' line.")
-    return records
+def with_backbone_atoms(protein: Protein) -> Protein:
+    """Keep the residues that have all of N, CA and C, as a structure encoder needs them.
 
+    A warning names those that are left out. Whatever a residue's name, it stays: ProtSSN's own
+    reader gives up on a protein with a modified residue, here it is spelled by its parent.
 
-def _from_structure(structure: Structure) -> Protein:
-    atoms = structure.backbone[:, : len(PROTEIN_ATOMS)]
-    return Protein(structure.id, structure.sequence, backbone_atoms=atoms)
+    Raises:
+        ValueError: If the protein has no atoms, or no residue has all three.
 
-
-def _check_protein(protein: Protein, name: str) -> Protein:
-    """Return a protein with its embeddings, or else its sequence, checked; and its atoms."""
-    sequence = embeddings = None
-    if protein.embeddings is not None:
-        embeddings = _read_embeddings(protein.embeddings, name)
-        residues = len(embeddings)
-    else:
-        sequence = clean_sequence(protein.sequence or "", f"{name} {protein.id!r}")
-        residues = len(sequence)
-    atoms = protein.backbone_atoms
-    if atoms is not None and tuple(atoms.shape) != (residues, len(PROTEIN_ATOMS), 3):
+    Example:
+        >>> atoms = torch.tensor([1.0, float("nan")]).expand(4, 3, 2).transpose(0, 2)
+        >>> structure = Structure("p", "MK", atoms.transpose(1, 2), ("1", "2"), ("A", "A"))
+        >>> with_backbone_atoms(Protein("p", structure=structure)).sequence
+        'M'
+    """
+    structure, atoms = protein.structure, protein.backbone_atoms
+    if structure is None or atoms is None:
         raise ValueError(
-            f"{name} {protein.id!r} has {residues} residues and backbone_atoms of shape "
-            f"{tuple(atoms.shape)}; give N, CA and C of each residue, ({residues}, 3, 3)."
+            f"{protein.id} comes without atoms, and a structure encoder such as ProtSSN reads "
+            "structures; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
         )
-    return Protein(protein.id, sequence, embeddings, atoms)
+    complete = atoms.isfinite().all(dim=-1).all(dim=-1)
+    if complete.all():
+        return protein
+    kept, letters = complete.tolist(), protein.sequence or structure.sequence
+    lacking = [f"{letters[i]}{i + 1}" for i, whole in enumerate(kept) if not whole]
+    lack = f"lack one of the backbone atoms {', '.join(BACKBONE_ATOMS[:3])}"
+    if not any(kept):
+        raise ValueError(f"all residues of {protein.id} {lack}; give a complete structure.")
+    logger.warning(
+        "%s: %d of %d residues %s and are left out: %s (by their place in the sequence)",
+        *(protein.id, len(lacking), len(atoms), lack, _listed(lacking)),
+    )
+    rest = Structure(
+        structure.id,
+        "".join(compress(structure.sequence, kept)),
+        structure.backbone[complete],
+        tuple(compress(structure.author_numbers, kept)),
+        tuple(compress(structure.chain_ids, kept)),
+    )
+    embeddings = None if protein.embeddings is None else protein.embeddings[complete]
+    letters = "".join(compress(letters, kept))
+    return _as_checked(Protein(protein.id, letters, embeddings, rest, protein.source))
 
 
-def _read_embeddings(value: Tensor | np.ndarray | list, name: str) -> Tensor:
+def _as_checked(protein: Protein) -> Protein:
+    object.__setattr__(protein, "checked", True)
+    return protein
+
+
+def _check(protein: Protein, name: str) -> Protein:
+    """Return a protein with clean letters and all its parts checked against each other."""
+    name = f"{name} {protein.id!r}"
+    sequence, embeddings = protein.sequence, protein.embeddings
+    if embeddings is not None:
+        embeddings = _check_embeddings(embeddings, name)
+    if embeddings is None or sequence is not None:
+        sequence = clean_sequence(sequence or "", name)
+    residues = len(sequence or "") if embeddings is None else len(embeddings)
+    if sequence is not None and len(sequence) != residues:
+        raise ValueError(
+            f"{name} has {len(sequence)} residues and embeddings of {residues}; give one per "
+            "residue."
+        )
+    structure, atoms = getattr(protein, "structure", None), getattr(protein, "backbone_atoms", None)
+    if atoms is not None and tuple(atoms.shape) != (residues, 3, 3):
+        raise ValueError(
+            f"{name} has {residues} residues and backbone_atoms of shape {tuple(atoms.shape)}; "
+            f"give N, CA and C of each residue, ({residues}, 3, 3)."
+        )
+    if atoms is not None and structure is None:  # of code from before proteins had structures
+        numbers, backbone = (
+            map(str, range(1, residues + 1)),
+            F.pad(atoms, (0, 0, 0, 1), value=math.nan),
+        )
+        letters = sequence or "X" * residues
+        structure = Structure(protein.id, letters, backbone, tuple(numbers), ("A",) * residues)
+    source = getattr(protein, "source", "")
+    return _as_checked(Protein(protein.id, sequence, embeddings, structure, source))
+
+
+def _check_embeddings(value: Tensor | np.ndarray | list, name: str) -> Tensor:
     try:
         embeddings = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is no table of numbers (residues, hidden): {error}.") from error
+        raise ValueError(
+            f"{name} is not a table of numbers (residues, hidden): {error}."
+        ) from error
     if embeddings.ndim != 2 or 0 in embeddings.shape or not embeddings.is_floating_point():
         raise ValueError(
             f"{name} is {embeddings.dtype} of shape {tuple(embeddings.shape)}; residue embeddings "
@@ -723,170 +817,7 @@ def _read_embeddings(value: Tensor | np.ndarray | list, name: str) -> Tensor:
     return embeddings
 
 
-# --- What retrieval looks for and among: a sequence or a structure with an id and a source.
-
-
-logger = logging.getLogger(__name__)
-
-KINDS = ("sequence", "structure")
-RESIDUES_PER_BATCH = 2048
-ACCEPTED = (
-    f"a sequence, a path to FASTA ({', '.join(FASTA_SUFFIXES)}) or a structure "
-    f"({', '.join(STRUCTURE_SUFFIXES)}; each also with .gz), a Structure, or a mapping with "
-    "'sequence' or 'structure', and 'id' if you like"
-)
-
-
-@dataclass(frozen=True, eq=False)
-class RetrievalRecord:
-    """Hold a protein as one of its two kinds.
-
-    Args:
-        id: What to call it.
-        content: One-letter residues, or a `Structure`.
-        source: File and record it was read from, "" if from none.
-    """
-
-    id: str
-    content: str | Structure
-    source: str = ""
-
-    @property
-    def kind(self) -> str:
-        """One of `KINDS`."""
-        return "sequence" if isinstance(self.content, str) else "structure"
-
-    @property
-    def residues(self) -> str:
-        """One letter a residue."""
-        return self.content if isinstance(self.content, str) else self.content.sequence
-
-    @cached_property
-    def sha(self) -> str:
-        """SHA-256 of all that its vector depends on, in hexadecimal.
-
-        Example:
-            >>> RetrievalRecord("a", "MKVLA").sha == RetrievalRecord("b", "MKVLA").sha
-            True
-        """
-        digest = hashlib.sha256(f"{self.kind}\0{self.residues}\0".encode())
-        if not isinstance(self.content, str):
-            structure = self.content
-            for names in (structure.author_numbers, structure.chain_ids):
-                digest.update(" ".join(names).encode() + b"\0")
-            places = structure.backbone.to(torch.float32).cpu().numpy()
-            # NaN is many patterns of bits; here it is one.
-            digest.update(np.where(np.isnan(places), np.float32("nan"), places).tobytes())
-        return digest.hexdigest()
-
-
-def is_record(value: Any) -> TypeGuard[RetrievalRecord]:
-    """Tell a record from anything else, also one made by another copy of this file."""
-    return all(hasattr(value, part.name) for part in fields(RetrievalRecord))
-
-
-def record_of(value: Any, name: str = "query") -> RetrievalRecord:
-    """Read one record from whatever a user may give for it.
-
-    Args:
-        value: A sequence; a path to FASTA or a structure, with `:record` or `:chain` behind it
-            where the file holds several; a `Structure` or `Protein`; or a mapping with `sequence`
-            or `structure`, and `id`.
-        name: What to call it in an error message, and where it has no id.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If it cannot be used, or the file holds several.
-        FileNotFoundError: If there is no such file.
-
-    Example:
-        >>> record = record_of({"id": "P1", "sequence": "mkvla"})
-        >>> record.id, record.kind, record.residues
-        ('P1', 'sequence', 'MKVLA')
-    """
-    if is_record(value):
-        return _checked(value, name)
-    if isinstance(value, Mapping):
-        return _of_mapping(value, name)
-    if is_structure(value):
-        return _checked(RetrievalRecord(value.id, value), name)
-    if is_protein(value):
-        return _checked(RetrievalRecord(value.id, value.sequence or ""), name)
-    if isinstance(value, Path) or (isinstance(value, str) and looks_like_path(value)):
-        return _of_path(str(value), name)
-    if isinstance(value, str):
-        return RetrievalRecord(name, clean_sequence(value, name))
-    raise TypeError(f"{name} is a {type(value).__name__}; give {ACCEPTED}.")
-
-
-def records_in(place: str | Path, bad: list[tuple[str, str]]) -> Iterator[RetrievalRecord]:
-    """Read all records of a FASTA or structure file, or of the structures below a folder.
-
-    Args:
-        place: File or folder; or one record or chain, as `file:record` or `file:chain`.
-        bad: List to which what cannot be used is added, as (id, reason).
-
-    Raises:
-        FileNotFoundError: If there is no such place.
-        ValueError: If it holds nothing that can be read.
-    """
-    path = Path(place)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if is_structure_file(file))
-        if not files:
-            raise ValueError(
-                f"there is no structure file below {str(place)!r}; structures are read from "
-                f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
-            )
-        for file in files:
-            name = file.relative_to(path).as_posix()
-            yield from _reporting(_chains(file, name), name, bad)
-    elif not path.exists():
-        yield _named_record(str(place))
-    elif is_structure_file(path):
-        yield from _chains(path, path.name)
-    else:
-        for protein in read_records(path):
-            record = RetrievalRecord(protein.id, protein.sequence or "", f"{path}:{protein.id}")
-            yield from _reporting([record], protein.id, bad)
-
-
-def _named_record(place: str) -> RetrievalRecord:
-    """Read the one record that is named behind a file."""
-    if not Path(split_place(place)[0]).is_file():
-        raise FileNotFoundError(
-            f"there is no file or folder {place!r}; check the path. A sequence goes into a list: "
-            "candidates=['MKVLA']."
-        )
-    return _of_path(place, "candidate")
-
-
-def _reporting(
-    records: Iterable[RetrievalRecord], name: str, bad: list[tuple[str, str]]
-) -> Iterator[RetrievalRecord]:
-    try:
-        for record in records:
-            yield _checked(record, "record")
-    except (ValueError, OSError, EOFError) as error:
-        bad.append((name, str(error)))
-
-
-def _chains(file: Path, name: str) -> Iterator[RetrievalRecord]:
-    for structure in read_structures(file):
-        chain = structure.id.rpartition(":")[2]
-        yield RetrievalRecord(f"{name}:{chain}", structure, f"{file}:{chain}")
-
-
-def is_structure_file(file: Path) -> bool:
-    """Tell by its ending whether a file may hold structures."""
-    return _suffix_of_record(file) in STRUCTURE_SUFFIXES
-
-
-def _suffix_of_record(file: Path) -> str:
-    return Path(file.name.removesuffix(".gz")).suffix.lower()
-
-
-def _of_mapping(value: Mapping[str, Any], name: str) -> RetrievalRecord:
+def _read_mapping(value: Mapping[str, Any], name: str, atoms: Sequence[str]) -> Protein:
     given = [kind for kind in KINDS if value.get(kind) is not None]
     if len(given) != 1:
         raise ValueError(
@@ -894,115 +825,68 @@ def _of_mapping(value: Mapping[str, Any], name: str) -> RetrievalRecord:
             "either 'sequence' or 'structure', and 'id' if you like."
         )
     content = value[given[0]]
-    if given[0] == "sequence" and isinstance(content, str):
-        content = clean_sequence(content, name)  # never a path, whatever it looks like
-    record = record_of(content, name)
-    if record.kind != given[0]:
-        raise ValueError(f"{name} has a {record.kind} under the key {given[0]!r}.")
-    return RetrievalRecord(str(value.get("id") or record.id), record.content, record.source)
+    if given[0] == "sequence" and isinstance(content, str):  # never a path, whatever it looks like
+        protein = Protein(name, clean_sequence(content, name))
+    else:
+        protein = read_protein(content, name, atoms)
+    if protein.kind != given[0]:
+        raise ValueError(f"{name} has a {protein.kind} under the key {given[0]!r}.")
+    return _as_checked(replace(protein, id=str(value.get("id") or protein.id)))
 
 
-def _of_path(place: str, name: str) -> RetrievalRecord:
-    file = Path(split_place(place)[0])
-    if file.is_dir():
-        raise ValueError(
-            f"{name} is the folder {place!r}, not one protein; give a file in it. What to search "
-            "can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
-        )
-    if is_structure_file(file):
-        structure = read_structure(place)
-        chain = structure.id.rpartition(":")[2]
-        return _checked(RetrievalRecord(structure.id, structure, f"{file}:{chain}"), name)
-    protein = read_record(place)
-    record = RetrievalRecord(protein.id, protein.sequence or "", f"{file}:{protein.id}")
-    return _checked(record, name)
+def _of_structure(structure: Structure, file: str | Path) -> Protein:
+    source = f"{file}:{structure.id.rpartition(':')[2]}"
+    return Protein(structure.id, structure=structure, source=source)
 
 
-def _checked(record: RetrievalRecord, name: str) -> RetrievalRecord:
-    if isinstance(record.content, str):
-        letters = clean_sequence(record.content, f"{name} {record.id!r}")
-        return RetrievalRecord(record.id, letters, record.source)
-    if not is_structure(record.content):
-        raise TypeError(
-            f"{name} {record.id!r} is a {type(record.content).__name__}; give {ACCEPTED}."
-        )
-    return record
-
-
-def embed_records(
-    model: Any, records: Sequence[RetrievalRecord], residues_per_batch: int = RESIDUES_PER_BATCH
-) -> list[Tensor | Exception]:
-    """Embed records, each kind by its own side of the model, in batches of like length.
-
-    Args:
-        model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
-        records: Sequences and structures, mixed as they come.
-        residues_per_batch: Most residues embedded at once, padding included.
-
-    Returns:
-        One L2-normalised vector `(width,)` a record, float32 on the CPU, or what went wrong.
-
-    Raises:
-        ValueError: If the model has no encoder for a kind.
-    """
-    results: dict[int, Tensor | Exception] = {}
-    for kind in KINDS:
-        chosen = [i for i, record in enumerate(records) if record.kind == kind]
-        if chosen:
-            check_encoder(model, kind)
-        chosen.sort(key=lambda i: -len(records[i].residues))
-        while chosen:
-            longest = len(records[chosen[0]].residues)
-            size = max(1, residues_per_batch // max(1, longest))
-            batch, chosen = chosen[:size], chosen[size:]
-            found = _embed_batch(model, [records[i] for i in batch])
-            results |= dict(zip(batch, found, strict=True))
-    return [results[i] for i in range(len(records))]
-
-
-def check_encoder(model: Any, kind: str) -> None:
-    """Refuse a model without an encoder for a kind, if it can tell; see `ProtAlignModel`."""
-    check = getattr(model, "check_encoder", None)
-    if check is not None:
-        check(kind)
-
-
-def _embed_batch(model: Any, records: Sequence[RetrievalRecord]) -> list[Tensor | Exception]:
-    """Embed a batch; if that fails, each by itself, to find the one to blame."""
-    embed = model.embed_sequences if records[0].kind == "sequence" else model.embed_structures
-    try:
-        vectors = embed([record.content for record in records], batch_size=len(records))
-        vectors = F.normalize(vectors.detach().float().cpu(), dim=-1)
-    except (ValueError, RuntimeError) as error:
-        if len(records) == 1:
-            return [error]
-        return [found for record in records for found in _embed_batch(model, [record])]
-    return [
-        vector if bool(vector.isfinite().all()) else ValueError("its vector is not finite")
-        for vector in vectors
-    ]
-
-
-# --- A pipeline that answers in order, and computes in batches of like size.
-
-
-# The base class types its hooks for one dict of tensors.
-
+# --- What the pipelines share: answers in order, computed in batches of like size.
 
 READ_AHEAD = 16
 """Batches that are looked at together, so that inputs of like size share a batch."""
 
 
-class BatchedPipeline(Pipeline):
+class ProteinPipeline(Pipeline):
     """Answer every input in order; one that cannot be used does not keep others from an answer.
 
-    `preprocess` reads an input, or returns `{"error": str}`, which is its answer then. `_forward`
-    takes a list of what was read, and returns as many outputs. A derived class has `size_of`.
+    A derived class reads an input by `read` and sorts what was read by `size_of`; its `_forward`
+    takes a list of what was read, and returns as many outputs.
     """
 
-    def size_of(self, prepared: Any) -> Any:
-        """Return what inputs are sorted by, so that batches have little padding."""
-        raise NotImplementedError
+    model: Any
+    processor: Any
+    read: Callable[..., Any]
+    size_of: Callable[..., Any]
+
+    _load_processor = None  # a model may have none
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def _sanitize_parameters(
+        self, on_error: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if on_error not in (None, "raise", "report"):
+            raise ValueError(f"on_error={on_error!r}; accepted are 'raise' and 'report'.")
+        return ({} if on_error is None else {"on_error": on_error}), {}, {}
+
+    def answer_each(self, inputs: Any, refusal: str, **options: Any) -> Any:
+        """Answer several inputs: a list where they can be counted, else an iterator."""
+        try:
+            several = iter(inputs)
+        except TypeError:
+            raise TypeError(refusal) from None
+        lazily = super().__call__((one for one in several), **options)
+        return list(lazily) if hasattr(inputs, "__len__") else lazily
+
+    def preprocess(self, value: Any, on_error: str = "raise", **options: Any) -> Any:
+        """Read one input, or say what is wrong with it, as `{"error": str}`."""
+        try:
+            return self.read(value, **options)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if on_error == "raise":
+                raise
+            return {"error": str(error)}
 
     def get_iterator(
         self,
@@ -1013,24 +897,20 @@ class BatchedPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
-        """Yield one answer an input."""
+        """Yield one answer per input."""
         prepared = (self.preprocess(one, **preprocess_params) for one in inputs)
         ahead = batch_size * READ_AHEAD if batch_size > 1 else 1
         while window := list(islice(prepared, ahead)):
-            answers: dict[int, Any] = {}
-            good = [i for i, one in enumerate(window) if not _is_error(one)]
+            answers = dict(enumerate(window))  # what is wrong with an input is its answer
+            good = [i for i, one in answers.items() if not (type(one) is dict and "error" in one)]
             good.sort(key=lambda i: self.size_of(window[i]))
             for start in range(0, len(good), batch_size):
                 chosen = good[start : start + batch_size]
                 outputs = self.forward([window[i] for i in chosen], **forward_params)
                 for i, output in zip(chosen, outputs, strict=True):
                     answers[i] = self.postprocess(output, **postprocess_params)
-            yield from (answers.get(i, one) for i, one in enumerate(window))
+            yield from answers.values()
 
     def run_single(self, inputs: Any, *params: dict[str, Any]) -> Any:
         """Answer one input."""
         return next(self.get_iterator([inputs], 0, 1, *params))
-
-
-def _is_error(prepared: Any) -> bool:
-    return isinstance(prepared, Mapping) and "error" in prepared

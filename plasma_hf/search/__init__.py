@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..models.pipeline_protein_retrieval import CandidateList
-from ..models.protein import RetrievalRecord
+from ..models.protein import Protein
 from .index import (
     Index,
     IndexHeader,
@@ -14,6 +14,8 @@ from .index import (
     read_records,
     remove_records,
 )
+
+RetrievalRecord = Protein.of  # as proteins were called here before
 
 __all__ = [
     "CandidateList",

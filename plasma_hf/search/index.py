@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.store import (
+    EmbeddingReport,
     Header,
     ShardedStore,
     describe,
@@ -35,19 +36,21 @@ from ..io.structures import read_structure_folder
 from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
+    RESIDUES_PER_BATCH,
     check_k,
     cosines,
+    embed_proteins,
     hits_of,
     stable_top,
     unit_rows,
 )
 from ..models.protein import (
+    BACKBONE_ATOMS,
     KINDS,
-    RESIDUES_PER_BATCH,
-    RetrievalRecord,
-    embed_records,
-    is_structure_file,
-    record_of,
+    STRUCTURE_SUFFIXES,
+    Protein,
+    read_protein,
+    suffix_of,
 )
 
 RECORDS_PER_SHARD = 512
@@ -61,17 +64,11 @@ DATASET = "dataset_info.json"
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """Say which model made vectors: two are the same where weights and input format are.
+    """Say which model made vectors: two are the same where weights and input format are."""
 
-    Args:
-        model: Hub id, or name of the folder.
-        weights: `weights_digest` of the model.
-        recipe: Input format of its sequence encoder.
-    """
-
-    model: str
-    weights: str
-    recipe: str
+    model: str  # Hub id, or name of the folder
+    weights: str  # `weights_digest` of the model
+    recipe: str  # input format of its sequence encoder
 
     @classmethod
     def of(cls, model: Any) -> ModelFingerprint:
@@ -100,15 +97,6 @@ class IndexHeader(Header):
 
     That file alone decides; what it does not name is no part of the index. It is replaced in one
     step, so whoever opens the folder finds all of a change or nothing of it.
-
-    Args:
-        made_by: Model of all vectors.
-        width: Numbers in a vector.
-        shards: Number of records by name of file, in order.
-        kinds: Number of records by kind.
-        vectors: File of the faiss index, where search is approximate.
-        factory: faiss index factory string; None for exact search.
-        written_by: plasma_hf version.
     """
 
     FILE = "index.json"
@@ -118,12 +106,12 @@ class IndexHeader(Header):
     REMEDY = "build the index again with: plasma-hf index build INPUT --output {folder} --overwrite"
 
     made_by: ModelFingerprint
-    width: int
-    shards: dict[str, int] = field(default_factory=dict)
-    kinds: dict[str, int] = field(default_factory=dict)
-    vectors: str | None = None
-    factory: str | None = None
-    written_by: str = ""
+    width: int  # numbers in a vector
+    shards: dict[str, int] = field(default_factory=dict)  # records by name of file, in order
+    kinds: dict[str, int] = field(default_factory=dict)  # records by kind
+    vectors: str | None = None  # file of the faiss index, where search is approximate
+    factory: str | None = None  # faiss index factory string; None for exact search
+    written_by: str = ""  # plasma_hf version
 
     def __post_init__(self) -> None:
         """Take the object of a JSON file."""
@@ -169,46 +157,44 @@ class _Shard:
     def _lines(self) -> list[bytes]:
         return self._about.numpy().tobytes().splitlines()
 
-    @staticmethod
-    def name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -> str:
-        """Name a shard after id and sha of what it was to hold: it need not be made again."""
-        # The id of a model is only what it is called.
-        content = json.dumps([made_by.weights, made_by.recipe, *records])
-        return f"records-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
 
-    @staticmethod
-    def write(
-        path: Path,
-        rows: Sequence[dict[str, str]],
-        vectors: Sequence[Tensor],
-        bad: Sequence[tuple[str, str]] = (),
-    ) -> None:
-        text = "\n".join(json.dumps(row) for row in rows).encode()
-        tensors = {
-            "vectors": torch.stack(list(vectors)) if rows else torch.zeros(0, 0),
-            "about": torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()),
-        }
-        kinds = dict(sorted(Counter(row["kind"] for row in rows).items()))
-        write_shard(path, tensors, json.dumps({"kinds": kinds, "bad": list(bad)}))
+def _shard_name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -> str:
+    """Name a shard after id and sha of what it was to hold: it need not be made again."""
+    # The id of a model is only what it is called.
+    content = json.dumps([made_by.weights, made_by.recipe, *records])
+    return f"records-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _write_rows(
+    path: Path,
+    rows: Sequence[dict[str, str]],
+    vectors: Tensor,
+    bad: Sequence[tuple[str, str]] = (),
+) -> None:
+    text = "\n".join(json.dumps(row) for row in rows).encode()
+    about = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
+    kinds = dict(sorted(Counter(row["kind"] for row in rows).items()))
+    header = json.dumps({"kinds": kinds, "bad": list(bad)})
+    write_shard(path, {"vectors": vectors, "about": about}, header)
 
 
 # A record in the index, and back.
 
 
-def _row(record: RetrievalRecord) -> dict[str, str]:
+def _row(record: Protein) -> dict[str, str]:
     about = {name: getattr(record, name) for name in ABOUT}
-    return about | {"residues": record.residues, "sha": record.sha}
+    return about | {"residues": record.sequence or "", "sha": record.sha}
 
 
-def _record(row: dict[str, str]) -> RetrievalRecord:
+def _record(row: dict[str, str]) -> Protein:
     if row["kind"] == "sequence":
-        return RetrievalRecord(row["id"], row["residues"], row["source"])
+        return Protein.of(row["id"], row["residues"], row["source"])
     if not row["source"]:
         raise ValueError(f"{row['id']} was read from no file, and an index keeps no atoms")
-    record = record_of(row["source"], row["id"])
+    record = read_protein(row["source"], row["id"], BACKBONE_ATOMS)
     if record.sha != row["sha"]:
         raise ValueError(f"{row['source']} has changed since it was indexed")
-    return RetrievalRecord(row["id"], record.content, record.source)
+    return replace(record, id=row["id"])
 
 
 # --- Searching.
@@ -250,11 +236,7 @@ class Index(ShardedStore):
 
     @classmethod
     def open(cls, folder: str | PathLike[str], model: Any = None) -> Index:
-        """Open an index; records stay on disk until they are found.
-
-        Args:
-            folder: Where it is.
-            model: Model that is to search it.
+        """Open an index, for a model to search it; records stay on disk until they are found.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -304,7 +286,7 @@ class Index(ShardedStore):
             results.append(hits_of(self._about, rows[best], scores[best]))
         return results
 
-    def read(self, row: int) -> RetrievalRecord:
+    def read(self, row: int) -> Protein:
         """Read a record again: a sequence from the index, a structure from its file.
 
         Raises:
@@ -360,7 +342,7 @@ def _import_faiss() -> Any:
 
 def read_records(
     inputs: str | Path | Iterable[str | Path], bad: list[BadRecord], kind: str | None = None
-) -> Iterator[RetrievalRecord]:
+) -> Iterator[Protein]:
     r"""Read records one after the other, leaving out and reporting what is wrong.
 
     Args:
@@ -378,7 +360,7 @@ def read_records(
         >>> fasta = pathlib.Path(tempfile.mkdtemp(), "two.fasta")
         >>> _ = fasta.write_text(">P1 first\nMKVLA\n>P2\nMK7\n")
         >>> bad = []
-        >>> [(record.id, record.residues) for record in read_records([fasta], bad)]
+        >>> [(record.id, record.sequence) for record in read_records([fasta], bad)]
         [('P1', 'MKVLA')]
         >>> bad[0].id
         'P2'
@@ -392,67 +374,61 @@ def read_records(
             bad.append(BadRecord(str(place), str(error)))
 
 
-def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[RetrievalRecord]:
+def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[Protein]:
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
-    structures = is_structure_file(place) or (place.is_dir() and not (place / DATASET).exists())
+    structures = suffix_of(place) in STRUCTURE_SUFFIXES or (
+        place.is_dir() and not (place / DATASET).exists()
+    )
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")
-        for protein in read_sequences(place, bad=bad):
-            yield RetrievalRecord(protein.id, protein.sequence or "", f"{whole}:{protein.id}")
+        for protein in read_sequences(place, on_invalid=bad.append):
+            yield replace(protein, source=f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
-    found = read_structure_folder(place, bad)
+    found = read_structure_folder(place, bad.append)
     values = (
         (one.id, one.sequence if kind == "sequence" else one, str(folder / one.id)) for one in found
     )
     yield from _valid(values, bad)
 
 
-def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
-    """Take records, and tuples as `build_index` says; skip and report invalid ones."""
+def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
+    """Take records, and tuples as `build_index` says; skip and report what cannot be indexed."""
     if isinstance(values, str | Path):
         raise TypeError(
             f"records is the path {str(values)!r}; give what is in it: read_records(path, bad)."
         )
+    first: dict[str, str] = {}
     for number, value in enumerate(values, start=1):
         name = f"record {number}"
         try:
             if isinstance(value, tuple | list) and len(value) in (2, 3):
                 name = str(value[0])
-                yield record_of(RetrievalRecord(name, *value[1:]), "record")
+                record = read_protein(Protein.of(name, *value[1:]), "record")
             else:
-                yield record_of(value, name)
+                record = read_protein(value, name, BACKBONE_ATOMS)
+            name = record.id
+            if name in first:
+                content = "the same" if first[name] == record.sha else "other"
+                raise ValueError(f"this id comes again, with {content} content; the first is kept")
         except (ValueError, TypeError, OSError) as error:
             bad.append(BadRecord(name, str(error)))
-
-
-def _once(records: Iterable[RetrievalRecord], bad: list[BadRecord]) -> Iterator[RetrievalRecord]:
-    """Skip and report records of an id that came before."""
-    first: dict[str, str] = {}
-    for record in records:
-        if record.id not in first:
-            first[record.id] = record.sha
-            yield record
             continue
-        content = "the same" if first[record.id] == record.sha else "other"
-        reason = f"this id comes again, with {content} content; the first is kept"
-        bad.append(BadRecord(record.id, reason))
+        first[name] = record.sha
+        yield record
 
 
 # --- Building and changing, so that a kill at any time does no harm.
 
 
 @dataclass
-class IndexReport:
+class IndexReport(EmbeddingReport):
     """Say what was done to an index."""
 
-    embedded: int = 0  # records embedded now
-    already_there: int = 0  # records that were there before, from this job or another
     replaced: int = 0  # records that took the place of one of the same id
-    bad: list[BadRecord] = field(default_factory=list)  # skipped records, each with the reason
 
 
 def build_index(
@@ -476,7 +452,7 @@ def build_index(
     Args:
         model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
         records: `(id, content)` or `(id, content, source)`, content a sequence or a `Structure`;
-            or `RetrievalRecord`s, as `read_records` gives them.
+            or `Protein`s, as `read_records` gives them.
         folder: Folder of the index, made if need be.
         bad: Invalid records to report with the others: the list that `read_records` fills.
         factory: faiss index factory string for approximate search, such as "IVF256,Flat"; by
@@ -505,12 +481,9 @@ def build_index(
         if (path / IndexHeader.FILE).exists() and not overwrite:
             finished = IndexHeader.read(path)
             finished.made_by.check(model, path)
-        shards: dict[str, int] = {}
         valid = tqdm(_valid(records, report.bad), unit="protein", disable=not progress)
-        for name, part in _parts(made_by, _once(valid, report.bad), records_per_shard):
-            if finished is not None and name not in finished.shards:
-                raise _is_there(path, finished)
-            shards[name] = len(_embedded(path / name, model, part, residues_per_batch, report))
+        sizes = (records_per_shard, residues_per_batch)
+        shards = _embed(path, model, made_by, valid, sizes, report, finished)
         if finished is not None and list(finished.shards) != list(shards):
             raise _is_there(path, finished)
         _finish(path, IndexHeader(made_by, 0, factory=factory), shards)
@@ -537,11 +510,11 @@ def add_records(
     Args:
         folder: Folder of the index.
         model: Model that made it.
-        records: See `build_index`.
-        bad: See `build_index`.
+        records: As all that follows, see `build_index`.
+        bad: To be reported with the others.
         replace_changed: Let new content take the place of old content of the same id.
-        records_per_shard: See `build_index`.
-        residues_per_batch: See `build_index`.
+        records_per_shard: How many are embedded and written together.
+        residues_per_batch: Most residues embedded at once.
         progress: Show it on standard error.
 
     Raises:
@@ -554,9 +527,8 @@ def add_records(
     with _lock(path):
         index = Index.open(path, model)
         known = {row["id"]: row["sha"] for shard in index._shards for row in shard.rows()}
-        changed: set[str] = set()
 
-        def is_new(record: RetrievalRecord) -> bool:
+        def is_new(record: Protein) -> bool:
             sha = known.get(record.id)
             if sha == record.sha:
                 report.already_there += 1
@@ -566,17 +538,14 @@ def add_records(
                     "or let the new one take its place with --replace (replace_changed=True)."
                 )
                 report.bad.append(BadRecord(record.id, reason))
-            elif sha is not None:
-                changed.add(record.id)
-            return sha is None or record.id in changed
+            return sha is None or (sha != record.sha and replace_changed)
 
-        shards: dict[str, int] = {}
         valid = tqdm(_valid(records, report.bad), unit="protein", disable=not progress)
-        new = filter(is_new, _once(valid, report.bad))
-        for name, part in _parts(index.header.made_by, new, records_per_shard):
-            shard = _embedded(path / name, model, part, residues_per_batch, report)
-            shards[name] = len(shard)
-            changed -= {record.id for record in shard.bad}  # the old content is better than none
+        sizes = (records_per_shard, residues_per_batch)
+        made_by = index.header.made_by
+        shards = _embed(path, model, made_by, filter(is_new, valid), sizes, report)
+        # Of a record that could not be embedded, the old content is better than none.
+        changed = {row["id"] for name in shards for row in _Shard(path / name).rows()} & set(known)
         report.replaced = len(changed)
         _finish(path, index.header, _without(index, changed) | shards)
     report.bad[:0] = bad
@@ -611,43 +580,43 @@ def _lock(folder: Path) -> AbstractContextManager[None]:
     return writer_lock(folder / "index.lock", busy)
 
 
-def _parts(
-    made_by: ModelFingerprint, records: Iterable[RetrievalRecord], size: int
-) -> Iterator[tuple[str, list[RetrievalRecord]]]:
-    """Cut records into what goes into a shard, and name that."""
-    records = iter(records)
-    while part := list(islice(records, size)):
-        yield _Shard.name(made_by, ((record.id, record.sha) for record in part)), part
-
-
-def _embedded(
-    path: Path,
+def _embed(
+    folder: Path,
     model: Any,
-    records: Sequence[RetrievalRecord],
-    residues_per_batch: int,
+    made_by: ModelFingerprint,
+    records: Iterable[Protein],
+    sizes: tuple[int, int],
     report: IndexReport,
-) -> _Shard:
-    """Open the shard of these records; embed them first unless it is there."""
-    there = path.exists()
-    if not there:
-        found = embed_records(model, records, residues_per_batch)
-        pairs = list(zip(records, found, strict=True))
-        good = [(record, vector) for record, vector in pairs if isinstance(vector, Tensor)]
-        bad = [
-            (record.id, f"it cannot be embedded: {error}")
-            for record, error in pairs
-            if isinstance(error, Exception)
-        ]
-        _Shard.write(
-            path, [_row(record) for record, _ in good], [vector for _, vector in good], bad
-        )
-    shard = _Shard(path)
-    report.bad += shard.bad
-    if there:
-        report.already_there += len(shard)
-    else:
-        report.embedded += len(shard)
-    return shard
+    finished: IndexHeader | None = None,
+) -> dict[str, int]:
+    """Write the shards of records that are not there yet; return the size of each, by its name.
+
+    Where an index is `finished`, other records than those in it are refused.
+    """
+    shards: dict[str, int] = {}
+    records_per_shard, residues_per_batch = sizes
+    records = iter(records)
+    while part := list(islice(records, records_per_shard)):
+        name = _shard_name(made_by, ((record.id, record.sha) for record in part))
+        if finished is not None and name not in finished.shards:
+            raise _is_there(folder, finished)
+        there = (folder / name).exists()
+        if not there:
+            found = list(zip(part, embed_proteins(model, part, residues_per_batch), strict=True))
+            good = [(record, it) for record, it in found if isinstance(it, Tensor)]
+            bad = [
+                (record.id, f"it cannot be embedded: {it}")
+                for record, it in found
+                if not isinstance(it, Tensor)
+            ]
+            vectors = torch.stack([vector for _, vector in good]) if good else torch.zeros(0, 0)
+            _write_rows(folder / name, [_row(record) for record, _ in good], vectors, bad)
+        shard = _Shard(folder / name)
+        shards[name] = len(shard)
+        report.bad += shard.bad
+        report.already_there += len(shard) if there else 0
+        report.embedded += 0 if there else len(shard)
+    return shards
 
 
 def _without(index: Index, ids: set[str]) -> dict[str, int]:
@@ -660,9 +629,9 @@ def _without(index: Index, ids: set[str]) -> dict[str, int]:
             shards[name] = count
         elif kept:
             rows = [rows[i] for i in kept]
-            left = _Shard.name(index.header.made_by, ((row["id"], row["sha"]) for row in rows))
+            left = _shard_name(index.header.made_by, ((row["id"], row["sha"]) for row in rows))
             if not (index.folder / left).exists():
-                _Shard.write(index.folder / left, rows, torch.from_numpy(shard.vectors[kept]))
+                _write_rows(index.folder / left, rows, torch.from_numpy(shard.vectors[kept]))
             shards[left] = len(kept)
     return shards
 
@@ -688,7 +657,7 @@ def _write_faiss(folder: Path, header: IndexHeader) -> str | None:
     if not header.factory or not header.count:
         return None
     shards = [(name, str(count)) for name, count in header.shards.items()]
-    name = _Shard.name(header.made_by, [("faiss", header.factory), *shards])
+    name = _shard_name(header.made_by, [("faiss", header.factory), *shards])
     name = name.replace("records-", "vectors-").replace(".safetensors", ".faiss")
     if not (folder / name).exists():
         faiss = _import_faiss()

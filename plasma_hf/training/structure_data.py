@@ -116,7 +116,7 @@ class StructureEmbedder:
         self.encoder = encoder
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What its embeddings depend on."""
         config = self.encoder.config
         fields = {name: str(getattr(config, name)) for name in IDENTITY_FIELDS}

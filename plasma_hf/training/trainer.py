@@ -19,7 +19,6 @@ from transformers.trainer_utils import HubStrategy
 
 from ..hub import push
 from ..hub.card import ANY_REPOSITORY, card_of
-from ..hub.export import is_adapter
 from ..metrics.pairs import average_precision, f1_max, roc_auc
 from ..metrics.retrieval import best_ranks
 from ..models.modeling_plasma import label_match_losses, with_labelled_site
@@ -173,7 +172,7 @@ class CardTrainer(SafeTrainer):
 
     def card(self, repository: str) -> ModelCard | None:
         """Return the card of the run; an adapter has that of the export."""
-        return None if is_adapter(self.model) else self._card(repository)
+        return None if getattr(self.model, "peft_config", None) else self._card(repository)
 
     def _card(self, repository: str = ANY_REPOSITORY) -> ModelCard:
         model: Any = self.model

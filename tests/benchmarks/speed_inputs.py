@@ -147,7 +147,7 @@ class RandomEmbedder:
 
     def __init__(self, width: int, query_residues: int = 300):
         self.hidden_size = width
-        self.identity = {"backbone": f"random/{width}", "recipe": "random"}
+        self.fingerprint = {"backbone": f"random/{width}", "recipe": "random"}
         self.query = torch.randn(
             query_residues, width, generator=torch.Generator().manual_seed(width)
         )

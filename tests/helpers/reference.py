@@ -1,6 +1,12 @@
-"""The slow twin: PLASMA for one unpadded pair, in float64 loops that read like the formulae."""
+"""The reference implementation: PLASMA for one pair, in float64 loops that read like the formulae.
+
+`log_sinkhorn` is a second one of the plan, of padded batches, in the logarithm.
+"""
+
+import math
 
 import numpy as np
+import torch
 
 
 def layer_norm(h):
@@ -19,6 +25,19 @@ def plan(cost, kernel_scale, n_iters=20, eps=1e-8):
         u = 1 / (kernel @ v + eps)
         v = 1 / (kernel.T @ u + eps)
     return u[:, None] * kernel * v
+
+
+def log_sinkhorn(log_kernel, candidate_mask, *, eps=1e-8, n_iters=20):
+    """Scale a kernel as `sinkhorn` does, but in the logarithm: for any eps and any cost."""
+    slack = log_kernel.new_tensor(math.log(eps))
+    count = candidate_mask.sum(-1, keepdim=True).clamp(min=1).to(log_kernel.dtype)
+    candidate = (-count.log()).expand(candidate_mask.shape)
+    for _ in range(n_iters):
+        mass = (log_kernel + candidate.unsqueeze(-2)).logsumexp(-1)
+        query = -torch.logaddexp(mass, slack)
+        mass = (log_kernel + query.unsqueeze(-1)).logsumexp(-2)
+        candidate = -torch.logaddexp(mass, slack)
+    return (log_kernel + query.unsqueeze(-1) + candidate.unsqueeze(-2)).exp()
 
 
 def collinearity(plan, window):

@@ -35,7 +35,7 @@ class TinyEsm:
         )
         self.model = EsmModel(config, add_pooling_layer=False).eval()
         self.hidden_size, self.calls = width, 0
-        self.identity = {
+        self.fingerprint = {
             "backbone": f"tiny/esm{width}",
             "revision": "main",
             "recipe": "esm2/native",

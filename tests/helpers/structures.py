@@ -1,8 +1,18 @@
 """Small structure files."""
 
 import gemmi
+import torch
+
+from plasma_hf.models.protein import Structure
 
 FULL = ("N", "CA", "C", "O")
+
+
+def structure_of(sequence, atoms):
+    """Make a structure of N, CA and C, `(residues, 3, 3)`, without any O."""
+    backbone = torch.nn.functional.pad(atoms, (0, 0, 0, 1), value=torch.nan)
+    numbers = tuple(str(i + 1) for i in range(len(sequence)))
+    return Structure("p", sequence, backbone, numbers, ("A",) * len(sequence))
 
 
 def atom_at(name, place, altloc="\0", occupancy=1.0):

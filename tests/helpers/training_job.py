@@ -24,7 +24,7 @@ WIDTH = 16
 class LetterEmbedder:
     """Embed a residue by its letter alone."""
 
-    identity = {"backbone": "letters"}
+    fingerprint = {"backbone": "letters"}
     hidden_size = WIDTH
 
     def embed(self, sequences):
@@ -63,7 +63,12 @@ def make_trainer(store, output, pairs, *, model=None, callbacks=(), optim="sgd",
     torch.set_num_threads(1)
     if model is None:
         torch.manual_seed(0)
-        fields = {"head": "residual", "head_size": 8, "kernel_scale": 1.0, "score_form": "mass"}
+        fields = {
+            "head": "residual",
+            "head_size": 8,
+            "kernel_scale": 1.0,
+            "score_form": "collinear",
+        }
         model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, **fields))
     fields = EVERY_RUN | {
         "output_dir": str(output),

@@ -1,4 +1,4 @@
-"""The page of a metric's Space: one field for each input, the figures below."""
+"""The page of a metric's Space: one field for each input, the metrics below."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(metric: Any) -> Any:
     return gradio.Interface(
         fn=compute,
         inputs=[gradio.Textbox(label=f"{name}, a list in JSON") for name in metric.features],
-        outputs=gradio.JSON(label="figures"),
+        outputs=gradio.JSON(label="metrics"),
         title=metric.name,
         description=metric.description,
         article=metric.inputs_description,

@@ -12,7 +12,7 @@ from plasma_hf.metrics import average_precision
 DESCRIPTION = "Step-wise area under the precision-recall curve of pair scores."
 INPUTS = """
 Args:
-    predictions: one score a pair, larger for a likelier match; any finite number.
+    predictions: one score per pair, larger for a likelier match; any finite number.
     references: 1 for a match, 0 for none.
 Returns:
     average_precision, and pairs, the number of pairs; none is skipped.

@@ -12,7 +12,7 @@ from plasma_hf.metrics import f1_max
 DESCRIPTION = "Largest F1 of pair scores over all thresholds, or over a grid of 1,000."
 INPUTS = """
 Args:
-    predictions: one score a pair, larger for a likelier match; any finite number.
+    predictions: one score per pair, larger for a likelier match; any finite number.
     references: 1 for a match, 0 for none.
     mode: "exact" tries every distinct score, "grid1000" is the published protocol.
 Returns:

@@ -16,7 +16,7 @@ from plasma_hf.metrics import (
 
 DESCRIPTION = "How much of the site of one protein an alignment plan finds in the other."
 INPUTS = """
-Give positive pairs only, one protein pair an item:
+Give positive pairs only, one protein pair per item:
 Args:
     plans: alignment weights, (query_residues, candidate_residues).
     query_site_labels: 1 inside the site, 0 outside, (query_residues,).
