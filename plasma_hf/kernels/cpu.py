@@ -23,7 +23,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +42,7 @@ from ..models.modeling_plasma import (
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
 
+intrinsic: Any = numba_intrinsic  # what it makes is called without its first argument
 Array = NDArray[np.float32]
 Sums = NDArray[np.float64]
 Number = np.floating[Any] | float
@@ -273,12 +274,7 @@ def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Arra
 
 @compiled
 def row_sums(rows: Array, out: Array) -> None:
-    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0.
-
-    Args:
-        rows: `(residues, channels)`.
-        out: Where the sums go, `(residues,)`.
-    """
+    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0."""
     # Compared with a copy, which the compiler cannot know to be one: it would sum otherwise.
     same, tile = rows.copy(), np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i in range(0, len(rows), TILE_ROWS):
@@ -532,15 +528,7 @@ def diagonal_support_numba(plan: Tensor, allowed: Tensor, window: int, gap: int)
 
 @compiled
 def _add_row(sums: Sums, row: Array, place: int, sign: Number) -> None:
-    """Add a row of a matrix to the running sums of its diagonals, or subtract it.
-
-    Args:
-        sums: One for each diagonal, `(rows + columns - 1,)`; entry (i, j) is on diagonal
-            `j - i + rows - 1`.
-        row: `(columns,)`.
-        place: Diagonal of the first entry, `rows - 1 - i`.
-        sign: 1 or -1.
-    """
+    """Add a row of a matrix to the running sums of its diagonals, or subtract it."""
     prefer_512_bit_vectors()
     # float64: a stretch is a small difference of sums that grow with the protein.
     mine = sums[place : place + len(row)]  # sliced, since an index that may be negative is slow
@@ -550,15 +538,7 @@ def _add_row(sums: Sums, row: Array, place: int, sign: Number) -> None:
 
 @compiled
 def _move_to_row(sums: Sums, matrix: Array, i: int, before: int, after: int) -> None:
-    """Move running sums from row `i - 1` to row `i`: rows `i - before .. i + after` are in.
-
-    Args:
-        sums: As in `_add_row`; zeros before row 0.
-        matrix: `(rows, columns)`.
-        i: The row; rows have to come in order.
-        before: Rows before it that are in.
-        after: Rows after it that are in.
-    """
+    """Move running sums from row `i - 1` to row `i`: rows `i - before .. i + after` are in."""
     prefer_512_bit_vectors()
     rows = len(matrix)
     for new in range(0 if i == 0 else i + after, min(i + after + 1, rows)):
@@ -581,15 +561,7 @@ def _diagonal_sums(matrix: Array, before: int, after: int, out: Array) -> None:
 
 @compiled
 def _best_window(plan: Array, columns: int, window: int) -> Number:
-    """Return the largest sum of a diagonal stretch that fits into the pair.
-
-    A protein shorter than the stretch lends its first residue as the only start.
-
-    Args:
-        plan: `(query_residues, candidate_residues or more)`; zeros where it is more.
-        columns: Candidate residues.
-        window: Steps of the stretch.
-    """
+    """Return the largest sum of a diagonal stretch that fits into the pair."""
     prefer_512_bit_vectors()
     rows = len(plan)
     sums = np.zeros(rows + plan.shape[1], np.float64)
@@ -606,13 +578,7 @@ def _best_window(plan: Array, columns: int, window: int) -> Number:
 
 @compiled
 def best_nearby(plan: Array, gap: int, out: Array) -> None:
-    """Average the best entries up to `gap` residues aside, along the candidate and the query.
-
-    Args:
-        plan: `(query_residues, candidate_residues)`, not negative.
-        gap: Residues aside.
-        out: Where the averages go, same shape.
-    """
+    """Average the best entries up to `gap` residues aside, along the candidate and the query."""
     prefer_512_bit_vectors()
     rows, columns = plan.shape
     along_query = np.empty(columns, np.float32)
@@ -725,15 +691,7 @@ def exponential(x: Number) -> Number:
 
 @compiled(fastmath=SUMS)
 def _sinkhorn_step(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array) -> None:
-    """Answer the candidate potentials and sum what the columns get from it, in one pass.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        v: Candidate potentials, `(candidate_residues,)`.
-        eps: Slack of each residue.
-        u: Where the query potentials `1 / (kernel @ v + eps)` go, `(query_residues,)`.
-        column_sums: Where `u @ kernel` goes, `(candidate_residues,)`.
-    """
+    """Answer the candidate potentials and sum what the columns get from it, in one pass."""
     prefer_512_bit_vectors()
     rows, columns = kernel.shape
     one, zero = np.float32(1.0), np.float32(0.0)
@@ -789,15 +747,7 @@ def _write_plan(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps
 
 @compiled
 def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
-    """Run all iterations and keep the potentials of every iteration.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        u: Where the query potentials go, `(n_iters, query_residues)`.
-        v: Where the candidate potentials go after the first, which are given,
-            `(n_iters + 1, candidate_residues)`.
-        eps: Slack of each residue.
-    """
+    """Run all iterations and keep the potentials of every iteration."""
     prefer_512_bit_vectors()
     sums = np.empty(kernel.shape[1], np.float32)
     for t in range(len(u)):
@@ -904,13 +854,7 @@ def in_order_numba(plan: Tensor, allowed: Tensor) -> Tensor:
 
 @compiled
 def write_odds(plan: Array, longer: int, odds: Sums) -> None:
-    """Write what the entries of a plan say for their pairs; 1 says nothing.
-
-    Args:
-        plan: `(query_residues, candidate_residues or more)`.
-        longer: Residues of the longer protein.
-        odds: `(query_residues, candidate_residues)`, to be written.
-    """
+    """Write what the entries of a plan say for their pairs; 1 says nothing."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
     of_query, of_candidate = 0.0, np.zeros(columns, np.float32)
@@ -948,12 +892,7 @@ def logarithm(x: Number) -> Number:
 
 @compiled
 def write_probabilities(odds: Sums, out: Array) -> None:
-    """Write the probabilities that pairs are aligned.
-
-    Args:
-        odds: `(query_residues, candidate_residues)`, 0 where nothing may be aligned.
-        out: `(query_residues, candidate_residues or more)`, to be written.
-    """
+    """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
     ending, logs = _alignments_ending(odds)
@@ -997,16 +936,7 @@ def _alignments_ending(odds: Sums) -> tuple[Sums, Sums]:
 def _next_row(
     odds: Sums, unit: Number, above: Sums, query_gap: Sums, total: Sums, match: Sums
 ) -> Number:
-    """Go on by a query residue, and return the largest sum.
-
-    Args:
-        odds: Of its pairs, `(candidate_residues,)`.
-        unit: How a sum of 1 is written.
-        above: Alignments that end with a pair of the residue before, by candidate residue.
-        query_gap: With query residues left out after a pair, to be moved on.
-        total: With whatever may come before the next pair, to be moved on.
-        match: Alignments that end with a pair of this residue, to be written.
-    """
+    """Go on by a query residue, and return the largest sum."""
     prefer_512_bit_vectors()
     before, candidate_gap, opening, largest = 0.0, 0.0, 0.0, 0.0
     for j in range(len(odds)):
