@@ -592,8 +592,10 @@ class PairBatch:
             for side, mask in zip(self.embeddings, self.masks, strict=True)
         )
         sides = zip((query, candidate), self.masks, strict=True)
-        projections = tuple(_project_residues(side, mask, project) for side, mask in sides)
-        return replace(self, embeddings=(query, candidate), projections=projections)
+        projections = [_project_residues(side, mask, project) for side, mask in sides]
+        return replace(
+            self, embeddings=(query, candidate), projections=(projections[0], projections[1])
+        )
 
     def singles(self, project: Project) -> list[PairBatch]:
         """Return each pair as a batch of its own, without padding, with projections."""
