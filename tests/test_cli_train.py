@@ -14,7 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaModel
-from plasma_hf.cli.train import load_backbone_for, train_app
+from plasma_hf.backbones import load_backbone
+from plasma_hf.cli.train import train_app
 from plasma_hf.data import EmbeddingStore, ProteinPair, read_site_table
 from plasma_hf.training import PlasmaRun
 from plasma_hf.training.run import sample_share
@@ -159,5 +160,5 @@ def test_a_run_in_python(train: Any) -> None:
     splits = make_splits(read_site_table("sites.csv")[0])
     arguments = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     run = PlasmaRun("folder", config={"head_size": 8}, arguments=arguments)
-    figures = run.train(splits, load_backbone_for("default", None, "cpu", False))
+    figures = run.train(splits, load_backbone("substitution", device="cpu"))
     assert 0 <= figures["extrapolation"]["label_match_score"] <= 1
