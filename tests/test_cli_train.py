@@ -56,7 +56,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *words: CliRunner().invoke(train_app, ["plasma", "--sites", "sites.csv", *words])
 
 
-QUICK = ("--output", "out", "--epochs", "1", "--device", "cpu", "--width", "8")
+QUICK = ("--output", "out", "--epochs", "1", "--device", "cpu", "--set", "head_size=8")
 
 
 def test_a_run_leaves_a_model_a_card_and_figures(train: Any) -> None:
@@ -94,7 +94,7 @@ def test_an_earlier_run_is_not_written_over(train: Any) -> None:
 
 
 def test_published_preset_by_options(train: Any) -> None:
-    words = ("--preset", "published", "--kernel-scale", "0.3", "--iterations", "5")
+    words = ("--preset", "published", "--set", "kernel_scale=0.3", "--set", "n_iters=5")
     assert train(*QUICK, *words, "--fraction", "0.5").exit_code == 0
     config = PlasmaModel.from_pretrained("out").config
     assert (config.head, config.kernel_scale, config.n_iters) == ("lrl", 0.3, 5)

@@ -20,8 +20,7 @@ from .embed import load_embedder
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-ALIGN_HELP = f"""
-Align proteins: which residues of A correspond to which of B.
+ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
 
 A and B are each a sequence; a FASTA, PDB or mmCIF file, also .gz, with every record in it or the
 one named as FILE:RECORD; or '-' for standard input, FASTA or one bare sequence per line. Every
@@ -46,8 +45,7 @@ Formats:
   tsv   one line per segment, residues counted from 1, with the columns
 
 \b
-{chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}
-"""
+{chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}"""
 
 
 def align(
@@ -55,15 +53,9 @@ def align(
     b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
     format_name: common.OutputFormat = "text",
     output: common.OutputFile = None,
-    plot: Annotated[
-        Path | None, Option(help="Picture of the plan of one pair: .png, .svg or .pdf.")
-    ] = None,
-    model: Annotated[
-        str | None, Option(help="Folder or Hub id of a model; the bundled one by default.")
-    ] = None,
-    task_head: Annotated[
-        str | None, Option(metavar="TASK", help="Head: active_site, binding_site or motif.")
-    ] = None,
+    plot: Annotated[Path | None, Option(help="Draw one pair's plan: .png, .svg or .pdf.")] = None,
+    model: common.AlignmentModel = None,
+    task_head: Annotated[str | None, Option(help="Head: active_site, binding_site, motif.")] = None,
     revision: common.Revision = None,
     trust_remote_code: common.RemoteCode = False,
     device: common.Device = None,
@@ -71,9 +63,7 @@ def align(
     threshold: Annotated[
         float | None, Option(min=0, max=1, help="Plan weight that aligns; the model's by default.")
     ] = None,
-    max_gap: Annotated[
-        int, Option(min=0, help="Residues a segment may leave out between two pairs.")
-    ] = 10,
+    max_gap: Annotated[int, Option(min=0, help="Most residues between pairs of a segment.")] = 10,
     min_pairs: Annotated[int, Option(min=1, help="Pairs that make a segment.")] = 3,
     min_score: Annotated[float, Option(min=0, max=1, help="Least score to write.")] = 0.0,
 ) -> None:

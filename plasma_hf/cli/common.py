@@ -59,9 +59,13 @@ def one_line_errors() -> Iterator[Skipped]:
 
     Models are registered first, which the command line does not do at import.
     """
+    from transformers.utils import logging
+
     from .. import register
 
     skipped = Skipped()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         register()
         yield skipped
@@ -144,28 +148,23 @@ def _usable(device: str | None) -> str | None:
     return device
 
 
-OutputFile = Annotated[
-    Path | None, Option("--output", "-o", help="File to write instead of the screen.")
-]
+OutputFile = Annotated[Path | None, Option("--output", "-o", help="File instead of the screen.")]
 OutputFormat = Annotated[
     Literal["text", "json", "tsv"], Option("--format", "-f", help="What to write.")
 ]
-Recipe = Annotated[
-    str | None,
-    Option(
-        "--input-format", "--recipe", help="How the backbone reads sequences: native, upstream."
-    ),
+Recipe = Annotated[str | None, Option("--input-format", "--recipe", help="native or upstream.")]
+BackboneName = Annotated[
+    str | None, Option(help="Folder or Hub id of a backbone; the bundled one by default.")
+]
+AlignmentModel = Annotated[
+    str | None, Option(help="Folder or Hub id of a PLASMA model; the bundled by default.")
 ]
 RetrievalModel = Annotated[
     str | None, Option(help="Folder or Hub id of a ProtAlign model; the bundled by default.")
 ]
 Revision = Annotated[str | None, Option(help="Commit, branch or tag of the model on the Hub.")]
-RemoteCode = Annotated[
-    bool, Option("--trust-remote-code", help="Run Python code that the model brings.")
-]
-Device = Annotated[
-    str | None, Option(callback=_usable, help="cpu, cuda, cuda:1, ...; a GPU if there is one.")
-]
+RemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run the model's own Python code.")]
+Device = Annotated[str | None, Option(callback=_usable, help="cpu, cuda, cuda:1; a GPU if any.")]
 Residues = Annotated[int, Option(min=1, help="Residues embedded at once, padding included.")]
 Structures = Annotated[list[Path], Option(help="Folder or file of structures; can be repeated.")]
 Identity = Annotated[
@@ -210,9 +209,6 @@ def read_settings(
     return config, {name: value for name, value in values.items() if name not in own}
 
 
-# --- Models and structures, loaded.
-
-
 def best_device() -> str:
     """Return the GPU of this process if there is one."""
     import torch
@@ -230,17 +226,11 @@ def load_model(
 ) -> Any:
     """Load a model of one kind, the bundled one without a name, to infer on a device."""
     from transformers import AutoModel
-    from transformers.utils import logging
 
     from .. import DEFAULT_CHECKPOINT, DEFAULT_RETRIEVAL_CHECKPOINT
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    title, bundled = {
-        "plasma": ("PLASMA", DEFAULT_CHECKPOINT),
-        "protalign": ("ProtAlign", DEFAULT_RETRIEVAL_CHECKPOINT),
-    }[kind]
-    name = name or bundled
+    title = "PLASMA" if kind == "plasma" else "ProtAlign"
+    name = name or (DEFAULT_CHECKPOINT if kind == "plasma" else DEFAULT_RETRIEVAL_CHECKPOINT)
     try:
         model: Any = AutoModel.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
@@ -253,10 +243,7 @@ def load_model(
     if model.config.model_type != kind:
         fail(f"--model {name} is a {model.config.model_type} model; give a {title} model")
     if kind == "plasma" and model.backbone is None:
-        fail(
-            f"--model {name} is a head that takes residue embeddings; give a model saved together "
-            "with its backbone and processor"
-        )
+        fail(f"--model {name} is a head that takes residue embeddings; give one with its backbone")
     return model.eval().to(device or best_device())
 
 

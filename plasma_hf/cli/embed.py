@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
     from ..models.protein import InvalidRecord, Protein
 
-EMBED_HELP = f"""
-Embed proteins once and keep the result: a store that search and training read from.
+EMBED_HELP = f"""Embed proteins once and keep the result, a store to search and to train from.
 
 Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, or a
 folder written by datasets.save_to_disk. The store is a folder. A protein is found in it by its id
@@ -44,37 +43,25 @@ With a language model, which is downloaded first:
 On two GPUs, each of which computes its share (invalid records are reported, but do not set the
 exit code, at which torchrun would stop the other process):
   torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
-      --backbone facebook/esm2_t33_650M_UR50D --output esm2
-"""
+      --backbone facebook/esm2_t33_650M_UR50D --output esm2"""
 
 
 def embed(
     output: Annotated[Path, Option("--output", "-o", help="Folder of the store, made if need be.")],
-    inputs: Annotated[
-        list[Path] | None, Argument(metavar="INPUT", help="Files with proteins.")
-    ] = None,
-    model: Annotated[
-        str | None, Option(help="PLASMA model, its backbone and head; the bundled by default.")
-    ] = None,
-    backbone: Annotated[
-        str | None, Option(help="Folder or Hub id of a backbone, without a head.")
-    ] = None,
+    inputs: Annotated[list[Path] | None, Argument(metavar="INPUT", help="Protein files.")] = None,
+    model: common.AlignmentModel = None,
+    backbone: common.BackboneName = None,
     recipe: common.Recipe = None,
     revision: common.Revision = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        Option(help="What a new store keeps; float32 by default."),
+        Literal["float32", "float16", "bfloat16"] | None, Option(help="By default float32.")
     ] = None,
-    projections: Annotated[
-        bool, Option("--projections", help="Keep what the head makes of them as well.")
-    ] = False,
+    projections: Annotated[bool, Option("--projections", help="Keep the head's as well.")] = False,
     residues_per_batch: common.Residues = 4096,
     device: common.Device = None,
     id_column: Annotated[str, Option(help="Column of ids in tables.")] = "id",
     sequence_column: Annotated[str, Option(help="Column of sequences in tables.")] = "sequence",
-    remove: Annotated[
-        list[str] | None, Option(metavar="ID", help="Protein to take out; can be repeated.")
-    ] = None,
+    remove: Annotated[list[str] | None, Option(metavar="ID", help="Protein to take out.")] = None,
     trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Embed proteins; see `EMBED_HELP`."""
@@ -147,7 +134,6 @@ def load_embedder(
 ) -> tuple[Backbone, PlasmaModel | None]:
     """Load a backbone alone, or a PLASMA model as backbone and head."""
     from transformers import AutoProcessor
-    from transformers.utils import logging
 
     from ..backbones import load_backbone
     from ..models.modeling_backbone import Backbone
@@ -164,8 +150,6 @@ def load_embedder(
         return Backbone(under, processor, config.plm_name_or_path, config.plm_revision), plasma
     if model is not None:
         fail("--model brings its own backbone; give --model or --backbone")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     embedder = load_backbone(
         backbone,
         recipe,

@@ -16,8 +16,7 @@ from .common import EXIT_CODE, group, load_model, one_line_errors, report
 
 index_app = group("Embed structures or sequences once, and keep them to be searched.")
 
-BUILD_HELP = f"""
-Build an index of structures or sequences, which `plasma-hf search` looks through.
+BUILD_HELP = f"""Build an index of structures or sequences, which `plasma-hf search` looks through.
 
 Each INPUT is a folder with PDB or mmCIF files, one such file, or a FASTA, CSV, TSV, Parquet or JSON
 Lines file with the columns id and sequence. Every chain of a structure is a record of its own.
@@ -31,35 +30,28 @@ made it and the file of each record; another model is refused.
 Examples:
   plasma-hf index build demo/serine_proteases.fasta --output proteases.index
   plasma-hf index build structures/ --output structures.index
-  plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence
-"""
+  plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence"""
 
-ADD_HELP = """
-Add records to an index.
+ADD_HELP = """Add records to an index.
 
 A record that is there with the same content stays as it is. Where its id stands for other content,
 it is reported, or takes the place of that with --replace. INPUT is what `index build` takes.
 
 \b
 Example:
-  plasma-hf index add more.pdb --index structures.index
-"""
+  plasma-hf index add more.pdb --index structures.index"""
 
-REMOVE_HELP = """
-Take records out of an index, by their ids.
+REMOVE_HELP = """Take records out of an index, by their ids.
 
 \b
 Example:
-  plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index
-"""
+  plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index"""
 
-INFO_HELP = """
-Say which model made an index, and what is in it.
+INFO_HELP = """Say which model made an index, and what is in it.
 
 \b
 Example:
-  plasma-hf index info structures.index
-"""
+  plasma-hf index info structures.index"""
 
 Folder = Annotated[Path, Option("--index", "-i", help="Folder of the index.")]
 Inputs = Annotated[list[Path], Argument(metavar="INPUT", help="Files and folders.")]
@@ -75,12 +67,8 @@ def build(
     output: Annotated[Path, Option("--output", "-o", help="Folder of the index, made if need be.")],
     model: common.RetrievalModel = None,
     kind: Kind = None,
-    factory: Annotated[
-        str | None, Option(help="faiss index factory for approximate search, as IVF256,Flat.")
-    ] = None,
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Take the place of another, finished index.")
-    ] = False,
+    factory: Annotated[str | None, Option(help="faiss index factory, as IVF256,Flat.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished index.")] = False,
     residues_per_batch: common.Residues = 2048,
     device: common.Device = None,
     revision: common.Revision = None,
@@ -98,9 +86,7 @@ def add(
     index: Folder,
     model: common.RetrievalModel = None,
     kind: Kind = None,
-    replace: Annotated[
-        bool, Option("--replace", help="Let new content take the place of old.")
-    ] = False,
+    replace: Annotated[bool, Option("--replace", help="Let new content replace old.")] = False,
     residues_per_batch: common.Residues = 2048,
     device: common.Device = None,
     revision: common.Revision = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +17,7 @@ from .common import EXIT_CODE, fail, load_model, one_line_errors, write
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-SEARCH_HELP = f"""
-Find the structures or sequences that are nearest to a query.
+SEARCH_HELP = f"""Find the structures or sequences that are nearest to a query.
 
 The query is a sequence; all records of a FASTA file, or one, as FILE:RECORD; or all chains of a PDB
 or mmCIF file, or one, as FILE:CHAIN. What is searched is an index that `plasma-hf index build`
@@ -40,27 +40,18 @@ Formats:
   tsv   one line per hit, with the columns
 
 \b
-{chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}
-"""
+{chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}"""
 
 
 def search(
     sequence: Annotated[str | None, Option(help="Query: one-letter residues.")] = None,
     fasta: Annotated[str | None, Option(help="Queries: FASTA file, or FILE:RECORD.")] = None,
-    structure: Annotated[
-        str | None, Option(help="Queries: PDB or mmCIF file, or FILE:CHAIN.")
-    ] = None,
+    structure: Annotated[str | None, Option(help="Queries: PDB or mmCIF, or FILE:CHAIN.")] = None,
     index: Annotated[Path | None, Option("--index", "-i", help="Index to search.")] = None,
-    structures: Annotated[
-        Path | None, Option(help="Structure files to search: a folder, or one file.")
-    ] = None,
-    sequences: Annotated[
-        Path | None, Option(help="FASTA, CSV, ... file of sequences to search.")
-    ] = None,
+    structures: Annotated[Path | None, Option(help="Structures to search: folder or file.")] = None,
+    sequences: Annotated[Path | None, Option(help="Sequences to search: FASTA, CSV, ...")] = None,
     top_k: Annotated[int, Option(min=1, help="Hits per query.")] = 5,
-    explain: Annotated[
-        bool, Option("--explain", help="Name the residues that the model weighs most.")
-    ] = False,
+    explain: Annotated[bool, Option("--explain", help="Name the residues weighed most.")] = False,
     format_name: common.OutputFormat = "text",
     output: common.OutputFile = None,
     model: common.RetrievalModel = None,
@@ -85,10 +76,10 @@ def search(
         skipped.report_records(invalid)
         if not queries:
             raise typer.Exit(2)
-        if "candidates" in searched and not searched["candidates"]:
+        if index is None and not searched["candidates"]:
             fail(f"{place} holds nothing that can be searched")
         loaded = load_model(model, "protalign", revision, device, trust_remote_code)
-        pipe = _pipeline(loaded, batch_size, searched)
+        pipe = _pipeline(loaded, batch_size=batch_size, **searched)
         skipped.report_records(pipe.invalid_candidates)
         results = pipe(iter(queries), top_k=top_k, explain=explain, on_error="report")
 
@@ -127,16 +118,12 @@ def _read_queries(
     return list(read_records(place, invalid, "sequence" if fasta else "structure"))
 
 
-def _pipeline(model: Any, batch_size: int, searched: dict[str, Any]) -> Any:
-    import logging
-
+def _pipeline(model: Any, **options: Any) -> Any:
     from ..models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 
     logger = logging.getLogger(ProteinRetrievalPipeline.__module__)
     was, logger.disabled = logger.disabled, True  # what it would log is said in one line each
     try:
-        return ProteinRetrievalPipeline(
-            model=model, device=model.device, batch_size=batch_size, **searched
-        )
+        return ProteinRetrievalPipeline(model=model, device=model.device, **options)
     finally:
         logger.disabled = was

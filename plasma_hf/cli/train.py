@@ -16,19 +16,11 @@ from .embed import load_embedder
 train_app = group("Train models.")
 
 Output = Annotated[Path, Option("--output", "--out", "-o", help="Folder to write.")]
-BackboneName = Annotated[
-    str | None, Option(help="Folder or Hub id of a backbone; the bundled one by default.")
-]
 Preset = Annotated[Literal["improved", "published"], Option(help="Training settings.")]
 Epochs = Annotated[float | None, Option(min=0, help="Times to go through the pairs at most.")]
 Settings = Annotated[
     list[str] | None,
-    Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="Field of the model's configuration or of transformers' TrainingArguments, in place "
-        "of the preset's; can be repeated.",
-    ),
+    Option("--set", metavar="FIELD=VALUE", help="Of its configuration or TrainingArguments."),
 ]
 Store = Annotated[Path | None, Option(help="Folder of the embeddings; in --output by default.")]
 Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --output.")]
@@ -41,13 +33,14 @@ and ends in the same weights.
 {EXIT_CODE}
 """.strip()
 
-PLASMA_HELP = f"""
-Train a PLASMA head on a table of proteins with labelled sites, and measure it.
+PLASMA_HELP = f"""Train a PLASMA head on a table of proteins with labelled sites, and measure it.
 
 The table is a CSV file with the columns uid, interpro_id (the family), seq_full and label (a JSON
 list of 0 and 1, one per residue). Pairs of one family are positive. With --protocol strict, sets
 share no protein and no sequence cluster, and negative pairs have the lengths of positive ones;
 upstream is the published way.
+
+--set gives any field of PlasmaConfig or of transformers' TrainingArguments; it can be repeated.
 
 {WRITTEN}
 
@@ -56,10 +49,8 @@ Examples:
   plasma-hf train plasma --sites active_site.csv --output active_site
   plasma-hf train plasma --sites active_site.csv --preset published \\
       --protocol upstream --seed 42 --output published
-  plasma-hf train plasma --sites active_site.csv --fraction 0.1 --output tenth
   plasma-hf train plasma --sites active_site.csv --output other \\
       --set head=lrl --set learning_rate=1e-3
-  plasma-hf train plasma --sites active_site.csv --output active_site --resume
 
 \b
 With a language model, which is downloaded first:
@@ -69,29 +60,23 @@ With a language model, which is downloaded first:
 \b
 On two GPUs:
   torchrun --nproc-per-node 2 --no-python plasma-hf train plasma \\
-      --sites active_site.csv --output active_site
-"""
+      --sites active_site.csv --output active_site"""
 
 
 @train_app.command("plasma", help=PLASMA_HELP)
 def train_plasma(
     sites: Annotated[Path, Option(help="CSV table of proteins with labelled sites.")],
     output: Output,
-    backbone: BackboneName = None,
+    backbone: common.BackboneName = None,
     recipe: common.Recipe = None,
     preset: Preset = "improved",
-    protocol: Annotated[
-        Literal["strict", "upstream"], Option(help="How proteins are split into sets.")
-    ] = "strict",
+    protocol: Annotated[Literal["strict", "upstream"], Option(help="How to split.")] = "strict",
     seed: Annotated[int, Option(help="Of splits, weights and order.")] = 1,
     pairs: Annotated[int | None, Option(min=4, help="Pairs in all, most of them to train.")] = None,
     max_length: Annotated[int, Option(min=1, help="Longest protein to use, in residues.")] = 1024,
     fraction: Annotated[float, Option(help="Share of the training pairs to use.")] = 1.0,
     epochs: Epochs = None,
     batch_size: Annotated[int | None, Option(min=1, help="Pairs of a batch.")] = None,
-    width: Annotated[int | None, Option(min=1, help="Inner width of the head.")] = None,
-    kernel_scale: Annotated[float | None, Option(help="What multiplies the cost.")] = None,
-    iterations: Annotated[int | None, Option(min=1, help="Of Sinkhorn.")] = None,
     settings: Settings = None,
     store: Store = None,
     device: common.Device = None,
@@ -109,9 +94,6 @@ def train_plasma(
             settings or [],
             PlasmaConfig,
             device,
-            head_size=width,
-            kernel_scale=kernel_scale,
-            n_iters=iterations,
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
         )
@@ -148,8 +130,7 @@ def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: 
     report(result)
 
 
-TRAIN_PROTALIGN_HELP = f"""
-Train ProtAlign on protein structures and their own sequences, and measure it.
+TRAIN_PROTALIGN_HELP = f"""Train ProtAlign on structures and their own sequences, and measure it.
 
 --structures is a folder of PDB and mmCIF files, a file of them, a list of chains (.jsonl, also
 .gz), or a Parquet file of sequences and structures. Training, validation and test share no
@@ -161,7 +142,7 @@ published weights of ProteinMPNN are given.
 
 With --train-encoders none, embeddings are computed once and two attention pools train on them.
 structure trains the structure encoder along, all both encoders, lora the sequence encoder by small
-matrices beside its weights.
+matrices beside its weights. --set gives any field of ProtAlignConfig or TrainingArguments.
 
 {WRITTEN}
 
@@ -170,8 +151,6 @@ Examples:
   plasma-hf train protalign --structures pdb/ --residue-steps 1600 --output protalign
   plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign
   plasma-hf train protalign --structures chains.jsonl.gz --loss siglip --seed 3 --output siglip
-  plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign \\
-      --resume
 
 \b
 With a language model, which is downloaded first, and the published weights of ProteinMPNN:
@@ -182,22 +161,19 @@ With a language model, which is downloaded first, and the published weights of P
 \b
 On two GPUs:
   torchrun --nproc-per-node 2 --no-python plasma-hf train protalign \\
-      --structures pdb/ --output protalign
-"""
+      --structures pdb/ --output protalign"""
 
 
 @train_app.command("protalign", help=TRAIN_PROTALIGN_HELP)
 def train_protalign(
     structures: common.Structures,
     output: Output,
-    sequence_backbone: BackboneName = None,
+    sequence_backbone: common.BackboneName = None,
     recipe: common.Recipe = None,
     structure_encoder: Annotated[
         str, Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
     ] = "new",
-    residue_steps: Annotated[
-        int, Option(min=0, help="Batches in which residues find each other, before all else.")
-    ] = 0,
+    residue_steps: Annotated[int, Option(min=0, help="Batches of training by residues first.")] = 0,
     train_encoders: Annotated[
         Literal["none", "structure", "all", "lora"], Option(help="Which encoders train.")
     ] = "none",
@@ -208,9 +184,7 @@ def train_protalign(
     min_residues: common.MinResidues = 20,
     max_residues: common.MaxResidues = 1024,
     epochs: Epochs = None,
-    batch_size: Annotated[
-        int | None, Option(min=2, help="Pairs compared with each other, per process.")
-    ] = None,
+    batch_size: Annotated[int | None, Option(min=2, help="Pairs of a batch, per process.")] = None,
     settings: Settings = None,
     store: Store = None,
     device: common.Device = None,
