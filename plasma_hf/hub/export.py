@@ -108,9 +108,7 @@ def export_to_hub_folder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # An adapter is PEFT's, or was loaded into its base by transformers.
-    peft = type(model).__module__.startswith("peft.")
-    adapter = peft or getattr(model, "_hf_peft_config_loaded", False)
+    adapter = is_adapter(model)
     if adapter:
         _save_adapter(model, folder, base_model)
     else:
@@ -130,6 +128,12 @@ def export_to_hub_folder(
         _write_card(model, folder, repo_id)
     check_hub_folder(folder)
     return folder
+
+
+def is_adapter(model: Any) -> bool:
+    """Tell an adapter, of PEFT or loaded into its base by transformers, from a model."""
+    peft = type(model).__module__.startswith("peft.")
+    return peft or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
@@ -164,7 +168,7 @@ def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
         return
     code = Path(inspect.getfile(own))
     if code.name not in code_of(folder, {configuration.stem: "a model"}):
-        for file in map(Path, (code, *get_relative_import_files(code))):
+        for file in map(Path, [str(code), *get_relative_import_files(code)]):
             shutil.copyfile(file, Path(folder) / file.name)
         with configuration.open("a", encoding="utf-8") as opened:
             opened.write(f"\nfrom .{code.stem} import {own.__name__}  # noqa: E402, F401\n")

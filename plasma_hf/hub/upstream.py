@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..backbones import find_backbone
+from ..models.modeling_protein_mpnn import POSITION_FEATURES, SHAPE_FEATURES
 
 PARAMETERS = {
     "eta.lrl.0.weight": "alignment_head.hidden.weight",
@@ -208,3 +209,91 @@ def _backbone_fields(name: str | None) -> dict[str, Any]:
     known = find_backbone(name) if name else None
     recipe = f"{known.family}/upstream" if known is not None else None
     return {"plm_name_or_path": name, "plm_recipe": recipe}
+
+
+MESSAGE_PARTS = ("residue", "edge", "neighbor")
+"""What the first matrix of a message of ProteinMPNN reads, in the order of the published one."""
+
+PROTEIN_MPNN = {
+    "edges.position": "features.embeddings.linear",
+    "edges.embedding": "features.edge_embedding",
+    "edges.norm": "features.norm_edges",
+    "edges.output": "W_e",
+}
+PROTEIN_MPNN_LAYER = {
+    "node_norm": "norm1",
+    "inner_norm": "norm2",
+    "edge_norm": "norm3",
+    "inner": "dense.W_in",
+    "outer": "dense.W_out",
+    "node_message.hidden": "W2",
+    "node_message.output": "W3",
+    "edge_message.hidden": "W12",
+    "edge_message.output": "W13",
+}
+
+
+def read_protein_mpnn(pt: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a published ProteinMPNN: the fields of its configuration, and its tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no ProteinMPNN.
+    """
+    checkpoint = read_checkpoint(pt)
+    state, name = checkpoint.get("model_state_dict"), "features.edge_embedding.weight"
+    state = state if isinstance(state, dict) else {}
+    weight, edges = state.get(name), checkpoint.get("num_edges")
+    widths = {POSITION_FEATURES + shape: atoms for atoms, shape in SHAPE_FEATURES.items()}
+    given = tuple(getattr(weight, "shape", ()))
+    if len(given) != 2 or given[1] not in widths or not isinstance(edges, int):
+        first = ", ".join(map(repr, list(checkpoint)[:3])) or "nothing"
+        raise ValueError(
+            f"{pt} is no published ProteinMPNN: it begins with {first}, its num_edges is {edges} "
+            f"and its {name} in model_state_dict has shape {given or 'nothing'}; accepted are a "
+            f"number and (hidden, {') or (hidden, '.join(map(str, widths))}). Give a file such as "
+            "v_48_020.pt of the repository dauparas/ProteinMPNN."
+        )
+    layers = {key.split(".")[1] for key in state if str(key).startswith("encoder_layers.")}
+    sizes = {"hidden_size": given[0], "num_layers": max(len(layers), 1), "k_neighbors": edges}
+    return sizes | {"atoms": widths[given[1]]}, state
+
+
+def protein_mpnn_state(
+    state: Mapping[str, Any], wanted: Mapping[str, Tensor], pt: str | Path
+) -> dict[str, Tensor]:
+    """Rename published tensors to those wanted; a message's first matrix is cut into three.
+
+    Raises:
+        ValueError: If some are missing or of another shape.
+    """
+    renamed, differ = {}, {}
+    for name, ours in wanted.items():
+        published, part = _protein_mpnn_name(name)
+        shape = tuple(ours.shape) if part is None else (len(ours), len(MESSAGE_PARTS) * len(ours))
+        theirs = state.get(published)
+        if not isinstance(theirs, Tensor) or tuple(theirs.shape) != shape:
+            differ[published] = f"{tuple(getattr(theirs, 'shape', ())) or 'missing'}, not {shape}"
+        elif not differ:
+            renamed[name] = theirs if part is None else theirs.chunk(len(MESSAGE_PARTS), 1)[part]
+    if differ:
+        some = "; ".join(f"{name}: {what}" for name, what in list(differ.items())[:3])
+        raise ValueError(
+            f"{pt} is no published ProteinMPNN, {len(differ)} tensors of its encoder are missing "
+            f"or of another shape ({some}); give a file such as v_48_020.pt of the repository "
+            "dauparas/ProteinMPNN."
+        )
+    return renamed
+
+
+def _protein_mpnn_name(name: str) -> tuple[str, int | None]:
+    """Return what a tensor is called upstream, and which third of that it is."""
+    module, kind = name.rsplit(".", 1)
+    if module in PROTEIN_MPNN:
+        return f"{PROTEIN_MPNN[module]}.{kind}", None
+    _, layer, module = module.split(".", 2)
+    message, _, part = module.partition(".")
+    if part in MESSAGE_PARTS:
+        first = f"encoder_layers.{layer}.{'W1' if message == 'node_message' else 'W11'}.{kind}"
+        return first, MESSAGE_PARTS.index(part) if kind == "weight" else None
+    return f"encoder_layers.{layer}.{PROTEIN_MPNN_LAYER[module]}.{kind}", None

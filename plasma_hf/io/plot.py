@@ -32,7 +32,7 @@ def plot_plan(
     """Draw a plan as a heat map, with its segments outlined and numbered.
 
     Residues are counted from 1 along both axes, the query downwards. In a large plan a cell shows
-    the highest plan weight of the residues that share it, so no thin diagonal gets lost.
+    the highest plan weight of the residues that share it, so that no thin diagonal gets lost.
 
     Args:
         plan: `(query_residues, candidate_residues)`, weights in [0, 1].
@@ -61,7 +61,8 @@ candidate_residues), for one pair.
         )
     figure, axes = _canvas(weights.shape)
     _heat_map(figure, axes, weights)
-    _name_axes(axes, query_id, candidate_id, weights.shape)
+    axes.set_xlabel(f"{candidate_id}  (candidate residue)", parse_math=False)
+    axes.set_ylabel(f"{query_id}  (query residue)", parse_math=False)
     for number, segment in enumerate(segments, start=1):
         _outline(axes, number, segment, weights.shape[1])
     _point_out(axes, list(marks), weights.shape[1])
@@ -94,6 +95,9 @@ def _heat_map(figure: Figure, axes: Axes, weights: NDArray[np.float64]) -> None:
         extent=(0.5, cols * across + 0.5, rows * down + 0.5, 0.5),
     )
     figure.colorbar(image, ax=axes, label="plan weight", shrink=0.8, pad=0.02)
+    axes.set(xlim=(0.5, weights.shape[1] + 0.5), ylim=(weights.shape[0] + 0.5, 0.5))
+    axes.set_xticks(_ticks(weights.shape[1]))
+    axes.set_yticks(_ticks(weights.shape[0]))
 
 
 def _pool(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:
@@ -101,15 +105,6 @@ def _pool(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int,
     down, across = (-(-size // CELLS) for size in weights.shape)
     rows = np.maximum.reduceat(weights, np.arange(0, weights.shape[0], down), axis=0)
     return np.maximum.reduceat(rows, np.arange(0, weights.shape[1], across), axis=1), (down, across)
-
-
-def _name_axes(axes: Axes, query_id: str, candidate_id: str, shape: tuple[int, ...]) -> None:
-    axes.set_xlim(0.5, shape[1] + 0.5)
-    axes.set_ylim(shape[0] + 0.5, 0.5)
-    axes.set_xticks(_ticks(shape[1]))
-    axes.set_yticks(_ticks(shape[0]))
-    axes.set_xlabel(f"{candidate_id}  (candidate residue)", parse_math=False)
-    axes.set_ylabel(f"{query_id}  (query residue)", parse_math=False)
 
 
 def _ticks(residues: int) -> list[int]:
@@ -130,10 +125,8 @@ def _outline(axes: Axes, number: int, segment: Mapping[str, Any], across: int) -
 
     left, right = segment["candidate_start"] + 0.5, segment["candidate_end"] + 0.5
     top, bottom = segment["query_start"] + 0.5, segment["query_end"] + 0.5
-    corner, width, height = (left, top), right - left, bottom - top
-    axes.add_patch(
-        Rectangle(corner, width, height, fill=False, ec=OUTLINE, lw=1.4, clip_on=False, zorder=3)
-    )
+    style: dict[str, Any] = {"fill": False, "ec": OUTLINE, "lw": 1.4, "clip_on": False, "zorder": 3}
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
     axes.annotate(
         f"segment {number}",
         (right, top),

@@ -184,8 +184,7 @@ def read_structures(
 
     Raises:
         ImportError: If gemmi is not installed.
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or has no such model, chain or atoms.
+        OSError, ValueError: If the file cannot be read, or has no such model, chain or atoms.
 
     Example:
         >>> [chain.id for chain in read_structures("4cha.pdb.gz")]  # doctest: +SKIP
@@ -233,17 +232,15 @@ def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> 
 
     Raises:
         ImportError: If gemmi is not installed.
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, holds several chains, or not the one named.
+        OSError, ValueError: If the file cannot be read, holds several chains, or not the named one.
 
     Example:
         >>> read_structure("1abc.pdb:A").id  # doctest: +SKIP
         '1abc.pdb:A'
     """
     file, wanted = split_record(place)
-    if wanted is not None and wanted != "*":
-        return read_structures(file, chains=wanted, atoms=atoms)[0]
-    structures = read_structures(file, atoms=atoms)
+    chains = None if wanted == "*" else wanted
+    structures = read_structures(file, chains=chains, atoms=atoms)
     if wanted == "*":
         return join_structures(f"{Path(file).name}:*", structures)
     if len(structures) > 1:
