@@ -26,7 +26,6 @@ from plasma_hf.evaluation import (
     PlasmaAligner,
     SmithWaterman,
     StoredEmbeddings,
-    StructureFolder,
     TMAlign,
     align_sequences,
     global_identity,
@@ -210,7 +209,7 @@ def globins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SitePr
 def test_tm_align_on_two_structures(globins: tuple[Path, list[SiteProtein]]) -> None:
     pytest.importorskip("tmtools")
     folder, (one, other) = globins
-    aligner = TMAlign(StructureFolder(folder))
+    aligner = TMAlign(folder)
     same, two = aligner.align([ProteinPair(one, one, 1), ProteinPair(one, other, 1)])
     assert same.score == pytest.approx(1.0, abs=1e-3)
     np.testing.assert_array_equal(same.plan, np.eye(len(one.sequence)))
@@ -235,7 +234,7 @@ def test_foldseek_scores_a_miss_0(globins: tuple[Path, list[SiteProtein]], tmp_p
     program = tmp_path / "foldseek"
     program.write_text(FAKE_FOLDSEEK)
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
-    aligner = Foldseek(StructureFolder(folder), str(program))
+    aligner = Foldseek(folder, str(program))
     hit, miss = aligner.align([ProteinPair(one, one, 1), ProteinPair(one, other, 0)])
     assert (hit.score, np.argwhere(hit.plan).tolist()) == (100.0, [[0, 0], [1, 1]])
     assert (miss.score, miss.plan.sum()) == (0.0, 0.0)
@@ -243,4 +242,4 @@ def test_foldseek_scores_a_miss_0(globins: tuple[Path, list[SiteProtein]], tmp_p
 
 def test_foldseek_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError, match="leave this baseline out"):
-        Foldseek(StructureFolder("."), "no-such-foldseek")
+        Foldseek(".", "no-such-foldseek")

@@ -53,9 +53,7 @@ class AlignedPair:
 class Aligner(Protocol):
     """Anything that aligns pairs. It raises for a pair that it cannot align, and skips none."""
 
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
+    name: str
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
         """Align pairs, one result each, in their order."""
@@ -387,53 +385,46 @@ def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
     return changed
 
 
-class StructureFolder:
-    """Find and read structures, one chain a file, by uid: `{uid}.pdb`, `.cif`, ..., also `.gz`."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Remember the folder."""
-        self.folder = Path(folder)
-        self.read = lru_cache(maxsize=256)(self._read)
-
-    def path(self, protein: SiteProtein) -> Path:
-        """Return the file of a protein; a FileNotFoundError names what was looked for."""
-        for suffix in (s + gz for s in STRUCTURE_SUFFIXES for gz in ("", ".gz")):
-            file = self.folder / f"{protein.uid}{suffix}"
-            if file.is_file():
-                return file
+@lru_cache(maxsize=256)
+def _read_structure(folder: str | Path, protein: SiteProtein) -> tuple[Path, Protein]:
+    """Find and read the structure of a protein, one chain of the residues of its sequence."""
+    names = [f"{protein.uid}{suffix}{gz}" for suffix in STRUCTURE_SUFFIXES for gz in ("", ".gz")]
+    path = next((file for name in names if (file := Path(folder, name)).is_file()), None)
+    if path is None:
         raise FileNotFoundError(
-            f"{self.folder} has no structure of {protein.uid}; put it there as {protein.uid}.pdb "
-            "or .cif"
+            f"{folder} has no structure of {protein.uid}; put it there as {names[0]} or .cif"
         )
-
-    def _read(self, protein: SiteProtein) -> Protein:
-        """Read a structure whose residues are those of the sequence."""
-        found = read_record(str(self.path(protein)))
-        if found.sequence != protein.sequence:
-            raise ValueError(
-                f"the structure of {protein.uid} has {len(found.sequence or '')} residues, which "
-                f"are not the {len(protein.sequence)} of its sequence; give one of this sequence"
-            )
-        return found
+    found = read_record(str(path))
+    if found.sequence != protein.sequence:
+        raise ValueError(
+            f"the structure of {protein.uid} has {len(found.sequence or '')} residues, which "
+            f"are not the {len(protein.sequence)} of its sequence; give one of this sequence"
+        )
+    return path, found
 
 
 class TMAlign(PairwiseAligner):
-    """Align structures by TM-align; the score is the mean of both normalised TM-scores."""
+    """Align structures by TM-align; the score is the mean of both normalised TM-scores.
+
+    Args:
+        folder: Structures by the uid of the protein, one chain each: `{uid}.pdb`, `.cif`, ...,
+            also `.gz`.
+    """
 
     name = "tm-align"
 
-    def __init__(self, structures: StructureFolder) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Check that tmtools is there."""
         try:
             from tmtools import tm_align
         except ImportError as error:
             raise ImportError("TM-align needs tmtools; run: pip install tmtools") from error
-        self.structures, self.tm_align = structures, tm_align
+        self.folder, self.tm_align = folder, tm_align
 
     def _align(self, pair: ProteinPair) -> AlignedPair:
         places, sequences, known = [], [], []
         for protein in (pair.query, pair.candidate):
-            atoms = self.structures.read(protein).backbone_atoms
+            atoms = _read_structure(self.folder, protein)[1].backbone_atoms
             assert atoms is not None  # a structure has atoms
             calpha = atoms[:, 1].double().numpy()  # of N, CA and C
             known.append(np.flatnonzero(np.isfinite(calpha).all(axis=1)))
@@ -455,13 +446,18 @@ def _path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) 
 
 
 class Foldseek:
-    """Search structures by Foldseek; the score is the bit score, and a miss scores 0."""
+    """Search structures by Foldseek; the score is the bit score, and a miss scores 0.
+
+    Args:
+        folder: As that of `TMAlign`.
+        binary: The program, looked for on the PATH.
+    """
 
     name = "foldseek"
 
-    def __init__(self, structures: StructureFolder, binary: str = "foldseek") -> None:
-        """Look for the program on the PATH."""
-        self.structures, self.binary = structures, shutil.which(binary)
+    def __init__(self, folder: str | Path, binary: str = "foldseek") -> None:
+        """Look for the program."""
+        self.folder, self.binary = folder, shutil.which(binary)
         if self.binary is None:
             raise FileNotFoundError(
                 f"the program {binary!r} is not found on the PATH; install Foldseek "
@@ -470,10 +466,16 @@ class Foldseek:
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
         """Align pairs, one result each, in one search of all queries against all candidates."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._link(Path(folder, "queries"), (pair.query for pair in pairs))
-            self._link(Path(folder, "candidates"), (pair.candidate for pair in pairs))
-            hits = self._search(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            for side in ("query", "candidate"):
+                Path(scratch, side).mkdir()
+                for protein in dict.fromkeys(getattr(pair, side) for pair in pairs):
+                    source = _read_structure(self.folder, protein)[0]
+                    ending = "".join(source.suffixes[-2:])
+                    link = Path(scratch, side, f"{_file_stem(protein)}{ending}")
+                    if not link.exists():
+                        link.symlink_to(source.resolve())
+            hits = self._search(scratch)
         results = []
         for pair in pairs:
             names = _file_stem(pair.query), _file_stem(pair.candidate)
@@ -482,26 +484,17 @@ class Foldseek:
             results.append(AlignedPair.from_path(float(bits), path, pair))
         return results
 
-    def _link(self, folder: Path, proteins: Iterable[SiteProtein]) -> None:
-        folder.mkdir()
-        for protein in dict.fromkeys(proteins):
-            self.structures.read(protein)  # the residues that it numbers are those of the sequence
-            source = self.structures.path(protein).resolve()
-            link = folder / f"{_file_stem(protein)}{''.join(source.suffixes[-2:])}"
-            if not link.exists():
-                link.symlink_to(source)
-
-    def _search(self, folder: str) -> dict[tuple[str, str], list[str]]:
+    def _search(self, scratch: str) -> dict[tuple[str, str], list[str]]:
         """Return the best hit of each query and candidate: bits, starts, aligned rows."""
         options = "--format-output query,target,bits,qstart,tstart,qaln,taln -e 1e9 -v 1"
-        command = f"easy-search queries candidates hits.tsv tmp {options} --max-seqs 100000"
+        command = f"easy-search query candidate hits.tsv tmp {options} --max-seqs 100000"
         done = subprocess.run(
-            [str(self.binary), *command.split()], cwd=folder, capture_output=True, text=True
+            [str(self.binary), *command.split()], cwd=scratch, capture_output=True, text=True
         )
         if done.returncode:
             raise RuntimeError(f"foldseek ended with {done.returncode}: {done.stderr[-300:]}")
         hits: dict[tuple[str, str], list[str]] = {}
-        for line in Path(folder, "hits.tsv").read_text().splitlines():
+        for line in Path(scratch, "hits.tsv").read_text().splitlines():
             query, target, *values = line.split("\t")
             names = query.split(".")[0], target.split(".")[0]
             if names not in hits or float(values[0]) > float(hits[names][0]):

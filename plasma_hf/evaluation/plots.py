@@ -128,7 +128,7 @@ def draw_plans(
     from ..models.pipeline_protein_alignment import find_segments
 
     files = []
-    for pair, result, _ in align_in_chunks(aligner, pairs, progress=False):
+    for pair, result, _ in align_in_chunks(aligner, pairs):
         if isinstance(result, Exception) or result.plan is None:
             continue
         ids = (pair.query.uid, pair.candidate.uid)
