@@ -479,8 +479,8 @@ class Foldseek:
         results = []
         for pair in pairs:
             names = _file_stem(pair.query), _file_stem(pair.candidate)
-            bits, query_start, candidate_start, *rows = hits.get(names, ("0", "1", "1", "", ""))
-            path = _path_of_rows(*rows, (int(query_start) - 1, int(candidate_start) - 1))
+            bits, *starts, query, candidate = hits.get(names, ("0", "1", "1", "", ""))
+            path = _path_of_rows(query, candidate, (int(starts[0]) - 1, int(starts[1]) - 1))
             results.append(AlignedPair.from_path(float(bits), path, pair))
         return results
 

@@ -144,7 +144,8 @@ def _outcome(pair: ProteinPair, result: AlignedPair | Exception, identity: float
         unlabelled = "one of its proteins has no labelled residue"
         return PairOutcome(*known, result.score, error=unlabelled)
     metrics = (label_match_score, symmetric_label_match_score, label_mass_precision)
-    return PairOutcome(*known, result.score, *(metric(result.plan, *sites) for metric in metrics))
+    found = [metric(result.plan, *sites) for metric in metrics]
+    return PairOutcome(*known, result.score, *found[:3], error="")
 
 
 def _one_line(error: Exception) -> str:

@@ -184,7 +184,7 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
 
 
 def _push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
-    """Put the folder of a Gradio Space on the Hub, and delete Python files that it has no longer."""
+    """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go."""
     api = HfApi()
     api.create_repo(
         repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
