@@ -37,28 +37,16 @@ MOST_PAIRS = 20_000
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Hold the pairs to learn from and to judge by; pairs share their proteins.
-
-    Attributes:
-        train: Pairs to learn from.
-        validation: Pairs to stop by.
-        test: Pairs of families that are in training too (interpolation).
-        test_hard: Pairs of families that are nowhere else (extrapolation).
-        protocol: "upstream" or "strict".
-        seed: Seed they were drawn with.
-        held_out_families: Families of `test_hard`.
-        clusters_by: What clusters were found by: "mmseqs", "kmers" or "given"; empty where the
-            protocol has no clusters.
-    """
+    """Pairs to learn from and to judge by."""
 
     train: Sequence[ProteinPair]
     validation: Sequence[ProteinPair]
-    test: Sequence[ProteinPair]
-    test_hard: Sequence[ProteinPair]
+    test: Sequence[ProteinPair]  # of families that are in training too (interpolation)
+    test_hard: Sequence[ProteinPair]  # of families that are nowhere else (extrapolation)
     protocol: str
     seed: int
-    held_out_families: tuple[str, ...] = ()
-    clusters_by: str = ""
+    held_out_families: tuple[str, ...] = ()  # those of test_hard
+    clusters_by: str = ""  # "mmseqs", "kmers" or "given"; "" where the protocol has no clusters
 
     def items(self) -> Iterator[tuple[str, Sequence[ProteinPair]]]:
         """Return the splits with their names."""
@@ -96,23 +84,22 @@ def make_splits(
         clusters: For "strict", cluster by uid, in place of `identity`.
         family_order: For "upstream", families by falling frequency, where ties matter.
 
-    Returns:
-        The pairs by split.
-
-    Raises:
-        ValueError: If the protocol is unknown, a share is out of range, or the proteins are too
-            few, with the counts.
-
     Example:
         >>> table = [SiteProtein(f"{f}{i}", f, "MKV", (0, 1, 1)) for f in "ABCD" for i in range(3)]
         >>> splits = make_splits(table, "upstream", pairs=8, held_out=0.5)
         >>> len(splits.train), len(splits.test_hard), splits.held_out_families
         (6, 2, ('D', 'A'))
     """
-    _check(held_out, fractions, pairs)
+    train, validation = fractions
+    if not (0 < held_out < 1 and train > 0 and validation > 0 and train + validation < 1):
+        raise ValueError(
+            f"held_out is {held_out} and fractions {fractions}; give shares above 0, of training "
+            "and validation together below 1"
+        )
+    if pairs is not None and pairs < 2:
+        raise ValueError(f"pairs is {pairs}; give 2 or more, or None for the default")
     if protocol not in ("strict", "upstream"):
         raise ValueError(f"protocol is {protocol!r}; give 'strict' or 'upstream'")
-    drawn: Mapping[str, Sequence[ProteinPair]]
     if protocol == "strict":
         drawn, families, method = _strict(
             proteins, seed, pairs, held_out, fractions, max_length, identity, clusters
@@ -127,19 +114,7 @@ def make_splits(
             for name, split in rows.items()
         }
         method = ""
-    train, validation, test, test_hard = (drawn[name] for name in SPLITS)
-    return PairSplits(train, validation, test, test_hard, protocol, seed, tuple(families), method)
-
-
-def _check(held_out: float, fractions: tuple[float, float], pairs: int | None) -> None:
-    train, validation = fractions
-    if not (0 < held_out < 1 and train > 0 and validation > 0 and train + validation < 1):
-        raise ValueError(
-            f"held_out is {held_out} and fractions {fractions}; give shares above 0, of training "
-            "and validation together below 1"
-        )
-    if pairs is not None and pairs < 2:
-        raise ValueError(f"pairs is {pairs}; give 2 or more, or None for the default")
+    return PairSplits(*(drawn[name] for name in SPLITS), protocol, seed, tuple(families), method)
 
 
 def pair_rows(
@@ -148,11 +123,7 @@ def pair_rows(
     """Write pairs as the rows that `PairCollator` takes, one at a time.
 
     It suits `datasets.IterableDataset.from_generator(pair_rows, gen_kwargs={"pairs": pairs})`.
-
-    Args:
-        pairs: Pairs.
-        seed: Seed of the order; without one pairs come as they are.
-        epoch: Number of the epoch; each has an order of its own, fixed by it and the seed.
+    Without a seed pairs come as they are; with one each epoch has an order of its own.
 
     Yields:
         Rows with `query` and `candidate` (sequences), `label`, `query_site_labels` and
@@ -192,7 +163,11 @@ def _strict(
     rng = np.random.default_rng(seed)
     train, validation = fractions
     share = {"train": train, "validation": validation, "test": 1 - train - validation}
-    rows = _usable(proteins, max_length)
+    usable: dict[tuple[str, str], SiteProtein] = {}  # the first of equal sequences in a family
+    for protein in sorted(proteins, key=lambda p: (p.uid, p.family, p.sequence, p.site_labels)):
+        if len(protein.sequence) <= max_length:
+            usable.setdefault((protein.sequence, protein.family), protein)
+    rows = list(usable.values())
     cluster_of, method = _components(rows, identity, clusters)
     groups: dict[str, set[str]] = defaultdict(set)
     for row in proteins:
@@ -215,15 +190,6 @@ def _strict(
         most = round((pairs or MOST_PAIRS) * share[name] / 2)
         splits[name] = _draw(name, members, most, pairs is None, groups, rng)
     return splits, hard_families, method
-
-
-def _usable(proteins: Iterable[SiteProtein], max_length: int) -> list[SiteProtein]:
-    """Take the first of equal sequences in a family, in the order of uid and family."""
-    rows: dict[tuple[str, str], SiteProtein] = {}
-    for protein in sorted(proteins, key=lambda p: (p.uid, p.family, p.sequence, p.site_labels)):
-        if len(protein.sequence) <= max_length:
-            rows.setdefault((protein.sequence, protein.family), protein)
-    return list(rows.values())
 
 
 def _components(
@@ -361,26 +327,14 @@ def sample_upstream(
     max_length: int = 1024,
     family_order: Sequence[str] | None = None,
 ) -> tuple[dict[str, list[tuple[int, int, int]]], list[str]]:
-    """Draw training, validation and test pairs as the authors did; see `make_splits`.
+    """Draw pairs as the authors did, with seeds 1, 42 and 100; arguments are `make_splits`'.
 
-    The state of the module `random` is left alone; the same numbers come from a generator of its
-    own. Pairs depend on the order of the rows: give train, valid and test tables in this order.
-
-    Arguments are those of `make_splits`; ties in `family_order` are by default in order of first
-    appearance, as pandas 3 has them. The authors used the seeds 1, 42 and 100.
+    Pairs depend on the order of the rows: give train, valid and test tables in this order. Ties in
+    `family_order` are by default in order of first appearance, as pandas 3 has them.
 
     Returns:
         Rows and label of each pair `(query, candidate, label)` by split, and the families held
         out, in the order they were drawn.
-
-    Raises:
-        ValueError: If there are fewer than two families with two proteins to draw from.
-
-    Example:
-        >>> table = [SiteProtein(f"{f}{i}", f, "MKV", (0, 1, 1)) for f in "ABCD" for i in range(3)]
-        >>> splits, held_out = sample_upstream(table, seed=1, pairs=8, held_out=0.5)
-        >>> [len(split) for split in splits.values()], held_out
-        ([6, 0, 2, 2], ['D', 'A'])
     """
     rng = random.Random(seed)
     rows = [i for i, protein in enumerate(proteins) if len(protein.sequence) <= max_length]
