@@ -497,7 +497,8 @@ def test_killed_three_times_and_resumed(
 def test_records_do_not_depend_on_shards(fasta: Path, one_go: Path, tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype="float16")
     job = store.prepare(fasta, RESIDUES_PER_BATCH)
-    store.run(job, TinyEsm(), make_head(), shard_seconds=0.0)
+    store.shard_seconds = 0.0
+    store.run(job, TinyEsm(), make_head())
     assert len(shard_paths(tmp_path)) == len(job.batches) > len(shard_paths(one_go))
     assert records(tmp_path) == records(one_go)
     assert all(path.stat().st_size < 1.5 * SHARD_BYTES for path in shard_paths(one_go))
@@ -513,10 +514,10 @@ def test_work_is_kept_when_something_breaks(tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path, Letters())
     rows = [("P1", "MKVLA"), ("P2", "MKV")]
     with pytest.raises(KeyboardInterrupt):
-        store.add(rows, Interrupted(), residues_per_batch=5)
+        store.run(store.prepare(rows, 5), Interrupted())
     assert "P1" in EmbeddingStore.open(tmp_path)
     assert "P2" not in EmbeddingStore.open(tmp_path)
-    assert store.add(rows, Letters(), residues_per_batch=5).embedded == 1
+    assert store.run(store.prepare(rows, 5), Letters()).embedded == 1
 
 
 def test_a_second_writer_is_refused(job: Jobs, fasta: Path, tmp_path: Path) -> None:

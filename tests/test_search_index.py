@@ -15,11 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plasma_hf.data import InvalidRecord
-from plasma_hf.models.protein import read_structures
+from plasma_hf.models.protein import Protein, read_structures
 from plasma_hf.search import (
     Index,
     IndexHeader,
-    RetrievalRecord,
     add_records,
     build_index,
     read_records,
@@ -312,9 +311,9 @@ def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
         read_structures(write_helix(tmp_path / f"{first}.pdb", {"A": "MKVLA"}, first))[0]
         for first in (1, 5)
     )
-    shas = {RetrievalRecord("r", content).sha for content in (one, two, one.sequence)}
+    shas = {Protein.of("r", content).sha for content in (one, two, one.sequence)}
     assert len(shas) == 3
-    assert RetrievalRecord("other", one).sha in shas
+    assert Protein.of("other", one).sha in shas
 
 
 def test_the_folder_is_plain(few: Path) -> None:

@@ -75,21 +75,17 @@ class SiteTableReport:
 
     def to_markdown(self) -> str:
         """Write the report as Markdown: a sentence, and a table that names every row."""
-        left_out, remarks = (
-            f" ({', '.join(f'{kind} {count}' for kind, count in _counts(rows).items())})"
-            if rows
-            else ""
-            for rows in (self.invalid, self.notes)
-        )
-        lines = [
-            f"{self.source}: {self.n_rows} rows, {self.n_used} used, {len(self.invalid)} left out"
-            f"{left_out}, {len(self.notes)} with remarks{remarks}."
-        ]
-        for title, rows in (("left out: reason", self.invalid), ("used: remark", self.notes)):
+        said, tables = [f"{self.source}: {self.n_rows} rows, {self.n_used} used"], []
+        for what, title, rows in (
+            ("left out", "left out: reason", self.invalid),
+            ("with remarks", "used: remark", self.notes),
+        ):
+            kinds = ", ".join(f"{kind} {count}" for kind, count in _counts(rows).items())
+            said.append(f"{len(rows)} {what}" + (f" ({kinds})" if rows else ""))
             if rows:
-                lines += ["", f"| row | uid | {title} |", "|---|---|---|"]
-                lines += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
-        return "\n".join(lines)
+                tables += ["", f"| row | uid | {title} |", "|---|---|---|"]
+                tables += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
+        return "\n".join([", ".join(said) + ".", *tables])
 
 
 def _counts(rows: Iterable[InvalidRow]) -> dict[str, int]:
@@ -201,13 +197,14 @@ def _csv_rows(file: IO[str], name: str) -> Iterator[Mapping[str, Any]]:
     file.seek(0)
     reader = csv.DictReader(file)
     _check_columns(reader.fieldnames or (), name)
+    row: dict[str, Any] | None
     while True:
         try:
-            row: dict[str, Any] = next(reader)
-        except StopIteration:
-            return
+            row = next(reader, None)
         except csv.Error as error:
             row = {"error": f"the line cannot be read: {error}"}
+        if row is None:
+            return
         if None in row:
             row["error"] = "the line holds more values than the header has columns"
         yield row

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Protocol = Literal["strict", "upstream"]
 SPLITS = ("train", "validation", "test", "test_hard")
+Rows = tuple[int, int]
 MIN_HELD_OUT = 2  # families: negatives need two
 # Positives drawn from a family by default, as a multiple of its proteins: a protein is then in
 # some eight pairs, and a large family, which has far more, does not crowd out the others.
@@ -90,8 +91,7 @@ def make_splits(
         >>> len(splits.train), len(splits.test_hard), splits.held_out_families
         (6, 2, ('D', 'A'))
     """
-    train, validation = fractions
-    if not (0 < held_out < 1 and train > 0 and validation > 0 and train + validation < 1):
+    if not (0 < held_out < 1 and min(fractions) > 0 and sum(fractions) < 1):
         raise ValueError(
             f"held_out is {held_out} and fractions {fractions}; give shares above 0, of training "
             "and validation together below 1"
@@ -114,7 +114,8 @@ def make_splits(
             for name, split in rows.items()
         }
         method = ""
-    return PairSplits(*(drawn[name] for name in SPLITS), protocol, seed, tuple(families), method)
+    train, validation, test, test_hard = (drawn[name] for name in SPLITS)
+    return PairSplits(train, validation, test, test_hard, protocol, seed, tuple(families), method)
 
 
 def pair_rows(
@@ -172,7 +173,6 @@ def _strict(
     groups: dict[str, set[str]] = defaultdict(set)
     for row in proteins:
         groups[row.uid] |= {f"family {row.family}", f"cluster {cluster_of.get(row.uid)}"}
-
     hard_families = _hold_out(rows, held_out, rng)
     hard_clusters = {cluster_of.get(row.uid) for row in proteins if row.family in hard_families}
     rest = [row for row in rows if cluster_of[row.uid] not in hard_clusters]
@@ -183,12 +183,12 @@ def _strict(
     split_rows["test_hard"] = [row for row in rows if row.family in hard_families]
     unused = len(rows) - sum(map(len, split_rows.values()))
     logger.info("%d rows are in clusters of held-out families and not used", unused)
-
     share["test_hard"] = share["test"]
-    splits = {}
-    for name, members in split_rows.items():
-        most = round((pairs or MOST_PAIRS) * share[name] / 2)
-        splits[name] = _draw(name, members, most, pairs is None, groups, rng)
+    most = {name: round((pairs or MOST_PAIRS) * part / 2) for name, part in share.items()}
+    splits = {
+        name: _draw(name, members, most[name], pairs is None, groups, rng)
+        for name, members in split_rows.items()
+    }
     return splits, hard_families, method
 
 
@@ -315,9 +315,6 @@ def _draw(
 # --- The published protocol, draw for draw (dataset_prep.py of the PLASMA repository).
 
 
-Rows = tuple[int, int]
-
-
 def sample_upstream(
     proteins: Sequence[SiteProtein],
     seed: int,
@@ -359,13 +356,10 @@ def sample_upstream(
     drawn = draw(main, pairs // 2)
     rng.shuffle(drawn)
     n_train, n_validation = (int(fraction * len(drawn)) for fraction in fractions)
-    splits = {
-        "train": drawn[:n_train],
-        "validation": drawn[n_train : n_train + n_validation],
-        "test": drawn[n_train + n_validation :],
-    }
-    splits["test_hard"] = draw(hard, len(splits["test"]) // 2)
-    return splits, excluded
+    train, rest = drawn[:n_train], drawn[n_train:]
+    validation, test = rest[:n_validation], rest[n_validation:]
+    test_hard = draw(hard, len(test) // 2)
+    return dict(zip(SPLITS, (train, validation, test, test_hard), strict=True)), excluded
 
 
 def _pool(members: Mapping[str, list[int]], names: set[str], pool: str) -> list[list[int]]:
@@ -374,9 +368,8 @@ def _pool(members: Mapping[str, list[int]], names: set[str], pool: str) -> list[
     if len(chosen) < 2:
         raise ValueError(
             f"the {pool} pool has {len(chosen)} families with two proteins or more, of "
-            f"{len(names)} families and {sum(len(members[n]) for n in names)} proteins; "
-            "the upstream protocol needs two in each pool: give more families, or another "
-            "share held out"
+            f"{len(names)} families and {sum(len(members[n]) for n in names)} proteins; upstream "
+            "needs two in each pool: give more families, or another share held out"
         )
     return chosen
 

@@ -263,8 +263,6 @@ def _spell(error: Exception) -> str:
 HEADER = "store.json"
 RESUME = "delete that file and run the plasma-hf embed command again: it embeds what is missing"
 RESIDUES_PER_BATCH = 4096
-SHARD_BYTES = 64 * 1024**2
-SHARD_SECONDS = 60.0
 OPEN_SHARDS = 16
 """Shards that stay mapped at a time; what was read of them counts as resident memory."""
 # A record's entry in the table of contents of its shard: key, dtype, shape and offsets.
@@ -403,6 +401,8 @@ class EmbeddingStore(ShardedStore):
 
     HEADER = StoreHeader
     header: StoreHeader
+    shard_bytes = 64 * 1024**2  # size at which a shard is written
+    shard_seconds = 60.0  # how long work may stay unwritten
 
     def __init__(self, folder: str | PathLike[str], header: StoreHeader) -> None:
         """Read the tables of contents; use `open` or `create`."""
@@ -436,17 +436,14 @@ class EmbeddingStore(ShardedStore):
                 StoreHeader.of(embedder, head, dtype, kinds).write(path)
         store = cls.open(path)
         store.check(embedder.fingerprint, None if head is None else head.head_identity)
-        kept = store.header
-        if kinds is not None and set(kinds) != set(kept.kinds):
-            raise ValueError(
-                f"the store {folder} keeps {' and '.join(kept.kinds)}, you asked for "
-                f"{' and '.join(kinds)}; make another store for them."
-            )
-        if dtype is not None and str(dtype).removeprefix("torch.") != kept.dtype:
-            raise ValueError(
-                f"the store {folder} keeps {kept.dtype}, you asked for {dtype}; make another "
-                "store for it, or read this one with dtype=torch.float32."
-            )
+        asked = None if dtype is None else [str(dtype).removeprefix("torch.")]
+        for kept, given in ((store.header.kinds, kinds), ([store.header.dtype], asked)):
+            if given is not None and set(given) != set(kept):
+                raise ValueError(
+                    f"the store {folder} keeps {' and '.join(kept)}, you asked for "
+                    f"{' and '.join(given)}; make another store for that. A record is read in any "
+                    "precision: read(key, dtype=torch.float32)."
+                )
         return store
 
     @property
@@ -584,15 +581,10 @@ class EmbeddingStore(ShardedStore):
         return sum(lengths) * bytes_each + len(lengths) * len(header.kinds) * ENTRY_BYTES
 
     def add(
-        self,
-        proteins: Source,
-        embedder: Embedder,
-        head: PlasmaModel | None = None,
-        *,
-        residues_per_batch: int = RESIDUES_PER_BATCH,
+        self, proteins: Source, embedder: Embedder, head: PlasmaModel | None = None
     ) -> EmbeddingReport:
         """Embed the proteins that are not in the store yet; see `prepare` and `run`."""
-        return self.run(self.prepare(proteins, residues_per_batch), embedder, head)
+        return self.run(self.prepare(proteins), embedder, head)
 
     def prepare(
         self,
@@ -604,8 +596,7 @@ class EmbeddingStore(ShardedStore):
 
         Args:
             proteins: Whatever `read_sequences` reads: a path, rows, a data set.
-            residues_per_batch: Most residues embedded at once, padding included. To get the same
-                bytes, resume with the same number.
+            residues_per_batch: Padding included; resume with the same number for the same bytes.
             bad: Records that were found invalid before, to be reported with the others.
         """
         found = list(bad)
@@ -623,7 +614,7 @@ class EmbeddingStore(ShardedStore):
             reason = (
                 f"this id stands for two sequences, {kept} (SHA-256 {known[:12]}) and "
                 f"{_shorten(sequence)!r} (SHA-256 {key[:12]}); the first is kept. Rename one, or "
-                f"take it out with: plasma-hf embed --output {self.folder} --remove {protein.id}"
+                f"remove the first: plasma-hf embed --output {self.folder} --remove {protein.id}"
             )
             found.append(InvalidRecord(protein.id, reason))
         missing = [len(sequences[key]) for key in sequences if key not in self.lengths]
@@ -631,13 +622,7 @@ class EmbeddingStore(ShardedStore):
         return EmbeddingJob(batches, ids, len(missing), self.estimate(missing), found)
 
     def run(
-        self,
-        job: EmbeddingJob,
-        embedder: Embedder,
-        head: PlasmaModel | None = None,
-        *,
-        shard_bytes: int = SHARD_BYTES,
-        shard_seconds: float = SHARD_SECONDS,
+        self, job: EmbeddingJob, embedder: Embedder, head: PlasmaModel | None = None
     ) -> EmbeddingReport:
         """Do a job that `prepare` returned, or this rank's share of it.
 
@@ -659,7 +644,7 @@ class EmbeddingStore(ShardedStore):
             )
         # What is wrong with the input is said once, by the first rank.
         report = EmbeddingReport(bad=[] if rank_and_world_size()[0] else list(job.bad))
-        self.write(self._compute(job, report, embedder, head), shard_bytes, shard_seconds)
+        self.write(self._compute(job, report, embedder, head))
         return report
 
     def _compute(
@@ -669,10 +654,10 @@ class EmbeddingStore(ShardedStore):
         rank, world_size = rank_and_world_size()
         batches = job.batches[rank::world_size]
         names: dict[str, list[str]] = {sequence_hash(s): [] for batch in batches for s in batch}
-        for name, key in job.ids.items():
-            if key in names:
-                names[key].append(name)
-        self._add_ids(rank, {name: key for name, key in job.ids.items() if key in names})
+        ids = {name: key for name, key in job.ids.items() if key in names}
+        for name, key in ids.items():
+            names[key].append(name)
+        self._change_ids(self.folder / f"ids-{rank:05d}.json", lambda _, k: k in self.lengths, ids)
         left = [[s for s in batch if sequence_hash(s) not in self.lengths] for batch in batches]
         total = sum(len(sequence) for wanted in left for sequence in wanted)
         hidden = True if rank else None  # None: shown where standard error is a terminal
@@ -737,20 +722,17 @@ class EmbeddingStore(ShardedStore):
         # A copy: slices of one padded batch share memory, which safetensors does not write.
         return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
 
-    def _add_ids(self, rank: int, ids: Mapping[str, str]) -> None:
-        path = self.folder / f"ids-{rank:05d}.json"
+    def _change_ids(
+        self, path: Path, keep: Callable[[str, str], bool], new: Mapping[str, str]
+    ) -> None:
+        """Rewrite a table of ids if it changes: the names and keys to keep, and new ones."""
         before = _read_json(path, RESUME) if path.exists() else {}
-        after = {name: key for name, key in before.items() if key in self.lengths} | dict(ids)
+        after = {name: key for name, key in before.items() if keep(name, key)} | dict(new)
         if after != before:
             _write_json(path, after)
 
-    def write(
-        self,
-        batches: Iterable[Mapping[str, Record]],
-        shard_bytes: int = SHARD_BYTES,
-        shard_seconds: float = SHARD_SECONDS,
-    ) -> None:
-        """Write records by their keys into shards of this rank, full or after `shard_seconds`.
+    def write(self, batches: Iterable[Mapping[str, Record]]) -> None:
+        """Write records by their keys into shards of this rank.
 
         A killed job loses the shard in the making; one that an error stops writes it. No batch is
         asked for before other writers are kept away.
@@ -763,8 +745,8 @@ class EmbeddingStore(ShardedStore):
             try:
                 for batch in batches:
                     shard |= {f"{kind}/{k}": t for k, r in batch.items() for kind, t in r.items()}
-                    full = sum(tensor.nbytes for tensor in shard.values()) >= shard_bytes
-                    if full or time.monotonic() - begun > shard_seconds:
+                    full = sum(tensor.nbytes for tensor in shard.values()) >= self.shard_bytes
+                    if full or time.monotonic() - begun > self.shard_seconds:
                         self._flush(rank, shard)
                         begun = time.monotonic()
             finally:
@@ -780,9 +762,8 @@ class EmbeddingStore(ShardedStore):
 
     def _lock(self, rank: int) -> AbstractContextManager[None]:
         busy = (
-            f"another process is writing the shards of rank {rank} in {self.folder}; wait until it "
-            "is done, or stop it. Several processes share a job when torchrun starts them, each "
-            "with a rank."
+            f"another process is writing the shards of rank {rank} in {self.folder}; wait for it, "
+            "or stop it. Processes that torchrun starts share a job, each with a rank."
         )
         stale = (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json")
         return writer_lock(self.folder / f"shard-{rank:05d}.lock", busy, stale)
@@ -808,10 +789,7 @@ class EmbeddingStore(ShardedStore):
             for path in paths:
                 self._rewrite_without(path, gone)
             for path in tables:
-                before = _read_json(path, RESUME)
-                after = {n: k for n, k in before.items() if n not in ids and k not in gone}
-                if after != before:
-                    _write_json(path, after)
+                self._change_ids(path, lambda name, key: name not in ids and key not in gone, {})
             self.refresh()
         return len(gone)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ..models.pipeline_protein_retrieval import CandidateList
-from ..models.protein import Protein
 from .index import (
     Index,
     IndexHeader,
@@ -15,15 +13,11 @@ from .index import (
     remove_records,
 )
 
-RetrievalRecord = Protein.of  # as proteins were called here before
-
 __all__ = [
-    "CandidateList",
     "Index",
     "IndexHeader",
     "IndexReport",
     "ModelFingerprint",
-    "RetrievalRecord",
     "add_records",
     "build_index",
     "read_records",

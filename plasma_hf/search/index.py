@@ -33,17 +33,9 @@ from ..data.store import (
 )
 from ..io.sequences import read_sequences
 from ..io.structures import read_structure_folder
+from ..models import pipeline_protein_retrieval as retrieval
 from ..models.modeling_backbone import weights_digest
-from ..models.pipeline_protein_retrieval import (
-    ABOUT,
-    RESIDUES_PER_BATCH,
-    check_k,
-    cosines,
-    embed_proteins,
-    hits_of,
-    stable_top,
-    unit_rows,
-)
+from ..models.pipeline_protein_retrieval import ABOUT, RESIDUES_PER_BATCH
 from ..models.protein import (
     BACKBONE_ATOMS,
     KINDS,
@@ -241,14 +233,14 @@ class Index(ShardedStore):
             score is the cosine, to six decimals; records of equal score keep the order of the
             index, where `row` counts from 0.
         """
-        queries = unit_rows(vectors, self.header.width)
-        check_k(k)
+        queries = retrieval.unit_rows(vectors, self.header.width)
+        retrieval.check_k(k)
         results = []
         for query, rows in zip(queries, self._near(queries, k), strict=True):
             # Computed anew, in double precision: alike in every batch of queries.
-            scores = cosines(query, self._vectors(rows))
-            best = stable_top(scores, k)
-            results.append(hits_of(self._about, rows[best], scores[best]))
+            scores = retrieval.cosines(query, self._vectors(rows))
+            best = retrieval.stable_top(scores, k)
+            results.append(retrieval.hits_of(self._about, rows[best], scores[best]))
         return results
 
     def read(self, row: int) -> Protein:
@@ -283,8 +275,7 @@ class Index(ShardedStore):
         return self._shards[number], row - self._starts[number]
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        places = map(self._at, rows.tolist())
-        found = [shard.vectors[place] for shard, place in places]
+        found = [shard.vectors[place] for shard, place in map(self._at, rows.tolist())]
         return np.stack(found) if found else np.zeros((0, self.header.width))
 
     def _row(self, row: int) -> dict[str, str]:
@@ -355,13 +346,10 @@ def _read_place(place: Path, bad: list[InvalidRecord], kind: str | None) -> Iter
             yield replace(protein, source=f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
-    yield from _valid(
-        (
-            (one.id, one.sequence if kind == "sequence" else one, str(folder / one.id))
-            for one in read_structure_folder(place, bad.append)
-        ),
-        bad,
-    )
+    found = read_structure_folder(place, bad.append)
+    as_sequence = kind == "sequence"
+    rows = ((s.id, s.sequence if as_sequence else s, str(folder / s.id)) for s in found)
+    yield from _valid(rows, bad)
 
 
 def _valid(values: Iterable[Any], bad: list[InvalidRecord]) -> Iterator[Protein]:
@@ -427,14 +415,11 @@ def build_index(
         bad: Invalid records to report with the others: the list that `read_records` fills.
         factory: faiss index factory string for approximate search, such as "IVF256,Flat"; by
             default search is exact. Scores are exact either way.
-        overwrite: Take the place of a finished index of other records or of another model.
+        overwrite: Take the place of a finished index of other records or of another model, which
+            is refused otherwise.
         records_per_shard: How many records are read ahead and written together.
         residues_per_batch: Most residues embedded at once, padding included.
         progress: Show it on standard error.
-
-    Raises:
-        ValueError: If the folder holds a finished index of other records or of another model, or
-            somebody else is writing it.
     """
     if factory:
         _import_faiss()
@@ -464,7 +449,6 @@ def add_records(
     *,
     bad: Sequence[InvalidRecord] = (),
     replace_changed: bool = False,
-    records_per_shard: int = RECORDS_PER_SHARD,
     residues_per_batch: int = RESIDUES_PER_BATCH,
     progress: bool = False,
 ) -> IndexReport:
@@ -493,7 +477,7 @@ def add_records(
             return sha is None or (sha != record.sha and replace_changed)
 
         valid = tqdm(_valid(records, report.bad), unit="protein", disable=not progress)
-        sizes = (records_per_shard, residues_per_batch)
+        sizes = (RECORDS_PER_SHARD, residues_per_batch)
         made_by = index.header.made_by
         shards = _embed(path, model, made_by, filter(is_new, valid), sizes, report)
         # Of a record that could not be embedded, the old content is better than none.
@@ -543,15 +527,14 @@ def _embed(
         there = (folder / name).exists()
         if not there:
             rows, vectors, bad = [], [], []
-            for record, it in zip(
-                part, embed_proteins(model, part, residues_per_batch), strict=True
-            ):
-                if isinstance(it, Tensor):
+            made = retrieval.embed_proteins(model, part, residues_per_batch)
+            for record, vector in zip(part, made, strict=True):
+                if isinstance(vector, Tensor):
                     about = {key: getattr(record, key) for key in ABOUT}
                     rows.append(about | {"residues": record.sequence or "", "sha": record.sha})
-                    vectors.append(it)
+                    vectors.append(vector)
                 else:
-                    bad.append((record.id, f"it cannot be embedded: {it}"))
+                    bad.append((record.id, f"it cannot be embedded: {vector}"))
             stacked = torch.stack(vectors) if vectors else torch.zeros(0, 0)
             _write_rows(folder / name, rows, stacked, bad)
         shard = _Shard(folder / name)
