@@ -37,11 +37,8 @@ from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
     RESIDUES_PER_BATCH,
-    check_k,
-    cosines,
     embed_proteins,
     hits_of,
-    stable_top,
     unit_rows,
 )
 from ..models.protein import (
@@ -276,15 +273,11 @@ class Index(ShardedStore):
         Raises:
             ValueError: If the vectors have another width, or `k` is not positive.
         """
-        queries = unit_rows(vectors, self.header.width)
-        check_k(k)
-        results = []
-        for query, rows in zip(queries, self._near(queries, k), strict=True):
-            # Computed anew, in double precision: alike in every batch of queries.
-            scores = cosines(query, self._vectors(rows))
-            best = stable_top(scores, k)
-            results.append(hits_of(self._about, rows[best], scores[best]))
-        return results
+        queries = unit_rows(vectors, self.header.width, k)
+        return [
+            hits_of(query, self._vectors(rows), rows, k, self._about)
+            for query, rows in zip(queries, self._near(queries, k), strict=True)
+        ]
 
     def read(self, row: int) -> Protein:
         """Read a record again: a sequence from the index, a structure from its file.
