@@ -99,7 +99,7 @@ def draw_plans(
         ids = (pair.query.uid, pair.candidate.uid)
         backbone = getattr(aligner, "backbone", "")
         path = Path(folder, f"{file_name('_'.join([*ids, aligner.name, backbone]))}.{ending}")
-        segments = [s.to_dict() for s in find_segments(torch.as_tensor(result.plan))]
+        segments = find_segments(torch.as_tensor(result.plan))
         plot_plan(result.plan, segments, *ids, path, _site_marks(pair))
 
 

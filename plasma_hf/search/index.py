@@ -33,9 +33,14 @@ from ..data.store import (
 )
 from ..io.sequences import read_sequences
 from ..io.structures import read_structure_folder
-from ..models import pipeline_protein_retrieval as retrieval
 from ..models.modeling_backbone import weights_digest
-from ..models.pipeline_protein_retrieval import ABOUT, RESIDUES_PER_BATCH
+from ..models.pipeline_protein_retrieval import (
+    ABOUT,
+    RESIDUES_PER_BATCH,
+    embed_proteins,
+    hits_of,
+    unit_rows,
+)
 from ..models.protein import (
     BACKBONE_ATOMS,
     KINDS,
@@ -233,15 +238,11 @@ class Index(ShardedStore):
             score is the cosine, to six decimals; records of equal score keep the order of the
             index, where `row` counts from 0.
         """
-        queries = retrieval.unit_rows(vectors, self.header.width)
-        retrieval.check_k(k)
-        results = []
-        for query, rows in zip(queries, self._near(queries, k), strict=True):
-            # Computed anew, in double precision: alike in every batch of queries.
-            scores = retrieval.cosines(query, self._vectors(rows))
-            best = retrieval.stable_top(scores, k)
-            results.append(retrieval.hits_of(self._about, rows[best], scores[best]))
-        return results
+        queries = unit_rows(vectors, self.header.width, k)
+        return [
+            hits_of(query, self._vectors(rows), rows, k, self._about)
+            for query, rows in zip(queries, self._near(queries, k), strict=True)
+        ]
 
     def read(self, row: int) -> Protein:
         """Read a record again: a sequence from the index, a structure from its file, unchanged."""
@@ -527,7 +528,7 @@ def _embed(
         there = (folder / name).exists()
         if not there:
             rows, vectors, bad = [], [], []
-            made = retrieval.embed_proteins(model, part, residues_per_batch)
+            made = embed_proteins(model, part, residues_per_batch)
             for record, vector in zip(part, made, strict=True):
                 if isinstance(vector, Tensor):
                     about = {key: getattr(record, key) for key in ABOUT}
