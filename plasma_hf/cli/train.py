@@ -20,7 +20,7 @@ Preset = Annotated[Literal["improved", "published"], Option(help="Training setti
 Epochs = Annotated[float | None, Option(min=0, help="Times to go through the pairs at most.")]
 Settings = Annotated[
     list[str] | None,
-    Option("--set", metavar="FIELD=VALUE", help="Of its configuration or TrainingArguments."),
+    Option("--set", metavar="FIELD=VALUE", help="A field of model or TrainingArguments."),
 ]
 Store = Annotated[Path | None, Option(help="Folder of the embeddings; in --output by default.")]
 Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --output.")]
