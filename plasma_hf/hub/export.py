@@ -150,7 +150,7 @@ def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
         return
     code = Path(inspect.getfile(own))
     if code.name not in _code_of(Path(folder), {configuration.stem: "a model"}):
-        for file in map(Path, (code, *get_relative_import_files(code))):
+        for file in (code, *map(Path, get_relative_import_files(code))):
             shutil.copyfile(file, Path(folder) / file.name)
         with configuration.open("a", encoding="utf-8") as opened:
             opened.write(f"\nfrom .{code.stem} import {own.__name__}  # noqa: E402, F401\n")
