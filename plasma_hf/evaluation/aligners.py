@@ -66,7 +66,7 @@ class EmbeddingSource(Protocol):
         """Return embeddings `(residues, hidden)`, float32, by sequence."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class StoredEmbeddings:
     """Read embeddings from a store, which has every sequence that will be asked for."""
 
@@ -77,7 +77,7 @@ class StoredEmbeddings:
         return {s: self.store.embeddings(s, torch.float32) for s in dict.fromkeys(sequences)}
 
 
-@dataclass
+@dataclass(eq=False)
 class CachedEmbeddings:
     """Embed a sequence when it is first asked for, and keep those used last.
 
@@ -232,7 +232,7 @@ def _cosine(first: Matrix, second: Matrix) -> float:
     return float(first @ second / norm) if norm else 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class MeanCosine:
     """Score by the cosine between mean embeddings: no alignment at all.
 
@@ -315,7 +315,7 @@ def _best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
     return float(best[n, m]), np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
 
 
-@dataclass
+@dataclass(eq=False)
 class PlasmaAligner:
     """Align with a PLASMA model over ready embeddings.
 

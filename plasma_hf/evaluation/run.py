@@ -143,9 +143,13 @@ def _outcome(pair: ProteinPair, result: AlignedPair | Exception, identity: float
     if not all(side.any() for side in sites):
         unlabelled = "one of its proteins has no labelled residue"
         return PairOutcome(*known, result.score, error=unlabelled)
-    metrics = (label_match_score, symmetric_label_match_score, label_mass_precision)
-    found = [metric(result.plan, *sites) for metric in metrics]
-    return PairOutcome(*known, result.score, *found[:3], error="")
+    return PairOutcome(
+        *known,
+        result.score,
+        label_match_score(result.plan, *sites),
+        symmetric_label_match_score(result.plan, *sites),
+        label_mass_precision(result.plan, *sites),
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -101,8 +101,8 @@ def model_card(
     if adapter := read_json(folder / "adapter_config.json"):
         base = str(adapter["base_model_name_or_path"])
         told = {"settings": {"name": f"LoRA adapter of {base}"}} | metrics
-        options = {"base_model": _hub_id(base), "library_name": "peft"}
-        return _card(KINDS["adapter"], told, repository, **options, base=base, adapter=adapter)
+        values: dict[str, Any] = {"base": base, "adapter": adapter, "library_name": "peft"}
+        return _card(KINDS["adapter"], told, repository, base_model=_hub_id(base), **values)
     if not (folder / "config.json").exists():
         raise ValueError(
             f"{folder} has neither config.json nor adapter_config.json; give the folder that "
@@ -122,7 +122,7 @@ def card_of(
     That has `figures` by the name of the evaluation set, `settings` of the run, and what
     `add_held_out` added; see `model_card`.
     """
-    known = metrics.get("held_out")
+    known = metrics.get("held_out") or {}
     for field in MEASURED if known else ():
         now = getattr(config, field)
         if (then := known["measured"].get(field, now)) != now:
@@ -145,7 +145,7 @@ def card_of(
         base_model=_hub_id(plm),
         config=config,
         backbone=f"`{backbone}`" if backbone else None,
-        held_out=known,
+        held_out=known or None,
         held_out_text=held_out,
     )
 
