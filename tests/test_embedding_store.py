@@ -317,6 +317,7 @@ def test_another_model_is_refused_by_name(letters: EmbeddingStore, field: str) -
         with pytest.raises(ValueError, match=message):
             refuse()
     letters.check(Letters().fingerprint)
+    assert letters.fingerprint == letters.identity == Letters().fingerprint  # its name of before
 
 
 def test_another_head_dtype_or_kind_is_refused(one_go: Path) -> None:

@@ -277,9 +277,7 @@ class StoreHeader(Header):
     FORMAT = 1
     NOUN = "embedding store"
     BUILD = "plasma-hf embed proteins.fasta --output {folder}"
-    REMEDY = (
-        "delete it and run the plasma-hf embed command that made the store again: it writes it anew"
-    )
+    REMEDY = "delete it and run the plasma-hf embed command that made the store again"
 
     backbone: dict[str, str]  # its fingerprint
     head: dict[str, str] | None  # fingerprint of the head that projections are of
