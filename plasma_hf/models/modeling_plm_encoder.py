@@ -13,10 +13,10 @@ from transformers.utils.hub import has_file
 
 from .modeling_backbone import (
     SafeWeights,
-    _load_model,
     backbone_config,
     build_backbone,
     fetch,
+    load_encoder,
     width_of,
 )
 from .processing_plasma import INPUT_FORMATS, InputFormat
@@ -137,7 +137,7 @@ class PLMEncoder(SafeWeights):
                 f"model it stands on; give an input format, one of {accepted}."
             )
         if not inside:
-            self.attach_language_model(fetch(_load_model, under, revision, **options), under)
+            self.attach_language_model(fetch(load_encoder, under, revision, **options), under)
         saved_with_it = has_file(source, "tokenizer_config.json")
         return (source, None) if saved_with_it else (under, revision)
 

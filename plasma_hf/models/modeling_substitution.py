@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import ParameterFree, SafeWeights, register_backbone
+from .modeling_backbone import SafeWeights, register_backbone
 from .protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 
 
@@ -139,7 +139,7 @@ def residue_vectors() -> np.ndarray:
 
 
 @register_backbone
-class SubstitutionModel(ParameterFree, SafeWeights):
+class SubstitutionModel(SafeWeights):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
 
     The embedding of residue i is the concatenation over offsets k = -window..window of the vector
