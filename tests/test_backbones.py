@@ -15,11 +15,7 @@ import plasma_hf
 from plasma_hf import PlasmaProcessor, load_backbone
 from plasma_hf.backbones import BACKBONES, find_input_format
 from plasma_hf.models.modeling_backbone import windows
-from plasma_hf.models.processing_plasma import (
-    INPUT_FORMATS,
-    InputFormat,
-    generic_input_format,
-)
+from plasma_hf.models.processing_plasma import INPUT_FORMATS, InputFormat
 from tests.helpers.structures import structure_of
 from tests.helpers.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
 
@@ -124,7 +120,7 @@ def test_every_input_format_is_tested():
 def test_exact_tokens(tiny, name):
     processor = tiny(name).processor
     sequences = [plasma_hf.models.protein.clean_sequence(sequence) for sequence in SEQUENCES]
-    assert processor.residue_tokenizer.encode(sequences) == TOKENS[name]
+    assert processor.token_ids(sequences) == TOKENS[name]
     unknown = processor.tokenizer.unk_token_id
     assert unknown is not None and not any(unknown in row for row in TOKENS[name])
 
@@ -265,7 +261,7 @@ def test_a_tokenizer_that_merges_residues_is_refused():
         tokenizer_object=Tokenizer(models.WordLevel(pieces, unk_token="<unk>")), unk_token="<unk>"
     )
     with pytest.raises(ValueError, match="in none of the text forms raw, spaced, list"):
-        generic_input_format(tokenizer)
+        PlasmaProcessor(tokenizer)
 
 
 def test_a_letter_without_token_and_without_x_is_refused():
@@ -289,7 +285,8 @@ def test_processor_saves_its_input_format(tiny, tmp_path):
     again = PlasmaProcessor.from_pretrained(tmp_path)
     assert again.input_format == processor.input_format
     assert torch.equal(again.encode(["MKV"])["input_ids"], processor.encode(["MKV"])["input_ids"])
-    assert "residue_tokenizer" not in json.loads((tmp_path / "processor_config.json").read_text())
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert not [name for name in saved if name.startswith("_")]
 
 
 def test_half_precision_files_compute_in_float32(tmp_path):

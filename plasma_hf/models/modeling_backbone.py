@@ -14,21 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import extract_commit_hash, has_file
 
 from .processing_plasma import (
@@ -36,7 +28,6 @@ from .processing_plasma import (
     PUBLISHERS,
     InputFormat,
     PlasmaProcessor,
-    generic_input_format,
     named_input_format,
 )
 from .protein import Protein
@@ -44,8 +35,7 @@ from .protein import Protein
 ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
 """Environment variable; with 1, weights that are there as a pickle alone are read."""
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
 
 class WeightsError(OSError):
@@ -59,18 +49,26 @@ class SafeWeights(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load a saved model as `PreTrainedModel` does, see `load_safely`."""
-        loaded = load_safely(super().from_pretrained, name_or_path, *args, **kwargs)
+        """Load a saved model as `PreTrainedModel` does; pickles with `use_safetensors=False`."""
+        loaded = _load_safely(super().from_pretrained, name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.source_revision = commit_of(model.config._name_or_path or name_or_path, kwargs)
+        model.source_revision = _commit_of(model.config._name_or_path or name_or_path, kwargs)
         return loaded
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first floating point tensor; that may be a buffer, unlike elsewhere."""
+        tensors = chain(self.parameters(), self.buffers())
+        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 
-def load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
-    """Call a `from_pretrained` so that it reads safetensors alone, or raises a `WeightsError`.
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor, parameter or buffer."""
+        return next(chain(self.parameters(), self.buffers())).device
 
-    With `use_safetensors=False` it reads pickles too, by `torch.load(weights_only=True)`.
-    """
+
+def _load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
+    """Call a `from_pretrained` so that it reads safetensors alone, or raises a `WeightsError`."""
     safe = options.get("use_safetensors")
     if safe is None and os.environ.get(ALLOW_PICKLE) != "1":
         safe = True
@@ -93,20 +91,21 @@ def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
         return gone if Path(name or "").is_absolute() else None
     remedy = f"while online, type: {download_command(name, options.get('revision'))}"
     remedy = "copy it again, or save the model to it again" if local else remedy
-    files = weight_files(folder)
-    missing = [file.name for file in files if not file.is_file()]
-    for file in files:
-        if file.is_file() and not is_whole(file):
+    missing = []
+    for file in weight_files(folder):
+        if not file.is_file():
+            missing.append(file.name)
+        elif not is_whole(file):
             told = f"{file.name} of {name} is cut short or damaged ({file}, {file.stat().st_size}"
             return f"{told} bytes); {remedy}{'' if local else ' --force-download'}."
-    if WEIGHTS in missing and (refusal := pickle_refusal(name, WEIGHTS, options)):
+    if WEIGHTS in missing and (refusal := _pickle_refusal(name, WEIGHTS, options)):
         return refusal
     where = "" if local else " here: its download was not finished, or the Hub does not have it"
     more = f" and {len(missing) - 3} more" if missing[3:] else ""
     return f"{name} has no {', '.join(missing[:3])}{more}{where}; {remedy}." if missing else None
 
 
-def pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | None:
+def _pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | None:
     """Say why weights are not read if they are a pickle and not the `wanted` file, else None."""
     known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir") and v}
     how = f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1)"
@@ -114,15 +113,16 @@ def pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | Non
     if wanted == ADAPTER:
         call = f"model.load_adapter({str(name)!r}, use_safetensors=False)"
         how, pickled = f"load its base and type {call}", ["adapter_model.bin"]
-    there = []
     for file in (wanted, *pickled):
         with suppress(OSError, ValueError):
             if has_file(str(name), str(Path(options.get("subfolder") or "", file)), **known):
-                there.append(file)
-    if not there or there[0] == wanted:
+                break
+    else:
+        return None
+    if file == wanted:
         return None
     return (
-        f"{name} has its weights as {there[0]} alone, a pickle, which may run code when it is "
+        f"{name} has its weights as {file} alone, a pickle, which may run code when it is "
         f"read, and {wanted} is what is read here. If you trust where it comes from, {how}: it is "
         "then read with torch.load(weights_only=True), and save_pretrained writes safetensors."
     )
@@ -140,7 +140,7 @@ def folder_of(name: Any, options: dict[str, Any], file: str = "config.json") -> 
     return None
 
 
-def commit_of(name: Any, options: dict[str, Any]) -> str | None:
+def _commit_of(name: Any, options: dict[str, Any]) -> str | None:
     """Return the commit that the cache of the Hub has of a model, None for a folder."""
     folder = None if os.path.isdir(name or "") else folder_of(name, options)
     return extract_commit_hash(str(folder / "config.json"), None) if folder else None
@@ -148,9 +148,9 @@ def commit_of(name: Any, options: dict[str, Any]) -> str | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """List what a model needs: configuration, index of the weights if there is one, weights."""
-    names, index = [WEIGHTS], folder / INDEX
+    names, index = [WEIGHTS], folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        names = [INDEX]
+        names = [index.name]
         with suppress(ValueError):
             names += sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     return [folder / name for name in ("config.json", *names)]
@@ -173,49 +173,23 @@ def download_command(name: Any, revision: str | None) -> str:
     return f"hf download {name}{f' --revision {revision}' if revision else ''}"
 
 
-class ParameterFree:
-    """Tell dtype and device by buffers too; transformers fails where there is no parameter."""
-
-    parameters: Any
-    buffers: Any
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the first floating point tensor."""
-        tensors = chain(self.parameters(), self.buffers())
-        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the first tensor."""
-        return next(chain(self.parameters(), self.buffers())).device
-
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 def weights_digest(module: nn.Module) -> str:
     """Return 16 hexadecimal digits that depend on every weight of a module.
 
     It adds up bit patterns as integers, exactly and hence in any order, without copying weights.
-
-    Example:
-        >>> weights_digest(nn.LayerNorm(4)) == weights_digest(nn.LayerNorm(4, bias=False))
-        False
     """
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         bits = tensor.detach().contiguous().flatten()
-        bits = bits.view(INTEGERS[tensor.element_size()]) if tensor.numel() else bits
+        bits = bits.view(integers[tensor.element_size()]) if tensor.numel() else bits
         total = int(bits.sum(dtype=torch.int64))
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total}".encode())
     return digest.hexdigest()[:16]
 
 
 def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack residue embeddings `(residues, hidden)` and say where residues are.
-
-    Embeddings are `(batch, residues, hidden)`, padded with zeros; the mask is `(batch, residues)`.
+    """Stack residue embeddings `(residues, hidden)`, padded with zeros, and mask the residues.
 
     Example:
         >>> pad_residues([torch.ones(2, 8), torch.ones(1, 8)])[1]
@@ -231,12 +205,6 @@ def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 OWN_BACKBONES: dict[str, Any] = {}
 """Encoders that are not part of transformers, by model type; importing their file adds them."""
 
-ENCODERS_OF_TEXT = ("t5", "mt5", "umt5")
-"""Model types whose AutoModel has a decoder as well; only their encoder is wanted."""
-
-WITH_POOLER = ("bert", "esm")
-"""Model types whose AutoModel adds a pooling layer, which nothing here reads."""
-
 
 def register_backbone(model_class: Any) -> Any:
     """Make an encoder known as a backbone, by the model type of its configuration."""
@@ -246,16 +214,17 @@ def register_backbone(model_class: Any) -> Any:
 
 def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """Build a backbone's configuration from its fields; `model_type` says which class."""
-    model_type = fields.get("model_type", "")
-    own = OWN_BACKBONES.get(model_type)
-    if own is None and model_type not in CONFIG_MAPPING:
+    fields = dict(fields)
+    model_type = fields.pop("model_type", "")
+    if model_type in OWN_BACKBONES:
+        return OWN_BACKBONES[model_type].config_class(**fields)
+    if model_type not in transformers.CONFIG_MAPPING:
         raise ValueError(
             f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
             "configuration of a backbone, for example EsmConfig(...) or "
             "AutoConfig.from_pretrained('facebook/esm2_t6_8M_UR50D')."
         )
-    config_class = own.config_class if own is not None else CONFIG_MAPPING[model_type]
-    return config_class(**{k: v for k, v in fields.items() if k != "model_type"})
+    return transformers.CONFIG_MAPPING[model_type](**fields)
 
 
 def build_backbone(config: Any) -> PreTrainedModel:
@@ -267,9 +236,11 @@ def build_backbone(config: Any) -> PreTrainedModel:
 
 
 def _auto_class(config: Any) -> tuple[Any, dict[str, bool]]:
-    if config.model_type in ENCODERS_OF_TEXT:
-        return AutoModelForTextEncoding, {}
-    return AutoModel, {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
+    """Return the class that makes an encoder alone: no decoder, and no pooling layer."""
+    if config.model_type in ("t5", "mt5", "umt5"):
+        return transformers.AutoModelForTextEncoding, {}
+    pooled = config.model_type in ("bert", "esm")
+    return transformers.AutoModel, {"add_pooling_layer": False} if pooled else {}
 
 
 def width_of(config: PreTrainedConfig) -> int:
@@ -283,22 +254,14 @@ def width_of(config: PreTrainedConfig) -> int:
     )
 
 
-def residue_embeddings(
+def _residue_embeddings(
     model: PreTrainedModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     residue_mask: Tensor | None = None,
     backbone_atoms: Tensor | None = None,
 ) -> list[Tensor]:
-    """Run a backbone and keep the residues alone, `(residues, hidden)` each.
-
-    Args:
-        model: An encoder with one vector per token.
-        input_ids: `(batch, tokens)`.
-        attention_mask: True at every token that is not padding; None if there is none.
-        residue_mask: True at tokens that are residues; None if all attended ones are.
-        backbone_atoms: N, CA and C in Å, `(batch, residues, 3, 3)`, where structures are read.
-    """
+    """Run a backbone on tokens and keep the residues alone, `(residues, hidden)` each."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     residues = (attention_mask if residue_mask is None else residue_mask).bool()
@@ -310,11 +273,9 @@ def residue_embeddings(
 
 
 def windows(length: int, limit: int | None) -> list[tuple[int, int, int, int]]:
-    """Cut a protein into overlapping windows and say which rows each of them gives.
+    """Cut a protein into overlapping windows `(start, end, keep_start, keep_end)`.
 
-    Returns:
-        `(start, end, keep_start, keep_end)` each, 0-based with exclusive ends, of at most `limit`
-        residues. Neighbours overlap by at least `limit // 4` and share the overlap half and half.
+    Neighbours overlap by at least `limit // 4` and share the overlap half and half.
 
     Example:
         >>> windows(10, 8)
@@ -332,7 +293,7 @@ def windows(length: int, limit: int | None) -> list[tuple[int, int, int, int]]:
 class Backbone:
     """A language model and the processor that writes sequences for it: proteins in, embeddings out.
 
-    A protein longer than `input_format.max_residues` is embedded in overlapping `windows`; a
+    A protein longer than `input_format.max_residues` is embedded in overlapping windows; a
     residue takes its embedding from the one in which it is further from the border.
 
     Args:
@@ -384,16 +345,18 @@ class Backbone:
             input_format = named_input_format(input_format, of=name)
             if family in PUBLISHERS and "/" not in name and not os.path.isdir(name):
                 name = f"{PUBLISHERS[family]}/{name}"  # a released head has the last part alone
-        model = model or fetch(_load_model, name, revision, **options)
+        model = model or fetch(load_encoder, name, revision, **options)
         # A branch moves; its commit is what the embeddings depend on.
-        revision = commit_of(name, {"revision": revision}) or revision
+        revision = _commit_of(name, {"revision": revision}) or revision
         words = (name, revision)
         if hasattr(model, "complete"):  # with the language model it stands on, and by its tokenizer
             words = model.complete(name, input_format, **options)
         tokenizer = fetch(_load_tokenizer, *words, **options)
-        settled = _settled(model, tokenizer, input_format, max_residues)
-        digest = weights_digest(model.to(device))
-        return cls(model, PlasmaProcessor(tokenizer, settled), name, revision, digest)
+        saved = getattr(model, "saved_format", f"{model.config.model_type}/native")  # as of ESM C
+        processor = PlasmaProcessor(tokenizer, input_format or INPUT_FORMATS.get(saved))
+        window = _window(model.config, processor, max_residues)
+        processor.input_format = replace(processor.input_format, max_residues=window)
+        return cls(model, processor, name, revision, weights_digest(model.to(device)))
 
     @property
     def input_format(self) -> InputFormat:
@@ -432,19 +395,22 @@ class Backbone:
             ValueError: If a protein is unusable, or its embeddings are not finite.
         """
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
+        sequences = [protein.sequence or "" for protein in read]
         limit = None if self.input_format.reads_structures else self.input_format.max_residues
-        pieces = [
-            (i, *w) for i, p in enumerate(read) for w in windows(len(p.sequence or ""), limit)
-        ]
+        pieces = [(i, *w) for i, s in enumerate(sequences) for w in windows(len(s), limit)]
         pieces.sort(key=lambda piece: piece[1] - piece[2])  # longest first
         rows: list[list[Tensor]] = [[] for _ in read]
         while pieces:
             count = max(1, residues_per_batch // (pieces[0][2] - pieces[0][1]))
             batch, pieces = pieces[:count], pieces[count:]
-            encoded = self.processor.encode([_cut(read[i], *piece) for i, *piece in batch])
+            cut = [
+                read[i] if e - s == len(sequences[i]) else Protein(read[i].id, sequences[i][s:e])
+                for i, s, e, *_ in batch
+            ]
+            encoded = self.processor.encode(cut)
             encoded = {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
             mask = encoded.pop("mask")
-            embedded = residue_embeddings(self.model, residue_mask=mask, **encoded)
+            embedded = _residue_embeddings(self.model, residue_mask=mask, **encoded)
             for (i, start, _, first, last), hidden in zip(batch, embedded, strict=True):
                 rows[i].append(hidden[first - start : last - start].float().cpu())
         return [self._checked(p, torch.cat(parts)) for p, parts in zip(read, rows, strict=True)]
@@ -464,11 +430,6 @@ class Backbone:
         return embeddings
 
 
-def _cut(protein: Protein, start: int, end: int, *_: int) -> Protein:
-    whole = end - start == len(protein.sequence or "")
-    return protein if whole else Protein(protein.id, (protein.sequence or "")[start:end])
-
-
 def fetch(load: Callable[..., Any], source: str, revision: str | None, **options: Any) -> Any:
     """Load a part of a backbone; an `OSError` says what to download where it is missing."""
     try:
@@ -484,18 +445,19 @@ def fetch(load: Callable[..., Any], source: str, revision: str | None, **options
         ) from error
 
 
-def _load_model(
+def load_encoder(
     source: str,
     revision: str | None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,  # not that of the file: T5 overflows in half precision
     use_safetensors: bool | None = None,
 ) -> Any:
-    fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    """Load the model of a backbone: one of our own, or the encoder of one of transformers."""
+    model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     weights = {"revision": revision, "dtype": dtype, "use_safetensors": use_safetensors}
-    if (own := OWN_BACKBONES.get(fields.get("model_type", ""))) is not None:
-        return own.from_pretrained(source, **weights)
-    if fields.get("model_type") == "plasma":
+    if model_type in OWN_BACKBONES:
+        return OWN_BACKBONES[model_type].from_pretrained(source, **weights)
+    if model_type == "plasma":
         raise ValueError(
             f"{source} is a PLASMA model, not a backbone; load it with "
             "AutoModel.from_pretrained, or give the id of its backbone."
@@ -503,41 +465,35 @@ def _load_model(
     remote = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source, revision=revision, **remote)
     auto, encoder = _auto_class(config)
-    return load_safely(auto.from_pretrained, source, config=config, **weights, **remote, **encoder)
+    return _load_safely(auto.from_pretrained, source, config=config, **weights, **remote, **encoder)
 
 
 def _load_tokenizer(
     source: str, revision: str | None, trust_remote_code: bool = False, **_: Any
 ) -> Any:
-    fields, _unused = PreTrainedConfig.get_config_dict(source, revision=revision)
+    model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown
     # token in front of every residue of Ankh; read as plain data, the file says what it means.
-    options: dict[str, Any] = {"revision": revision}
-    if fields.get("model_type") == "t5" and has_file(source, "tokenizer.json", revision):
-        return PreTrainedTokenizerFast.from_pretrained(source, **options)
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    if model_type == "t5" and has_file(source, "tokenizer.json", revision):
+        return transformers.PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+    remote = {"trust_remote_code": trust_remote_code}
+    return transformers.AutoTokenizer.from_pretrained(source, revision=revision, **remote)
 
 
-LEARNED_POSITIONS = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
-"""Model types that look positions up in a table, and whether they count on from padding."""
-
-
-def _settled(
-    model: Any, tokenizer: Any, wanted: InputFormat | None, max_residues: int | None
-) -> InputFormat:
-    """Decide on the format: the one asked for, that of the model, or a generic one."""
-    config = model.config
-    saved = "esmc/native" if config.model_type == "esmc" else getattr(model, "saved_format", "")
-    wanted = wanted or INPUT_FORMATS.get(saved) or generic_input_format(tokenizer)
-    limits = [max_residues, wanted.max_residues]
-    kind = getattr(config, "position_embedding_type", "absolute")
-    if config.model_type in LEARNED_POSITIONS and kind == "absolute":
-        first = (config.pad_token_id or 0) + 1 if LEARNED_POSITIONS[config.model_type] else 0
-        limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
+def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -> int | None:
+    """Return how many residues are embedded at once, None for any number."""
+    tokenizer, form = processor.tokenizer, processor.input_format
+    limits = [max_residues, form.max_residues]
+    # Types that look positions up in a table; some count on from the padding token.
+    if config.model_type in ("bert", "electra", "albert", "esm", "roberta"):
+        if getattr(config, "position_embedding_type", "absolute") == "absolute":
+            on = config.model_type in ("esm", "roberta")
+            first = (config.pad_token_id or 0) + 1 if on else 0
+            limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
     tokens = int(tokenizer.model_max_length)
-    if wanted.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
+    if form.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
         limits.append(tokens - tokenizer.num_special_tokens_to_add())
-    return replace(wanted, max_residues=min(filter(None, limits), default=None))
+    return min(filter(None, limits), default=None)
 
 
 def from_package(module: str, what: str) -> Any:
@@ -548,8 +504,7 @@ def from_package(module: str, what: str) -> Any:
         raise ImportError(f"{what} by the package: pip install plasma-hf.") from error
 
 
-IN_PACKAGE = __name__.startswith("plasma_hf.")
-"""Whether this file is part of the package, or a copy on its own."""
+IN_PACKAGE = __name__.startswith("plasma_hf.")  # or a copy on its own
 
 
 class PreTrainedHead(SafeWeights):
@@ -628,9 +583,7 @@ class PreTrainedHead(SafeWeights):
     def attach_backbone(
         self, backbone: Backbone | PreTrainedModel, name: str | None = None
     ) -> Self:
-        """Put a backbone under a head-only model, so that it takes token ids.
-
-        It is frozen, until `model.backbone.requires_grad_(True)`: the head trains, or an adapter.
+        """Put a backbone under a head-only model, frozen, so that it takes token ids.
 
         Args:
             backbone: What `load_backbone` gives, or an encoder with one vector per token.
@@ -666,27 +619,23 @@ class PreTrainedHead(SafeWeights):
         return self
 
     def embed(self, input_ids: Tensor, *further: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embed token ids, see `residue_embeddings`; `pad_residues` says what comes of it."""
+        """Embed token ids, with attention and residue mask and atoms, as padded residues."""
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
                 f"{self.takes_embeddings}, or put its backbone under it with "
                 "model.load_backbone()."
             )
-        return pad_residues(residue_embeddings(self.backbone, input_ids, *further))
+        return pad_residues(_residue_embeddings(self.backbone, input_ids, *further))
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Load an adapter, of safetensors; the backbone that it may sit on first."""
         told = vars(kwargs["load_config"]) if kwargs.get("load_config") else {}
         name = peft_model_id or told.get("pretrained_model_name_or_path")
-        options = {
-            **told.get("download_kwargs", {}),
-            **kwargs,
-            **(kwargs.get("adapter_kwargs") or {}),
-        }
         if kwargs.get("use_safetensors", told.get("use_safetensors")) is not False and name:
-            # PEFT would take what it finds.
-            if refusal := pickle_refusal(name, ADAPTER, options):
+            options = told.get("download_kwargs", {}) | kwargs
+            options |= kwargs.get("adapter_kwargs") or {}
+            if refusal := _pickle_refusal(name, ADAPTER, options):  # PEFT would take what it finds
                 raise WeightsError(refusal)
         if self.backbone is None and self.config.plm_config is not None:
             self.load_backbone()

@@ -22,7 +22,6 @@ from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
 from .modeling_backbone import (
-    ParameterFree,
     PreTrainedHead,
     build_backbone,
     from_package,
@@ -923,7 +922,7 @@ class AlignedBatch(NamedTuple):
     plan: Tensor
 
 
-class PlasmaModel(ParameterFree, PreTrainedHead):
+class PlasmaModel(PreTrainedHead):
     """Align two proteins by optimal transport between their residue embeddings.
 
     The model is a head, and takes ready embeddings, or a head over a backbone, and takes token

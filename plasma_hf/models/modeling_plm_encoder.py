@@ -13,10 +13,10 @@ from transformers.utils.hub import has_file
 
 from .modeling_backbone import (
     SafeWeights,
-    _load_model,
     backbone_config,
     build_backbone,
     fetch,
+    load_encoder,
     width_of,
 )
 from .processing_plasma import INPUT_FORMATS, InputFormat
@@ -45,7 +45,6 @@ class PLMEncoderConfig(PreTrainedConfig):
     plm_revision: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Resolve the language model's configuration and check its width."""
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.hidden_size <= 0:
@@ -55,11 +54,7 @@ class PLMEncoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def check_width(self, plm_config: PreTrainedConfig) -> None:
-        """Refuse a language model of another width than this model's.
-
-        Raises:
-            ValueError: If the widths differ.
-        """
+        """Refuse a language model of another width than this model's."""
         if (width := width_of(plm_config)) != self.hidden_size:
             name = type(self).__name__
             raise ValueError(
@@ -89,15 +84,9 @@ class PLMEncoder(SafeWeights):
     def attach_language_model(
         self, language_model: PreTrainedModel, name: str | None = None, revision: str | None = None
     ) -> Self:
-        """Put a language model under this one, so that it takes token ids.
+        """Put a language model of the same width under this one, so that it takes token ids.
 
-        Args:
-            language_model: An encoder with one vector per token.
-            name: Its Hub id or folder; kept in the configuration.
-            revision: Which revision of it; None keeps what the configuration says of that name.
-
-        Raises:
-            ValueError: If it has another width.
+        Its `name`, a Hub id or folder, and its revision are kept in the configuration.
         """
         self.config.check_width(language_model.config)
         self.language_model, self.config.plm_config = language_model, language_model.config
@@ -111,13 +100,7 @@ class PLMEncoder(SafeWeights):
     ) -> tuple[str, str | None]:
         """Load the language model where it is not there yet; say where its tokenizer is.
 
-        Args:
-            source: Where this encoder came from.
-            input_format: The format asked for, which may name a language model.
-            **options: Of `Backbone.from_pretrained`, to load it with.
-
-        Raises:
-            ValueError: If none is named, or one other than that inside.
+        The `source` is where this encoder came from; an input format may name a language model.
         """
         saved = self.config.plm_name_or_path
         wanted = input_format.language_model if input_format is not None else None
@@ -137,7 +120,7 @@ class PLMEncoder(SafeWeights):
                 f"model it stands on; give an input format, one of {accepted}."
             )
         if not inside:
-            self.attach_language_model(fetch(_load_model, under, revision, **options), under)
+            self.attach_language_model(fetch(load_encoder, under, revision, **options), under)
         saved_with_it = has_file(source, "tokenizer_config.json")
         return (source, None) if saved_with_it else (under, revision)
 
@@ -156,44 +139,35 @@ class PLMEncoder(SafeWeights):
             residue_mask: `(batch, tokens)` or `(batch, residues)`, True at residues and never at
                 special tokens or padding; None takes attention_mask.
             inputs_embeds: `(batch, residues, hidden)`, residue embeddings of the language model.
-
-        Raises:
-            ValueError: If proteins are given not at all or twice, as token ids without a language
-                model to read them, or in shapes that do not fit.
         """
+        kind, width = type(self).__name__, self.config.hidden_size
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
                 "give proteins either as input_ids or as inputs_embeds"
                 + ("; neither is here." if input_ids is None else ", not as both.")
             )
         if inputs_embeds is None:
-            self._check_language_model()
+            if self.language_model is None:
+                name = self.config.plm_name_or_path or self.trained_on
+                raise ValueError(
+                    f"this {kind} has no language model under it and takes no input_ids; pass "
+                    f"inputs_embeds, residue embeddings of {name!r}, or attach it: "
+                    f"model.attach_language_model(plasma_hf.load_backbone({name!r}).model)."
+                )
             output = self.language_model(input_ids=input_ids, attention_mask=attention_mask)
             inputs_embeds = output.last_hidden_state
+        shape = tuple(inputs_embeds.shape)
+        if len(shape) != 3 or shape[-1] != width:
+            raise ValueError(
+                f"inputs_embeds has shape {shape}; give (batch, residues, {width}), from the "
+                f"language model that {kind} was trained on."
+            )
         mask = attention_mask if residue_mask is None else residue_mask
         if mask is None:
-            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
-        self._check_shapes(inputs_embeds, mask)
+            mask = torch.ones(shape[:2], device=inputs_embeds.device)
+        if mask.shape != shape[:2]:
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}; give {shape[:2]}, True (or 1) at "
+                "residues."
+            )
         return inputs_embeds, mask.bool()
-
-    def _check_language_model(self) -> None:
-        if self.language_model is None:
-            name = self.config.plm_name_or_path or self.trained_on
-            raise ValueError(
-                f"this {type(self).__name__} has no language model under it and takes no "
-                f"input_ids; pass inputs_embeds, residue embeddings of {name!r}, or attach it: "
-                f"model.attach_language_model(plasma_hf.load_backbone({name!r}).model)."
-            )
-
-    def _check_shapes(self, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.hidden_size
-        if embeddings.ndim != 3 or embeddings.shape[-1] != width:
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(embeddings.shape)}; give (batch, residues, "
-                f"{width}), from the language model that {type(self).__name__} was trained on."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "True (or 1) at residues."
-            )

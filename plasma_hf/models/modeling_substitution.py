@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import ParameterFree, SafeWeights, register_backbone
+from .modeling_backbone import SafeWeights, register_backbone
 from .protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 
 
@@ -36,7 +36,6 @@ class SubstitutionConfig(PreTrainedConfig):
     decay: float | int = 7.0
 
     def __post_init__(self, **kwargs: object) -> None:
-        """Check the numbers."""
         if self.window < 0 or self.decay <= 0:
             raise ValueError(
                 f"window={self.window}, decay={self.decay}: give a window of 0 or more residues "
@@ -55,8 +54,6 @@ class ResidueEncoderConfig(SubstitutionConfig):
     """Configure the residue encoder: substitution windows and what a small network adds to them.
 
     Args:
-        window: See `SubstitutionConfig`.
-        decay: See `SubstitutionConfig`.
         width: Channels of the network.
         kernel: Residues that a convolution looks at, an odd number.
         dilations: Steps between them, one for each block; a residue sees
@@ -74,7 +71,6 @@ class ResidueEncoderConfig(SubstitutionConfig):
     dilations: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
 
     def __post_init__(self, **kwargs: object) -> None:
-        """Check the network."""
         smallest = min(self.dilations, default=1)
         if self.width < 2 or self.kernel < 1 or self.kernel % 2 == 0 or smallest < 1:
             raise ValueError(
@@ -90,28 +86,15 @@ class ResidueEncoderConfig(SubstitutionConfig):
         return self.window + (self.kernel - 1) // 2 * sum(self.dilations)
 
 
-# Henikoff & Henikoff 1992, half-bits; rows and columns in the order of STANDARD_RESIDUES.
+# Henikoff & Henikoff 1992, half-bits; the lower triangle, row by row, in the order of
+# STANDARD_RESIDUES.
 BLOSUM62 = """
- 4 -1 -2 -2  0 -1 -1  0 -2 -1 -1 -1 -1 -2 -1  1  0 -3 -2  0
--1  5  0 -2 -3  1  0 -2  0 -3 -2  2 -1 -3 -2 -1 -1 -3 -2 -3
--2  0  6  1 -3  0  0  0  1 -3 -3  0 -2 -3 -2  1  0 -4 -2 -3
--2 -2  1  6 -3  0  2 -1 -1 -3 -4 -1 -3 -3 -1  0 -1 -4 -3 -3
- 0 -3 -3 -3  9 -3 -4 -3 -3 -1 -1 -3 -1 -2 -3 -1 -1 -2 -2 -1
--1  1  0  0 -3  5  2 -2  0 -3 -2  1  0 -3 -1  0 -1 -2 -1 -2
--1  0  0  2 -4  2  5 -2  0 -3 -3  1 -2 -3 -1  0 -1 -3 -2 -2
- 0 -2  0 -1 -3 -2 -2  6 -2 -4 -4 -2 -3 -3 -2  0 -2 -2 -3 -3
--2  0  1 -1 -3  0  0 -2  8 -3 -3 -1 -2 -1 -2 -1 -2 -2  2 -3
--1 -3 -3 -3 -1 -3 -3 -4 -3  4  2 -3  1  0 -3 -2 -1 -3 -1  3
--1 -2 -3 -4 -1 -2 -3 -4 -3  2  4 -2  2  0 -3 -2 -1 -2 -1  1
--1  2  0 -1 -3  1  1 -2 -1 -3 -2  5 -1 -3 -1  0 -1 -3 -2 -2
--1 -1 -2 -3 -1  0 -2 -3 -2  1  2 -1  5  0 -2 -1 -1 -1 -1  1
--2 -3 -3 -3 -2 -3 -3 -3 -1  0  0 -3  0  6 -4 -2 -2  1  3 -1
--1 -2 -2 -1 -3 -1 -1 -2 -2 -3 -3 -1 -2 -4  7 -1 -1 -4 -3 -2
- 1 -1  1  0 -1  0  0  0 -1 -2 -2  0 -1 -2 -1  4  1 -3 -2 -2
- 0 -1  0 -1 -1 -1 -1 -2 -2 -1 -1 -1 -1 -2 -1  1  5 -2 -2  0
--3 -3 -4 -4 -2 -2 -3 -2 -2 -3 -2 -3 -1  1 -4 -3 -2 11  2 -3
--2 -2 -2 -3 -2 -1 -2 -3  2 -1 -1 -2 -1  3 -3 -2 -2  2  7 -1
- 0 -3 -3 -3 -1 -2 -2 -3 -3  3  1 -2  1 -1 -2 -2  0 -3 -1  4
+4 -1 5 -2 0 6 -2 -2 1 6 0 -3 -3 -3 9 -1 1 0 0 -3 5 -1 0 0 2 -4 2 5 0 -2 0 -1 -3 -2 -2 6 -2 0 1 -1
+-3 0 0 -2 8 -1 -3 -3 -3 -1 -3 -3 -4 -3 4 -1 -2 -3 -4 -1 -2 -3 -4 -3 2 4 -1 2 0 -1 -3 1 1 -2 -1 -3
+-2 5 -1 -1 -2 -3 -1 0 -2 -3 -2 1 2 -1 5 -2 -3 -3 -3 -2 -3 -3 -3 -1 0 0 -3 0 6 -1 -2 -2 -1 -3 -1 -1
+-2 -2 -3 -3 -1 -2 -4 7 1 -1 1 0 -1 0 0 0 -1 -2 -2 0 -1 -2 -1 4 0 -1 0 -1 -1 -1 -1 -2 -2 -1 -1 -1
+-1 -2 -1 1 5 -3 -3 -4 -4 -2 -2 -3 -2 -2 -3 -2 -3 -1 1 -4 -3 -2 11 -2 -2 -2 -3 -2 -1 -2 -3 2 -1 -1
+-2 -1 3 -3 -2 -2 2 7 0 -3 -3 -3 -1 -2 -2 -3 -3 3 1 -2 1 -1 -2 -2 0 -3 -1 4
 """
 
 
@@ -121,25 +104,18 @@ def residue_vectors() -> np.ndarray:
 
     For the vectors X of the twenty residues `X @ X.T` is BLOSUM62 with its negative eigenvalues
     set to 0; the other letters are means over what they may stand for.
-
-    Example:
-        >>> vectors = residue_vectors()
-        >>> cysteine, tryptophan = vectors[3], vectors[23]
-        >>> round(float(cysteine @ cysteine)), round(float(cysteine @ tryptophan))
-        (11, 0)
     """
-    scores = np.array([row.split() for row in BLOSUM62.strip().splitlines()], dtype=np.float64)
-    values, axes = np.linalg.eigh(scores)
+    scores = np.zeros((20, 20))
+    scores[np.tril_indices(20)] = [float(score) for score in BLOSUM62.split()]
+    values, axes = np.linalg.eigh(scores)  # which reads the lower triangle alone
     vectors = axes * np.sqrt(np.clip(values, 0, None))
-    rows = [np.zeros(20)]
-    for letter in RESIDUE_LETTERS:
-        meanings = LETTER_RULES.get(letter, letter)
-        rows.append(np.mean([vectors[STANDARD_RESIDUES.index(r)] for r in meanings], axis=0))
-    return np.stack(rows).astype(np.float32)
+    meanings = [LETTER_RULES.get(letter, letter) for letter in RESIDUE_LETTERS]
+    means = [vectors[[STANDARD_RESIDUES.index(r) for r in each]].mean(0) for each in meanings]
+    return np.stack([np.zeros(20), *means]).astype(np.float32)
 
 
 @register_backbone
-class SubstitutionModel(ParameterFree, SafeWeights):
+class SubstitutionModel(SafeWeights):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
 
     The embedding of residue i is the concatenation over offsets k = -window..window of the vector
@@ -175,13 +151,7 @@ class SubstitutionModel(ParameterFree, SafeWeights):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
     ) -> BaseModelOutput | tuple[Tensor]:
-        """Embed token ids `(batch, residues)` as `(batch, residues, hidden)`.
-
-        Args:
-            input_ids: Token ids; 0 is padding.
-            attention_mask: True (or 1) where there is a residue, `(batch, residues)`.
-            return_dict: Return a `BaseModelOutput` (default) or a tuple.
-        """
+        """Embed token ids `(batch, residues)`, 0 at padding, as `(batch, residues, hidden)`."""
         vectors = self.vectors[input_ids]  # (batch, residues, 20)
         if attention_mask is not None:
             vectors = vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
@@ -251,23 +221,12 @@ class ResidueEncoderModel(SafeWeights):
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv1d):
             init.kaiming_normal_(module.weight, nonlinearity="linear")
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
         elif isinstance(module, ResidueEncoderModel):
             init.ones_(module.gain)
             init.zeros_(module.residual.weight)
-            init.zeros_(module.residual.bias)
 
     def network(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the channels `(batch, residues, width)` that the residual is read from.
-
-        Args:
-            windows: Substitution windows, `(batch, residues, hidden)`.
-            mask: True (or 1) where there is a residue, `(batch, residues)`; None for everywhere.
-        """
+        """Return the channels `(batch, residues, width)` that the residual is read from."""
         present = windows.new_ones(windows.shape[:2]) if mask is None else mask.to(windows.dtype)
         present = present.unsqueeze(-1)
         hidden = self.read_windows(windows)

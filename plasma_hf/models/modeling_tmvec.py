@@ -20,17 +20,6 @@ from .processing_plasma import PROT_T5
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
-UPSTREAM_FIELDS = {
-    "d_model": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "nhead": "num_attention_heads",
-    "dim_feedforward": "intermediate_size",
-    "out_dim": "protein_size",
-    "activation": "activation",
-    "dropout": "dropout",
-}
-"""What the published parameter file calls our fields; its other entries steer training."""
-
 
 @strict
 class TMVecConfig(PLMEncoderConfig):
@@ -46,9 +35,6 @@ class TMVecConfig(PLMEncoderConfig):
         layer_norm_eps: Added to the variance in layer normalisation.
         dropout: Share of numbers dropped in training.
         plm_config: See `PLMEncoderConfig`, and so for plm_name_or_path and plm_revision.
-
-    Raises:
-        ValueError: If the numbers contradict each other or the language model's width.
 
     Example:
         >>> TMVecConfig().protein_size
@@ -66,7 +52,6 @@ class TMVecConfig(PLMEncoderConfig):
     dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the numbers, then the language model."""
         for name in ("num_attention_heads", "intermediate_size", "protein_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
@@ -85,14 +70,20 @@ class TMVecConfig(PLMEncoderConfig):
         super().__post_init__(**kwargs)
 
 
-def read_upstream_params(path: str | Path) -> dict[str, Any]:
-    """Read the fields of a `TMVecConfig` from the parameter file beside a published checkpoint.
+UPSTREAM_FIELDS = {
+    "d_model": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "nhead": "num_attention_heads",
+    "dim_feedforward": "intermediate_size",
+    "out_dim": "protein_size",
+    "activation": "activation",
+    "dropout": "dropout",
+}
+"""What the published parameter file calls our fields; its other entries steer training."""
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a JSON object, or entries are missing or of the wrong kind.
-    """
-    file = Path(path)
+
+def _read_upstream_params(file: Path) -> dict[str, Any]:
+    """Read the fields of a `TMVecConfig` from the parameter file beside a published checkpoint."""
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not a file; give the JSON that is published beside the checkpoint."
@@ -103,13 +94,9 @@ def read_upstream_params(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is not JSON ({error}); give the parameter file, the checkpoint comes first."
         ) from error
-    if not isinstance(params, dict):
-        params = {}
-    wrong = [
-        name
-        for name in UPSTREAM_FIELDS
-        if not isinstance(params.get(name), str if name == "activation" else int | float)
-    ]
+    kinds = {name: str if name == "activation" else int | float for name in UPSTREAM_FIELDS}
+    given = params if isinstance(params, dict) else {}
+    wrong = [name for name, kind in kinds.items() if not isinstance(given.get(name), kind)]
     if wrong:
         raise ValueError(
             f"{file} is not a TM-Vec parameter file, {', '.join(wrong)} is missing or of the wrong "
@@ -137,13 +124,8 @@ class TMVecAttention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, residues, width)
             for part in projected.chunk(3, dim=-1)
         )
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attended[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropped, mask = self.dropout if self.training else 0.0, attended[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropped)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -172,24 +154,6 @@ class TMVecLayer(nn.Module):
         return self.norm2(hidden + self.dropout(self.linear2(inner)))
 
 
-class TMVecEncoder(nn.Module):
-    """The layers one after the other."""
-
-    def __init__(self, config: TMVecConfig) -> None:
-        """Build the layers."""
-        super().__init__()
-        self.layers = nn.ModuleList(TMVecLayer(config) for _ in range(config.num_hidden_layers))
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Transform `(batch, residues, hidden)`, zeros where `mask` is False."""
-        outside = ~mask.unsqueeze(-1)
-        hidden = hidden.masked_fill(outside, 0.0)  # a NaN in padding would reach the residues
-        attended = mask | ~mask.any(1, keepdim=True)  # a softmax over nothing is NaN
-        for layer in self.layers:
-            hidden = layer(hidden, attended)
-        return hidden.masked_fill(outside, 0.0)
-
-
 @register_backbone
 class TMVecModel(PLMEncoder):
     """Embed proteins so that the cosine of two protein vectors predicts their TM-score.
@@ -215,7 +179,8 @@ class TMVecModel(PLMEncoder):
     def __init__(self, config: TMVecConfig) -> None:
         """Build the transformer, and the language model if the configuration has one."""
         super().__init__(config)
-        self.encoder = TMVecEncoder(config)
+        layers = nn.ModuleList(TMVecLayer(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layers": layers})  # as the published checkpoint has it
         self.dropout = nn.Dropout(config.dropout)
         self.mlp = nn.Linear(config.hidden_size, config.protein_size)
         self.post_init()
@@ -237,15 +202,14 @@ class TMVecModel(PLMEncoder):
         """Load the published TM-Vec in eval mode; `attach_language_model` completes it.
 
         Args:
-            ckpt: The Lightning checkpoint, for example `tm_vec_cath_model.ckpt`; no code in it is
-                run.
+            ckpt: The Lightning checkpoint, `tm_vec_cath_model.ckpt`; no code in it is run.
             params_json: The parameter file beside it.
 
         Raises:
             FileNotFoundError: If a file is not there.
             ValueError: If a file is not what it should be, or the two do not belong together.
         """
-        model = cls(TMVecConfig(**read_upstream_params(params_json)))
+        model = cls(TMVecConfig(**_read_upstream_params(Path(params_json))))
         upstream = from_package("hub.upstream", "the published TM-Vec is read")
         state = upstream.read_checkpoint(ckpt).get("state_dict")
         if not isinstance(state, dict):
@@ -270,21 +234,21 @@ class TMVecModel(PLMEncoder):
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Embed a batch of proteins, given as token ids or as residue embeddings.
 
-        There is no positional encoding: what `residue_mask` leaves out might as well not be there.
-
-        Args:
-            input_ids: `(batch, tokens)`; for this and what follows see `PLMEncoder.read`.
-            attention_mask: `(batch, tokens)`.
-            residue_mask: `(batch, tokens)` or `(batch, residues)`.
-            inputs_embeds: `(batch, residues, hidden)`.
-            return_dict: Return a `BaseModelOutputWithPooling` (default) or a tuple.
+        For the arguments see `PLMEncoder.read`. There is no positional encoding: what
+        `residue_mask` leaves out might as well not be there.
 
         Returns:
             `last_hidden_state`, `(batch, tokens or residues, hidden)`, zeros outside the residues,
-            and `pooler_output`, `(batch, protein)`.
+            and `pooler_output`, `(batch, protein)`; a tuple of them with `return_dict=False`.
         """
         embeddings, mask = self.read(input_ids, attention_mask, residue_mask, inputs_embeds)
-        hidden = self.encoder(embeddings.to(self.mlp.weight.dtype), mask)
+        outside = ~mask.unsqueeze(-1)
+        # A NaN in padding would reach the residues, and a softmax over nothing is NaN.
+        hidden = embeddings.to(self.mlp.weight.dtype).masked_fill(outside, 0.0)
+        attended = mask | ~mask.any(1, keepdim=True)
+        for layer in self.encoder["layers"]:
+            hidden = layer(hidden, attended)
+        hidden = hidden.masked_fill(outside, 0.0)
         residues = mask.sum(1, keepdim=True)
         mean = hidden.sum(1) / residues.clamp(min=1)
         protein = self.mlp(self.dropout(mean)).masked_fill(residues == 0, 0.0)

@@ -30,14 +30,10 @@ PROBES = (STANDARD_RESIDUES, STANDARD_RESIDUES[::-1], "LLLLAAAAGGSSVVEEKKKK", "M
 
 
 def substitution_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer of the substitution encoder.
+    """Build the tokenizer of the substitution encoder: `<pad>` is 0, the letters A-Z are 1-26.
 
-    `<pad>` is 0 and the letters A-Z are 1-26; lower case is read as upper case, and what is not a
-    letter as X. It is plain data of `tokenizers`: a saved copy loads without any code of ours.
-
-    Example:
-        >>> substitution_tokenizer()("ABz").input_ids
-        [1, 2, 26]
+    Lower case is read as upper case, and what is not a letter as X. It is plain data of
+    `tokenizers`: a saved copy loads without any code of ours.
     """
     vocabulary = {token: i for i, token in enumerate(("<pad>", *RESIDUE_LETTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="X"))
@@ -46,10 +42,9 @@ def substitution_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    names = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        model_input_names=["input_ids", "attention_mask"],
+        tokenizer_object=tokenizer, pad_token="<pad>", model_input_names=names
     )
 
 
@@ -82,7 +77,6 @@ class InputFormat:
     k_neighbors: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the text form and the window."""
         if self.text not in TEXT_FORMS:
             raise ValueError(f"text={self.text!r}; accepted are {', '.join(TEXT_FORMS)}.")
         if self.max_residues is not None and self.max_residues < 2:
@@ -100,110 +94,6 @@ class InputFormat:
         if self.text == "list":
             return [*front, *letters]
         return " ".join([*front, " ".join(letters) if self.text == "spaced" else letters])
-
-
-class ResidueTokenizer:
-    """Give every residue of a sequence one token, by a tokenizer and an input format."""
-
-    def __init__(self, tokenizer: Any, input_format: InputFormat) -> None:
-        """Find out what stands around the residues, and which letters have no token."""
-        self.tokenizer, self.input_format = tokenizer, input_format
-        kind, name, prefix = type(tokenizer).__name__, input_format.name, input_format.prefix
-        probe = PROBES[-1]
-        bare, full = self._ids([probe], bare=True)[0], self._ids([probe])[0]
-        starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
-        if len(bare) != len(probe) or not starts:
-            raise ValueError(
-                f"{kind} makes {len(bare)} tokens of the {len(probe)} residues {probe} in the "
-                f"input format {name!r} (text={input_format.text!r}), and one per residue is "
-                "needed; give another input format."
-            )
-        self.front = starts[0]
-        self.back = len(full) - len(bare) - self.front
-        if prefix and tokenizer.get_vocab().get(prefix) not in full[: self.front]:
-            raise ValueError(
-                f"the input format {name!r} begins with {prefix}, for which {kind} has no token; "
-                "give the tokenizer of the backbone it was made for, or another input format."
-            )
-        self.unknown = "".join(filter(self._is_unknown, RESIDUE_LETTERS))
-
-    def encode(self, sequences: Sequence[str], name: str = "sequence") -> list[list[int]]:
-        """Return the token ids of clean sequences, special tokens and prefix included.
-
-        Raises:
-            ValueError: If a sequence (a `name`) does not get one token per residue, or has a
-                letter without a token where X has none either.
-        """
-        unknown = self.unknown
-        if "X" in unknown:
-            for letter in sorted(set("".join(sequences)) & set(unknown + self.input_format.as_x)):
-                raise ValueError(
-                    f"a {name} has the residue {letter!r}, for which "
-                    f"{type(self.tokenizer).__name__} has no token, nor one for X."
-                )
-        rows = self._ids(sequences, unknown.replace("X", ""))
-        for sequence, row in zip(sequences, rows, strict=True):
-            if (residues := len(row) - self.front - self.back) != len(sequence):
-                raise ValueError(
-                    f"the tokenizer gives {residues} residue tokens for a {name} of "
-                    f"{len(sequence)} residues; the backbone needs one token per residue."
-                )
-        return rows
-
-    def _is_unknown(self, letter: str) -> bool:
-        if letter == self.tokenizer.unk_token:  # some tokenizers read the unknown as X
-            return False
-        ids = self._ids([letter], bare=True)[0]
-        return len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id
-
-    def _ids(
-        self, sequences: Sequence[str], unknown: str = "", bare: bool = False
-    ) -> list[list[int]]:
-        """Tokenize; `bare` leaves away special tokens and prefix."""
-        if not sequences:
-            return []
-        form = self.input_format
-        encoded = self.tokenizer(
-            [form.write(sequence, unknown, prefix=not bare) for sequence in sequences],
-            is_split_into_words=form.text == "list",
-            add_special_tokens=form.special_tokens and not bare,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return encoded["input_ids"]
-
-
-def generic_input_format(tokenizer: Any) -> InputFormat:
-    """Work out an input format: the first text form that gives one token per residue.
-
-    Raises:
-        ValueError: If no text form does; residues cannot be told apart then.
-
-    Example:
-        >>> generic_input_format(substitution_tokenizer()).text
-        'raw'
-    """
-    for text in TEXT_FORMS:
-        input_format = InputFormat("generic", text)
-        try:
-            tokens = ResidueTokenizer(tokenizer, input_format)
-            for probe in PROBES:
-                tokens.encode([probe])
-        except ValueError:
-            continue
-        if not set(STANDARD_RESIDUES) & set(tokens.unknown):
-            return input_format
-    raise ValueError(
-        f"{type(tokenizer).__name__} gives one token per residue in none of the text forms "
-        f"{', '.join(TEXT_FORMS)}: residues cannot be told apart. Give a model of single residues, "
-        "or the input format it needs, input_format=InputFormat(...)."
-    )
-
-
-def _clean_letters(protein: Any, name: str) -> str:
-    letters = protein.sequence or "" if is_protein(protein) else protein
-    # What was read is checked, and its letters are clean.
-    return letters if getattr(protein, "checked", False) else clean_sequence(letters, name)
 
 
 PROST_T5, PROT_T5 = "Rostlab/ProstT5", "Rostlab/prot_t5_xl_half_uniref50-enc"
@@ -257,8 +147,8 @@ class PlasmaProcessor(ProcessorMixin):
 
     Args:
         tokenizer: The backbone's tokenizer; None for that of the substitution encoder.
-        input_format: An `InputFormat`, its fields, or a name of `INPUT_FORMATS`; None to work one
-            out from the tokenizer.
+        input_format: An `InputFormat`, its fields, or a name of `INPUT_FORMATS`; None for the
+            first text form by which the tokenizer gives one token per residue.
 
     Raises:
         ValueError: If the tokenizer does not give one token per residue.
@@ -283,7 +173,7 @@ class PlasmaProcessor(ProcessorMixin):
             input_format = named_input_format(input_format)
         elif isinstance(input_format, Mapping):
             input_format = InputFormat(**input_format)
-        self.input_format = input_format or generic_input_format(tokenizer)
+        self.input_format = input_format or _generic_input_format(tokenizer)
         super().__init__(tokenizer, **kwargs)
 
     def __call__(
@@ -327,11 +217,10 @@ class PlasmaProcessor(ProcessorMixin):
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
         sequences = [_clean_letters(protein, name) for protein in proteins]
-        rows = [torch.tensor(row) for row in self.residue_tokenizer.encode(sequences, name)]
+        rows = [torch.tensor(row) for row in self.token_ids(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)
-        position = torch.arange(input_ids.shape[1])
-        first = self.residue_tokenizer.front
+        position, first = torch.arange(input_ids.shape[1]), self._surroundings[0]
         tokens = torch.tensor([len(row) for row in rows]).unsqueeze(-1)
         residues = torch.tensor([len(sequence) for sequence in sequences]).unsqueeze(-1)
         encoded = {
@@ -350,14 +239,73 @@ class PlasmaProcessor(ProcessorMixin):
             encoded["backbone_atoms"] = pad_sequence(known, True, padding_value=float("nan"))
         return encoded
 
+    def token_ids(self, sequences: Sequence[str], name: str = "sequence") -> list[list[int]]:
+        """Tokenize clean sequences (each a `name`), special tokens and prefix included."""
+        front, back, unknown = self._surroundings
+        if "X" in unknown:
+            for letter in sorted(set("".join(sequences)) & set(unknown + self.input_format.as_x)):
+                raise ValueError(
+                    f"a {name} has the residue {letter!r}, for which "
+                    f"{type(self.tokenizer).__name__} has no token, nor one for X."
+                )
+        rows = self._tokenize(sequences, unknown.replace("X", ""))
+        for sequence, row in zip(sequences, rows, strict=True):
+            if (residues := len(row) - front - back) != len(sequence):
+                raise ValueError(
+                    f"the tokenizer gives {residues} residue tokens for a {name} of "
+                    f"{len(sequence)} residues; the backbone needs one token per residue."
+                )
+        return rows
+
     @cached_property
-    def residue_tokenizer(self) -> ResidueTokenizer:
-        """The tokenizer in the input format."""
-        return ResidueTokenizer(self.tokenizer, self.input_format)
+    def _surroundings(self) -> tuple[int, int, str]:
+        """Count the tokens before and after the residues, and list letters without a token."""
+        tokenizer, form, probe = self.tokenizer, self.input_format, PROBES[-1]
+        kind = type(tokenizer).__name__
+        [bare], [full] = self._tokenize([probe], bare=True), self._tokenize([probe])
+        starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
+        if len(bare) != len(probe) or not starts:
+            raise ValueError(
+                f"{kind} makes {len(bare)} tokens of the {len(probe)} residues {probe} in the "
+                f"input format {form.name!r} (text={form.text!r}), and one per residue is "
+                "needed; give another input format."
+            )
+        front = starts[0]
+        if form.prefix and tokenizer.get_vocab().get(form.prefix) not in full[:front]:
+            raise ValueError(
+                f"the input format {form.name!r} begins with {form.prefix}, for which {kind} has "
+                "no token; give the tokenizer of the backbone it was made for, or another input "
+                "format."
+            )
+        unknown = [
+            letter
+            for letter, ids in zip(
+                RESIDUE_LETTERS, self._tokenize(RESIDUE_LETTERS, bare=True), strict=True
+            )
+            if letter != tokenizer.unk_token  # some tokenizers read the unknown as X
+            and (len(ids) != 1 or ids[0] == tokenizer.unk_token_id)
+        ]
+        return front, len(full) - len(bare) - front, "".join(unknown)
+
+    def _tokenize(
+        self, sequences: Sequence[str], unknown: str = "", bare: bool = False
+    ) -> list[list[int]]:
+        """Tokenize; `bare` leaves away special tokens and prefix."""
+        if not sequences:
+            return []
+        form = self.input_format
+        encoded = self.tokenizer(
+            [form.write(sequence, unknown, prefix=not bare) for sequence in sequences],
+            is_split_into_words=form.text == "list",
+            add_special_tokens=form.special_tokens and not bare,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return encoded["input_ids"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved; the file calls the input format "recipe"."""
-        self.__dict__.pop("residue_tokenizer", None)  # the base class would copy all of it
+        self.__dict__.pop("_surroundings", None)  # the base class would copy it
         saved: dict[str, Any] = super().to_dict()
         return saved | {"recipe": asdict(saved.pop("input_format"))}
 
@@ -373,3 +321,26 @@ class PlasmaProcessor(ProcessorMixin):
         parts = ["input_ids", "attention_mask", "mask"]
         parts += ["backbone_atoms"] if self.input_format.reads_structures else []
         return [f"{side}_{part}" for side in ("query", "candidate") for part in parts]
+
+
+def _generic_input_format(tokenizer: Any) -> InputFormat:
+    """Return the first text form that gives one token per residue."""
+    for text in TEXT_FORMS:
+        processor = PlasmaProcessor(tokenizer, InputFormat("generic", text))
+        try:
+            processor.token_ids(PROBES)
+        except ValueError:
+            continue
+        if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
+            return processor.input_format
+    raise ValueError(
+        f"{type(tokenizer).__name__} gives one token per residue in none of the text forms "
+        f"{', '.join(TEXT_FORMS)}: residues cannot be told apart. Give a model of single residues, "
+        "or the input format it needs, input_format=InputFormat(...)."
+    )
+
+
+def _clean_letters(protein: Any, name: str) -> str:
+    letters = protein.sequence or "" if is_protein(protein) else protein
+    # What was read is checked, and its letters are clean.
+    return letters if getattr(protein, "checked", False) else clean_sequence(letters, name)
