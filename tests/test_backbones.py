@@ -216,8 +216,8 @@ def test_protssn_forms_have_different_graphs(tiny, tmp_path):
         released.embed(["MKV"])
 
 
-def test_a_real_structure(tiny, golden):
-    path = golden / "protssn" / "pdbs" / "5L33.pdb"
+def test_a_real_structure(tiny, full_golden):
+    path = full_golden / "protssn" / "pdbs" / "5L33.pdb"
     rows = tiny("protssn/native").embed([path])[0]
     protein = tiny("protssn/native").processor.read(path)
     assert len(rows) == len(protein.sequence) == 106

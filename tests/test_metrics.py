@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from plasma_hf.metrics import (
     symmetric_label_match_score,
 )
 from plasma_hf.metrics.retrieval import best_ranks, ranks_within_family
+from tests.conftest import GOLDEN as SUBSET
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "data" / "golden" / "metrics"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values not at {GOLDEN}")
+GOLDEN = SUBSET / "metrics"
 TIES = ("midrank", "optimistic", "pessimistic")
 
 
@@ -39,7 +38,7 @@ def golden_tensors(name: str) -> dict[str, np.ndarray]:
     return pytest.importorskip("safetensors.numpy").load_file(GOLDEN / name)
 
 
-@needs_golden
+@pytest.mark.parity
 def test_binary_metrics_equal_golden_values() -> None:
     vectors = golden_tensors("binary_vectors.safetensors")
     for case, want in golden_json("binary_expected.json")["cases"].items():
@@ -60,7 +59,7 @@ def test_binary_metrics_equal_golden_values() -> None:
         assert (len(labels), labels.sum()) == (want["n"], want["n_pos"]), case
 
 
-@needs_golden
+@pytest.mark.parity
 def test_label_match_equals_golden_values() -> None:
     tensors = golden_tensors("label_match.safetensors")
     scores = []
@@ -87,7 +86,7 @@ def test_label_match_equals_golden_values() -> None:
     assert np.isnan(label_match_score(plan, query, 0 * candidate))
 
 
-@needs_golden
+@pytest.mark.parity
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("matrix", ["ties", "no_ties"])
 @pytest.mark.parametrize(

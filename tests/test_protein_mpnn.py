@@ -60,19 +60,19 @@ def run(model, batch, **options):
 
 
 @pytest.fixture(scope="module")
-def upstream(golden, tmp_path_factory):
+def upstream(full_golden, tmp_path_factory):
     """Return the published layouts, by the atoms they read."""
-    full = golden / "proteinmpnn" / "v_48_random.pt"
+    full = full_golden / "proteinmpnn" / "v_48_random.pt"
     checkpoint = torch.load(full, weights_only=True)
-    overrides = load_file(golden / "proteinmpnn" / "ca_only_overrides.safetensors")
+    overrides = load_file(full_golden / "proteinmpnn" / "ca_only_overrides.safetensors")
     checkpoint["model_state_dict"] |= overrides
     ca = tmp_path_factory.mktemp("ca") / "ca.pt"
     torch.save(checkpoint, ca)
     return {"backbone": full, "ca": ca}
 
 
-def golden_batch(golden, name):
-    case = load_file(golden / "proteinmpnn" / f"{name}.safetensors")
+def golden_batch(full_golden, name):
+    case = load_file(full_golden / "proteinmpnn" / f"{name}.safetensors")
     backbone = case["X"]
     if backbone.ndim == 3:  # CA alone; the encoder must not look at the others
         alpha = backbone
@@ -101,12 +101,12 @@ def golden_batch(golden, name):
         ("ca_6MRR_first30", "rowmax"),  # it lies at the origin, where the original puts absent CA
     ],
 )
-def test_the_original(golden, upstream, name, mask_fill):
+def test_the_original(full_golden, upstream, name, mask_fill):
     model = ProteinMPNNEncoder.from_upstream(
         upstream["ca" if name.startswith("ca") else "backbone"]
     )
     model.config.mask_fill = mask_fill
-    batch, case = golden_batch(golden, name)
+    batch, case = golden_batch(full_golden, name)
     mask = batch["residue_mask"]
     alpha = batch["backbone"][:, :, 1]
     neighbors = nearest(alpha, mask, model.config.k_neighbors, mask_fill)
@@ -124,10 +124,10 @@ def test_the_original(golden, upstream, name, mask_fill):
         torch.testing.assert_close(first, case["h_V_layer1_first16"], atol=1e-5, rtol=0)
 
 
-def test_the_original_loses_a_neighbour_in_a_padded_batch(golden, upstream):
+def test_the_original_loses_a_neighbour_in_a_padded_batch(full_golden, upstream):
     model = ProteinMPNNEncoder.from_upstream(upstream["backbone"])
-    batch, padded = golden_batch(golden, "batch_5L33+6MRR_first30")
-    alone = golden_batch(golden, "6MRR_first30")[1]["h_V"][0]
+    batch, padded = golden_batch(full_golden, "batch_5L33+6MRR_first30")
+    alone = golden_batch(full_golden, "6MRR_first30")[1]["h_V"][0]
     torch.testing.assert_close(run(model, batch)[1, :30], alone, atol=1e-5, rtol=0)
     model.config.mask_fill = "rowmax"
     # Which of equally far residues is dropped is torch.topk's choice: the long one alone is exact.
@@ -144,11 +144,11 @@ def as_the_original(structure, backbone):
 
 
 @pytest.mark.parametrize("name", ["5L33", "6MRR", "6MRR_first30", "3HTN"])
-def test_a_file_gives_what_the_original_made_of_it(golden, upstream, name):
+def test_a_file_gives_what_the_original_made_of_it(full_golden, upstream, name):
     pytest.importorskip("gemmi")
     model = ProteinMPNNEncoder.from_upstream(upstream["backbone"])
-    structure = read_structure(f"{golden / 'proteinmpnn' / 'pdbs' / name}.pdb:*")
-    batch, case = golden_batch(golden, name)
+    structure = read_structure(f"{full_golden / 'proteinmpnn' / 'pdbs' / name}.pdb:*")
+    batch, case = golden_batch(full_golden, name)
     mask = batch["residue_mask"][0]
     # The original has rows of zeros where residues are missing.
     index = structure_batch([structure])["residue_index"][0]

@@ -95,8 +95,8 @@ def relative_error(have, wanted):
 
 @pytest.mark.parametrize("k_neighbors", [10, 20])
 @pytest.mark.parametrize("name", ["6MRR", "5L33"])
-def test_golden(golden, name, k_neighbors):
-    folder = golden / "protssn"
+def test_golden(full_golden, name, k_neighbors):
+    folder = full_golden / "protssn"
     wanted = load_file(folder / f"{name}_k{k_neighbors}.safetensors")
     protein = with_backbone_atoms(read_protein(folder / "pdbs" / f"{name}.pdb"))
     about = json.loads((folder / "index.json").read_text())["entries"][f"{name}_k{k_neighbors}"]
@@ -131,8 +131,8 @@ def test_golden(golden, name, k_neighbors):
         torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=2e-5)
 
 
-def test_statistics_are_the_published_ones(golden):
-    published = json.loads((golden.parent / "protssn" / "cath_mean_attr.json").read_text())
+def test_statistics_are_the_published_ones(full_golden):
+    published = json.loads((full_golden.parent / "protssn" / "cath_mean_attr.json").read_text())
     for k_neighbors in (10, 20, 30):
         theirs = published[f"k{k_neighbors}"]
         mean, std, position = (

@@ -166,7 +166,7 @@ def test_other_backbones_are_refused(esm, tmp_path):
         PlasmaModel(PlasmaConfig(embedding_size=32)).load_backbone()
 
 
-def test_a_head_over_structures(tmp_path, golden):
+def test_a_head_over_structures(tmp_path, full_golden):
     """ProtSSN under its released pairing, through the pipeline, saved and loaded."""
     from tests.helpers.tiny_backbones import protssn_files
 
@@ -184,7 +184,7 @@ def test_a_head_over_structures(tmp_path, golden):
     model = PlasmaModel.from_upstream(tmp_path / "plasma", task="motif", backbone="ProtSSN")
     model.attach_backbone(backbone)
     align = pipeline("protein-alignment", model=model)
-    pdbs = golden / "protssn" / "pdbs"
+    pdbs = full_golden / "protssn" / "pdbs"
     pair = (str(pdbs / "5L33.pdb"), str(pdbs / "6MRR.pdb"))
     result = align(pair, return_plan=True)
     assert result["plan"].shape == (106, 68)

@@ -145,8 +145,8 @@ def test_missing_columns_are_told_also_of_rows():
         ("interpro_residue_sites", 2089, {"duplicate": 109}, None),
     ],
 )
-def test_real_tables(golden, name, n_rows, reasons, remarks):
-    _, report = read(golden.parent / "sites" / f"{name}.csv")
+def test_real_tables(full_golden, name, n_rows, reasons, remarks):
+    _, report = read(full_golden.parent / "sites" / f"{name}.csv")
     found = report.to_dict()
     assert (found["rows"], found["reasons"]) == (n_rows, reasons)
     assert remarks is None or found["remarks"] == remarks

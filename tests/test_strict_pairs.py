@@ -138,8 +138,8 @@ def test_what_cannot_be_drawn_is_said_with_counts(n_families, options, message):
         make_splits(make_table(n_families, 4, 0.0, seed=7), **options)
 
 
-def test_real_table(golden, caplog):
-    sites = golden.parent / "sites" / "binding_site.csv"
+def test_real_table(full_golden, caplog):
+    sites = full_golden.parent / "sites" / "binding_site.csv"
     proteins, bad = read_site_table(sites)
     assert bad == []
     with caplog.at_level(logging.INFO):

@@ -92,8 +92,8 @@ LESS_OCCUPIED = {"5L33": [("A", "40"), ("A", "74")], "3HTN": [("C", "167")]}
 
 
 @pytest.mark.parametrize("name", ["5L33", "6MRR", "3HTN", "6MRR_first30"])
-def test_proteinmpnn_reads_the_same_residues_and_places(golden, name):
-    folder = golden / "proteinmpnn"
+def test_proteinmpnn_reads_the_same_residues_and_places(full_golden, name):
+    folder = full_golden / "proteinmpnn"
     entry = json.loads((folder / "index.json").read_text())["entries"][name]
     chains = read_structures(folder / entry["pdb"])
     assert {chain.chain_ids[0] for chain in chains} == set(entry["chains"])

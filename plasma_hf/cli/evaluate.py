@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ..data.pairs import ProteinPair
     from ..data.splits import PairSplits
     from ..data.store import Embedder
-    from ..evaluation import Aligner, EmbeddingSource, Run, TruthRun
+    from ..evaluation import Aligner, EmbeddingSource
+    from ..evaluation.run import Run, TruthRun
     from ..models.modeling_plasma import PlasmaModel
 
 BASELINES = (
@@ -186,7 +187,7 @@ class Aligners:
         return self._sources.setdefault(_key(identity), NamedSource(name, source, width))
 
     def _make_without_embeddings(self) -> Iterator[Aligner]:
-        from ..evaluation.aligners import ON_SEQUENCES, ON_STRUCTURES, StructureFolder
+        from ..evaluation.aligners import ON_SEQUENCES, ON_STRUCTURES
 
         for name in self.baselines:
             if name in ON_SEQUENCES:
@@ -195,7 +196,7 @@ class Aligners:
                 if self.structures is None:
                     fail(f"--baseline {name} reads structures; give their folder: --structures")
                 try:
-                    yield ON_STRUCTURES[name](StructureFolder(self.structures))
+                    yield ON_STRUCTURES[name](self.structures)
                 except FileNotFoundError as error:
                     report(f"{name} is left out: {error}")
                     self.not_found.append(name)

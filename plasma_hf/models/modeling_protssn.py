@@ -401,11 +401,11 @@ class ProtSSNModel(PLMEncoder):
         for i in range(len(self.layers)):
             for theirs, ours in PUBLISHED.items():
                 names[f"GNN_model.mpnn_layes.{i}.{theirs}"] = [f"layers.{i}.{o}" for o in ours]
-        weights = {
-            name: [self.get_submodule(p).weight for p in parts] for name, parts in names.items()
-        }
-        sizes = {name: (len(w[0]), *(part.shape[1] for part in w)) for name, w in weights.items()}
-        return {name: (parts, sizes[name]) for name, parts in names.items()}
+        weights, cuts = self.state_dict(), {}
+        for name, parts in names.items():
+            cut = [weights[f"{part}.weight"] for part in parts]
+            cuts[name] = (parts, (len(cut[0]), *(weight.shape[1] for weight in cut)))
+        return cuts
 
     @property
     def saved_format(self) -> str:
