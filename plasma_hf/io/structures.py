@@ -238,7 +238,7 @@ def _chain_of_list(record: Mapping[str, Any], name: str) -> Structure:
     places = [[nowhere if place is None else place for place in atom] for atom in atoms]
     if any(len(place) != 3 for atom in places for place in atom):
         raise ValueError("it has atoms that are not x, y, z")
-    backbone = torch.from_numpy(np.stack(np.array(places, dtype=np.float32), axis=1))
+    backbone = torch.from_numpy(np.array(places, dtype=np.float32)).transpose(0, 1).contiguous()
     # The chain as PDB calls it, where the id ends with it: "1A2X_B".
     chain = str(key).rpartition("_")[2] if "_" in str(key) else "A"
     numbers = tuple(str(i + 1) for i in range(residues))

@@ -160,7 +160,8 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         structure, letters = protein.structure, protein.sequence or ""
         if structure is None:
             found = self.model.explain_sequence(letters)
-            numbers, chains = [str(i + 1) for i in range(len(letters))], [""] * len(letters)
+            numbers = tuple(str(i + 1) for i in range(len(letters)))
+            chains = ("",) * len(letters)
         else:
             found = self.model.explain_structure(structure)
             numbers, chains = structure.author_numbers, structure.chain_ids
