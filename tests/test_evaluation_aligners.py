@@ -195,14 +195,14 @@ def test_rows_with_gaps_on_both_sides() -> None:
 def globins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SiteProtein]]:
     if not STRUCTURES.is_dir():
         pytest.skip("the structures (../shared/data/structures) are not beside this clone")
-    from plasma_hf.models.protein import read_record
+    from plasma_hf.models.protein import read_protein
 
     folder = tmp_path_factory.mktemp("globins")
     found = []
     for uid in ("d1asha_", "d1b0ba_"):
         path = folder / f"{uid}.pdb"
         path.write_bytes((STRUCTURES / uid).read_bytes())
-        found.append(site_protein(uid, read_record(str(path)).sequence or ""))
+        found.append(site_protein(uid, read_protein(path).sequence or ""))
     return folder, found
 
 

@@ -267,8 +267,8 @@ def test_a_given_protein_is_cleaned_once_and_a_read_one_not_at_all(align, work):
 
 def test_a_file_is_read_once_in_a_call(align, files, monkeypatch):
     read = []
-    of_file = protein_module.read_record
-    monkeypatch.setattr(protein_module, "read_record", lambda *a: read.append(a) or of_file(*a))
+    of_file = protein_module.read_records
+    monkeypatch.setattr(protein_module, "read_records", lambda *a: read.append(a) or of_file(*a))
     results = align([(files / "one.fasta", CANDIDATE[:n]) for n in range(20, 30)])
     assert len(results) == 10 and len(read) == 1
 

@@ -311,9 +311,10 @@ def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
         read_structures(write_helix(tmp_path / f"{first}.pdb", {"A": "MKVLA"}, first))[0]
         for first in (1, 5)
     )
-    shas = {Protein.of("r", content).sha for content in (one, two, one.sequence)}
+    structures = Protein("r", structure=one), Protein("r", structure=two)
+    shas = {protein.sha for protein in (*structures, Protein("r", one.sequence))}
     assert len(shas) == 3
-    assert Protein.of("other", one).sha in shas
+    assert Protein("other", structure=one).sha in shas
 
 
 def test_the_folder_is_plain(few: Path) -> None:

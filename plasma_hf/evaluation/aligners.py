@@ -22,7 +22,7 @@ from ..data.pairs import ProteinPair, SiteProtein
 from ..data.store import Embedder, EmbeddingStore
 from ..models.configuration_plasma import PlasmaConfig
 from ..models.modeling_plasma import PlasmaModel
-from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_record
+from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_protein
 
 AlignmentPath = NDArray[np.int64]
 """Aligned residues, 0-based, `(pairs, 2)`."""
@@ -394,7 +394,7 @@ def _read_structure(folder: str | Path, protein: SiteProtein) -> tuple[Path, Pro
         raise FileNotFoundError(
             f"{folder} has no structure of {protein.uid}; put it there as {names[0]} or .cif"
         )
-    found = read_record(str(path))
+    found = read_protein(path)
     if found.sequence != protein.sequence:
         raise ValueError(
             f"the structure of {protein.uid} has {len(found.sequence or '')} residues, which "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from .protein import (
     BACKBONE_ATOMS,
     FASTA_SUFFIXES,
     KINDS,
+    STRUCTURE_SUFFIXES,
     InvalidRecord,
     Protein,
     ProteinPipeline,
     is_protein,
     is_structure,
     read_protein,
-    read_proteins,
     read_records,
+    split_record,
     suffix_of,
 )
 
@@ -158,7 +160,8 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         structure, letters = protein.structure, protein.sequence or ""
         if structure is None:
             found = self.model.explain_sequence(letters)
-            numbers, chains = [str(i + 1) for i in range(len(letters))], [""] * len(letters)
+            numbers = tuple(str(i + 1) for i in range(len(letters)))
+            chains = ("",) * len(letters)
         else:
             found = self.model.explain_structure(structure)
             numbers, chains = structure.author_numbers, structure.chain_ids
@@ -180,7 +183,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
 
     def _embed_candidates(self, candidates: Any) -> CandidateList:
         invalid = self.invalid_candidates
-        proteins = list(_read_candidates(candidates, invalid.append))
+        proteins = list(read_candidates(candidates, invalid.append))
         kept, vectors = [], []
         for protein, found in zip(proteins, embed_proteins(self.model, proteins), strict=True):
             if isinstance(found, Tensor):
@@ -246,22 +249,50 @@ def _read(value: Any, name: str) -> Protein:
     return protein
 
 
-def _read_candidates(
+def read_candidates(
     candidates: Any, on_invalid: Callable[[InvalidRecord], object]
 ) -> Iterator[Protein]:
+    """Read proteins from a list, a file or a folder; `on_invalid` is told what is left out."""
     if isinstance(candidates, str | PathLike):
-        yield from read_proteins(Path(candidates), on_invalid)
-        return
-    if isinstance(candidates, Mapping) or not isinstance(candidates, Iterable):
+        records = _read_place(Path(candidates), on_invalid)
+        named: Iterable[tuple[str, str, Any]] = ((p.id, "record", p) for p in records)
+    elif isinstance(candidates, Mapping) or not isinstance(candidates, Iterable):
         raise TypeError(
             f"candidates is a {type(candidates).__name__}; give a list of proteins, a FASTA or "
             "structure file, or a folder with structures."
         )
-    for number, candidate in enumerate(candidates, start=1):
+    else:
+        named = ((f"candidate {n}", f"candidate {n}", one) for n, one in enumerate(candidates, 1))
+    for key, name, value in named:
         try:
-            yield _read(candidate, f"candidate {number}")
+            yield _read(value, name)
         except (ValueError, TypeError, OSError) as error:
-            on_invalid(InvalidRecord(f"candidate {number}", str(error)))
+            on_invalid(InvalidRecord(key, str(error)))
+
+
+def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> Iterator[Protein]:
+    """Read the proteins of a file, or of the structures below a folder, unchecked."""
+    if not place.is_dir():
+        if not Path(split_record(place)[0]).is_file():
+            raise FileNotFoundError(
+                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into "
+                "a list: candidates=['MKVLA']."
+            )
+        yield from read_records(place, BACKBONE_ATOMS)
+        return
+    files = [file for file in sorted(place.rglob("*")) if suffix_of(file) in STRUCTURE_SUFFIXES]
+    if not files:
+        raise ValueError(
+            f"there is no structure file below {str(place)!r}; structures are read from "
+            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
+        )
+    for file in files:
+        name = file.relative_to(place).as_posix()
+        try:
+            for record in read_records(file, BACKBONE_ATOMS):
+                yield replace(record, id=name.removesuffix(file.name) + record.id)
+        except (ValueError, OSError) as error:
+            on_invalid(InvalidRecord(name, str(error)))
 
 
 def _open_index(folder: str | PathLike[str], model: Any) -> Any:

@@ -175,19 +175,19 @@ def read_structures(
     wanted = [chains] if isinstance(chains, str) else list(found if chains is None else chains)
     if unknown := [name for name in wanted if name not in found]:
         raise ValueError(f"{file} has no chain {unknown[0]!r}; it has: {_listed(found)}.")
-    structures, columns = [], [BACKBONE_ATOMS.index(atom) for atom in atoms]
-    for name in wanted:
-        structure = _structure(f"{file.name}:{name}", name, found[name])
-        if structure.backbone[:, columns].isfinite().flatten(1).all(dim=1).any():
-            structures.append(structure)
-    if not structures:
+    every = [_structure(f"{file.name}:{name}", name, found[name]) for name in wanted]
+    columns = [BACKBONE_ATOMS.index(atom) for atom in atoms]
+    there = [one.backbone[:, columns].isfinite().flatten(1).all(dim=1).any() for one in every]
+    if not any(there):
         raise ValueError(
             f"{file} has no residue with the backbone atoms {needed} in chain {', '.join(wanted)}; "
             "give a structure with backbone atoms."
         )
-    for name in set(wanted).difference(one.chain_ids[0] for one in structures):
-        logger.warning("chain %r of %s has no residue with %s and is left out", name, file, needed)
-    return structures
+    for name, observed in zip(wanted, there, strict=True):
+        if not observed:
+            message = "chain %r of %s has no residue with %s and is left out"
+            logger.warning(message, name, file, needed)
+    return list(compress(every, there))
 
 
 def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> Structure:
@@ -394,15 +394,6 @@ class Protein:
         if self.sequence is None and self.structure is not None:
             object.__setattr__(self, "sequence", self.structure.sequence)
 
-    @classmethod
-    def of(cls, name: str, content: str | Structure, source: str = "") -> Protein:
-        """Make a protein of letters or of a structure, whichever is given."""
-        if isinstance(content, str):
-            return cls(name, content, source=source)
-        if is_structure(content):
-            return cls(name, structure=content, source=source)
-        raise TypeError(f"{name!r} is a {type(content).__name__}; give {ACCEPTED}.")
-
     def __len__(self) -> int:
         return len((self.sequence or "") if self.embeddings is None else self.embeddings)
 
@@ -475,7 +466,7 @@ def read_protein(
                 f"{name} is the folder {str(value)!r}, not one protein; give a file in it. What to "
                 "search can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
             )
-        return _check(read_record(value, atoms), name)
+        return _check(_only(read_records(value, atoms), value), name)
     if isinstance(value, Mapping):
         return _read_mapping(value, name, atoms)
     if is_structure(value):
@@ -483,49 +474,6 @@ def read_protein(
     if isinstance(value, Tensor | np.ndarray | list):
         return _as_checked(Protein(name, embeddings=_check_embeddings(value, name)))
     raise TypeError(f"{name} is a {type(value).__name__}; give {ACCEPTED}.")
-
-
-def read_proteins(
-    place: str | Path, on_invalid: Callable[[InvalidRecord], object]
-) -> Iterator[Protein]:
-    """Read all proteins of a FASTA or structure file, or of the structures below a folder.
-
-    `on_invalid` is called with what is left out: records of a file, files of a folder.
-    """
-    if Path(place).is_dir():
-        yield from _read_folder(Path(place), on_invalid)
-        return
-    if not Path(split_record(place)[0]).is_file():
-        raise FileNotFoundError(
-            f"there is no file or folder {str(place)!r}; check the path. A sequence goes into a "
-            "list: candidates=['MKVLA']."
-        )
-    for record in read_records(place, BACKBONE_ATOMS):
-        try:
-            yield _check(record, "record")
-        except ValueError as error:
-            on_invalid(InvalidRecord(record.id, str(error)))
-
-
-def _read_folder(folder: Path, on_invalid: Callable[[InvalidRecord], object]) -> Iterator[Protein]:
-    files = [file for file in sorted(folder.rglob("*")) if suffix_of(file) in STRUCTURE_SUFFIXES]
-    if not files:
-        raise ValueError(
-            f"there is no structure file below {str(folder)!r}; structures are read from "
-            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
-        )
-    for file in files:
-        name = file.relative_to(folder).as_posix()
-        try:
-            for record in read_records(file, BACKBONE_ATOMS):
-                yield _check(replace(record, id=name.removesuffix(file.name) + record.id), "record")
-        except (ValueError, OSError) as error:
-            on_invalid(InvalidRecord(name, str(error)))
-
-
-def read_record(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -> Protein:
-    """Read the one protein of a file, or the one named behind a colon, unchecked."""
-    return _only(read_records(place, atoms), place)
 
 
 def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -> list[Protein]:
@@ -596,10 +544,6 @@ def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
     """Read FASTA records from lines as they come, unchecked.
 
     A record is called by the first word of its header, or else by the number of its line.
-
-    Example:
-        >>> [(p.id, p.sequence) for p in parse_fasta([">one first", "MK", "VL", ">two", "AC"])]
-        [('one', 'MKVL'), ('two', 'AC')]
     """
     name: str | None = None
     parts: list[str] = []

@@ -42,11 +42,14 @@ from ..models.pipeline_protein_retrieval import (
     unit_rows,
 )
 from ..models.protein import (
+    ACCEPTED,
     BACKBONE_ATOMS,
     KINDS,
     STRUCTURE_SUFFIXES,
     InvalidRecord,
     Protein,
+    Structure,
+    is_structure,
     read_protein,
     suffix_of,
 )
@@ -248,7 +251,7 @@ class Index(ShardedStore):
         """Read a record again: a sequence from the index, a structure from its file, unchanged."""
         about = self._row(row)
         if about["kind"] == "sequence":
-            return Protein.of(about["id"], about["residues"], about["source"])
+            return Protein(about["id"], about["residues"], source=about["source"])
         if not about["source"]:
             raise ValueError(f"{about['id']} was read from no file, and an index keeps no atoms")
         record = read_protein(about["source"], about["id"], BACKBONE_ATOMS)
@@ -365,7 +368,7 @@ def _valid(values: Iterable[Any], bad: list[InvalidRecord]) -> Iterator[Protein]
         try:
             if isinstance(value, tuple | list) and len(value) in (2, 3):
                 name = str(value[0])
-                record = read_protein(Protein.of(name, *value[1:]), "record")
+                record = read_protein(_protein_of(name, *value[1:]), "record")
             else:
                 record = read_protein(value, name, BACKBONE_ATOMS)
             name = record.id
@@ -377,6 +380,14 @@ def _valid(values: Iterable[Any], bad: list[InvalidRecord]) -> Iterator[Protein]
             continue
         first[name] = record.sha
         yield record
+
+
+def _protein_of(name: str, content: str | Structure, source: str = "") -> Protein:
+    if isinstance(content, str):
+        return Protein(name, content, source=source)
+    if is_structure(content):
+        return Protein(name, structure=content, source=source)
+    raise TypeError(f"{name!r} is a {type(content).__name__}; give {ACCEPTED}.")
 
 
 # --- Building and changing, so that a kill at any time does no harm.
