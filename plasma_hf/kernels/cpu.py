@@ -121,7 +121,7 @@ def _threads(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="plasma-kernels")
 
 
-def scratch_floats(count: int) -> Array:
+def _scratch_floats(count: int) -> Array:
     """Return unset memory that begins where a cache line does, so that no load straddles two."""
     raw = np.empty(count + WIDTH, np.float32)
     start = -(raw.ctypes.data // raw.itemsize) % WIDTH
@@ -170,7 +170,7 @@ class _HingeCost(torch.autograd.Function):
             return cost
         q, c, out = query.numpy(), candidate.numpy(), cost.numpy()
         offsets = np.empty((batch, columns), np.float32)
-        parallel_for(batch, lambda pair: row_sums(c[pair], offsets[pair]))
+        parallel_for(batch, lambda pair: _row_sums(c[pair], offsets[pair]))
         blocks = -(-rows // BLOCK)
 
         def block(number: int) -> None:
@@ -189,13 +189,13 @@ class _HingeCost(torch.autograd.Function):
         for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
         grad = grad.to(torch.float32).contiguous()
         q, c, q_out, c_out = (t.numpy() for t in (query, candidate, for_query, for_candidate))
-        weighted = [columns_with_gradient(pair) for pair in grad.numpy()]
+        weighted = [_columns_with_gradient(pair) for pair in grad.numpy()]
         # Channels do not depend on each other, and every task has some for itself.
         parts = query.shape[2] // LANES
 
         def part(number: int) -> None:
             pair, channel = number // parts, number % parts * LANES
-            cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
+            _cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
 
         parallel_for(len(grad) * parts, part)
         return for_query[..., :channels], for_candidate[..., :channels]
@@ -273,7 +273,7 @@ def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Arra
 
 
 @compiled
-def row_sums(rows: Array, out: Array) -> None:
+def _row_sums(rows: Array, out: Array) -> None:
     """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0."""
     # Compared with a copy, which the compiler cannot know to be one: it would sum otherwise.
     same, tile = rows.copy(), np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
@@ -307,7 +307,7 @@ def _hidden_nan(row: Array) -> Number:
 
 
 @compiled
-def columns_with_gradient(grad: Array) -> Any:
+def _columns_with_gradient(grad: Array) -> Any:
     """List the columns with any gradient in each few rows.
 
     Masked residues, and those far from matching anything, have none.
@@ -340,7 +340,7 @@ def columns_with_gradient(grad: Array) -> Any:
 
 
 @compiled
-def cost_gradient(
+def _cost_gradient(
     query: Array,
     candidate: Array,
     places: Any,
@@ -355,7 +355,7 @@ def cost_gradient(
     Args:
         query: `(query_residues, channels)`, the latter a multiple of `LANES`.
         candidate: `(candidate_residues, channels)`.
-        places: What `columns_with_gradient` returned, as are the next two.
+        places: What `_columns_with_gradient` returned, as are the next two.
         weights: Gradients of the cost.
         counts: Columns of each tile.
         channel: The first channel.
@@ -518,7 +518,7 @@ def diagonal_support_numba(plan: Tensor, allowed: Tensor, window: int, gap: int)
     entries, nearby, sums = given.numpy(), best.numpy(), out.numpy()
 
     def pair_best(pair: int) -> None:
-        best_nearby(entries[pair], gap, nearby[pair])
+        _best_nearby(entries[pair], gap, nearby[pair])
 
     parallel_for(len(given), pair_best)
     best.masked_fill_(~allowed, 0.0)
@@ -577,7 +577,7 @@ def _best_window(plan: Array, columns: int, window: int) -> Number:
 
 
 @compiled
-def best_nearby(plan: Array, gap: int, out: Array) -> None:
+def _best_nearby(plan: Array, gap: int, out: Array) -> None:
     """Average the best entries up to `gap` residues aside, along the candidate and the query."""
     prefer_512_bit_vectors()
     rows, columns = plan.shape
@@ -658,12 +658,12 @@ class _Plan(torch.autograd.Function):
         out = torch.empty_like(kernel)
         tensors = (kernel, u, v, grad.contiguous().to(kernel.dtype), out)
         arrays = [tensor.numpy() for tensor in tensors]
-        parallel_for(len(kernel), lambda pair: plan_gradient(*(array[pair] for array in arrays)))
+        parallel_for(len(kernel), lambda pair: _plan_gradient(*(array[pair] for array in arrays)))
         return out, None, None, None
 
 
 @compiled(fastmath=("contract",))
-def exponential(x: Number) -> Number:
+def _exponential(x: Number) -> Number:
     """Return `exp(x)` to about 1e-7, and 0 where that is no normal number.
 
     Written without branches, so that loops over it become vectors.
@@ -727,7 +727,7 @@ def _update_potential(sums: Array, eps: Number, out: Array) -> None:
 
 
 @compiled
-def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
+def _scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
     """Write the plan `u kernel v`, in whichever place, also that of the kernel."""
     prefer_512_bit_vectors()
     for i in range(kernel.shape[0]):
@@ -740,13 +740,13 @@ def _write_plan(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps
     prefer_512_bit_vectors()
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            kernel[i, j] = exponential(logs[i, j])
-    iterate(kernel, u, v, eps)
-    scale(kernel, u[-1], v[-1], plan)
+            kernel[i, j] = _exponential(logs[i, j])
+    _iterate(kernel, u, v, eps)
+    _scale(kernel, u[-1], v[-1], plan)
 
 
 @compiled
-def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
+def _iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
     """Run all iterations and keep the potentials of every iteration."""
     prefer_512_bit_vectors()
     sums = np.empty(kernel.shape[1], np.float32)
@@ -756,7 +756,7 @@ def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
 
 
 @compiled(fastmath=SUMS)
-def plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
+def _plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
     """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors.
 
     Args:
@@ -844,16 +844,16 @@ def in_order_numba(plan: Tensor, allowed: Tensor) -> Tensor:
 
     def pair(number: int) -> None:
         odds = np.empty(given.shape[1:])
-        write_odds(given[number], longer[number], odds)
+        _write_odds(given[number], longer[number], odds)
         odds *= mask[number]
-        write_probabilities(odds, found[number])
+        _write_probabilities(odds, found[number])
 
     parallel_for(len(given), pair)
     return out
 
 
 @compiled
-def write_odds(plan: Array, longer: int, odds: Sums) -> None:
+def _write_odds(plan: Array, longer: int, odds: Sums) -> None:
     """Write what the entries of a plan say for their pairs; 1 says nothing."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
@@ -862,7 +862,7 @@ def write_odds(plan: Array, longer: int, odds: Sums) -> None:
     background = np.float32(POWER * log(BACKGROUND / longer))
     for i in range(rows):
         for j in range(columns):
-            logs[i, j] = np.float32(POWER) * logarithm(plan[i, j] + np.float32(FLOOR))
+            logs[i, j] = np.float32(POWER) * _logarithm(plan[i, j] + np.float32(FLOOR))
             logs[i, j] -= background
             of_candidate[j] = max(of_candidate[j], logs[i, j])
         of_query += max(logs[i].max(), np.float32(0.0))
@@ -870,11 +870,11 @@ def write_odds(plan: Array, longer: int, odds: Sums) -> None:
     factor = np.float32(HIGHEST_ODDS / bound)
     for i in range(rows):
         for j in range(columns):
-            odds[i, j] = exponential(factor * logs[i, j])
+            odds[i, j] = _exponential(factor * logs[i, j])
 
 
 @compiled(fastmath=("contract",))
-def logarithm(x: Number) -> Number:
+def _logarithm(x: Number) -> Number:
     """Return `log(x)` of a positive normal number to about 1e-7; loops over it become vectors."""
     bits = np.float32(x).view(np.int32)
     # The number is 2^power times a fraction from 0.71 to 1.41.
@@ -891,7 +891,7 @@ def logarithm(x: Number) -> Number:
 
 
 @compiled
-def write_probabilities(odds: Sums, out: Array) -> None:
+def _write_probabilities(odds: Sums, out: Array) -> None:
     """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
@@ -1050,16 +1050,16 @@ def align_pairs_numba(
 
     def whole_pair(number: int, scratch: Array) -> None:
         query, candidate = pairs[order[number]]
-        write_sums(query, candidate, scratch, 0, len(query))
+        _write_sums(query, candidate, scratch, 0, len(query))
         finish(order[number], scratch)
 
     if len(order) > 1:
-        parallel_for(len(order), whole_pair, lambda: scratch_floats(room))
+        parallel_for(len(order), whole_pair, lambda: _scratch_floats(room))
     elif order:  # one pair: the threads share its cost
-        (q, c), scratch = pairs[order[0]], scratch_floats(room)
+        (q, c), scratch = pairs[order[0]], _scratch_floats(room)
         parallel_for(
             -(-len(q) // BLOCK),
-            lambda n: write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
+            lambda n: _write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
         )
         finish(order[0], scratch)
     window, mass, collinear = torch.from_numpy(numbers).float().unbind(-1)
@@ -1080,7 +1080,7 @@ def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
 
 
 @compiled
-def write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
+def _write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
     """Write the sums that the cost is made of, of query rows `first` to `last`."""
     matrix = _matrix(scratch, 0, len(query), len(candidate))
     for start in range(first, last, BLOCK):
@@ -1098,12 +1098,12 @@ def _finish(
     numbers: Sums,
     plan: Array,
 ) -> None:
-    """Go from what `write_sums` wrote to the plan and the parts of the score.
+    """Go from what `_write_sums` wrote to the plan and the parts of the score.
 
     Args:
         query: `(query_residues, channels)`.
         candidate: `(candidate_residues, channels)`.
-        scratch: What `write_sums` wrote, and room for as much twice more with support.
+        scratch: What `_write_sums` wrote, and room for as much twice more with support.
         settings: How to align.
         transported: `(query_residues,)`, to be written.
         matched: `(candidate_residues,)`, to be written.
@@ -1113,7 +1113,7 @@ def _finish(
     prefer_512_bit_vectors()
     rows, columns = len(query), len(candidate)
     matrix = _matrix(scratch, 0, rows, columns)[:rows]
-    to_exponents(query, candidate, matrix, settings.kernel_scale)
+    _to_exponents(query, candidate, matrix, settings.kernel_scale)
     logs, nearby = matrix, matrix
     ordered = settings.order_weight > 0.0
     rounds = settings.support_rounds + ordered
@@ -1130,10 +1130,10 @@ def _finish(
     for number in range(rounds):
         if ordered and number == rounds - 1:
             odds = np.empty((rows, columns))
-            write_odds(matrix, max(rows, columns), odds)
-            write_probabilities(odds, matrix)
+            _write_odds(matrix, max(rows, columns), odds)
+            _write_probabilities(odds, matrix)
             _add_logarithms(matrix, columns, settings.order_weight, logs)
-        best_nearby(matrix, settings.support_gap, nearby)
+        _best_nearby(matrix, settings.support_gap, nearby)
         nearby[:, columns:] = np.float32(0.0)
         _add_support(logs, nearby, settings.support_window, settings.support_weight, matrix)
         _solve(matrix, columns, settings)
@@ -1142,11 +1142,11 @@ def _finish(
 
 
 @compiled
-def to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
-    """Turn what `write_sums` wrote into `-kernel_scale * cost`, in its place."""
+def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
+    """Turn what `_write_sums` wrote into `-kernel_scale * cost`, in its place."""
     prefer_512_bit_vectors()
     offsets = np.zeros(matrix.shape[1], np.float32)
-    row_sums(candidate, offsets[: len(candidate)])
+    _row_sums(candidate, offsets[: len(candidate)])
     for i in range(len(query)):
         hidden = _hidden_nan(query[i])
         for j in range(matrix.shape[1]):
@@ -1160,7 +1160,7 @@ def _solve(matrix: Array, columns: int, settings: Settings) -> None:
     rows, width = matrix.shape
     for i in range(rows):
         for j in range(columns):
-            matrix[i, j] = exponential(matrix[i, j])
+            matrix[i, j] = _exponential(matrix[i, j])
         for j in range(columns, width):
             matrix[i, j] = np.float32(0.0)
     u, v = np.empty(rows, np.float32), np.empty(width, np.float32)
@@ -1169,7 +1169,7 @@ def _solve(matrix: Array, columns: int, settings: Settings) -> None:
     for _ in range(settings.n_iters):
         _sinkhorn_step(matrix, v, settings.eps, u, sums)
         _update_potential(sums, settings.eps, v)
-    scale(matrix, u, v, matrix)
+    _scale(matrix, u, v, matrix)
 
 
 @compiled
@@ -1231,7 +1231,7 @@ def _add_logarithms(probabilities: Array, columns: int, weight: Number, logs: Ar
     prefer_512_bit_vectors()
     for i in range(len(logs)):
         for j in range(columns):
-            logs[i, j] += weight * logarithm(probabilities[i, j] + np.float32(UNLIKELY))
+            logs[i, j] += weight * _logarithm(probabilities[i, j] + np.float32(UNLIKELY))
 
 
 @compiled
@@ -1292,7 +1292,7 @@ class _PairPlans(torch.autograd.Function):
             _pair_plan(*(each[p] for each in arrays), *numbers, scratch, plan_arrays[p])
 
         room = max(_area(q, c) for q, c in zip(*arrays[:2], strict=True))
-        _for_pairs(sizes, pair, lambda: scratch_floats(room))
+        _for_pairs(sizes, pair, lambda: _scratch_floats(room))
         ctx.save_for_backward(*sides, *kernels, *u, *v)
         ctx.kernel_scale = kernel_scale
         return tuple(plans)
@@ -1348,9 +1348,9 @@ def _pair_plan(
     plan: Array,
 ) -> None:
     rows, columns = kernel.shape
-    write_sums(query, candidate, scratch, 0, rows)
+    _write_sums(query, candidate, scratch, 0, rows)
     exponents = _matrix(scratch, 0, rows, columns)[:rows]
-    to_exponents(query, candidate, exponents, kernel_scale)
+    _to_exponents(query, candidate, exponents, kernel_scale)
     _write_plan(exponents, kernel, u, v, plan, eps)
 
 
@@ -1368,10 +1368,10 @@ def _pair_gradient(
 ) -> None:
     prefer_512_bit_vectors()
     of_cost = np.empty(kernel.shape, np.float32)
-    plan_gradient(kernel, u, v, grad, of_cost)
+    _plan_gradient(kernel, u, v, grad, of_cost)
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             of_cost[i, j] *= factor
-    places, weights, counts = columns_with_gradient(of_cost)
+    places, weights, counts = _columns_with_gradient(of_cost)
     for channel in range(0, query.shape[1], LANES):
-        cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)
+        _cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)

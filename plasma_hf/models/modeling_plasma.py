@@ -44,7 +44,7 @@ except ImportError:  # as remote code, plain torch computes
 
 # --- The hinge cost of matching a query residue with a candidate residue.
 
-BLOCK = {"cpu": 1 << 20}
+BLOCK = {"cpu": 1 << 21}
 """Numbers that the plain cost compares at a time, by device: what a cache holds."""
 LARGE_BLOCK = 1 << 26
 """The same on other devices."""
