@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models import modeling_plasma as plain
 from ..models.modeling_plasma import (
     BACKGROUND,
     EXTEND,
@@ -36,6 +37,7 @@ from ..models.modeling_plasma import (
     OPEN,
     POWER,
     UNLIKELY,
+    PairBatch,
     longer_of,
 )
 
@@ -1064,6 +1066,81 @@ def align_pairs_numba(
         finish(order[0], scratch)
     window, mass, collinear = torch.from_numpy(numbers).float().unbind(-1)
     return Matches(transported, matched, window, mass, collinear, plans)
+
+
+def align_and_score_numba(
+    proteins: Sequence[Sequence[Tensor]],
+    projected: Sequence[Sequence[Tensor]],
+    config: PlasmaConfig,
+    return_plans: bool,
+) -> tuple[Tensor, list[Tensor] | None]:
+    """Align queries with candidates; return the scores, `(pairs,)`, and the plans if asked for."""
+    wide = ([protein.float() for protein in side] for side in projected)
+    matches = align_pairs_numba(*wide, config, return_plans)
+    if config.score_form in ("mass", "collinear"):
+        lengths = [torch.tensor([len(protein) for protein in side]) for side in projected]
+        collinear = config.score_form == "collinear"
+        score = plain.of_lengths if collinear else plain.share_of_shorter
+        return score(matches.collinear if collinear else matches.mass, *lengths), matches.plans
+    similarity = torch.zeros(len(matches.mass))
+    # Few pairs have anything matched, and few residues in them: the others are not even read.
+    for p in (matches.mass != 0).nonzero()[:, 0].tolist():
+        sent, gate = matches.transported[p], matches.matched[p]
+        query, candidate = proteins[0][p][sent != 0], proteins[1][p][gate != 0]
+        similarity[p] = plain.matched_similarity(
+            sent[sent != 0], query.float(), gate[gate != 0], candidate.float()
+        )
+    scores = plain.with_window(similarity, matches.window, config.diagonal_window)
+    return scores, matches.plans
+
+
+MUCH_PADDING = 0.1
+"""Share of padding among the residue pairs of a batch from which on it is taken apart."""
+
+
+def take_apart_numba(
+    batch: PairBatch, project: Callable[[Tensor], Tensor]
+) -> list[PairBatch] | None:
+    """Return each pair as a batch of its own, without padding, with projections.
+
+    Without padding there is less to compute. None where there is little padding, or elsewhere than
+    at the end.
+    """
+    query, candidate = batch.masks
+    lengths = query.sum(-1), candidate.sum(-1)
+    at_the_end = all(bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in batch.masks)
+    pairs = (lengths[0] * lengths[1]).sum()
+    much = pairs < (1 - MUCH_PADDING) * query.numel() * candidate.shape[1]
+    if not (at_the_end and bool((torch.minimum(*lengths) > 0).all()) and bool(much)):
+        return None
+    sides = zip(batch.embeddings, batch.masks, batch.site_labels, strict=True)
+    by_protein = [_by_protein(*side, project) for side in sides]
+    labels, correspondences = (
+        [None] * len(query) if known is None else known.split(1)
+        for known in (batch.labels, batch.correspondences)
+    )
+    parts = []
+    for q, c, *known in zip(*by_protein, labels, correspondences, strict=True):
+        embeddings, masks, site_labels, projections = zip(q, c, strict=True)
+        parts.append(PairBatch(embeddings, masks, site_labels, *known, projections))
+    return parts
+
+
+def _by_protein(
+    embeddings: Tensor, mask: Tensor, site_labels: Tensor | None, project: Callable[..., Tensor]
+) -> list[tuple[Any, ...]]:
+    """Return embeddings, mask, site labels and projections of each protein, `(1, residues, ...)`.
+
+    All are views of rows without padding, so that gradients are put together in one go.
+    """
+    lengths = mask.sum(-1).tolist()
+    rows = embeddings[mask]
+    labels = None if site_labels is None else site_labels[mask]
+    parts = [
+        [None] * len(lengths) if side is None else side.unsqueeze(0).split(lengths, dim=1)
+        for side in (rows, mask[mask], labels, project(rows))
+    ]
+    return list(zip(*parts, strict=True))
 
 
 def _area(query: Array, candidate: Array) -> int:

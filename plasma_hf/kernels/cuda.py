@@ -11,6 +11,7 @@ channels in the place of one side while the other side's residues stream past.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 from triton import language as tl
+
+from ..models import modeling_plasma as plain
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -565,6 +568,25 @@ class Matches(NamedTuple):
     matched: Tensor
     window: Tensor
     mass: Tensor
+
+
+@torch.no_grad()
+def score_padded_triton(
+    embeddings: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    config: PlasmaConfig,
+) -> Tensor:
+    """Score a padded batch, `(batch,)`, without writing its plans."""
+    cost = hinge_cost_triton(*projections)
+    lengths = [mask.sum(-1) for mask in masks]
+    kernel = plain.log_kernel(cost, config.kernel_scale, masks[0], masks[1])
+    matches = align_scores_triton(kernel, lengths[0], lengths[1], config)
+    if config.score_form == "mass":
+        return plain.share_of_shorter(matches.mass, *lengths)
+    query, candidate = (side.float() for side in embeddings)
+    similarity = plain.matched_similarity(matches.transported, query, matches.matched, candidate)
+    return plain.with_window(similarity, matches.window, config.diagonal_window)
 
 
 @torch.no_grad()

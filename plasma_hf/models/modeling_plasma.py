@@ -446,18 +446,20 @@ def published_score(
     if diagonal_window > 0:
         sums = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
         best = sums.amax((-1, -2))
-    similarity = _similarity(sent, query.to(plan.dtype), candidate_gate, candidate.to(plan.dtype))
-    return _with_window(similarity, best, diagonal_window)
+    similarity = matched_similarity(
+        sent, query.to(plan.dtype), candidate_gate, candidate.to(plan.dtype)
+    )
+    return with_window(similarity, best, diagonal_window)
 
 
-def _similarity(sent: Tensor, query: Tensor, gate: Tensor, candidate: Tensor) -> Tensor:
+def matched_similarity(sent: Tensor, query: Tensor, gate: Tensor, candidate: Tensor) -> Tensor:
     """Return the cosine of what is sent to matched candidate residues and what is there."""
     transported = (sent.unsqueeze(-2) @ query).squeeze(-2)
     present = (gate.unsqueeze(-2) @ candidate).squeeze(-2)
     return F.cosine_similarity(transported, present, dim=-1)
 
 
-def _with_window(similarity: Tensor, best: Tensor, window: int) -> Tensor:
+def with_window(similarity: Tensor, best: Tensor, window: int) -> Tensor:
     """Multiply a similarity by the share of the diagonal window that the best stretch fills."""
     if window > 0:
         similarity = similarity * best.clamp(0, window) / window
@@ -494,10 +496,10 @@ def matched_mass(
         threshold: Plan entry above which mass counts.
     """
     mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
-    return _share_of_shorter(mass, query_mask.sum(-1), candidate_mask.sum(-1))
+    return share_of_shorter(mass, query_mask.sum(-1), candidate_mask.sum(-1))
 
 
-def _share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
+def share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
     """Divide a mass by the residues of the shorter protein, `(batch,)` each."""
     return (mass / torch.minimum(query_residues, candidate_residues).clamp(min=1)).clamp(0, 1)
 
@@ -543,15 +545,12 @@ def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor)
         query_residues: Lengths, `(batch,)`.
         candidate_residues: Likewise.
     """
-    share = _share_of_shorter(mass, query_residues, candidate_residues)
+    share = share_of_shorter(mass, query_residues, candidate_residues)
     longer = torch.maximum(query_residues, candidate_residues).clamp(min=1)
     return 1 - (1 - share) ** (longer / USUAL_RESIDUES).sqrt().clamp(min=1)
 
 
-# --- A padded batch of pairs, and the same taken apart: without padding there is less to compute.
-
-MUCH_PADDING = 0.1
-"""Share of padding among the residue pairs of a batch from which on it is taken apart."""
+# --- A padded batch of pairs.
 
 Project = Callable[[Tensor], Tensor]
 
@@ -576,19 +575,6 @@ class PairBatch:
     correspondences: Tensor | None = None
     projections: tuple[Any, Any] = (None, None)
 
-    @property
-    def mostly_padding(self) -> bool:
-        """Tell whether padding is worth cutting off, and stands where it can be."""
-        query, candidate = self.masks
-        lengths = query.sum(-1), candidate.sum(-1)
-        at_the_end = all(bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in self.masks)
-        pairs = (lengths[0] * lengths[1]).sum()
-        return (
-            at_the_end
-            and bool((torch.minimum(*lengths) > 0).all())
-            and bool(pairs < (1 - MUCH_PADDING) * query.numel() * candidate.shape[1])
-        )
-
     def projected(self, project: Project) -> PairBatch:
         """Return the batch with projections; embeddings and projections are 0 at padding."""
         query, candidate = (
@@ -600,19 +586,6 @@ class PairBatch:
         return replace(
             self, embeddings=(query, candidate), projections=(projections[0], projections[1])
         )
-
-    def singles(self, project: Project) -> list[PairBatch]:
-        """Return each pair as a batch of its own, without padding, with projections."""
-        count = len(self.masks[0])
-        both = zip(self.embeddings, self.masks, self.site_labels, strict=True)
-        query, candidate = (_side_by_protein(*side, project) for side in both)
-        known = (_one_by_one(given, count) for given in (self.labels, self.correspondences))
-        singles = []
-        for q, c, labels, correspondences in zip(query, candidate, *known, strict=True):
-            embeddings, masks, site_labels, projections = zip(q, c, strict=True)
-            known_of_pair = (site_labels, labels, correspondences)
-            singles.append(PairBatch(embeddings, masks, *known_of_pair, projections))
-        return singles
 
     def joined(self, matrices: Sequence[Tensor]) -> Tensor:
         """Put matrices of pairs that were taken apart into one, 0 at padding."""
@@ -628,27 +601,6 @@ def _project_residues(embeddings: Tensor, mask: Tensor, project: Project) -> Ten
         return project(embeddings)
     rows = project(embeddings[mask])
     return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
-
-
-def _side_by_protein(
-    embeddings: Tensor, mask: Tensor, site_labels: Tensor | None, project: Project
-) -> list[tuple[Any, ...]]:
-    """Return embeddings, mask, site labels and projections of each protein, `(1, residues, ...)`.
-
-    All are views of rows without padding, so that gradients are put together in one go.
-    """
-    lengths = mask.sum(-1).tolist()
-    rows = embeddings[mask]
-    labels = None if site_labels is None else site_labels[mask]
-    parts = [
-        [None] * len(lengths) if side is None else side.unsqueeze(0).split(lengths, dim=1)
-        for side in (rows, mask[mask], labels, project(rows))
-    ]
-    return list(zip(*parts, strict=True))
-
-
-def _one_by_one(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    return [None] * count if tensor is None else tensor.split(1)
 
 
 # --- What a pair is trained on: its label, its site labels, residues known to correspond.
@@ -1067,10 +1019,9 @@ class PlasmaModel(PreTrainedHead):
             check_widths(*sides)
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
-        if (align := kernel_for("align_pairs", query[0])) is not None:
-            wide = ([at_least_float32(protein) for protein in side] for side in (query, candidate))
-            matches = align(*wide, self.config, return_plans)
-            return AlignedPairs(self._score_matches(matches, queries, candidates), matches.plans)
+        if (align := kernel_for("align_and_score", query[0])) is not None:
+            proteins, projected = (queries, candidates), (query, candidate)
+            return AlignedPairs(*align(proteins, projected, self.config, return_plans))
         # Padding and masks are for devices that want large batches.
         alone = query[0].device.type == "cpu" and kernel_for("hinge_cost", query[0]) is None
         size = 1 if alone else PADDED_PAIRS
@@ -1089,28 +1040,6 @@ class PlasmaModel(PreTrainedHead):
         projected = {key: self.project(protein) for key, protein in known.items()}
         return [projected[id(protein)] for protein in proteins]
 
-    def _score_matches(
-        self, matches: Any, queries: Sequence[Tensor], candidates: Sequence[Tensor]
-    ) -> Tensor:
-        """Score pairs, `(pairs,)`, by what is matched; embeddings are read where something is."""
-        form = self.config.score_form
-        if form in ("mass", "collinear"):
-            lengths = [
-                torch.tensor([len(side) for side in sides])
-                for sides in (matches.transported, matches.matched)
-            ]
-            if form == "collinear":
-                return of_lengths(matches.collinear, *lengths)
-            return _share_of_shorter(matches.mass, *lengths)
-        similarity = torch.zeros(len(queries))
-        # Few pairs have anything matched, and few residues in them: the others are not even read.
-        for p in (matches.mass != 0).nonzero()[:, 0].tolist():
-            sent, gate = matches.transported[p], matches.matched[p]
-            query = at_least_float32(queries[p][sent != 0])
-            candidate = at_least_float32(candidates[p][gate != 0])
-            similarity[p] = _similarity(sent[sent != 0], query, gate[gate != 0], candidate)
-        return _with_window(similarity, matches.window, self.config.diagonal_window)
-
     def _align_padded(
         self,
         proteins: Sequence[Sequence[Tensor]],
@@ -1120,30 +1049,13 @@ class PlasmaModel(PreTrainedHead):
         """Align a few pairs, queries and candidates, in one padded batch."""
         embeddings, masks = zip(*map(_padded, proteins), strict=True)
         projections = [_padded(side)[0] for side in projected]
-        fused = kernel_for("align_scores", projections[0])
-        if fused and not return_plans and self.config.score_form in ("published", "mass"):
-            return AlignedPairs(self._fused_scores(fused, embeddings, projections, masks))
+        score = kernel_for("score_padded", projections[0])
+        if score and not return_plans and self.config.score_form in ("published", "mass"):
+            return AlignedPairs(score(embeddings, projections, masks, self.config))
         aligned = self.align_projected(*projections, *masks)
         scores = self.score_plan(aligned.first_plan, *embeddings, *masks)
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
-
-    def _fused_scores(
-        self,
-        align_scores: Callable[..., Any],
-        embeddings: Sequence[Tensor],
-        projections: Sequence[Tensor],
-        masks: Sequence[Tensor],
-    ) -> Tensor:
-        """Score a padded batch without writing its plans."""
-        kernel = log_kernel(hinge_cost(*projections), self.config.kernel_scale, *masks)
-        lengths = [mask.sum(-1) for mask in masks]
-        matches = align_scores(kernel, *lengths, self.config)
-        if self.config.score_form == "mass":
-            return _share_of_shorter(matches.mass, *lengths)
-        query, candidate = map(at_least_float32, embeddings)
-        similarity = _similarity(matches.transported, query, matches.matched, candidate)
-        return _with_window(similarity, matches.window, self.config.diagonal_window)
 
     def score_many(
         self,
@@ -1252,10 +1164,11 @@ class PlasmaModel(PreTrainedHead):
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
         """Align pairs together, or one by one where padding would be much of the work."""
         config: Any = self.config
-        compiled = kernel_for("pair_plans", batch.embeddings[0])
-        alone = compiled is not None and batch.mostly_padding
-        parts = batch.singles(self.project) if alone else [batch.projected(self.project)]
-        if compiled and alone and not return_plan and not config.uses_support:  # no cost is kept
+        take_apart = kernel_for("take_apart", batch.embeddings[0])
+        alone = take_apart(batch, self.project) if take_apart else None
+        parts = alone or [batch.projected(self.project)]
+        compiled = kernel_for("pair_plans", batch.embeddings[0]) if alone else None
+        if compiled and not return_plan and not config.uses_support:  # no cost is kept
             query, candidate = zip(*(part.projections for part in parts), strict=True)
             plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
             aligned = [AlignedBatch(None, plan, plan) for plan in plans]

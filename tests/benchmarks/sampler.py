@@ -14,7 +14,7 @@ WAITING = "waiting"
 # The innermost frame that one of these names says what a thread does; functions go before files.
 FUNCTIONS = {
     "at_least_float32": "converting",
-    "_score_matches": "score",
+    "align_and_score_numba": "score",
     "score_plan": "score",
     "hinge_cost": "cost",
     "make_plans": "plan",
