@@ -187,7 +187,8 @@ class _HingeCost(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         query, candidate = ctx.saved_tensors
         channels = query.shape[2]
-        query, candidate = _whole_lanes(query), _whole_lanes(candidate)
+        rows, columns = query.shape[1], candidate.shape[1]
+        query, candidate = _whole_vectors(query), _whole_vectors(candidate)
         for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
         grad = grad.to(torch.float32).contiguous()
         q, c, q_out, c_out = (t.numpy() for t in (query, candidate, for_query, for_candidate))
@@ -200,12 +201,13 @@ class _HingeCost(torch.autograd.Function):
             _cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
 
         parallel_for(len(grad) * parts, part)
-        return for_query[..., :channels], for_candidate[..., :channels]
+        return for_query[:, :rows, :channels], for_candidate[:, :columns, :channels]
 
 
-def _whole_lanes(side: Tensor) -> Tensor:
-    """Return `(..., channels)` with zeros up to whole `LANES`, as usual widths have anyway."""
-    return F.pad(side, (0, -side.shape[-1] % LANES)).contiguous()
+def _whole_vectors(side: Tensor) -> Tensor:
+    """Return `(..., residues, channels)` with zeros up to whole `GRADIENT_ROWS` and `LANES`."""
+    spare = 0, -side.shape[-1] % LANES, 0, -side.shape[-2] % GRADIENT_ROWS
+    return F.pad(side, spare).contiguous() if any(spare) else side
 
 
 @compiled(fastmath=SUMS)
@@ -355,7 +357,7 @@ def _cost_gradient(
     """Write `LANES` channels of the gradients of the cost: weights where the query is larger.
 
     Args:
-        query: `(query_residues, channels)`, the latter a multiple of `LANES`.
+        query: `(query_residues, channels)`, see `_whole_vectors`.
         candidate: `(candidate_residues, channels)`.
         places: What `_columns_with_gradient` returned, as are the next two.
         weights: Gradients of the cost.
@@ -364,68 +366,61 @@ def _cost_gradient(
         for_query: Where the gradient goes, shaped as `query`.
         for_candidate: Shaped as `candidate`.
     """
-    # Close together the rows stay in the nearest caches for all tiles.
-    mine = np.zeros((GRADIENT_ROWS * len(counts), LANES), np.float32)
-    my_sums = np.empty((GRADIENT_ROWS * len(counts), LANES), np.float32)
+    # Close together the candidate rows stay in the nearest caches for all tiles.
     theirs = np.empty((len(candidate), LANES), np.float32)
     their_sums = np.zeros((len(candidate), LANES), np.float32)
-    _copy_lanes(query, channel, mine, 0, 1.0)
-    _copy_lanes(candidate, channel, theirs, 0, 1.0)
-    for t in range(len(counts)):
-        row = t * GRADIENT_ROWS
-        _accumulate_gradient(
-            mine, row, theirs, places[t], weights[t], counts[t], my_sums, their_sums
-        )
-    _copy_lanes(my_sums, 0, for_query, channel, 1.0)
-    _copy_lanes(their_sums, 0, for_candidate, channel, -1.0)
-
-
-@compiled
-def _copy_lanes(source: Array, channel: int, target: Array, at: int, sign: Number) -> None:
-    """Copy `LANES` channels of as many rows as both have."""
-    prefer_512_bit_vectors()
-    factor = np.float32(sign)
-    for i in range(min(len(source), len(target))):
+    for j in range(len(candidate)):
         for k in range(LANES):
-            target[i, at + k] = factor * source[i, channel + k]
+            theirs[j, k] = candidate[j, channel + k]
+    for t in range(len(counts)):
+        row, found = t * GRADIENT_ROWS, (places[t], weights[t], counts[t])
+        _accumulate_gradient(query, row, channel, theirs, *found, for_query, their_sums)
+    for j in range(len(candidate)):
+        for k in range(LANES):
+            for_candidate[j, channel + k] = -their_sums[j, k]
 
 
 @intrinsic
 def _accumulate_gradient(
     typing: Any,
-    mine: Any,
-    first: Any,
+    query: Any,
+    row: Any,
+    channel: Any,
     theirs: Any,
     places: Any,
     weights: Any,
     count: Any,
-    my_sums: Any,
+    for_query: Any,
     their_sums: Any,
 ) -> Any:
     """Sum weights over the pairs whose query row is larger, ties half, for both of their rows.
 
-    Written in LLVM's vectors, since a loop over rows with lanes inside is what no compiler makes of
-    plain loops: they took 1.7 times as long.
+    Written in LLVM's vectors: plain loops cannot keep the sums of several rows in registers while
+    candidate rows stream past, and took 1.7 times as long.
 
     Args:
         typing: Numba's.
-        mine: Query rows, `(GRADIENT_ROWS or more, LANES)`.
-        first: First of the `GRADIENT_ROWS` query rows.
-        theirs: Candidate rows, `(candidate_residues, LANES)`.
+        query: `(query_residues, channels)`.
+        row: First of the `GRADIENT_ROWS` query rows.
+        channel: First of the `LANES` channels.
+        theirs: These channels of the candidate rows, `(candidate_residues, LANES)`.
         places: Which candidate rows to compare with, `(count or more,)`.
         weights: The weights of the pairs, `(count or more, GRADIENT_ROWS)`.
         count: How many candidate rows that is.
-        my_sums: Where the sums of the query rows go, shaped as `mine`.
+        for_query: Where the sums of the query rows go, shaped as `query`.
         their_sums: What the sums of the candidate rows are added to, shaped as `theirs`.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        mine, first, theirs, places, weights, count, my_sums, their_sums = (
-            context.make_array(kind)(context, builder, value=value).data
+        arrays = {
+            i: context.make_array(kind)(context, builder, value=value)
+            for i, (kind, value) in enumerate(zip(signature.args, values, strict=True))
             if isinstance(kind, types.Array)
-            else value
-            for kind, value in zip(signature.args, values, strict=True)
+        }
+        query, row, channel, theirs, places, weights, count, for_query, their_sums = (
+            arrays[i].data if i in arrays else value for i, value in enumerate(values)
         )
+        _, channels = cgutils.unpack_tuple(builder, arrays[0].shape)
         vector, index = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
         zero, half, one = (ir.Constant(vector, [x] * LANES) for x in (0.0, 0.5, 1.0))
         lane = ir.IntType(32)
@@ -435,9 +430,8 @@ def _accumulate_gradient(
             builder.module, fused, f"llvm.fmuladd.v{LANES}f32"
         )
 
-        def place(base: Any, row: Any) -> Any:
-            start = builder.gep(base, [builder.mul(row, index(LANES))])
-            return builder.bitcast(start, vector.as_pointer())
+        def place(base: Any, offset: Any) -> Any:
+            return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
 
         def slope(row: Any, other: Any) -> Any:
             """Return 1 where a row is larger, 1/2 where they are equal, 0 elsewhere and for NaN."""
@@ -455,30 +449,33 @@ def _accumulate_gradient(
             )
             return builder.call(look_up, [excess, excess, table, lane(0), mask(-1), lane(4)])
 
-        numbers = [builder.add(first, index(r)) for r in range(GRADIENT_ROWS)]
-        rows = [builder.load(place(mine, number), align=4) for number in numbers]
+        numbers = [builder.add(row, index(r)) for r in range(GRADIENT_ROWS)]
+        starts = [builder.add(builder.mul(number, channels), channel) for number in numbers]
+        rows = [builder.load(place(query, start), align=4) for start in starts]
         sums = [cgutils.alloca_once(builder, vector) for _ in rows]
         for slot in sums:
             builder.store(zero, slot)
         with cgutils.for_range(builder, count, intp=index) as loop:
             column = builder.load(builder.gep(places, [loop.index]))
+            column = builder.mul(column, index(LANES))
             other = builder.load(place(theirs, column), align=4)
             total = builder.load(place(their_sums, column), align=4)
-            for r, (row, slot) in enumerate(zip(rows, sums, strict=True)):
+            for r, (mine, slot) in enumerate(zip(rows, sums, strict=True)):
                 at = builder.add(builder.mul(loop.index, index(GRADIENT_ROWS)), index(r))
                 weight = builder.load(builder.gep(weights, [at]))
                 weight = builder.insert_element(zero, weight, lane(0))
                 weight = builder.shuffle_vector(weight, zero, every_lane)
-                share = slope(row, other)
-                mine_so_far = builder.load(slot)
-                builder.store(builder.call(multiply_add, [weight, share, mine_so_far]), slot)
+                share = slope(mine, other)
+                own = builder.call(multiply_add, [weight, share, builder.load(slot)])
+                builder.store(own, slot)
                 total = builder.call(multiply_add, [weight, share, total])
             builder.store(total, place(their_sums, column), align=4)
-        for number, slot in zip(numbers, sums, strict=True):
-            builder.store(builder.load(slot), place(my_sums, number), align=4)
+        for start, slot in zip(starts, sums, strict=True):
+            builder.store(builder.load(slot), place(for_query, start), align=4)
         return context.get_dummy_value()
 
-    kinds = (mine, types.int64, theirs, places, weights, types.int64, my_sums, their_sums)
+    at = types.int64
+    kinds = (query, at, at, theirs, places, weights, at, for_query, their_sums)
     return types.void(*kinds), emit
 
 
@@ -1380,8 +1377,8 @@ class _PairPlans(torch.autograd.Function):
         count = len(grads)
         saved = ctx.saved_tensors
         query, candidate = _in_pairs(saved[: 2 * count])
-        channels = query[0].shape[1]
-        query, candidate = (list(map(_whole_lanes, side)) for side in (query, candidate))
+        shapes = [side.shape for side in (*query, *candidate)]
+        query, candidate = (list(map(_whole_vectors, side)) for side in (query, candidate))
         rest = [saved[(2 + k) * count : (3 + k) * count] for k in range(3)]
         given = [grad[0].contiguous() for grad in grads]
         out = [[torch.empty_like(s) for s in side] for side in (query, candidate)]
@@ -1392,7 +1389,8 @@ class _PairPlans(torch.autograd.Function):
             _pair_gradient(*(each[p] for each in arrays), factor)
 
         _for_pairs([grad.shape for grad in given], pair)
-        return None, None, None, *(s[None, :, :channels] for side in out for s in side)
+        pairs = zip((*out[0], *out[1]), shapes, strict=True)
+        return None, None, None, *(side[None, :rows, :channels] for side, (rows, channels) in pairs)
 
 
 def _in_pairs(sides: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
