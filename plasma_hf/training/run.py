@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.json"
-SETTINGS = "run.json"  # beside checkpoints
+CHECKPOINTS, METRICS, SETTINGS = "checkpoints", "metrics.json", "run.json"
 UNUSED_PARTS = ("pooler", "contact_head")
 
 # Which encoders train: none, that of structures, both, or that of sequences by LoRA beside it.

@@ -289,8 +289,8 @@ class ProtAlignTrainer(CardTrainer):
         >>> arguments = PROTALIGN_PRESETS["improved"].training_arguments(
         ...     tempfile.mkdtemp(), use_cpu=True, disable_tqdm=True)
         >>> trainer = ProtAlignTrainer(model, arguments, train_dataset=[row], eval_dataset=[row])
-        >>> trainer.evaluate()["eval_recall_at_1"]
-        1.0
+        >>> trainer.evaluate()["eval_selection"]  # R@1 + R@5 / (pairs + 1)
+        1.5
     """
 
     batch_name = "pairs compared"
