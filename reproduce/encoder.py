@@ -71,8 +71,6 @@ def confident_pairs(
     """Align two sequences globally and keep the columns whose surroundings agree.
 
     Args:
-        query: One-letter residues.
-        candidate: One-letter residues.
         reach: Columns to each side that speak for a column.
         least: Mean BLOSUM62 score of these columns, in half-bits, that is confident; a gap
             counts as -4.
@@ -80,13 +78,6 @@ def confident_pairs(
 
     Returns:
         Corresponding residues, 0-based, `(pairs, 2)`.
-
-    Raises:
-        ImportError: If biopython is not installed.
-
-    Example:
-        >>> confident_pairs("MKVLAWDERTY", "MKVLAWDERTY").shape
-        (11, 2)
     """
     query, candidate = query.translate(TO_BLOSUM), candidate.translate(TO_BLOSUM)
     aligner = blosum_aligner("global", GAP_OPEN, END_GAP)
@@ -109,12 +100,7 @@ def confident_pairs(
 
 
 def merge_pairs(first: Pairs, second: Pairs) -> Pairs:
-    """Join two lists of pairs; where they contradict each other, neither is believed.
-
-    Example:
-        >>> merge_pairs(np.array([[0, 0], [1, 1]]), np.array([[1, 2], [3, 3]])).tolist()
-        [[0, 0], [3, 3]]
-    """
+    """Join two lists of pairs; where they contradict each other, neither is believed."""
     joined = np.unique(np.concatenate([first, second]), axis=0)
     once = np.ones(len(joined), dtype=bool)
     for side in (0, 1):
@@ -124,12 +110,7 @@ def merge_pairs(first: Pairs, second: Pairs) -> Pairs:
 
 
 def shared_words(query: str, candidate: str, length: int = 3) -> float:
-    """Return the share of the shorter protein's words that the other has too, a cheap likeness.
-
-    Example:
-        >>> shared_words("MKVLA", "MKVLW")
-        0.6666666666666666
-    """
+    """Return the share of the shorter protein's words that the other has too, a cheap likeness."""
     words = [{s[i : i + length] for i in range(len(s) - length + 1)} for s in (query, candidate)]
     fewest = min(map(len, words))
     return len(words[0] & words[1]) / fewest if fewest else 0.0
@@ -147,20 +128,12 @@ LIKE = 0.5
 
 @dataclass
 class EncoderSources:
-    """Hold what pairs are drawn from.
-
-    Attributes:
-        families: Alignments of families, such as those of Pfam.
-        pairs: Alignments of pairs.
-        proteins: Proteins with sites; those of one family correspond.
-        sequences: Any sequences, for masked residues.
-        weights: How often each of `SOURCES` is drawn; a source without data is left out.
-    """
+    """Hold what pairs are drawn from, and how often; a source without data is left out."""
 
     families: Sequence[FamilyAlignment] = ()
     pairs: Sequence[ResidueAlignment] = ()
-    proteins: Sequence[SiteProtein] = ()
-    sequences: Sequence[str] = ()
+    proteins: Sequence[SiteProtein] = ()  # those of one family correspond
+    sequences: Sequence[str] = ()  # for masked residues
     weights: dict[str, float] = field(
         default_factory=lambda: {"families": 3.0, "pairs": 0.5, "sites": 9.0, "unrelated": 2.0}
     )
@@ -194,16 +167,7 @@ def read_sources(
         sequences: Files of sequences, see `read_sequences`.
         exclude_uids: Proteins of the tables not to learn from.
         exclude_families: Families of the tables, or names of alignments, not to learn from.
-        bad: List that records left out as wrong are added to; else they are logged.
-
-    Raises:
-        ValueError: If a file cannot be read, or an excluded protein is in no table.
-
-    Example:
-        >>> rows = [{"uid": u, "interpro_id": "F", "seq_full": "MKV", "label": [0, 1, 1]}
-        ...         for u in "AB"]
-        >>> read_sources(sites=[rows]).describe()["site proteins"]
-        2
+        bad: List that invalid records are added to; else they are logged.
     """
     wrong: list[InvalidRecord] = [] if bad is None else bad
     out = set(exclude_families)
@@ -233,14 +197,6 @@ def exclude(
 
     Aligned families of domains stay: that a domain occurs in an excluded protein says nothing of
     its site.
-
-    Args:
-        sources: What there is.
-        uids: Proteins with sites.
-        families: Families of proteins with sites.
-
-    Raises:
-        ValueError: If a uid is not there.
     """
     unwanted, groups = set(uids), set(families)
     if missing := sorted(unwanted - {protein.uid for protein in sources.proteins}):
@@ -294,34 +250,18 @@ NEAREST = 16
 
 @dataclass
 class EncoderExample:
-    """Hold a pair to learn from.
-
-    Attributes:
-        query: One-letter residues.
-        candidate: One-letter residues.
-        pairs: Corresponding residues, `(pairs, 2)`; None until they are asked for.
-        related: Whether anything of the two corresponds.
-        query_sites: 0/1 a residue, all 0 where nothing is known.
-        candidate_sites: The same for the candidate.
-    """
+    """Hold a pair to learn from."""
 
     query: str
     candidate: str
-    pairs: Pairs | None
-    related: bool
-    query_sites: NDArray[np.int64]
+    pairs: Pairs | None  # corresponding residues, `(pairs, 2)`; None until they are asked for
+    related: bool  # whether anything of the two corresponds
+    query_sites: NDArray[np.int64]  # 0/1 a residue, all 0 where nothing is known
     candidate_sites: NDArray[np.int64]
 
 
 class PairSampler:
-    """Draw pairs of proteins from `EncoderSources`.
-
-    Args:
-        sources: What to draw from.
-
-    Raises:
-        ValueError: If there is nothing to draw from.
-    """
+    """Draw pairs of proteins from `EncoderSources`."""
 
     def __init__(self, sources: EncoderSources) -> None:
         """Group the proteins by family and sort them by length."""
@@ -396,16 +336,7 @@ class PairSampler:
 
 
 class EncoderBatches(Dataset):
-    """Batches for training an encoder; item k is batch k.
-
-    Args:
-        sources: What to draw from.
-        steps: Number of batches.
-        pairs_per_batch: Pairs in a batch.
-        max_residues: Longer proteins are cropped to a stretch of so many.
-        masked_per_batch: Sequences with masked residues in a batch; 0 for none.
-        seed: Of the draws.
-    """
+    """Batches for training an encoder, of proteins cropped to `max_residues`; item k is batch k."""
 
     def __init__(
         self,
@@ -459,12 +390,7 @@ class EncoderBatches(Dataset):
 
 
 def tokens(sequence: str) -> Tensor:
-    """Return the token ids of a sequence as the tokenizer of the encoder gives them, `(residues,)`.
-
-    Example:
-        >>> tokens("ABz").tolist()
-        [1, 2, 26]
-    """
+    """Return the token ids of a sequence as the tokenizer of the encoder gives them."""
     letters = np.frombuffer(sequence.upper().encode("ascii"), dtype=np.uint8)
     return torch.from_numpy(letters.astype(np.int64) - ord("A") + 1)
 
@@ -472,15 +398,9 @@ def tokens(sequence: str) -> Tensor:
 def mask_residues(
     ids: Tensor, rng: np.random.Generator, share: float = 0.15
 ) -> tuple[Tensor, Tensor]:
-    """Hide some residues: most become X, a few another residue, a few stay.
+    """Hide a share of the residues: most become X, a few another residue, a few stay.
 
-    Args:
-        ids: Token ids, `(residues,)`.
-        rng: Numpy generator.
-        share: How many of the residues.
-
-    Returns:
-        The tokens to read, and the tokens to guess, -100 where there is nothing to guess.
+    Returned are the tokens to read and the tokens to guess, -100 where there is nothing to guess.
     """
     hidden = rng.random(len(ids)) < share
     how = rng.random(len(ids))
@@ -569,21 +489,13 @@ SMALL = 1e-6
 
 @dataclass(frozen=True)
 class ObjectiveWeights:
-    """Say how much each part of the objective counts; 0 leaves it out.
+    """Say how much each part of the objective counts; 0 leaves it out."""
 
-    Attributes:
-        correspondence: Corresponding residues choose each other.
-        unrelated: Residues of unrelated proteins choose none.
-        plan: The plan, with its support rounds, has its mass on corresponding residues.
-        site: Residues of a site find the site of a relative (label match loss).
-        masked: Masked residues are guessed.
-    """
-
-    correspondence: float = 1.0
-    unrelated: float = 0.5
-    plan: float = 0.0
-    site: float = 0.0
-    masked: float = 0.0
+    correspondence: float = 1.0  # corresponding residues choose each other
+    unrelated: float = 0.5  # residues of unrelated proteins choose none
+    plan: float = 0.0  # the plan, with its support rounds, has its mass on corresponding residues
+    site: float = 0.0  # residues of a site find the site of a relative (label match loss)
+    masked: float = 0.0  # masked residues are guessed
 
 
 class EncoderObjective(nn.Module):
@@ -593,12 +505,7 @@ class EncoderObjective(nn.Module):
     the probabilities `K_ij / (sum_j K_ij + eps^2)` and `K_ij / (sum_i K_ij + eps^2)`: the choice
     of one residue among those of the other protein and staying alone, at the price at which a
     plan lets both stay alone. The loss is the mean of their negative logarithms; for unrelated
-    proteins it is that of staying alone.
-
-    Args:
-        encoder: The encoder to train.
-        head: A `PlasmaModel` without parameters (`head="hinge"`), which says kernel and plan.
-        weights: Of the parts.
+    proteins it is that of staying alone. The head, without parameters, says kernel and plan.
     """
 
     def __init__(
@@ -700,12 +607,8 @@ def _mean_of_pairs(losses: Tensor, pair: Tensor, count: int) -> Tensor:
 
 
 HEAD: dict[str, Any] = {
-    "head": "hinge",
-    "kernel_scale": 0.2,
-    "support_rounds": 3,
-    "support_window": 25,
-    "support_gap": 3,
-    "support_weight": 16.0,
+    **{"head": "hinge", "kernel_scale": 0.2, "support_rounds": 3},
+    **{"support_window": 25, "support_gap": 3, "support_weight": 16.0},
 }
 """The parameter-free head that the encoder is trained for. The default checkpoint has fewer support
 rounds and a last one for order, under which encoders were not measured."""
@@ -713,37 +616,21 @@ rounds and a last one for order, under which encoders were not measured."""
 
 @dataclass
 class EncoderTraining:
-    """Settings of a training run; the same settings and data give the same weights.
-
-    Attributes:
-        steps: Batches to learn from.
-        pairs_per_batch: Pairs in a batch.
-        max_residues: Longer proteins are cropped to so many.
-        masked_per_batch: Sequences with masked residues in a batch, where they have a weight.
-        learning_rate: At its highest.
-        warmup: Share of the steps in which it rises; it falls along a cosine after.
-        weight_decay: Of the matrices.
-        save_steps: Steps between checkpoints.
-        weights: Of the parts of the objective.
-        seed: Of initial weights and draws.
-        device: "cpu" to stay off a GPU, None for one if it is there.
-        head: Fields of the `PlasmaConfig` of the head.
-        kept: Share of what was learnt that is kept, see `keep_share`.
-    """
+    """Settings of a training run; the same settings and data give the same weights."""
 
     steps: int = 2000
     pairs_per_batch: int = 8
-    max_residues: int = 200
-    masked_per_batch: int = 8
-    learning_rate: float = 1.5e-3
-    warmup: float = 0.05
+    max_residues: int = 200  # longer proteins are cropped to so many
+    masked_per_batch: int = 8  # sequences with masked residues, where they have a weight
+    learning_rate: float = 1.5e-3  # at its highest
+    warmup: float = 0.05  # share of the steps in which it rises; it falls along a cosine after
     weight_decay: float = 0.01
     save_steps: int = 200
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
     seed: int = 0
-    device: str | None = None
+    device: str | None = None  # "cpu" to stay off a GPU, None for one if it is there
     head: dict[str, Any] = field(default_factory=lambda: dict(HEAD))
-    kept: float = 0.4
+    kept: float = 0.4  # share of what was learnt that is kept, see `keep_share`
 
 
 def train_residue_encoder(
@@ -759,29 +646,10 @@ def train_residue_encoder(
     """Train a residue encoder and save it, with its tokenizer, to a folder.
 
     Args:
-        sources: What to learn from.
-        folder: Where the encoder goes; its checkpoints go to `checkpoints` in it.
-        settings: Of the run.
         config: Of the encoder, if it is a new one.
         start: An encoder to go on from, instead of a new one.
         resume: Go on at the last checkpoint, if there is one.
         **options: Further fields of `TrainingArguments`.
-
-    Raises:
-        FileExistsError: If the folder has checkpoints and `resume` is False.
-        ValueError: If they are of a run with other settings.
-        ImportError: If accelerate is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> from plasma_hf.data.alignments import FamilyAlignment
-        >>> family = FamilyAlignment("PF1", ("MKVLAW", "MRVLSW", "MKV-AW"))
-        >>> tiny = ResidueEncoderConfig(width=8, dilations=[1])
-        >>> settings = EncoderTraining(steps=1, pairs_per_batch=2, device="cpu")
-        >>> encoder = train_residue_encoder(
-        ...     EncoderSources([family]), tempfile.mkdtemp(), settings, tiny, disable_tqdm=True)
-        >>> encoder.config.width
-        8
     """
     settings, folder = settings or EncoderTraining(), Path(folder)
     checkpoints = folder / "checkpoints"
@@ -814,17 +682,6 @@ def keep_share(encoder: ResidueEncoderModel, share: float) -> None:
     The windows serve proteins unlike any that were learnt from, the trained encoder those like
     them; between the two lie embeddings better than either (interpolation of weights, as Wortsman
     et al. 2022 do it for classifiers).
-
-    Args:
-        encoder: Changed in place.
-        share: 0 for the windows, 1 for the encoder as trained.
-
-    Example:
-        >>> encoder = ResidueEncoderModel(ResidueEncoderConfig(width=8, dilations=[1]))
-        >>> _ = encoder.gain.data.fill_(2.0)
-        >>> keep_share(encoder, 0.25)
-        >>> encoder.gain[0].item()
-        1.25
     """
     encoder.gain.copy_(1 + share * (encoder.gain - 1))
     encoder.residual.weight.mul_(share)

@@ -29,7 +29,6 @@ from plasma_hf.training.augmentation import (
 from plasma_hf.training.samplers import GroupDisjointSampler
 from plasma_hf.training.structure_data import (
     PairCollation,
-    PairFeatures,
     PairParts,
     StructurePairs,
     near_copies,
@@ -106,7 +105,7 @@ def test_the_saved_model_embeds_as_the_one_that_was_trained(tmp_path, backbone) 
     run.train(parts, backbone, encoder)
     model = ProtAlignModel.from_pretrained(tmp_path)
     pairs = list(parts.test)
-    batch = PairCollation(run.features(pairs, backbone, encoder))([{"pair": p} for p in pairs])
+    batch = PairCollation(*run.features(pairs, backbone, encoder))([{"pair": p} for p in pairs])
     with torch.no_grad():
         features = model.eval()(**batch)
     sequences = model.embed_sequences([pair.sequence for pair in pairs])
@@ -240,7 +239,7 @@ def test_splits_share_no_sequence_and_name_families() -> None:
 
 def test_what_an_encoder_that_trains_needs() -> None:
     with pytest.raises(ValueError, match="needs the model's processor"):
-        PairCollation(PairFeatures(None, None))([{"pair": make_pairs(1)[0]}])
+        PairCollation(None, None)([{"pair": make_pairs(1)[0]}])
 
 
 def test_views_are_masked_and_disturbed_as_asked() -> None:
@@ -274,10 +273,10 @@ def test_a_second_form_is_stored_where_the_encoder_is_frozen(tmp_path, backbone)
     both = pairs + [replace(p, structure=form) for p, form in zip(pairs, forms, strict=True)]
     features = tiny_run(tmp_path).features(both, backbone, tiny_encoder())
     dataset = StructurePairs(pairs, forms=forms)
-    batch = PairCollation(features)([dataset[i] for i in range(3)])
+    batch = PairCollation(*features)([dataset[i] for i in range(3)])
     assert batch["form_embeddings"].shape == batch["structure_embeddings"].shape
     assert not torch.equal(batch["form_embeddings"], batch["structure_embeddings"])
-    assert "form_embeddings" not in PairCollation(features)([{"pair": pair} for pair in pairs])
+    assert "form_embeddings" not in PairCollation(*features)([{"pair": pair} for pair in pairs])
 
 
 def test_unknown_options_are_refused(tmp_path, backbone) -> None:

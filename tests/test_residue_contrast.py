@@ -12,6 +12,8 @@ from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPN
 from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.training.residue_contrast import (
+    KNOWN,
+    NOT_ASKED,
     ChainBatches,
     ResidueContrast,
     ResidueTraining,
@@ -54,6 +56,8 @@ def test_a_batch_is_a_function_of_its_number():
     assert batch["input_ids"].shape[0] == 4 and batch["input_ids"].shape[1] <= 16
     assert batch["backbone"].shape[:2] == batch["input_ids"].shape
     assert len(batch["chosen"]) <= 24
+    assert (KNOWN["A"], KNOWN["C"], KNOWN.get("X")) == (0, 4, None)
+    assert set(batch["amino_acids"].unique().tolist()) <= {NOT_ASKED, *KNOWN.values()}
     assert batch["structure_residue_mask"].flatten()[batch["chosen"]].all()
     with pytest.raises(IndexError):
         batches[4]

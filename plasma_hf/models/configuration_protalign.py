@@ -11,13 +11,8 @@ from .modeling_backbone import backbone_config, width_of
 from .modeling_protein_mpnn import ProteinMPNNConfig
 from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
-PIPELINES = {
-    "protein-retrieval": {
-        "impl": "pipeline_protein_retrieval.ProteinRetrievalPipeline",
-        "pt": ("AutoModel",),
-        "type": "text",
-    }
-}
+RETRIEVAL = "pipeline_protein_retrieval.ProteinRetrievalPipeline"
+PIPELINES = {"protein-retrieval": {"impl": RETRIEVAL, "pt": ("AutoModel",), "type": "text"}}
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 CHOICES = {"loss": ("clip", "siglip"), "siglip_sign": ("pseudocode", "paper")}
@@ -31,19 +26,15 @@ class ProtAlignConfig(PreTrainedConfig):
         sequence_size: Width of a residue embedding of a sequence; that of the encoder, with one.
         structure_size: The same of a structure.
         hidden_size: Width of the space that sequences and structures share.
-        num_heads: Heads of each attention pool.
         num_queries: Learnt queries of each attention pool; their answers are averaged.
         spread: Each pool adds how much residues differ; not in the paper, see `AttentionPool`.
         standardize: Give each number of the vectors mean 0 and deviation 1; not in the paper.
-        attention_dropout: Share of attention weights dropped in training.
-        layer_norm_eps: Slack of the layer norm.
         normalize: Compare cosines; False for the vectors themselves, as the paper is printed.
         loss: "clip" or "siglip".
         logit_temperature: What cosines are divided by, at first if it is learnt; by default 0.07
             for "clip" and 0.1 for "siglip".
         learn_temperature: Learn it; by default for "siglip" alone.
         logit_bias: What "siglip" adds to its logits, at first if it is learnt.
-        learn_bias: Learn it.
         siglip_sign: "pseudocode" adds the bias; "paper" subtracts it, as printed.
         loss_chunk: Sequences that "siglip" compares at a time; None for all at once.
         plm_config: The sequence encoder's configuration in full, None for ready embeddings.
@@ -51,11 +42,7 @@ class ProtAlignConfig(PreTrainedConfig):
         plm_revision: Which revision of them.
         plm_recipe: The input format of its sequences, a name of `INPUT_FORMATS`.
         backbone_saved: Whether a saved model has the sequence encoder's weights as well.
-        structure_config: The structure encoder's configuration in full, None for ready
-            embeddings. Its weights are always saved along.
-
-    Raises:
-        ValueError: If a number is out of range or a choice unknown.
+        structure_config: The same of structures; its weights are always saved along.
 
     Example:
         >>> ProtAlignConfig(loss="siglip").logit_temperature

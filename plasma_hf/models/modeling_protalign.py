@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_protalign import CHOICES, ProtAlignConfig
+from .configuration_protalign import ProtAlignConfig
 from .modeling_backbone import Backbone, PreTrainedHead, build_backbone, pad_residues
 from .modeling_protein_mpnn import ProteinMPNNEncoder, structure_batch
 from .processing_protalign import ProtAlignProcessor
@@ -69,13 +69,8 @@ def clip_loss(
         groups: `(pairs,)`, integers. Pairs of one group are not negatives of each other.
         gather: Fetch the pairs of other ranks, to be compared with those of this one. The mean of
             the ranks' losses is then the loss of all pairs.
-
-    Example:
-        >>> clip_loss(torch.eye(4), torch.eye(4), logit_temperature=0.01) < 1e-6
-        tensor(True)
     """
-    _check_pairs(sequences, structures)
-    excluded = _same_group(groups, len(sequences), gather)
+    excluded = _excluded(sequences, structures, groups, gather)
 
     def one_way(queries: Tensor, targets: Tensor) -> Tensor:
         everyone = gather(targets)
@@ -95,7 +90,6 @@ def siglip_loss(
     structures: Tensor,
     scale: Tensor | float,
     bias: Tensor | float,
-    sign: str = "pseudocode",
     groups: Tensor | None = None,
     gather: Gather = alone,
     chunk: int | None = None,
@@ -103,36 +97,19 @@ def siglip_loss(
     """Judge each sequence with each structure on its own: do they belong together?
 
     The negative log-likelihood, summed over all sequences and structures and divided by the pairs
-    (SigLIP, Zhai et al. 2023; eq. 3 of ProtAlign). Vectors are taken as they are: normalise before.
+    (SigLIP, Zhai et al. 2023; eq. 3 of ProtAlign). Arguments as of `clip_loss`, and:
 
     Args:
-        sequences: `(pairs, shared)`.
-        structures: `(pairs, shared)`, in the same order.
         scale: What cosines are multiplied by, the inverse of the logit temperature.
         bias: What is added, far below 0 as most sequences and structures do not belong together.
-        sign: "pseudocode" adds the bias, as published code does; "paper" subtracts it, as printed.
-        groups: See `clip_loss`.
-        gather: See `clip_loss`.
         chunk: Sequences compared at a time, their logits computed again for the gradient: the loss
             is the same, in memory for `chunk * pairs` logits.
-
-    Raises:
-        ValueError: If `sign` is neither.
-
-    Example:
-        >>> siglip_loss(torch.eye(4), torch.eye(4), scale=100.0, bias=-50.0) < 1e-6
-        tensor(True)
     """
-    _check_pairs(sequences, structures)
-    if sign not in CHOICES["siglip_sign"]:
-        accepted = " and ".join(map(repr, CHOICES["siglip_sign"]))
-        raise ValueError(f"sign={sign!r}; accepted are {accepted}.")
+    excluded = _excluded(sequences, structures, groups, gather)
     everyone = gather(structures)
-    excluded = _same_group(groups, len(sequences), gather)
-    offset = bias if sign == "pseudocode" else -bias
 
     def losses(rows: Tensor, targets: Tensor, own: Tensor, left_out: Tensor | None) -> Tensor:
-        logits = scale * (rows @ targets.T) + offset
+        logits = scale * (rows @ targets.T) + bias
         together = F.one_hot(own, len(targets)).to(logits.dtype)
         loss = -F.logsigmoid((2 * together - 1) * logits)
         return loss.sum() if left_out is None else loss.masked_fill(left_out, 0.0).sum()
@@ -147,13 +124,21 @@ def siglip_loss(
     return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))
 
 
-def _same_group(groups: Tensor | None, pairs: int, gather: Gather) -> Tensor | None:
-    """Return which other pairs are of the same group, `(pairs, pairs of all ranks)`."""
+def _excluded(
+    sequences: Tensor, structures: Tensor, groups: Tensor | None, gather: Gather
+) -> Tensor | None:
+    """Check pairs; return which others are of the same group, `(pairs, pairs of all ranks)`."""
+    if sequences.shape != structures.shape or sequences.ndim != 2 or not len(sequences):
+        raise ValueError(
+            f"sequences have shape {tuple(sequences.shape)}, structures "
+            f"{tuple(structures.shape)}; give (pairs, shared) for both, in the same order."
+        )
     if groups is None:
         return None
-    if groups.shape != (pairs,):
+    if groups.shape != sequences.shape[:1]:
         raise ValueError(
-            f"groups has shape {tuple(groups.shape)}; give ({pairs},), one integer for each pair."
+            f"groups has shape {tuple(groups.shape)}; give ({len(sequences)},), one integer for "
+            "each pair."
         )
     everyone = gather(groups)
     same = groups.unsqueeze(1) == everyone.vectors
@@ -161,20 +146,8 @@ def _same_group(groups: Tensor | None, pairs: int, gather: Gather) -> Tensor | N
     return same
 
 
-def _check_pairs(sequences: Tensor, structures: Tensor) -> None:
-    if sequences.shape != structures.shape or sequences.ndim != 2 or not len(sequences):
-        raise ValueError(
-            f"sequences have shape {tuple(sequences.shape)}, structures "
-            f"{tuple(structures.shape)}; give (pairs, shared) for both, in the same order."
-        )
-
-
 class PairLoss(nn.Module):
-    """The loss of ProtAlign, with its logit temperature and bias, which may be learnt.
-
-    Args:
-        config: A `ProtAlignConfig`.
-    """
+    """The loss of ProtAlign, with its logit temperature and bias, which may be learnt."""
 
     log_scale: nn.Parameter
     bias: nn.Parameter
@@ -238,14 +211,6 @@ class Standardize(nn.BatchNorm1d):
     """Give each number of a vector mean 0 and deviation 1, over the vectors of a batch.
 
     In inference these are the mean and deviation of training: no vector depends on its batch.
-
-    Args:
-        size: Numbers of a vector.
-
-    Example:
-        >>> scaled = Standardize(2)(torch.tensor([[1.0, 7.0], [3.0, 7.5]]))
-        >>> scaled.round(decimals=2).tolist()
-        [[-1.0, -1.0], [1.0, 1.0]]
     """
 
     def __init__(self, size: int) -> None:
@@ -253,12 +218,7 @@ class Standardize(nn.BatchNorm1d):
         super().__init__(size, affine=False)
 
     def forward(self, vectors: Tensor, gather: Gather = alone) -> Tensor:
-        """Scale vectors.
-
-        Args:
-            vectors: `(batch, numbers)`; in training two at least.
-            gather: Fetch those of other ranks: in training a batch is that of all of them.
-        """
+        """Scale `(batch, numbers)`; in training a batch is that of all ranks, two at least."""
         everyone = gather(vectors) if self.training else alone(vectors)
         return super().forward(everyone.vectors)[everyone.start :][: len(vectors)]
 
@@ -275,10 +235,6 @@ class AttentionPool(nn.Module):
 
     Source: ProtAlign (arXiv 2603.06722), section 2.
 
-    Args:
-        config: Of the model.
-        residue_size: Width of a residue embedding.
-
     Example:
         >>> pool = AttentionPool(ProtAlignConfig(hidden_size=8, num_heads=2), residue_size=16)
         >>> vectors, weights = pool(torch.randn(3, 20, 16), torch.ones(3, 20).bool())
@@ -287,17 +243,13 @@ class AttentionPool(nn.Module):
     """
 
     def __init__(self, config: ProtAlignConfig, residue_size: int) -> None:
-        """Build the pool."""
+        """Build the pool over residue embeddings of a width."""
         super().__init__()
-        width = config.hidden_size
+        width, sizes = config.hidden_size, {"kdim": residue_size, "vdim": residue_size}
         self.query = nn.Parameter(torch.empty(1, config.num_queries, width).normal_(0.0, 0.02))
+        # Of torch's attention the weights are used, and `forward` does what it would do.
         self.attention = nn.MultiheadAttention(
-            width,
-            config.num_heads,
-            config.attention_dropout,
-            kdim=residue_size,
-            vdim=residue_size,
-            batch_first=True,
+            width, config.num_heads, config.attention_dropout, batch_first=True, **sizes
         )
         self.spread = nn.Linear(width, width, bias=False) if config.spread else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -306,19 +258,16 @@ class AttentionPool(nn.Module):
     def forward(
         self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
     ) -> tuple[Tensor, Tensor]:
-        """Pool a batch of proteins.
+        """Pool a batch of proteins; padding, often the most of it, is not computed.
 
         Args:
             embeddings: `(batch, residues, hidden)`, anything at padding.
-            mask: True at residues, `(batch, residues)`.
+            mask: True at residues, `(batch, residues)`; every protein needs one.
             gather: For `Standardize`.
 
         Returns:
             Vectors `(batch, shared)`, and how much each residue weighs in them, `(batch,
             residues)`: the mean over heads, 0 at padding, with the sum 1.
-
-        Raises:
-            ValueError: If a protein has no residue.
         """
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         if empty:
@@ -326,25 +275,12 @@ class AttentionPool(nn.Module):
                 f"protein {empty[0]} of the batch ({len(empty)} in all) has no residue that the "
                 "mask lets through; leave it out, or give a mask that is True at its residues."
             )
-        see = self._mean if self.spread is None else self._mean_and_spread
-        pooled, weights = see(embeddings, mask)
-        vectors = self.norm(pooled.mean(1))
-        return vectors if self.scale is None else self.scale(vectors, gather), weights.mean(1)
-
-    def _mean(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each query sees, `(batch, queries, shared)`, and its weights."""
-        embeddings = embeddings.to(self.norm.weight.dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
-        query = self.query.expand(len(embeddings), -1, -1)
-        # Asked for the weights, it computes the same way with and without gradient.
-        return self.attention(
-            query, embeddings, embeddings, key_padding_mask=~mask, need_weights=True
-        )
-
-    def _mean_and_spread(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same with the deviation from it; padding, often the most, is not computed."""
-        assert self.spread is not None
         attention, heads = self.attention, self.attention.num_heads
-        to_query, to_key, to_value = self._projections()
+        if attention.in_proj_weight is None:  # torch keeps them in one where widths are equal
+            to_query, to_key = attention.q_proj_weight, attention.k_proj_weight
+            to_value = attention.v_proj_weight
+        else:
+            to_query, to_key, to_value = attention.in_proj_weight.chunk(3)
         query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
         residues = embeddings[mask].to(self.norm.weight.dtype)
         protein, _ = mask.nonzero(as_tuple=True)  # of each residue
@@ -364,18 +300,14 @@ class AttentionPool(nn.Module):
 
         values = F.linear(residues, to_value, value_bias).unflatten(-1, (heads, -1)).unsqueeze(1)
         mean = mean_of(values)
-        variance = mean_of((values - mean[protein]).square())
-        # The slack keeps the gradient finite where all residues are alike.
-        deviation = (variance + self.norm.eps).sqrt()
-        pooled = attention.out_proj(mean.flatten(-2)) + self.spread(deviation.flatten(-2))
-        return pooled, weights.mean(-1).transpose(1, 2)
-
-    def _projections(self) -> tuple[Tensor, ...]:
-        """Return the weights for queries, keys and values; torch keeps them in one if it can."""
-        attention = self.attention
-        if attention.in_proj_weight is not None:
-            return attention.in_proj_weight.chunk(3)
-        return attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+        pooled = attention.out_proj(mean.flatten(-2))
+        if self.spread is not None:
+            variance = mean_of((values - mean[protein]).square())
+            # The slack keeps the gradient finite where all residues are alike.
+            pooled = pooled + self.spread((variance + self.norm.eps).sqrt().flatten(-2))
+        vectors = self.norm(pooled.mean(1))
+        vectors = vectors if self.scale is None else self.scale(vectors, gather)
+        return vectors, weights.mean((2, 3))
 
 
 ONE_TOKENIZER = ("substitution_window", "residue_encoder")
@@ -386,7 +318,7 @@ ONE_TOKENIZER = ("substitution_window", "residue_encoder")
 class ProtAlignOutput(ModelOutput):
     """What ProtAlign says about a batch of pairs.
 
-    Args:
+    Attributes:
         loss: The contrastive loss, where there are as many sequences as structures.
         logits: How well each sequence fits each structure, `(sequences, structures)`; not in
             training with `loss_chunk`.
@@ -425,7 +357,6 @@ class ProtAlignModel(PreTrainedHead):
     _keep_in_fp32_modules_strict = {"sequence_pool", "structure_pool", "pair_loss"}
     _no_split_modules: list[str] = []
     _supports_sdpa = True
-
     structure_encoder: Any
 
     def __init__(self, config: ProtAlignConfig) -> None:
@@ -507,9 +438,8 @@ class ProtAlignModel(PreTrainedHead):
         width = encoder.config.hidden_size
         if width != self.config.structure_size:
             raise ValueError(
-                f"this model takes structure embeddings of width {self.config.structure_size}, "
-                f"the encoder gives {width}; make a model with "
-                f"ProtAlignConfig(structure_size={width})."
+                f"this model takes structure embeddings of width {self.config.structure_size}, the "
+                f"encoder gives {width}; make a model with ProtAlignConfig(structure_size={width})."
             )
         self.structure_encoder = encoder.requires_grad_(False).eval()
         self.config.structure_config = encoder.config
@@ -518,10 +448,9 @@ class ProtAlignModel(PreTrainedHead):
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a frozen encoder goes on embedding as in inference."""
         super().train(mode)
-        if self.structure_encoder is not None and not any(
-            parameter.requires_grad for parameter in self.structure_encoder.parameters()
-        ):
-            self.structure_encoder.eval()
+        encoder = self.structure_encoder
+        if encoder is not None and not any(p.requires_grad for p in encoder.parameters()):
+            encoder.eval()
         return self
 
     def forward(
@@ -543,16 +472,15 @@ class ProtAlignModel(PreTrainedHead):
     ) -> ProtAlignOutput | tuple[Tensor, ...]:
         """Compare sequences with structures; sequence i belongs to structure i.
 
-        Each side comes as residue embeddings or as what its encoder reads. Masks are True (or 1)
-        at residues; None means that every position is one.
+        Each side comes as residue embeddings or as what its encoder reads. Masks are True at
+        residues; None means that every position is one.
 
         Args:
             sequence_embeddings: `(batch, residues, sequence_size)`, any floating dtype.
             sequence_mask: `(batch, residues)`, or over tokens with `input_ids`.
             structure_embeddings: `(batch, residues, structure_size)`.
             structure_mask: `(batch, residues)`.
-            input_ids: `(batch, tokens)`.
-            attention_mask: `(batch, tokens)`.
+            input_ids: `(batch, tokens)`, as is `attention_mask`.
             backbone: N, CA, C and O in angstrom, `(batch, residues, 4, 3)`.
             structure_residue_mask: True at residues with these atoms, `(batch, residues)`.
             residue_index: Position of each residue, `(batch, residues)`, see `structure_batch`.
@@ -587,17 +515,11 @@ class ProtAlignModel(PreTrainedHead):
         return output.to_tuple() if return_dict is False else output
 
     def get_sequence_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the vectors of sequences, `(batch, shared)`, of length 1.
-
-        Arguments are those of `pool_sequences`, by the names that they have in `forward`.
-        """
+        """Return the vectors of sequences, `(batch, shared)`, of length 1; see `pool_sequences`."""
         return F.normalize(self.pool_sequences(*args, **kwargs)[0], dim=-1)
 
     def get_structure_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the vectors of structures, `(batch, shared)`, of length 1.
-
-        Arguments are those of `pool_structures`, by the names that they have in `forward`.
-        """
+        """Return those of structures, `(batch, shared)`, of length 1; see `pool_structures`."""
         return F.normalize(self.pool_structures(*args, **kwargs)[0], dim=-1)
 
     def pool_sequences(
@@ -608,7 +530,10 @@ class ProtAlignModel(PreTrainedHead):
         attention_mask: Tensor | None = None,
         gather: Gather = alone,
     ) -> tuple[Tensor, Tensor]:
-        """Return the vectors of sequences before they are normalised, and attention weights."""
+        """Return the vectors of sequences before they are normalised, and attention weights.
+
+        Arguments have the names and meanings of those of `forward`.
+        """
         embeddings, mask = sequence_embeddings, sequence_mask
         _check_given_once("sequence_embeddings", embeddings, "input_ids", input_ids)
         if input_ids is not None:
@@ -638,16 +563,9 @@ class ProtAlignModel(PreTrainedHead):
         return self.structure_pool(*checked, gather)
 
     def embed_sequences(self, sequences: Sequence[str], batch_size: int = 32) -> Tensor:
-        """Return the vectors of sequences, without gradient.
+        """Return the vectors of sequences, `(sequences, shared)` float32 on the CPU, in order.
 
-        Long sequences are embedded in windows, see `Backbone`.
-
-        Args:
-            sequences: One letter per residue.
-            batch_size: Sequences computed together; vectors do not depend on it.
-
-        Returns:
-            `(sequences, shared)`, float32, on the CPU, in the order given.
+        Long ones are embedded in windows, see `Backbone`; `batch_size` changes no vector.
 
         Raises:
             ValueError: If a sequence is unusable, by its position, or there is no encoder.
@@ -657,14 +575,7 @@ class ProtAlignModel(PreTrainedHead):
         return self._embed_batches(proteins, lengths, self._pool_proteins, batch_size)
 
     def embed_structures(self, structures: Sequence[Structure], batch_size: int = 8) -> Tensor:
-        """Return the vectors of structures, without gradient.
-
-        Args:
-            structures: As `read_structures` gives them.
-            batch_size: Structures computed together; vectors do not depend on it.
-
-        Returns:
-            `(structures, shared)`, float32, on the CPU, in the order given.
+        """Do the same for structures, as `read_structures` gives them.
 
         Raises:
             ValueError: If a structure has no residue with all atoms, or there is no encoder.
@@ -693,11 +604,7 @@ class ProtAlignModel(PreTrainedHead):
             processor.save_pretrained(save_directory)
 
     def check_encoder(self, side: str) -> None:
-        """Refuse to read what the encoder of a side ("sequence", "structure") would have to.
-
-        Raises:
-            ValueError: If that encoder is not there.
-        """
+        """Refuse to read a side ("sequence", "structure") whose encoder is not there."""
         if getattr(self, f"{side}_encoder") is None:
             attach = {"sequence": "load_backbone()", "structure": "attach_structure_encoder(...)"}
             raise ValueError(

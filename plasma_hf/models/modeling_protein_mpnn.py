@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -37,13 +37,6 @@ class ProteinMPNNConfig(PreTrainedConfig):
             masked one can push out the farthest neighbour, and with "ca" it lies at the origin.
         dropout: Share of numbers dropped in training.
         augment_eps: Standard deviation in angstrom of the noise on coordinates, in training only.
-
-    Raises:
-        ValueError: If a number is out of range or a choice unknown.
-
-    Example:
-        >>> ProteinMPNNConfig(hidden_size=64, k_neighbors=24).atoms
-        'backbone'
     """
 
     model_type = "protein_mpnn"
@@ -90,8 +83,8 @@ ATOM_PAIRS = (
 # CA of the residue before, the residue itself and the one after are 0-2.
 ALPHA_PAIRS = ((1, 1), (0, 0), (2, 2), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
 
+# Numbers that describe the shape of an edge, by the atoms that are read.
 SHAPE_FEATURES = {"backbone": len(ATOM_PAIRS) * BASES, "ca": len(ALPHA_PAIRS) * BASES + 7}
-"""Numbers that describe the shape of an edge, by the atoms that are read."""
 
 
 def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") -> dict[str, Tensor]:
@@ -102,30 +95,24 @@ def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") ->
 
     Args:
         structures: At least one.
-        atoms: What a residue must have to be there: "backbone" is N, CA, C and O, "ca" is CA.
+        atoms: What a residue must have: "backbone" is N, CA, C and O, "ca" is CA.
 
     Returns:
         `backbone`, `(batch, residues, 4, 3)` in angstrom, 0 where an atom is missing;
         `residue_mask`, `(batch, residues)`; `residue_index`, 100 per chain plus the position
         among all residues, -100 in padding; `chain_index`, 1, 2 and so on, 0 in padding.
-
-    Raises:
-        ValueError: If there are no structures.
     """
     if not structures:
         raise ValueError("there are no structures; give a list of at least one.")
-    places = [_places(structure) for structure in structures]
-    atoms_or_zeros = [each.backbone.nan_to_num(0.0, 0.0, 0.0) for each in structures]
-    columns = {
-        "backbone": (atoms_or_zeros, 0),
-        "residue_mask": ([atoms_present(each.backbone, atoms) for each in structures], 0),
-        "residue_index": ([torch.tensor(index, dtype=torch.long) for index, _ in places], -100),
-        "chain_index": ([torch.tensor(chain, dtype=torch.long) for _, chain in places], 0),
+    places = [torch.tensor(_places(each), dtype=torch.long) for each in structures]
+    rows = {
+        "backbone": [each.backbone.nan_to_num(0.0, 0.0, 0.0) for each in structures],
+        "residue_mask": [atoms_present(each.backbone, atoms) for each in structures],
+        "residue_index": [index for index, _ in places],
+        "chain_index": [chain for _, chain in places],
     }
-    return {
-        name: pad_sequence(rows, batch_first=True, padding_value=padding)
-        for name, (rows, padding) in columns.items()
-    }
+    padding = {"residue_index": -100}
+    return {name: pad_sequence(each, True, padding.get(name, 0)) for name, each in rows.items()}
 
 
 def atoms_present(backbone: Tensor, atoms: str) -> Tensor:
@@ -151,17 +138,17 @@ def _places(structure: Structure) -> tuple[list[int], list[int]]:
 def positions_in_chain(author_numbers: Sequence[str]) -> list[int]:
     """Count the residues of a chain, those that the author numbers skip too.
 
-    A number is "52" or, with an insertion code, "52A". Where they do not increase, the count goes
-    on by one.
+    A number is "52" or, with an insertion code, "52A"; where it is no higher than the one before,
+    the count goes on by one.
 
     Example:
         >>> positions_in_chain(["-1", "0", "4", "4A", "2", "7"])
         [0, 1, 5, 6, 7, 12]
     """
-    numbers = [re.match(r"[+-]?\d{1,9}", name.strip()) for name in author_numbers]
     positions: list[int] = []
     before = None
-    for match in numbers:
+    for name in author_numbers:
+        match = re.match(r"[+-]?\d{1,9}", name.strip())
         number = int(match.group()) if match else None
         step = 1 if before is None or number is None else number - before
         positions.append(positions[-1] + min(max(step, 1), LONGEST_GAP) if positions else 0)
@@ -179,14 +166,7 @@ def _at_neighbors(values: Tensor, neighbors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest(alpha: Tensor, mask: Tensor, k_neighbors: int, mask_fill: str) -> Tensor:
-    """Return the neighbours of each residue, nearest first, itself among them.
-
-    Args:
-        alpha: CA atoms, `(batch, residues, 3)` in angstrom, finite throughout.
-        mask: True at residues, `(batch, residues)`.
-        k_neighbors: Neighbours at most.
-        mask_fill: "inf" or "rowmax", see `ProteinMPNNConfig`.
-    """
+    """Return the neighbours of each residue by its CA, nearest first, itself among them."""
     # One axis at a time: nothing larger than (batch, residues, residues) is ever held.
     squared = torch.zeros(*mask.shape, mask.shape[1], dtype=alpha.dtype, device=alpha.device)
     for axis in alpha.unbind(-1):
@@ -201,24 +181,8 @@ def nearest(alpha: Tensor, mask: Tensor, k_neighbors: int, mask_fill: str) -> Te
     return distance.topk(min(k_neighbors, mask.shape[1]), largest=False).indices
 
 
-def _offsets_in_chain(residue_index: Tensor, chain_index: Tensor, neighbors: Tensor) -> Tensor:
-    """Number the offset along the chain to each neighbour: 0 to 64, and 65 between two chains."""
-    offset = residue_index[:, :, None] - _at_neighbors(residue_index, neighbors)
-    offset = (offset + NEAR_IN_CHAIN).clamp(0, 2 * NEAR_IN_CHAIN)
-    same = chain_index[:, :, None] == _at_neighbors(chain_index, neighbors)
-    return offset.masked_fill(~same, POSITIONS - 1)
-
-
 def backbone_shape(backbone: Tensor, neighbors: Tensor) -> Tensor:
-    """Describe the shape between residue and neighbour by the distances of their atoms.
-
-    Args:
-        backbone: N, CA, C, O, `(batch, residues, 4, 3)` in angstrom, finite throughout.
-        neighbors: `(batch, residues, neighbors)`.
-
-    Returns:
-        `(batch, residues, neighbors, 400)`.
-    """
+    """Describe the shape between residue and neighbour by the distances of their atoms."""
     nitrogen, alpha, carbon, _ = backbone.unbind(-2)
     b, c = alpha - nitrogen, carbon - alpha
     a = torch.linalg.cross(b, c)
@@ -362,14 +326,7 @@ class ProteinMPNNLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, nodes: Tensor, edges: Tensor, neighbors: Tensor, mask: Tensor) -> Tensor:
-        """Update the residues, `(batch, residues, hidden)`, zeros where `mask` is False.
-
-        Args:
-            nodes: `(batch, residues, hidden)`.
-            edges: `(batch, residues, neighbors, hidden)`.
-            neighbors: `(batch, residues, neighbors)`.
-            mask: True at residues, `(batch, residues)`.
-        """
+        """Update the residues, `(batch, residues, hidden)`, zeros where `mask` is False."""
         heard = (_at_neighbors(mask, neighbors) & mask.unsqueeze(-1)).to(edges.dtype)
         count = heard.sum(-1, keepdim=True)
         total = (heard.unsqueeze(-2) @ self.node_message(nodes, edges, neighbors)).squeeze(-2)
@@ -484,11 +441,10 @@ class ProteinMPNNEncoder(SafeWeights):
         neighbors, edges = self._edges(backbone, mask, residue_index, chain_index)
         nodes = weight.new_zeros(*mask.shape, self.config.hidden_size)
         states = [nodes]
-        layers = cast("list[ProteinMPNNLayer]", list(self.layers))
-        for number, layer in enumerate(layers):
-            if number:
-                edges = layers[number - 1].update_edges(nodes, edges, neighbors)
-            nodes = layer(nodes, edges, neighbors, mask)
+        before: Any = None
+        for layer in self.layers:
+            edges = edges if before is None else before.update_edges(nodes, edges, neighbors)
+            nodes, before = layer(nodes, edges, neighbors, mask), layer
             states.append(nodes)
         hidden_states = tuple(states) if output_hidden_states else None
         output = BaseModelOutput(last_hidden_state=nodes, hidden_states=hidden_states)
@@ -505,22 +461,18 @@ class ProteinMPNNEncoder(SafeWeights):
             shape = _alpha_shape(alpha, mask, running, neighbors, self.config.mask_fill)
         else:
             shape = backbone_shape(backbone, neighbors)
-        offset = _offsets_in_chain(residue_index, chain_index, neighbors)
-        return neighbors, self.edges(offset, shape)
+        offset = residue_index[:, :, None] - _at_neighbors(residue_index, neighbors)
+        offset = (offset + NEAR_IN_CHAIN).clamp(0, 2 * NEAR_IN_CHAIN)
+        apart = chain_index[:, :, None] != _at_neighbors(chain_index, neighbors)
+        return neighbors, self.edges(offset.masked_fill(apart, POSITIONS - 1), shape)
 
     @torch.no_grad()
     def embed(self, structures: Sequence[Structure], batch_size: int = 8) -> list[Tensor]:
         """Embed structures, those of like length together, without dropout or noise.
 
-        Args:
-            structures: Any number; the order is kept.
-            batch_size: Structures at a time.
-
         Returns:
-            `(residues, hidden)` per structure, on the CPU; zeros at residues without all atoms.
-
-        Raises:
-            ValueError: If a structure has no residue with all atoms.
+            `(residues, hidden)` per structure, on the CPU and in the order given; zeros at residues
+            without all atoms. A structure without any other is refused.
         """
         for structure in structures:
             if not atoms_present(structure.backbone, self.config.atoms).any():

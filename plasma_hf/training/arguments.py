@@ -14,41 +14,24 @@ from ..models.configuration_plasma import PlasmaConfig
 from ..models.configuration_protalign import ProtAlignConfig
 
 EVERY_RUN: dict[str, Any] = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "restore_callback_states_from_checkpoint": True,
-    "greater_is_better": False,
-    "remove_unused_columns": False,
-    "label_names": ["labels"],
-    "logging_steps": 50,
-    "per_device_eval_batch_size": 16,
-    "report_to": "none",
+    **{"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2},
+    **{"load_best_model_at_end": True, "greater_is_better": False},
+    **{"restore_callback_states_from_checkpoint": True, "per_device_eval_batch_size": 16},
+    **{"remove_unused_columns": False, "label_names": ["labels"]},
+    **{"logging_steps": 50, "report_to": "none"},
 }
 """Arguments that do not depend on the preset."""
 
 EVERY_PROTALIGN_RUN: dict[str, Any] = EVERY_RUN | {
-    "greater_is_better": True,
-    "metric_for_best_model": "eval_selection",
-    "label_names": [],
-    "logging_strategy": "epoch",
-    "dataloader_drop_last": True,
-    "per_device_eval_batch_size": 64,
-    "learning_rate": 1e-3,
-    "num_train_epochs": 100,
+    **{"greater_is_better": True, "metric_for_best_model": "eval_selection"},
+    **{"label_names": [], "logging_strategy": "epoch", "dataloader_drop_last": True},
+    **{"per_device_eval_batch_size": 64, "learning_rate": 1e-3, "num_train_epochs": 100},
 }
 
 
 @dataclass(frozen=True)
 class TrainingPreset:
-    """Hold what differs from the defaults of a model and of `Trainer`.
-
-    Attributes:
-        name: what it is called.
-        config: fields of the model's configuration.
-        arguments: fields of `TrainingArguments`.
-    """
+    """Hold what differs from the defaults of a model's configuration and of `TrainingArguments`."""
 
     every_run: ClassVar[dict[str, Any]] = EVERY_RUN
 
@@ -69,8 +52,7 @@ class Preset(TrainingPreset):
     """Hold how PLASMA is trained.
 
     Attributes:
-        patience: evaluations without improvement after which training stops.
-        min_delta: what counts as improvement.
+        patience: evaluations without an improvement by `min_delta` after which training stops.
         aligning: fields of `PlasmaConfig` that are set once training is done.
         correspondences: whether residues that correspond by their site labels are targets.
 
@@ -103,14 +85,12 @@ class ProtAlignPreset(TrainingPreset):
         mask_identity: identity of two sequences from which on their pairs are not negatives of
             each other; None for never.
         augment_eps: noise on coordinates, in angstrom, where the structure encoder trains.
-        form_eps: noise on those of a second form of each structure, where embeddings are stored.
+        form_eps: the same on those of a second form of each structure, where it does not.
         left_out: largest share of a protein that span masking leaves out.
         cropped: probability that a second view of a structure is cropped.
         view_weight: how much the loss of two views of a structure counts, beside that of pairs.
 
     Example:
-        >>> PROTALIGN_PRESETS["published"].protalign_config(sequence_size=420).logit_temperature
-        0.07
         >>> PROTALIGN_PRESETS["published"].training_arguments("out", use_cpu=True).train_batch_size
         1024
     """
@@ -132,10 +112,8 @@ class ProtAlignPreset(TrainingPreset):
 # AdamW without weight decay is Adam.
 ADAM: dict[str, Any] = {"weight_decay": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
 COSINE: dict[str, Any] = {
-    "weight_decay": 0.01,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
-    "max_grad_norm": 1.0,
+    **{"weight_decay": 0.01, "max_grad_norm": 1.0},
+    **{"lr_scheduler_type": "cosine", "warmup_steps": 0.05},
 }
 
 PUBLISHED = Preset(
@@ -143,9 +121,7 @@ PUBLISHED = Preset(
     config={"head": "lrl", "head_size": 512, "kernel_scale": 0.1, "n_iters": 20},
     arguments={
         **ADAM,
-        "learning_rate": 1e-4,
-        "per_device_train_batch_size": 1,
-        "num_train_epochs": 20,
+        **{"learning_rate": 1e-4, "per_device_train_batch_size": 1, "num_train_epochs": 20},
         "metric_for_best_model": "eval_score_loss",
     },
     min_delta=1e-4,
@@ -155,26 +131,18 @@ PUBLISHED = Preset(
 IMPROVED = Preset(
     name="improved",
     config={
-        "head": "residual",
-        "head_size": 512,
-        "kernel_scale": 0.2,
-        "score_form": "mass",
-        "score_loss_form": "affine",
-        "label_match_form": "symmetric",
+        **{"head": "residual", "head_size": 512, "kernel_scale": 0.2, "score_form": "mass"},
+        **{"score_loss_form": "affine", "label_match_form": "symmetric"},
     },
     arguments={
         **COSINE,
-        "learning_rate": 3e-3,
-        "per_device_train_batch_size": 16,
-        "num_train_epochs": 3,
+        **{"learning_rate": 3e-3, "per_device_train_batch_size": 16, "num_train_epochs": 3},
         "metric_for_best_model": "eval_loss",
     },
     # Support costs as much as the rest of a step, and what it sharpens has to match before. The
     # collinear score teaches the best path alone.
     aligning={
-        "support_rounds": 1,
-        "support_weight": 10.0,
-        "order_weight": 2.0,
+        **{"support_rounds": 1, "support_weight": 10.0, "order_weight": 2.0},
         "score_form": "collinear",
     },
     correspondences=True,
@@ -191,19 +159,12 @@ PROTALIGN_PUBLISHED = ProtAlignPreset(
 PROTALIGN_IMPROVED = ProtAlignPreset(
     name="improved",
     config={
-        "hidden_size": 384,
-        "num_heads": 24,
-        "learn_temperature": True,
-        "spread": True,
-        "standardize": True,
+        **{"hidden_size": 384, "num_heads": 24, "learn_temperature": True},
+        **{"spread": True, "standardize": True},
     },
     arguments=COSINE | {"per_device_train_batch_size": 256},
     mask_identity=0.9,
-    augment_eps=0.1,
-    form_eps=0.3,
-    left_out=0.3,
-    cropped=0.6,
-    view_weight=2.0,
+    **{"augment_eps": 0.1, "form_eps": 0.3, "left_out": 0.3, "cropped": 0.6, "view_weight": 2.0},
 )
 """The default: more updates, which slow down, no near copies as negatives, wider pools that tell
 more, and structures that have to find themselves in part and with other coordinates."""

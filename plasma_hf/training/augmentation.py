@@ -21,22 +21,7 @@ CROPPED_TO, SHORTEST_CROP = 0.3, 20
 
 
 def mask_spans(inputs: dict[str, Any], most: float, generator: torch.Generator) -> dict[str, Any]:
-    """Mask a span of every protein of a batch, of random place and length.
-
-    Args:
-        inputs: A batch.
-        most: Largest part of the residues that is masked.
-        generator: What places and lengths are drawn from.
-
-    Returns:
-        The batch with new masks; every protein keeps residues.
-
-    Example:
-        >>> protein = {"sequence_embeddings": torch.ones(1, 10, 4)}
-        >>> protein["sequence_mask"] = torch.ones(1, 10).bool()
-        >>> 5 <= mask_spans(protein, 0.5, torch.Generator())["sequence_mask"].sum() <= 10
-        tensor(True)
-    """
+    """Mask a span of every protein, of random place and up to a part `most` of its residues."""
     masks = {name: inputs[name].bool() for name in MASKS if inputs.get(name) is not None}
     return inputs | {name: m & ~_spans(m, 0.0, most, generator) for name, m in masks.items()}
 
@@ -44,22 +29,7 @@ def mask_spans(inputs: dict[str, Any], most: float, generator: torch.Generator) 
 def crop_structures(
     inputs: dict[str, Any], probability: float, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Mask all but a span of some structures of a batch, as if only a domain were known.
-
-    Args:
-        inputs: A batch.
-        probability: That a structure is cropped.
-        generator: What places and lengths are drawn from.
-
-    Returns:
-        The batch with new masks; see `CROPPED_TO` for what is kept at least.
-
-    Example:
-        >>> protein = {"structure_mask": torch.ones(1, 100).bool()}
-        >>> cropped = crop_structures(protein, 1.0, torch.Generator())
-        >>> 30 <= cropped["structure_mask"].sum() <= 100
-        tensor(True)
-    """
+    """Mask all but a span of some structures of a batch, as if only a domain were known."""
     masks = {name: inputs[name].bool() for name in STRUCTURE_MASKS if inputs.get(name) is not None}
     changed = {}
     for name, mask in masks.items():
@@ -71,13 +41,7 @@ def crop_structures(
 def mix_up(
     inputs: dict[str, Any], others: Tensor | None, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Mix structure embeddings with those of another form, in a proportion drawn per protein.
-
-    Args:
-        inputs: A batch with stored embeddings.
-        others: Embeddings of the other forms, `(batch, residues, hidden)`; None to mix nothing.
-        generator: What the proportions are drawn from.
-    """
+    """Mix structure embeddings with those of another form, in a proportion drawn per protein."""
     if others is None:
         return inputs
     alpha = torch.rand(len(others), 1, 1, generator=generator).to(others)
@@ -99,17 +63,7 @@ def _spans(
 
 
 def coordinate_noise(structure: Structure, eps: float) -> Structure:
-    """Add noise to coordinates: another form of a protein, and always the same one.
-
-    Args:
-        structure: Left as it is.
-        eps: Standard deviation of the noise, angstrom.
-
-    Example:
-        >>> one = Structure("a", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
-        >>> bool((coordinate_noise(one, 0.3).backbone == coordinate_noise(one, 0.3).backbone).all())
-        True
-    """
+    """Add noise of `eps` angstrom to coordinates: another form of a protein, always the same."""
     generator = torch.Generator().manual_seed(int(structure_hash(structure)[:15], 16))
     noise = torch.randn(structure.backbone.shape, generator=generator)
     return replace(structure, backbone=structure.backbone + eps * noise)

@@ -18,20 +18,11 @@ def wait_for_all() -> None:
 
 
 def gather_ranks(vectors: Tensor) -> Gathered:
-    """Fetch what every rank has in the place of `vectors`.
+    """Fetch what every rank has in the place of `vectors`; alone, nothing.
 
     The loss of one rank sends a gradient to the vectors of all ranks. Where the ranks' gradients
-    are averaged, as DistributedDataParallel does, the update is that of one process with all
-    pairs, also where ranks have unequally many. All ranks must call this equally often.
-
-    Without `torch.distributed`, or with one rank, nothing is fetched.
-
-    Args:
-        vectors: `(pairs of this rank, ...)`; the other dimensions are equal on all ranks.
-
-    Example:
-        >>> gather_ranks(torch.ones(3, 2)).ranks
-        1
+    are averaged, as DistributedDataParallel does, the update is that of one process with all pairs.
+    All ranks must call this equally often, with equal dimensions but the first.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return alone(vectors)

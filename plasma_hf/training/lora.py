@@ -9,11 +9,8 @@ from ..models.modeling_backbone import PreTrainedHead
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-
 # The names of query and value in ESM-2 and BERT, T5, and the newer models in that order.
 ATTENTION = r"backbone\.(.*\.)?(query|value|q|v|q_proj|v_proj)"
-
-ENCODERS = ("backbone", "structure_encoder")
 
 
 def lora_config(model: PreTrainedHead, rank: int = 8, **options: Any) -> LoraConfig:
@@ -28,10 +25,6 @@ def lora_config(model: PreTrainedHead, rank: int = 8, **options: Any) -> LoraCon
             encoder stays as it is.
         rank: Inner width of the matrices.
         **options: Further fields of `peft.LoraConfig`: target_modules, lora_alpha, lora_dropout.
-
-    Raises:
-        ImportError: If peft is not installed.
-        ValueError: If the model has no backbone.
 
     Example:
         >>> from transformers import EsmConfig
@@ -51,10 +44,8 @@ def lora_config(model: PreTrainedHead, rank: int = 8, **options: Any) -> LoraCon
             "weights; load it first with model.load_backbone()."
         )
     # A head without parameters is a placeholder; there is nothing of it to save.
-    saved = [
-        name
-        for name, part in model.named_children()
-        if name not in ENCODERS and any(p.requires_grad for p in part.parameters())
-    ]
+    encoders = ("backbone", "structure_encoder")
+    parts = {name: part for name, part in model.named_children() if name not in encoders}
+    saved = [name for name in parts if any(p.requires_grad for p in parts[name].parameters())]
     fields = {"target_modules": ATTENTION, "modules_to_save": saved or None, "r": rank}
     return LoraConfig(**fields | options)

@@ -21,15 +21,8 @@ def site_correspondences(
 ) -> NDArray[np.int64]:
     """Pair the labelled residues of two proteins of one family, in order, where that is sure.
 
-    Where both proteins have as many labelled spans, those of equal length are paired residue by
-    residue, in their order; nothing is paired otherwise.
-
-    Args:
-        query_site_labels: 0/1, `(query_residues,)`.
-        candidate_site_labels: 0/1, `(candidate_residues,)`.
-
-    Returns:
-        Query and candidate residue, counted from 0, `(n, 2)`.
+    Where both have as many labelled spans, those of equal length are paired residue by residue, in
+    their order, `(n, 2)` counted from 0; nothing is paired otherwise.
 
     Example:
         >>> site_correspondences([0, 1, 1, 0], [1, 1, 0]).tolist()
@@ -37,28 +30,21 @@ def site_correspondences(
         >>> site_correspondences([0, 1, 1, 0], [1, 0, 1]).tolist()
         []
     """
-    sides = _labelled_spans(query_site_labels), _labelled_spans(candidate_site_labels)
+    # Where a span begins and where it ends, one after another.
+    padded = (np.pad(np.asarray(each), 1) for each in (query_site_labels, candidate_site_labels))
+    query, candidate = (np.flatnonzero(np.diff(each)).reshape(-1, 2).tolist() for each in padded)
     pairs: list[tuple[int, int]] = []
-    if len(sides[0]) == len(sides[1]):
-        for spans in zip(*sides, strict=True):
-            pairs += zip(*spans, strict=True) if len(spans[0]) == len(spans[1]) else ()
+    if len(query) == len(candidate):
+        for spans in zip(query, candidate, strict=True):
+            first, second = (range(*span) for span in spans)
+            pairs += zip(first, second, strict=True) if len(first) == len(second) else ()
     return np.array(pairs, np.int64).reshape(-1, 2)
-
-
-def _labelled_spans(site_labels: Sequence[int]) -> list[range]:
-    """Return the spans of labelled residues, in order."""
-    padded = np.concatenate([[0], np.asarray(site_labels), [0]])
-    edges = np.flatnonzero(np.diff(padded)).tolist()
-    return [range(first, end) for first, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 class PairRows(Dataset[dict[str, Any]]):
     """Give pairs as rows of sequences, site labels and pair label, as `PairCollator` takes them.
 
-    Args:
-        pairs: The pairs, in the order that they are numbered in.
-        correspondences: Add the residues that correspond in positive pairs, as far as site labels
-            say; see `site_correspondences`.
+    With `correspondences` positive pairs have those of `site_correspondences`.
 
     Example:
         >>> from plasma_hf.data import SiteProtein
@@ -83,13 +69,9 @@ class PairRows(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
         sites = pair.query.site_labels, pair.candidate.site_labels
-        row = {
-            "query": pair.query.sequence,
-            "candidate": pair.candidate.sequence,
-            "query_site_labels": sites[0],
-            "candidate_site_labels": sites[1],
-            "label": pair.label,
-        }
+        row: dict[str, Any] = {"query_site_labels": sites[0], "candidate_site_labels": sites[1]}
+        row |= {"query": pair.query.sequence, "candidate": pair.candidate.sequence}
+        row["label"] = pair.label
         if self.correspondences:
             known = site_correspondences(*sites) if pair.label else torch.zeros(0, 2).long()
             row["correspondences"] = torch.as_tensor(known)
@@ -97,10 +79,7 @@ class PairRows(Dataset[dict[str, Any]]):
 
 
 class TrainingCollator(PairCollator):
-    """Make batches as `PairCollator` does, with the residue correspondences of rows that have them.
-
-    A row's "correspondences" are `(n, 2)`, query and candidate residue, counted from 0.
-    """
+    """Make batches as `PairCollator` does, with the correspondences of rows that have them."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of rows; `correspondences` is `(batch, n, 2)`, padded with -1."""

@@ -2,8 +2,7 @@
 
 Residue i of a chain's sequence and residue i of its structure are one residue, seen twice. Among
 some thousand residues of many chains, each view has to choose the other; and the structure has to
-tell the amino acid. A thousand choices a batch teach two encoders far more than one choice a chain
-does, and what they then have in common is what a pool of either can be compared by.
+tell the amino acid. A thousand choices a batch teach far more than one choice a chain does.
 """
 
 from __future__ import annotations
@@ -22,61 +21,40 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from ..io.structures import StructurePair
-from ..models.modeling_protalign import ProtAlignModel
+from ..models.modeling_protalign import ProtAlignModel, clip_loss
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.protein import STANDARD_RESIDUES, Structure
 from .run import checkpoint_to_resume, lasting_settings
-from .trainer import BatchTrainer
+from .trainer import ATOMS, BatchTrainer
 
-NOT_ASKED = -100
-ATOMS = ("backbone", "structure_residue_mask", "residue_index", "chain_index")
+NOT_ASKED = -100  # the number of any other letter
+KNOWN = {letter: number for number, letter in enumerate(STANDARD_RESIDUES)}
 
 
 @dataclass(frozen=True)
 class ResidueTraining:
-    """Settings of a run; the same settings and data give the same weights.
-
-    Attributes:
-        steps: Batches to learn from.
-        chains: Chains in a batch, each of another cluster.
-        max_residues: Longer chains are cropped to a span of so many.
-        residues: Residues of a batch that choose each other.
-        shared_size: Width in which they are compared.
-        logit_temperature: What their cosines are divided by.
-        recovery_weight: How much the amino acid told from the structure counts.
-        noise: Standard deviation of what is added to coordinates, angstrom.
-        learning_rate: At its highest.
-        warmup: Share of the steps in which it rises; it falls along a cosine after.
-        weight_decay: Of the matrices.
-        save_steps: Steps between checkpoints.
-        seed: Of initial weights and draws.
-        device: "cpu" to stay off a GPU, None for one if it is there.
-    """
+    """Settings of a run; the same settings and data give the same weights."""
 
     steps: int = 1200
-    chains: int = 32
-    max_residues: int = 96
-    residues: int = 1024
-    shared_size: int = 64
+    chains: int = 32  # in a batch, each of another cluster
+    max_residues: int = 96  # longer chains are cropped to a span of so many
+    residues: int = 1024  # of a batch that choose each other
+    shared_size: int = 64  # width in which they are compared
     logit_temperature: float = 0.1
-    recovery_weight: float = 1.0
-    noise: float = 0.1
-    learning_rate: float = 2e-3
-    warmup: float = 0.05
+    recovery_weight: float = 1.0  # how much the amino acid told from the structure counts
+    noise: float = 0.1  # standard deviation of what is added to coordinates, angstrom
+    learning_rate: float = 2e-3  # at its highest
+    warmup: float = 0.05  # share of the steps in which it rises; it falls along a cosine after
     weight_decay: float = 0.01
     save_steps: int = 200
     seed: int = 0
-    device: str | None = None
+    device: str | None = None  # "cpu" to stay off a GPU, None for one if it is there
 
 
 class ChainBatches(Dataset):
-    """Batches of cropped chains; item k is batch k, whatever came before.
+    """Batches of cropped chains, of a cluster one at most; item k is batch k, whatever came before.
 
-    Args:
-        pairs: What to draw from; sequence and structure of a pair have the same residues.
-        clusters: Cluster of each; one chain of a cluster at most is in a batch.
-        processor: Of the model.
-        settings: Of the run.
+    Sequence and structure of a pair have the same residues.
     """
 
     def __init__(
@@ -102,7 +80,6 @@ class ChainBatches(Dataset):
         self.groups = [groups[name] for name in sorted(groups)]
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return self.settings.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
@@ -121,8 +98,8 @@ class ChainBatches(Dataset):
         there = batch["structure_residue_mask"].flatten().nonzero().flatten().numpy()
         chosen = rng.permutation(there)[: self.settings.residues]
         batch["chosen"] = torch.from_numpy(np.sort(chosen))
-        letters = [amino_acids(chain.sequence) for chain in cropped]
-        batch["amino_acids"] = pad_sequence(letters, True, NOT_ASKED)
+        letters = ([KNOWN.get(letter, NOT_ASKED) for letter in c.sequence] for c in cropped)
+        batch["amino_acids"] = pad_sequence(list(map(torch.tensor, letters)), True, NOT_ASKED)
         return batch
 
 
@@ -133,34 +110,13 @@ def crop(structure: Structure, limit: int, rng: np.random.Generator) -> Structur
     anchors = structure.residue_mask.nonzero().flatten().tolist()
     anchor = anchors[int(rng.integers(len(anchors)))]
     start = min(max(0, anchor - int(rng.integers(limit))), len(structure) - limit)
-    kept = slice(start, start + limit)
-    return replace(
-        structure,
-        sequence=structure.sequence[kept],
-        backbone=structure.backbone[kept],
-        author_numbers=structure.author_numbers[kept],
-        chain_ids=structure.chain_ids[kept],
-    )
-
-
-def amino_acids(sequence: str) -> Tensor:
-    """Number the standard amino acids of a sequence, `(residues,)`; -100 for any other letter.
-
-    Example:
-        >>> amino_acids("ACX").tolist()
-        [0, 4, -100]
-    """
-    known = {letter: number for number, letter in enumerate(STANDARD_RESIDUES)}
-    return torch.tensor([known.get(letter, NOT_ASKED) for letter in sequence])
+    names = ("sequence", "backbone", "author_numbers", "chain_ids")
+    cut = {name: getattr(structure, name)[start : start + limit] for name in names}
+    return replace(structure, **cut)
 
 
 class ResidueContrast(nn.Module):
-    """Two encoders and what they are trained for.
-
-    Args:
-        model: ProtAlign over both encoders; its pools are left alone.
-        settings: Of the run.
-    """
+    """Two encoders, under ProtAlign whose pools are left alone, and what they are trained for."""
 
     def __init__(self, model: ProtAlignModel, settings: ResidueTraining) -> None:
         """Put two projections and a guess of amino acids beside the encoders."""
@@ -183,21 +139,13 @@ class ResidueContrast(nn.Module):
             sequences = sequences.float().flatten(0, 1)[chosen]
             structures = structures.float().flatten(0, 1)[chosen]
             sequences = F.layer_norm(sequences, sequences.shape[-1:])
-            parts = {
-                "contrast": self._contrast(sequences, structures),
-                "recovery": F.cross_entropy(
-                    self.guess(structures), amino_acids.flatten()[chosen], ignore_index=NOT_ASKED
-                ),
-            }
-        loss = parts["contrast"] + self.settings.recovery_weight * parts["recovery"]
-        return {"loss": loss} | parts
-
-    def _contrast(self, sequences: Tensor, structures: Tensor) -> Tensor:
-        first = F.normalize(self.sequence_view(sequences), dim=-1)
-        second = F.normalize(self.structure_view(structures), dim=-1)
-        logits = first @ second.T / self.settings.logit_temperature
-        own = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+            views = self.sequence_view(sequences), self.structure_view(structures)
+            first, second = (F.normalize(view, dim=-1) for view in views)
+            contrast = clip_loss(first, second, self.settings.logit_temperature)
+            asked = amino_acids.flatten()[chosen]
+            recovery = F.cross_entropy(self.guess(structures), asked, ignore_index=NOT_ASKED)
+        loss = contrast + self.settings.recovery_weight * recovery
+        return {"loss": loss, "contrast": contrast, "recovery": recovery}
 
 
 def train_encoders(
@@ -214,20 +162,10 @@ def train_encoders(
     """Train both encoders of a model, in place, residue by residue, and freeze them.
 
     Args:
-        model: ProtAlign over both encoders, with its processor.
-        pairs: Chains to learn from.
-        clusters: Cluster of each, as `cluster_sequences` finds them.
-        folder: Where checkpoints go.
-        settings: Of the run.
+        clusters: Cluster of each pair, as `cluster_sequences` finds them.
+        folder: Where checkpoints go; `resume` goes on at the last one.
         sequences: Train the sequence encoder as well, not the structure encoder alone.
-        resume: Go on at the last checkpoint, if there is one.
         **options: Further fields of `TrainingArguments`.
-
-    Raises:
-        ValueError: If the model lacks an encoder, there is nothing to learn from, or the folder has
-            checkpoints of a run with other settings.
-        FileExistsError: If the folder has checkpoints and `resume` is False.
-        ImportError: If accelerate is not installed.
     """
     settings, folder = settings or ResidueTraining(), Path(folder)
     for side in ("sequence", "structure"):
@@ -239,14 +177,14 @@ def train_encoders(
     model.requires_grad_(False)
     model.sequence_encoder.requires_grad_(sequences)
     model.structure_encoder.requires_grad_(True)
-    noise = model.structure_encoder.config.augment_eps
-    model.structure_encoder.config.augment_eps = settings.noise
+    structure_config = model.structure_encoder.config
+    noise, structure_config.augment_eps = structure_config.augment_eps, settings.noise
     objective = ResidueContrast(model, settings)
     batches = ChainBatches(pairs, clusters, model.processor, settings)
     trainer = BatchTrainer(objective, folder, batches, settings, options)
     trainer.train(resume_from_checkpoint=last)
-    model.structure_encoder.config.augment_eps = noise
+    structure_config.augment_eps = noise
     model.requires_grad_(True)
-    model.sequence_encoder.requires_grad_(False)
-    model.structure_encoder.requires_grad_(False)
+    for encoder in (model.sequence_encoder, model.structure_encoder):
+        encoder.requires_grad_(False)
     return model.eval()

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.pairs import ProteinPair
@@ -30,37 +30,31 @@ from .lora import lora_config
 from .pair_data import PairRows, TrainingCollator
 from .structure_data import (
     PairCollation,
-    PairFeatures,
     PairParts,
     StructurePairs,
     near_copies,
     store_sequences,
+    store_structures,
     structure_hash,
 )
 from .trainer import CardTrainer, PlasmaTrainer, ProtAlignTrainer
 
 if TYPE_CHECKING:
     from ..data.splits import PairSplits
+    from ..data.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.json"
-SETTINGS = "run.json"
-"""File beside checkpoints with the settings of their run."""
-
+CHECKPOINTS, METRICS, SETTINGS = "checkpoints", "metrics.json", "run.json"
 UNUSED_PARTS = ("pooler", "contact_head")
 
+# Which encoders train: none, that of structures, both, or that of sequences by LoRA beside it.
 Trained = Literal["none", "structure", "all", "lora"]
-TRAINED: tuple[Trained, ...] = ("none", "structure", "all", "lora")
-"""Which encoders train: none, that of structures, both, or that of sequences by LoRA beside it."""
+TRAINED: tuple[Trained, ...] = get_args(Trained)
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that was written to its end, None without one.
-
-    A process that is killed while it writes leaves a torn one, without the state of the Trainer.
-    """
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint that was written to its end; a killed process may tear one."""
     found = {int(c.name.split("-")[-1]): c for c in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     for _, checkpoint in sorted(found.items(), reverse=True):
         try:
@@ -75,17 +69,10 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool) -> str | None:
     """Return the last whole checkpoint of a folder, None where there is none.
 
-    Args:
-        folder: Of the checkpoints; made if need be.
-        settings: What a resumed run must share with the one that was stopped; a new run leaves
-            them in the folder.
-        resume: Whether to go on with an earlier run.
-
-    Raises:
-        FileExistsError: If there is one and `resume` is False.
-        ValueError: If it is of a run with other settings; the message names the first.
+    One is refused without `resume`, or if it is of a run with other settings, which a new run
+    leaves in the folder.
     """
-    last, file = last_whole_checkpoint(folder), folder / SETTINGS
+    last, file = _last_whole_checkpoint(folder), folder / SETTINGS
     wanted = json.loads(json.dumps(dict(settings), default=str))
     if last is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,19 +93,6 @@ def checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool
     return str(last)
 
 
-def digest(texts: Iterable[str]) -> str:
-    """Return what tells one list of texts from another.
-
-    Example:
-        >>> digest(["MKV", "A"]) == digest(["MK", "VA"])
-        False
-    """
-    hashed = hashlib.sha256()
-    for text in texts:
-        hashed.update(f"{text}\n".encode())
-    return hashed.hexdigest()[:16]
-
-
 def lasting_settings(settings: Any) -> dict[str, Any]:
     """Return the fields of a dataclass of settings that a resumed run must not change."""
     free = ("device", "save_steps")
@@ -132,9 +106,7 @@ class TrainingRun:
     Attributes:
         folder: where model, card, `metrics.json` and checkpoints go.
         preset: the name of a preset, or one of one's own.
-        seed: of first weights and of the order of pairs.
         store: folder of the embeddings; in `folder` by default.
-        store_dtype: what new stores keep.
         config: fields of the model's configuration that go before the preset.
         arguments: fields of `TrainingArguments` that go before the preset.
         details: what the card says beside, by name.
@@ -159,22 +131,22 @@ class TrainingRun:
     def _store_folder(self) -> Path:
         return Path(self.store or Path(self.folder) / "store")
 
-    def _training_arguments(self) -> TrainingArguments:
-        given = {"seed": self.seed} | dict(self.arguments)
-        arguments: TrainingArguments = self._preset.training_arguments(
-            Path(self.folder) / CHECKPOINTS, **given
-        )
-        return arguments
+    def _training_arguments(self) -> Any:
+        folder, given = Path(self.folder) / CHECKPOINTS, {"seed": self.seed} | dict(self.arguments)
+        return self._preset.training_arguments(folder, **given)
 
     def _common(self, pairs: Iterable[str], **others: Any) -> dict[str, Any]:
         """Say what a resumed run has to have in common with the one that was stopped."""
+        hashed = hashlib.sha256()
+        for text in pairs:
+            hashed.update(f"{text}\n".encode())
         return {
             "preset": self._preset.name,
             "seed": self.seed,
             **others,
             "config": dict(self.config),
             "arguments": {name: str(value) for name, value in self.arguments.items()},
-            "digest of training pairs": digest(pairs),
+            "digest of training pairs": hashed.hexdigest()[:16],
         }
 
     def _write(
@@ -192,12 +164,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class PlasmaRun(TrainingRun):
-    """Train a head on the pairs of a split; the attributes beside those of `TrainingRun`.
-
-    Attributes:
-        preset: a name of `PRESETS`, or a `Preset`.
-        fraction: share of the training pairs to use, drawn with the seed.
-    """
+    """Train a head on pairs, or a `fraction` of them; all else is as of `TrainingRun`."""
 
     presets: ClassVar[Mapping[str, Any]] = PRESETS
 
@@ -221,15 +188,14 @@ class PlasmaRun(TrainingRun):
             Metrics by set: "eval" (validation), "interpolation", "extrapolation".
 
         Raises:
-            ValueError: If there is nothing to train on, an option is out of range, or the folder
-                has checkpoints of a run with other settings.
+            ValueError: If there is nothing to train on, or the checkpoints are of another run.
             FileExistsError: If the folder has checkpoints and `resume` is False.
         """
         preset, arguments = self._preset, self._training_arguments()
         pairs = sample_share(splits.train, self.fraction, self.seed)
         learnt = (f"{p.query.sequence} {p.candidate.sequence} {p.label}" for p in pairs)
         settings = self._common(learnt, fraction=self.fraction)
-        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
+        checkpoint = checkpoint_to_resume(Path(arguments.output_dir), settings, resume)
         everything = [*pairs, *splits.validation, *splits.test, *splits.test_hard]
         sequences = (side.sequence for pair in everything for side in (pair.query, pair.candidate))
         store = store_sequences(self._store_folder, sequences, backbone, self.store_dtype)
@@ -251,25 +217,14 @@ class PlasmaRun(TrainingRun):
             if len(test):
                 trainer.evaluate(PairRows(test), metric_key_prefix=name)
         model.attach_backbone(backbone)
-        return self._write(
-            trainer,
-            backbone.processor,
-            {"protocol": splits.protocol, "training pairs": len(pairs)},
-            config=dict(preset.config) | dict(self.config),
-            splits={"protocol": splits.protocol, "seed": splits.seed},
-        )
+        details = {"protocol": splits.protocol, "training pairs": len(pairs)}
+        split, config = {"protocol": splits.protocol, "seed": splits.seed}, dict(preset.config)
+        config |= self.config
+        return self._write(trainer, backbone.processor, details, config=config, splits=split)
 
 
 def sample_share(pairs: Sequence[ProteinPair], fraction: float, seed: int) -> Sequence[ProteinPair]:
-    """Draw a share of the training pairs, as the published code does with the same seed.
-
-    Raises:
-        ValueError: If the share is out of (0, 1] or leaves no pair.
-
-    Example:
-        >>> sample_share(list("abcdefgh"), 0.25, seed=1)
-        ['c', 'e']
-    """
+    """Draw a share of the training pairs, as the published code does with the same seed."""
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction}; give a share above 0, up to 1.")
     count = int(len(pairs) * fraction)
@@ -285,7 +240,6 @@ class ProtAlignRun(TrainingRun):
     """Train ProtAlign on pairs; the attributes beside those of `TrainingRun`.
 
     Attributes:
-        preset: a name of `PROTALIGN_PRESETS`, or a `ProtAlignPreset`.
         trained: which encoders train, of `TRAINED`; with "none" embeddings are computed once.
         residue_steps: batches by which the encoders are trained residue by residue before all else,
             see `train_encoders`; a language model stays as it is.
@@ -310,19 +264,13 @@ class ProtAlignRun(TrainingRun):
         """Train a model on pairs, evaluate it, and save it with its encoders.
 
         Args:
-            parts: The pairs.
+            parts: What `split_pairs` gives.
             backbone: Of the sequences, what `load_backbone` gives.
             encoder: Of the structures; changed in place if it trains.
-            resume: Go on from the last checkpoint in the folder, if there is one.
+            resume: As of `PlasmaRun.train`, which also says what is refused.
 
         Returns:
             Metrics by set: "eval" (validation) and "test".
-
-        Raises:
-            ValueError: If there are too few pairs, an option is unknown, or the folder has
-                checkpoints of a run with other settings.
-            FileExistsError: If the folder has checkpoints and `resume` is False.
-            ImportError: If LoRA is asked for and peft is not installed.
         """
         if self.trained not in TRAINED:
             raise ValueError(f"trained={self.trained!r}; give one of {', '.join(TRAINED)}.")
@@ -331,7 +279,7 @@ class ProtAlignRun(TrainingRun):
         most = max(2, len(train) // arguments.world_size)
         arguments.per_device_train_batch_size = min(arguments.per_device_train_batch_size, most)
         settings = self._settings(parts)
-        checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
+        checkpoint = checkpoint_to_resume(Path(arguments.output_dir), settings, resume)
         if self.residue_steps:
             self._train_residues(train, backbone, encoder, arguments.use_cpu, resume)
         everything, forms = [*train, *parts.validation, *parts.test], None
@@ -339,21 +287,22 @@ class ProtAlignRun(TrainingRun):
             # A second form of structures; an encoder that trains adds its noise itself.
             forms = [coordinate_noise(pair.structure, preset.form_eps) for pair in train]
             everything += [replace(p, structure=f) for p, f in zip(train, forms, strict=True)]
-        features = self.features(everything, backbone, encoder)
-        copies = preset.mask_identity
+        stores, near = self.features(everything, backbone, encoder), preset.mask_identity
+        groups = None if near is None else near_copies(train, near)
         model: Any = self.untrained_model(backbone, encoder)
-        processor = None if self.trained == "none" else processor_of(model, backbone)
+        collation = PairCollation(*stores, processor_of(model, backbone))
+        if self.trained == "lora":
+            config = lora_config(model)  # complains where peft is not installed
+            from peft import get_peft_model
+
+            model = get_peft_model(model, config)
         trainer = ProtAlignTrainer(
-            _with_adapter(model) if self.trained == "lora" else model,
+            model,
             arguments,
-            data_collator=PairCollation(features, processor),
-            train_dataset=StructurePairs(
-                train, None if copies is None else near_copies(train, copies), forms
-            ),
+            data_collator=collation,
+            train_dataset=StructurePairs(train, groups, forms),
             eval_dataset=StructurePairs(parts.validation),
-            left_out=preset.left_out,
-            cropped=preset.cropped,
-            view_weight=preset.view_weight,
+            **{name: getattr(preset, name) for name in ("left_out", "cropped", "view_weight")},
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.evaluate()
@@ -367,8 +316,9 @@ class ProtAlignRun(TrainingRun):
         if model.structure_encoder is None:
             model.attach_structure_encoder(encoder)
         details = {"trained encoders": self.trained, "training pairs": len(train), **parts.details}
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         processor = processor_of(model, backbone)
-        return self._write(trainer, processor, details, losses=trainer.losses, **settings)
+        return self._write(trainer, processor, details, losses=losses, **settings)
 
     def _train_residues(
         self,
@@ -398,13 +348,17 @@ class ProtAlignRun(TrainingRun):
 
     def features(
         self, pairs: Sequence[StructurePair], backbone: Backbone, encoder: ProteinMPNNEncoder
-    ) -> PairFeatures:
-        """Compute, or find, the embeddings of the sides whose encoders do not train."""
-        sequences = backbone if self.trained in ("none", "structure") else None
-        structures = encoder if self.trained in ("none", "lora") else None
-        return PairFeatures.compute(
-            self._store_folder, pairs, sequences, structures, self.store_dtype
-        )
+    ) -> tuple[EmbeddingStore | None, EmbeddingStore | None]:
+        """Store the embeddings of sequences and structures, where the encoder does not train."""
+        folder, dtype = self._store_folder, self.store_dtype
+        sequences = structures = None
+        if self.trained in ("none", "structure"):
+            texts = (pair.sequence for pair in pairs)
+            sequences = store_sequences(folder / "sequences", texts, backbone, dtype)
+        if self.trained in ("none", "lora"):
+            chains = (pair.structure for pair in pairs)
+            structures = store_structures(folder / "structures", chains, encoder, dtype)
+        return sequences, structures
 
     def is_finished(self, parts: PairParts) -> bool:
         """Tell whether the folder holds the result of this very run."""
@@ -420,10 +374,8 @@ class ProtAlignRun(TrainingRun):
     def untrained_model(self, backbone: Backbone, encoder: ProteinMPNNEncoder) -> ProtAlignModel:
         """Build the model that training starts from, over the encoders that train."""
         set_seed(self.seed)
-        sizes = {
-            "sequence_size": backbone.hidden_size,
-            "structure_size": encoder.config.hidden_size,
-        }
+        sizes = {"sequence_size": backbone.hidden_size}
+        sizes["structure_size"] = encoder.config.hidden_size
         model = self.model_class(self._preset.protalign_config(**sizes, **self.config))
         if self.trained in ("structure", "all"):
             encoder.config.augment_eps = self._preset.augment_eps
@@ -436,13 +388,6 @@ class ProtAlignRun(TrainingRun):
                 # Some encoders have parts that say nothing of residues, and get no gradient.
                 parameter.requires_grad_(not name.startswith(UNUSED_PARTS))
         return model
-
-
-def _with_adapter(model: ProtAlignModel) -> Any:
-    config = lora_config(model)  # complains where peft is not installed
-    from peft import get_peft_model
-
-    return get_peft_model(model, config)
 
 
 def processor_of(model: ProtAlignModel, backbone: Backbone) -> ProtAlignProcessor:

@@ -1,7 +1,4 @@
-"""The order in which pairs are trained on; it depends on seed and epoch alone.
-
-A run that was stopped thus goes on with the order that it had.
-"""
+"""The order of pairs; it is of seed and epoch alone, so that a stopped run goes on with it."""
 
 from __future__ import annotations
 
@@ -15,12 +12,9 @@ BATCHES_SORTED_TOGETHER = 20
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffle pairs anew in every epoch.
+    """Shuffle pairs anew in every epoch, with an eye to `about`, an integer per pair.
 
-    Args:
-        about: What the order heeds of each pair, an integer.
-        batch_size: Pairs of a batch, over all ranks and, where they count, accumulation steps.
-        seed: Of the generator.
+    A batch is that of all ranks and, where they count, accumulation steps.
     """
 
     def __init__(self, about: Sequence[int], batch_size: int, seed: int) -> None:
@@ -46,15 +40,7 @@ class EpochSampler(Sampler[int]):
 
 
 class LengthGroupedSampler(EpochSampler):
-    """Shuffle pairs so that those of a batch are of like length, and little of it is padding.
-
-    What it heeds is the length of each pair.
-
-    Example:
-        >>> order = list(LengthGroupedSampler([5, 9, 5, 9], batch_size=2, seed=0))
-        >>> sorted(order), {order[0] % 2, order[1] % 2} in ({0}, {1})
-        ([0, 1, 2, 3], True)
-    """
+    """Shuffle pairs so that those of a batch are of like length, and little of it is padding."""
 
     def _arranged(self, order: list[int], generator: torch.Generator) -> list[int]:
         size = self.batch_size
@@ -73,15 +59,7 @@ class LengthGroupedSampler(EpochSampler):
 
 
 class GroupDisjointSampler(EpochSampler):
-    """Shuffle pairs so that those of one group are in different batches, as far as they fit.
-
-    What it heeds is the group of each pair.
-
-    Example:
-        >>> order = list(GroupDisjointSampler([0, 0, 1, 1], batch_size=2, seed=0))
-        >>> sorted(order), {number // 2 for number in order[:2]}
-        ([0, 1, 2, 3], {0, 1})
-    """
+    """Shuffle pairs so that those of one group are in different batches, as far as they fit."""
 
     def _arranged(self, order: list[int], generator: torch.Generator) -> list[int]:
         # Large groups first, each time into the emptiest batch: they spread over all batches.
@@ -92,11 +70,8 @@ class GroupDisjointSampler(EpochSampler):
         left = []
         for pair in order:
             group = self.about[pair]
-            fitting = [
-                number
-                for number, batch in enumerate(batches)
-                if len(batch) < self.batch_size and group not in taken[number]
-            ]
+            open_ones = (n for n, batch in enumerate(batches) if len(batch) < self.batch_size)
+            fitting = [number for number in open_ones if group not in taken[number]]
             if not fitting:
                 left.append(pair)
                 continue

@@ -7,19 +7,16 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from ..data.clusters import cluster_sequences, split_by_cluster
-from ..data.store import (
-    EmbeddingStore,
-    cut,
-    rank_and_world_size,
-    sequence_hash,
-)
+from ..data.store import EmbeddingStore, cut, rank_and_world_size, sequence_hash
 from ..io.structures import StructurePair
 from ..models.modeling_backbone import Backbone, pad_residues, weights_digest
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder, atoms_present
@@ -27,16 +24,15 @@ from ..models.processing_protalign import ProtAlignProcessor
 from ..models.protein import Structure
 from .distributed import wait_for_all
 
+RESIDUES_PER_BATCH = 2048
+IDENTITY_FIELDS = ("hidden_size", "num_layers", "k_neighbors", "atoms", "mask_fill")
+
 
 @dataclass(frozen=True)
 class PairParts:
-    """Hold pairs in three parts.
+    """Hold the pairs to learn from, to choose the best model by, and to judge by.
 
-    Attributes:
-        train: To learn from.
-        validation: To choose the best model by.
-        test: To judge by.
-        details: How they were made, for the record.
+    `details` say how they were made, for the record.
     """
 
     train: Sequence[StructurePair]
@@ -56,8 +52,6 @@ def split_pairs(
     A pair without a family gets its cluster for one.
 
     Args:
-        pairs: Sequences and structures.
-        seed: Of the split.
         fractions: For train, validation and test.
         identity: From which on two sequences are in one cluster, see `split_by_cluster`.
 
@@ -78,29 +72,16 @@ def split_pairs(
                 f"{len(part)} of {len(kept)} different sequences are for {name}; give more "
                 "structures, or a larger share."
             )
-    details = {
-        "split seed": seed,
-        "identity of clusters": split.identity,
-        "clusters by": split.method,
-        "pairs of equal sequence left out": len(pairs) - len(kept),
-    }
+    details: dict[str, Any] = {"split seed": seed, "identity of clusters": split.identity}
+    details |= {"clusters by": split.method}
+    details["pairs of equal sequence left out"] = len(pairs) - len(kept)
     return PairParts(parts[0], parts[1], parts[2], details)
-
-
-RESIDUES_PER_BATCH = 2048
-IDENTITY_FIELDS = ("hidden_size", "num_layers", "k_neighbors", "atoms", "mask_fill")
 
 
 def structure_hash(structure: Structure) -> str:
     """Return the SHA-256 of what an encoder sees of a structure, its key in a store.
 
     Id and sequence are not part of it: the same atoms under another name share a record.
-
-    Example:
-        >>> one = Structure("a", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
-        >>> other = Structure("b", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
-        >>> structure_hash(one) == structure_hash(other)
-        True
     """
     names = json.dumps([structure.author_numbers, structure.chain_ids])
     atoms = structure.backbone.to(torch.float32).contiguous()
@@ -108,70 +89,37 @@ def structure_hash(structure: Structure) -> str:
     return hashlib.sha256(names.encode() + atoms.numpy().tobytes()).hexdigest()
 
 
-class StructureEmbedder:
-    """Let a structure encoder fill an embedding store."""
-
-    def __init__(self, encoder: ProteinMPNNEncoder) -> None:
-        """Keep the encoder, in the mode that it is in."""
-        self.encoder = encoder
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """What its embeddings depend on."""
-        config = self.encoder.config
-        fields = {name: str(getattr(config, name)) for name in IDENTITY_FIELDS}
-        return {"backbone": "protein_mpnn"} | fields | {"weights": weights_digest(self.encoder)}
-
-    @property
-    def hidden_size(self) -> int:
-        """Numbers of a residue embedding."""
-        return int(self.encoder.config.hidden_size)
-
-    def embed(self, structures: Sequence[Any]) -> list[Tensor]:
-        """Embed structures of like length, the residues alone that have all atoms."""
-        rows = self.encoder.embed(structures, batch_size=len(structures))
-        atoms = self.encoder.config.atoms
-        return [
-            hidden[atoms_present(structure.backbone, atoms)]
-            for hidden, structure in zip(rows, structures, strict=True)
-        ]
-
-
 def store_structures(
     folder: Path, structures: Iterable[Structure], encoder: ProteinMPNNEncoder, dtype: str
 ) -> EmbeddingStore:
-    """Embed the structures that are not in a store yet, or this rank's share of them.
+    """Embed the structures that a store does not hold yet, or this rank's share of them.
 
-    Like `EmbeddingStore.add`: killed, it goes on where it was; each rank writes a shard of its own.
-
-    Args:
-        folder: Of the store, made if need be.
-        structures: Each with a residue that has all atoms.
-        encoder: What embeds them.
-        dtype: What a new store keeps.
-
-    Returns:
-        The store, with the records found by `structure_hash`.
-
-    Raises:
-        ValueError: If the store is of another encoder, or a structure cannot be embedded.
+    Records are found by `structure_hash`, with rows for residues that have all atoms. As with
+    `EmbeddingStore.add`: killed, it goes on where it was; each rank writes a shard of its own.
     """
-    embedder = StructureEmbedder(encoder)
-    store = EmbeddingStore.create(folder, embedder, dtype=_new_dtype(folder, dtype))
+    config = encoder.config
+    fields = {name: str(getattr(config, name)) for name in IDENTITY_FIELDS}
+    fingerprint = {"backbone": "protein_mpnn", **fields, "weights": weights_digest(encoder)}
+    embedder = SimpleNamespace(fingerprint=fingerprint, hidden_size=int(config.hidden_size))
+    store = _open_store(folder, embedder, dtype)
     different = {structure_hash(structure): structure for structure in structures}
     ordered = sorted(different, key=lambda key: (-len(different[key]), key))
     batches = list(cut([len(different[key]) for key in ordered], RESIDUES_PER_BATCH))
     rank, world_size = rank_and_world_size()
 
     def records() -> Iterator[dict[str, dict[str, Tensor]]]:
-        for batch in _progress(batches[rank::world_size], rank):
-            missing = [key for key in ordered[batch] if key not in store]
+        hidden = True if rank else None  # None: shown where standard error is a terminal
+        own = batches[rank::world_size]
+        for batch in tqdm(own, desc="structures", unit="batch", disable=hidden):
+            keys = ordered[batch]
+            missing = {key for key in keys if key not in store}
             if not missing:
                 continue
             # The whole batch, as a resumed job must not round otherwise than an undisturbed one.
-            rows = embedder.embed([different[key] for key in ordered[batch]])
-            embedded = dict(zip(ordered[batch], rows, strict=True))
-            yield {key: {"embeddings": store.rounded(embedded[key])} for key in missing}
+            rows = encoder.embed([different[key] for key in keys], batch_size=len(keys))
+            there = (atoms_present(different[key].backbone, config.atoms) for key in keys)
+            made = zip(keys, rows, there, strict=True)
+            yield {k: {"embeddings": store.rounded(r[m])} for k, r, m in made if k in missing}
 
     store.write(records())
     wait_for_all()
@@ -182,75 +130,24 @@ def store_sequences(
     folder: Path, sequences: Iterable[str], backbone: Backbone, dtype: str
 ) -> EmbeddingStore:
     """Do the same for sequences, with a backbone; records are found by `sequence_hash`."""
-    store = EmbeddingStore.create(
-        folder, backbone, dtype=_new_dtype(folder, dtype), kinds=["embeddings"]
-    )
     named = [(sequence_hash(sequence), sequence) for sequence in sorted(set(sequences))]
-    done = store.add(named, backbone)
+    done = _open_store(folder, backbone, dtype).add(named, backbone)
     if done.bad:
         raise ValueError(f"{done.bad[0].id}: {done.bad[0].reason}")
     wait_for_all()
     return EmbeddingStore.open(folder)
 
 
-@dataclass(frozen=True)
-class PairFeatures:
-    """Hold the stores that pools train on; None for an encoder that trains along.
-
-    Attributes:
-        sequences: By `sequence_hash`.
-        structures: By `structure_hash`.
-    """
-
-    sequences: EmbeddingStore | None
-    structures: EmbeddingStore | None
-
-    @classmethod
-    def compute(
-        cls,
-        folder: Path,
-        pairs: Sequence[StructurePair],
-        backbone: Backbone | None,
-        encoder: ProteinMPNNEncoder | None,
-        dtype: str = "float16",
-    ) -> PairFeatures:
-        """Embed the sides of pairs that have an encoder into two stores, as far as need be."""
-        sequences = structures = None
-        if backbone is not None:
-            texts = (pair.sequence for pair in pairs)
-            sequences = store_sequences(folder / "sequences", texts, backbone, dtype)
-        if encoder is not None:
-            chains = (pair.structure for pair in pairs)
-            structures = store_structures(folder / "structures", chains, encoder, dtype)
-        return cls(sequences, structures)
-
-
-def _new_dtype(folder: Path, dtype: str) -> str | None:
-    return None if (folder / "store.json").exists() else dtype
-
-
-def _progress(batches: Sequence[slice], rank: int) -> Iterator[slice]:
-    from tqdm import tqdm
-
-    # None: shown where standard error is a terminal.
-    yield from tqdm(batches, desc="structures", unit="batch", disable=True if rank else None)
+def _open_store(folder: Path, embedder: Any, dtype: str) -> EmbeddingStore:
+    """Open a store, which keeps its dtype, or make one."""
+    new = None if (folder / "store.json").exists() else dtype
+    return EmbeddingStore.create(folder, embedder, dtype=new, kinds=["embeddings"])
 
 
 class StructurePairs(Dataset[dict[str, Any]]):
-    """Give pairs as rows, one at a time.
+    """Give pairs as rows, with their groups and another form of their structures, if given.
 
-    Args:
-        pairs: Sequences and structures.
-        groups: `(pairs,)`, integers: pairs of one group are not negatives of each other; None
-            where any two pairs are.
-        forms: `(pairs,)`: another form of each structure, with the same residues; or None.
-
-    Example:
-        >>> from plasma_hf.models.protein import Structure
-        >>> chain = Structure("a", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A"))
-        >>> rows = StructurePairs([StructurePair("a", "MK", chain)], groups=[7])
-        >>> rows[0]["pair"].id, rows[0]["group"]
-        ('a', 7)
+    Pairs of one group are not negatives of each other; a form has the residues of its structure.
     """
 
     def __init__(
@@ -259,19 +156,15 @@ class StructurePairs(Dataset[dict[str, Any]]):
         groups: Sequence[int] | None = None,
         forms: Sequence[Structure] | None = None,
     ) -> None:
-        """Keep the pairs."""
+        """Keep what is numbered alike."""
         self.pairs, self.groups, self.forms = pairs, groups, forms
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"pair": self.pairs[index]}
-        if self.groups is not None:
-            row["group"] = self.groups[index]
-        if self.forms is not None:
-            row["form"] = self.forms[index]
-        return row
+        columns = {"pair": self.pairs, "group": self.groups, "form": self.forms}
+        return {name: rows[index] for name, rows in columns.items() if rows is not None}
 
 
 def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
@@ -281,49 +174,43 @@ def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
     return [numbers[clusters[str(i)]] for i in range(len(pairs))]
 
 
+@dataclass(frozen=True)
 class PairCollation:
     """Make the input of `ProtAlignModel` of pairs: stored embeddings, or what its encoders read.
 
-    Args:
-        features: Stores of the sides whose encoders do not train.
-        processor: For the others.
+    A side whose encoder trains has no store, and needs the processor.
     """
 
-    def __init__(self, features: PairFeatures, processor: ProtAlignProcessor | None = None) -> None:
-        """Keep both."""
-        self.features, self.processor = features, processor
+    sequences: EmbeddingStore | None
+    structures: EmbeddingStore | None
+    processor: ProtAlignProcessor | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch; it has `groups` `(batch,)` and `form_embeddings` where rows have them."""
         pairs = [row["pair"] for row in rows]
-        batch = self._sequences(pairs) | self._structures(pairs)
+        batch: dict[str, Tensor] = {}
+        unread: dict[str, Any] = {}
+        if self.sequences is None:
+            unread["sequences"] = [pair.sequence for pair in pairs]
+        else:
+            keys = [sequence_hash(pair.sequence) for pair in pairs]
+            batch["sequence_embeddings"], batch["sequence_mask"] = _read(self.sequences, keys)
+        if self.structures is None:
+            unread["structures"] = [pair.structure for pair in pairs]
+        else:
+            keys = [structure_hash(pair.structure) for pair in pairs]
+            batch["structure_embeddings"], batch["structure_mask"] = _read(self.structures, keys)
+            if "form" in rows[0]:
+                keys = [structure_hash(row["form"]) for row in rows]
+                batch["form_embeddings"], _ = _read(self.structures, keys)
+        if unread and self.processor is None:
+            raise ValueError("an encoder that trains needs the model's processor; give it too.")
+        if unread and self.processor is not None:
+            batch |= self.processor(**unread)
         if "group" in rows[0]:
             batch["groups"] = torch.tensor([row["group"] for row in rows])
-        if "form" in rows[0] and self.features.structures is not None:
-            keys = [structure_hash(row["form"]) for row in rows]
-            forms = _padded("form", self.features.structures, keys)
-            batch["form_embeddings"] = forms["form_embeddings"]
         return batch
 
-    def _sequences(self, pairs: list[StructurePair]) -> dict[str, Tensor]:
-        if self.features.sequences is None:
-            return dict(self._encode(sequences=[pair.sequence for pair in pairs]))
-        keys = [sequence_hash(pair.sequence) for pair in pairs]
-        return _padded("sequence", self.features.sequences, keys)
 
-    def _structures(self, pairs: list[StructurePair]) -> dict[str, Tensor]:
-        if self.features.structures is None:
-            return dict(self._encode(structures=[pair.structure for pair in pairs]))
-        keys = [structure_hash(pair.structure) for pair in pairs]
-        return _padded("structure", self.features.structures, keys)
-
-    def _encode(self, **sides: Any) -> Any:
-        if self.processor is None:
-            raise ValueError("an encoder that trains needs the model's processor; give it too.")
-        return self.processor(**sides)
-
-
-def _padded(side: str, store: EmbeddingStore, keys: list[str]) -> dict[str, Tensor]:
-    """Read records and pad them."""
-    embeddings, mask = pad_residues([store.embeddings(key) for key in keys])
-    return {f"{side}_embeddings": embeddings, f"{side}_mask": mask}
+def _read(store: EmbeddingStore, keys: list[str]) -> tuple[Tensor, Tensor]:
+    return pad_residues([store.embeddings(key) for key in keys])

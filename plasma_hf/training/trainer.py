@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,22 +30,15 @@ from .samplers import EpochSampler, GroupDisjointSampler, LengthGroupedSampler
 logger = logging.getLogger(__name__)
 
 TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-STRUCTURE_INPUTS = (
-    "structure_embeddings",
-    "structure_mask",
-    "backbone",
-    "structure_residue_mask",
-    "residue_index",
-    "chain_index",
-)
+STORED = ("structure_embeddings", "structure_mask")
+ATOMS = ("backbone", "structure_residue_mask", "residue_index", "chain_index")
 
 
 class SafeTrainer(Trainer):
     """A `Trainer` that prints nothing, and writes and uploads no pickle beside the model.
 
-    Checkpoints alone have files of `torch.save`, to go on with a run that was stopped:
-    `optimizer.pt`, `scheduler.pt` and `rng_state.pth` (one per process). `Trainer` reads them with
-    `torch.load(weights_only=True)`, and only to resume. No export and no upload takes them along.
+    Checkpoints alone have files of `torch.save`, to go on with a run that was stopped; `Trainer`
+    reads them with `torch.load(weights_only=True)`. No export and no upload takes them along.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,16 +52,12 @@ class SafeTrainer(Trainer):
         Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository, if something of this run can go there.
-
-        Raises:
-            ValueError: If pickles would have to go there, or there is no model to export.
-        """
+        """Make the repository; refuse pickles, and a run without a model to export."""
         strategy = HubStrategy(self.args.hub_strategy)
         if strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
-                f"hub_strategy={strategy.value!r} would upload pickles of the run "
-                "with the model; accepted are 'end' and 'every_save'."
+                f"hub_strategy={strategy.value!r} would upload pickles of the run with the model; "
+                "accepted are 'end' and 'every_save'."
             )
         if not hasattr(self.model, "save_pretrained"):
             raise ValueError(
@@ -77,58 +67,11 @@ class SafeTrainer(Trainer):
             )
         super().init_hf_repo(token, private)
 
-    def push_to_hub(  # type: ignore[override]  # None in some processes, as Trainer returns it
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **options: Any,
-    ) -> CommitInfo | None:
-        """Push model, processor and card as one commit, by `plasma_hf.push`, and wait for it.
-
-        Args:
-            commit_message: Of the commit.
-            blocking: Without effect.
-            token: Of the Hub; this, `revision` and `private` are by default those of the arguments.
-            revision: Branch to push to.
-            private: Whether a new repository is private.
-            **options: See `plasma_hf.export_to_hub_folder`, which also says what it refuses.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        if not self.is_world_process_zero() or self.hub_model_id is None:
-            return None
-        with TemporaryDirectory() as folder:
-            card = self.card(self.hub_model_id)
-            if card is not None:
-                card.save(Path(folder) / "README.md")
-            processor = self.processing_class or getattr(self.model, "processor", None)
-            options |= {"folder": folder, "revision": revision or self.args.hub_revision}
-            message = commit_message or "End of training"
-            return push(
-                self.model, processor, self.hub_model_id, message=message, token=token, **options
-            )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model as it is, where `Trainer` would upload the files of a checkpoint."""
-        if self.args.hub_strategy != HubStrategy.END:
-            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
-
-    def card(self, repository: str) -> ModelCard | None:
-        """Return a card to push along, None for that of the export."""
-        return None
-
 
 class CardTrainer(SafeTrainer):
-    """Keep the metrics of every evaluation, and write a model card with them.
+    """Keep the metrics of every evaluation by its set, and write a model card with them.
 
-    Attributes:
-        metrics: Metrics by evaluation set, `{"eval": {"loss": ...}, ...}`.
-        card_details: What the card says beside, by name.
+    What the card says beside stands in `card_details`, by name.
     """
 
     batch_name = "pairs per update"
@@ -139,11 +82,6 @@ class CardTrainer(SafeTrainer):
         self.args.remove_unused_columns = False  # a pair's columns are the collator's affair
         self.metrics: dict[str, dict[str, float]] = {}
         self.card_details: dict[str, Any] = {}
-
-    @property
-    def losses(self) -> list[float]:
-        """Training loss as it was logged, in the order of time."""
-        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
 
     @property
     def pairs_per_batch(self) -> int:
@@ -170,9 +108,38 @@ class CardTrainer(SafeTrainer):
         if not _internal_call and self.is_world_process_zero():
             self._card().save(Path(output_dir or str(self.args.output_dir)) / "README.md")
 
-    def card(self, repository: str) -> ModelCard | None:
-        """Return the card of the run; an adapter has that of the export."""
-        return None if getattr(self.model, "peft_config", None) else self._card(repository)
+    def push_to_hub(  # type: ignore[override]  # None in some processes, as Trainer returns it
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **options: Any,
+    ) -> CommitInfo | None:
+        """Push model, processor and card as one commit, by `plasma_hf.push`, and wait for it.
+
+        Token, revision and privacy are by default those of the arguments; for `options`, and what
+        is refused, see `plasma_hf.export_to_hub_folder`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        if not self.is_world_process_zero() or self.hub_model_id is None:
+            return None
+        with TemporaryDirectory() as folder:
+            if not getattr(self.model, "peft_config", None):  # an adapter has the card of exports
+                self._card(self.hub_model_id).save(Path(folder) / "README.md")
+            processor = self.processing_class or getattr(self.model, "processor", None)
+            options |= {"folder": folder, "revision": revision or self.args.hub_revision}
+            options |= {"message": commit_message or "End of training", "token": token}
+            return push(self.model, processor, self.hub_model_id, **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the model as it is, where `Trainer` would upload the files of a checkpoint."""
+        if self.args.hub_strategy != HubStrategy.END:
+            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
 
     def _card(self, repository: str = ANY_REPOSITORY) -> ModelCard:
         model: Any = self.model
@@ -193,9 +160,9 @@ class CardTrainer(SafeTrainer):
 class PlasmaTrainer(CardTrainer):
     """Train a PLASMA model, or an adapter on it, from an embedding store or from sequences.
 
-    All of `Trainer` holds: accumulation, several processes, mixed precision (of the backbone; the
-    head computes in float32), checkpoints. The loss is a mean over pairs of what each would lose
-    alone, so batches, accumulated batches and ranks are shares of one large batch. What is added:
+    All of `Trainer` holds, mixed precision for the backbone alone. The loss is a mean over pairs of
+    what each would lose alone, so batches, accumulated or on several ranks, are shares of a large
+    one. What is added:
 
     - `evaluate` gives losses, ROC-AUC, average precision, F1-max and label match score, and keeps
       a few numbers per pair, never plans. `eval_loss` is the whole objective, `eval_score_loss`
@@ -203,10 +170,6 @@ class PlasmaTrainer(CardTrainer):
     - Where the data set has `lengths`, pairs of like length share a batch.
     - `save_model` writes a model card with the metrics of every evaluation of this run, and
       `push_to_hub` pushes it with a folder that loads where plasma_hf is not installed.
-
-    Args:
-        *args: As `Trainer` takes them: model, arguments, data collator, data sets.
-        **kwargs: The same by name.
 
     Example:
         >>> import tempfile, torch
@@ -256,10 +219,10 @@ class PlasmaTrainer(CardTrainer):
 
 @torch.no_grad()
 def _pair_numbers(output: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """Reduce what a model says of a batch to numbers per pair, so that no plan is kept.
+    """Reduce what a model says of a batch to four numbers per pair, so that no plan is kept.
 
-    These are score, score loss, label match loss of the candidate's site and of the query's site,
-    each `(batch,)`; the last two NaN where a pair has none.
+    These are score, score loss, label match loss of the candidate's site and of the query's site;
+    the last two are NaN where a pair has none.
     """
     scores = output.scores
     query, candidate = batch.get("query_site_labels"), batch.get("candidate_site_labels")
@@ -267,40 +230,18 @@ def _pair_numbers(output: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     score_loss = nothing if output.score_loss is None else output.score_loss.expand_as(scores)
     if query is None or candidate is None:
         return scores, score_loss.clone(), nothing, nothing.clone()
-    query, candidate = query.clamp(min=0), candidate.clamp(min=0)  # some mark padding by -100
-    labels = batch.get("labels")
-
-    def missed(plan: Tensor, own: Tensor, other: Tensor) -> Tensor:
-        losses = label_match_losses(plan, own, other)
-        return losses.masked_fill(~with_labelled_site(other, labels), torch.nan)
-
-    forth, back = missed(output.plan, query, candidate), missed(output.plan.mT, candidate, query)
-    return scores, score_loss.clone(), forth, back
+    sides = query.clamp(min=0), candidate.clamp(min=0)  # some mark padding by -100
+    missed = []
+    for plan, (own, other) in ((output.plan, sides), (output.plan.mT, sides[::-1])):
+        without = ~with_labelled_site(other, batch.get("labels"))
+        missed.append(label_match_losses(plan, own, other).masked_fill(without, torch.nan))
+    return scores, score_loss.clone(), *missed
 
 
 def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Compute the metrics of an evaluation of PLASMA, as `compute_metrics` of a `Trainer`.
-
-    Args:
-        prediction: Score, score loss and label match loss of the candidate's and of the query's
-            site as predictions, `(pairs,)` each, and the pair labels.
-
-    Returns:
-        `score_loss`, `label_match_score` (of the candidate's sites, over positive pairs),
-        `label_match_score_query` (of the query's sites), `label_match_loss`, and where there are
-        pairs of both kinds `roc_auc`, `average_precision` and `f1_max`; `pairs` counts them.
-
-    Example:
-        >>> from transformers import EvalPrediction
-        >>> import numpy as np
-        >>> numbers = np.array([[0.9, 0.2], [0.3, 0.3], [0.1, np.nan], [0.2, np.nan]])
-        >>> metrics = pair_metrics(EvalPrediction(tuple(numbers), np.array([1, 0])))
-        >>> metrics["roc_auc"], metrics["label_match_score"]
-        (1.0, 0.9)
-    """
-    scores, score_loss, missed, missed_query = (
-        np.asarray(numbers, dtype=np.float64) for numbers in prediction.predictions
-    )
+    """Compute the metrics of an evaluation of PLASMA from the numbers of `_pair_numbers`."""
+    numbers = (np.asarray(each, dtype=np.float64) for each in prediction.predictions)
+    scores, score_loss, missed, missed_query = numbers
     labels = np.asarray(prediction.label_ids)
     metrics = {"pairs": len(scores), "score_loss": float(score_loss.mean())}
     if not np.isnan(missed).all():
@@ -319,12 +260,12 @@ class ProtAlignTrainer(CardTrainer):
 
     All of `Trainer` holds. What is added:
 
-    - Every rank compares its pairs with those of all ranks; the update is that of one process with
-      all of them. Accumulated batches are not compared with each other.
+    - Every rank compares its pairs with those of all ranks, as one process with all of them would.
+      Accumulated batches are not compared with each other.
     - Where the data set has `groups`, pairs of one group are in different batches if they fit.
     - `evaluate` lets every sequence search all structures of the data set, and the reverse.
       `eval_selection` is R@1 of sequences, and among equals R@5: what the best model is chosen by.
-      `eval_loss` compares all pairs of the set with each other, however they were batched.
+      `eval_loss` is of all pairs of the set, however they were batched.
     - With `left_out` a span of either protein is masked, another each time, and two such views of
       one structure have to find each other as well: forms of a protein differ in what is seen.
       With `cropped` some second views keep a span alone. Where batches have `form_embeddings`, of
@@ -332,11 +273,11 @@ class ProtAlignTrainer(CardTrainer):
     - `save_model` and `push_to_hub` as of `PlasmaTrainer`.
 
     Args:
-        *args: As `Trainer` takes them: model, arguments, data collator, data sets.
+        *args: As `Trainer` takes them.
         left_out: Largest share of a protein's residues that is masked in training.
         cropped: Probability that of a second view all but a span is masked.
         view_weight: How much the loss of two views of a structure counts, beside that of pairs.
-        **kwargs: The same by name.
+        **kwargs: As `Trainer` takes them.
 
     Example:
         >>> import tempfile
@@ -348,8 +289,8 @@ class ProtAlignTrainer(CardTrainer):
         >>> arguments = PROTALIGN_PRESETS["improved"].training_arguments(
         ...     tempfile.mkdtemp(), use_cpu=True, disable_tqdm=True)
         >>> trainer = ProtAlignTrainer(model, arguments, train_dataset=[row], eval_dataset=[row])
-        >>> trainer.evaluate()["eval_recall_at_1"]
-        1.0
+        >>> trainer.evaluate()["eval_selection"]  # R@1 + R@5 / (pairs + 1)
+        1.5
     """
 
     batch_name = "pairs compared"
@@ -389,10 +330,8 @@ class ProtAlignTrainer(CardTrainer):
         output = model(**first, gather=gather_ranks)
         inner: Any = self.model
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        views = inner.get_structure_features(
-            **{name: second[name] for name in STRUCTURE_INPUTS if name in second},
-            gather=gather_ranks,
-        )
+        seen = {name: second[name] for name in (*STORED, *ATOMS) if name in second}
+        views = inner.get_structure_features(**seen, gather=gather_ranks)
         loss = output.loss + self.view_weight * inner.pair_loss(
             views, output.structure_features, inputs.get("groups"), gather_ranks
         )
@@ -416,55 +355,32 @@ class ProtAlignTrainer(CardTrainer):
         return None, output.sequence_features, output.structure_features
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Add the loss to the metrics, unless it looks at more than these features."""
+        """Compute recall and mean reciprocal rank both ways, and the loss if it is of features."""
         model: Any = self.model
-        metrics = retrieval_metrics(prediction)
-        if not model.config.normalize:
-            return metrics
-        # Of the whole set: a batch of it may hold a pair twice, where ranks fill up their share.
-        both = (prediction.predictions, prediction.label_ids)
-        sequences, structures = (torch.as_tensor(side, device=self.args.device) for side in both)
-        with torch.no_grad():
-            return metrics | {"loss": float(model.pair_loss(sequences, structures))}
-
-
-def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Compute the metrics of an evaluation of ProtAlign, as `compute_metrics` of a `Trainer`.
-
-    Args:
-        prediction: Sequence features as predictions and structure features as labels, `(pairs,
-            shared)` each, of length 1.
-
-    Returns:
-        Recall at 1 and 5 and mean reciprocal rank both ways, `pairs`, and `selection`.
-
-    Example:
-        >>> from transformers import EvalPrediction
-        >>> retrieval_metrics(EvalPrediction(np.eye(4), np.eye(4)))["selection"]
-        1.2
-    """
-    similarity = np.asarray(prediction.predictions) @ np.asarray(prediction.label_ids).T
-    metrics: dict[str, float] = {"pairs": len(similarity)}
-    for prefix, matrix in (("", similarity), ("reverse_", similarity.T)):
-        ranks = best_ranks(matrix)
-        metrics |= {f"{prefix}recall_at_{k}": float((ranks <= k).mean()) for k in (1, 5)}
-        metrics[f"{prefix}mrr"] = float((1 / ranks).mean())
-    # R@1 goes up in steps of 1 / pairs, and R@5 must not make up for one.
-    metrics["selection"] = metrics["recall_at_1"] + metrics["recall_at_5"] / (len(similarity) + 1)
-    return metrics
+        sequences, structures = map(np.asarray, (prediction.predictions, prediction.label_ids))
+        similarity = sequences @ structures.T
+        found: dict[str, float] = {"pairs": len(similarity)}
+        for prefix, matrix in (("", similarity), ("reverse_", similarity.T)):
+            ranks = best_ranks(matrix)
+            found |= {f"{prefix}recall_at_{k}": float((ranks <= k).mean()) for k in (1, 5)}
+            found[f"{prefix}mrr"] = float((1 / ranks).mean())
+        # R@1 goes up in steps of 1 / pairs, and R@5 must not make up for one.
+        found["selection"] = found["recall_at_1"] + found["recall_at_5"] / (len(similarity) + 1)
+        if model.config.normalize:
+            # Of the whole set: a batch of it may hold a pair twice, where ranks fill their share.
+            both = (
+                torch.as_tensor(each, device=self.args.device) for each in (sequences, structures)
+            )
+            with torch.no_grad():
+                found["loss"] = float(model.pair_loss(*both))
+        return found
 
 
 class BatchTrainer(SafeTrainer):
     """Train by batches that come ready, in order, and log the parts of their loss.
 
     The items of the data set are the batches; the model returns `{"loss": ..., part: ...}`.
-
-    Args:
-        model: An objective around what is trained.
-        folder: Of the checkpoints.
-        batches: The data set.
-        settings: Of the run: steps, learning_rate, warmup, weight_decay, save_steps, seed, device.
-        options: Further fields of `TrainingArguments`.
+    For the settings see `ResidueTraining`; options are further fields of `TrainingArguments`.
     """
 
     # The objective takes no count of items; Trainer must not scale the loss by one.
@@ -478,21 +394,17 @@ class BatchTrainer(SafeTrainer):
             "output_dir": str(folder),
             "max_steps": settings.steps,
             "per_device_train_batch_size": 1,  # an item of the data set is a batch
-            "learning_rate": settings.learning_rate,
-            "lr_scheduler_type": "cosine",
+            **{"lr_scheduler_type": "cosine", "max_grad_norm": 1.0, "save_total_limit": 2},
             "warmup_steps": round(settings.warmup * settings.steps),
-            "weight_decay": settings.weight_decay,
-            "max_grad_norm": 1.0,
-            "save_steps": settings.save_steps,
-            "save_total_limit": 2,
             "logging_steps": max(1, min(50, settings.steps // 10)),
-            "seed": settings.seed,
             "use_cpu": settings.device == "cpu",
-            "report_to": "none",
-            "remove_unused_columns": False,
+            **{"report_to": "none", "remove_unused_columns": False},
         }
-        arguments = TrainingArguments(**fields | options)
-        super().__init__(model, arguments, data_collator=_only, train_dataset=batches)
+        same = ("learning_rate", "weight_decay", "save_steps", "seed")
+        fields |= {name: getattr(settings, name) for name in same} | options
+        arguments = TrainingArguments(**fields)
+        # A batch of one item is that item.
+        super().__init__(model, arguments, data_collator=itemgetter(0), train_dataset=batches)
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
 
@@ -518,9 +430,3 @@ class BatchTrainer(SafeTrainer):
             self._parts, self._counted = {}, 0
             logger.info("step %d: %s", self.state.global_step, logs)
         super().log(logs, *args, **kwargs)
-
-
-def _only(items: Sequence[Any]) -> Any:
-    """Collate a batch of one batch."""
-    (item,) = items
-    return item
