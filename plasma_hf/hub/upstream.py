@@ -28,19 +28,7 @@ PARAMETERS = {
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a dict that `torch.save` wrote, running no code that the file may hold.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a checkpoint, is cut short, asks for code or holds no dict.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     torch.save({"weight": torch.ones(2)}, f"{folder}/model.pt")
-        ...     read_checkpoint(f"{folder}/model.pt")
-        {'weight': tensor([1., 1.])}
-    """
+    """Read a dict that `torch.save` wrote, running no code that the file may hold."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not a file; give the path of a checkpoint.")
@@ -75,14 +63,7 @@ def differences(
     here: str = "in the checkpoint",
     there: str = "by the parameters",
 ) -> str:
-    """Say which tensors are missing, surplus or of another shape than wanted; "" if none is.
-
-    Args:
-        state: Tensors of a file by their names.
-        wanted: Tensors or shapes.
-        here: What to call the first in the text, and
-        there: the second.
-    """
+    """Say which tensors are missing, surplus or of another shape than wanted; "" if none is."""
     given = {str(name): tuple(getattr(value, "shape", ())) for name, value in state.items()}
     right = {name: tuple(getattr(value, "shape", value)) for name, value in wanted.items()}
     differ = sorted(name for name in right | given if right.get(name) != given.get(name))
@@ -99,12 +80,7 @@ def read_released_head(
     backbone: str | None = None,
     revision: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a released head as fields of a `PlasmaConfig` and a state dict of `PlasmaModel`.
-
-    Raises:
-        FileNotFoundError: If there is no such head.
-        ValueError: If the files are no released head.
-    """
+    """Read a released head as fields of a `PlasmaConfig` and a state dict of `PlasmaModel`."""
     folder = _find_folder(repo_or_dir, task, backbone, revision)
     described = json.loads((folder / "config.json").read_text())
     sidecar = folder / "metadata.json"
@@ -127,22 +103,17 @@ def read_released_head(
 def write_released_head(config: Any, state: dict[str, Tensor], folder: Path) -> Path:
     """Write a head as the released ones are laid out, and return the folder of its files.
 
-    Args:
-        config: The `PlasmaConfig` of the head.
-        state: Its parameters, named as in `PlasmaModel`.
-        folder: Where `weights/{task}/{backbone}/` begins; a head that names neither task nor
-            backbone is written into the folder itself.
+    That is `weights/{task}/{backbone}/` in `folder`, or `folder` where the head does not name them.
     """
     metadata = config.released_metadata
     if metadata and metadata.get("task") and metadata.get("backbone"):
         folder = folder / "weights" / metadata["task"] / metadata["backbone"]
     folder.mkdir(parents=True, exist_ok=True)
     learned = config.head == "lrl"
+    options = {"hidden_dim": config.head_size} if learned else {"normalize": config.normalize}
     described = {
         "eta": config.head,
-        "eta_kwargs": {"hidden_dim": config.head_size}
-        if learned
-        else {"normalize": config.normalize},
+        "eta_kwargs": options,
         "omega": "sinkhorn",
         "omega_kwargs": {"n_iters": config.n_iters, "temperature": config.kernel_scale},
     }
@@ -189,7 +160,8 @@ def _config_fields(
             "accepted are eta 'lrl' or 'hinge' with omega 'sinkhorn'."
         )
     options, kernel = described.get("eta_kwargs", {}), described.get("omega_kwargs", {})
-    scored = (metadata or {}).get("score_config", {})
+    scored, name = (metadata or {}).get("score_config", {}), (metadata or {}).get("backbone")
+    known = find_backbone(name) if name else None
     return {
         "head": described["eta"],
         "normalize": options.get("normalize", False),
@@ -198,13 +170,7 @@ def _config_fields(
         "n_iters": kernel.get("n_iters", 20),
         "threshold": scored.get("threshold", 0.5),
         "diagonal_window": scored.get("K", 10),
-        **_backbone_fields((metadata or {}).get("backbone")),
+        "plm_name_or_path": name,
+        "plm_recipe": f"{known.family}/upstream" if known is not None else None,
         "released_metadata": metadata,
     }
-
-
-def _backbone_fields(name: str | None) -> dict[str, Any]:
-    """Say which backbone a head was trained on and, for a published one, in which input format."""
-    known = find_backbone(name) if name else None
-    recipe = f"{known.family}/upstream" if known is not None else None
-    return {"plm_name_or_path": name, "plm_recipe": recipe}

@@ -74,11 +74,9 @@ def _load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
         safe = True
     try:
         return load(name, *args, **options | {"use_safetensors": safe})
-    except WeightsError:
-        raise
-    # What a reader makes of a damaged file may be an error of any kind.
-    except Exception as error:
-        reason = None if safe is False else _what_is_wrong(name, options)
+    except Exception as error:  # what a reader makes of a damaged file may be of any kind
+        told = safe is False or isinstance(error, WeightsError)
+        reason = None if told else _what_is_wrong(name, options)
         if reason is None:
             raise
         raise WeightsError(reason) from error
@@ -108,21 +106,20 @@ def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
 def _pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | None:
     """Say why weights are not read if they are a pickle and not the `wanted` file, else None."""
     known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir") and v}
+    pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
     how = f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1)"
-    pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
     if wanted == ADAPTER:
         call = f"model.load_adapter({str(name)!r}, use_safetensors=False)"
-        how, pickled = f"load its base and type {call}", ["adapter_model.bin"]
-    for file in (wanted, *pickled):
+        how, pickles = f"load its base and type {call}", ["adapter_model.bin"]
+    there = []
+    for file in (wanted, *pickles):
         with suppress(OSError, ValueError):
             if has_file(str(name), str(Path(options.get("subfolder") or "", file)), **known):
-                break
-    else:
-        return None
-    if file == wanted:
+                there.append(file)
+    if not there or there[0] == wanted:
         return None
     return (
-        f"{name} has its weights as {file} alone, a pickle, which may run code when it is "
+        f"{name} has its weights as {there[0]} alone, a pickle, which may run code when it is "
         f"read, and {wanted} is what is read here. If you trust where it comes from, {how}: it is "
         "then read with torch.load(weights_only=True), and save_pretrained writes safetensors."
     )
@@ -189,13 +186,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack residue embeddings `(residues, hidden)`, padded with zeros, and mask the residues.
-
-    Example:
-        >>> pad_residues([torch.ones(2, 8), torch.ones(1, 8)])[1]
-        tensor([[ True,  True],
-                [ True, False]])
-    """
+    """Stack residue embeddings `(residues, hidden)`, padded with zeros, and mask the residues."""
     embeddings = pad_sequence(list(proteins), batch_first=True)
     lengths = torch.tensor([len(protein) for protein in proteins], device=embeddings.device)
     position = torch.arange(embeddings.shape[1], device=embeddings.device)
@@ -294,20 +285,9 @@ class Backbone:
     """A language model and the processor that writes sequences for it: proteins in, embeddings out.
 
     A protein longer than `input_format.max_residues` is embedded in overlapping windows; a
-    residue takes its embedding from the one in which it is further from the border.
-
-    Args:
-        model: An encoder with one vector per token.
-        processor: Its tokenizer and input format.
-        name: Its id on the Hub, or its folder.
-        revision: Commit of it.
-        digest: `weights_digest` of what was loaded under this name, if known.
-
-    Example:
-        >>> import plasma_hf
-        >>> backbone = plasma_hf.load_backbone("substitution")
-        >>> [tuple(rows.shape) for rows in backbone.embed(["MKVLA", "ac"])]
-        [(5, 420), (2, 420)]
+    residue takes its embedding from the one in which it is further from the border. The model has
+    one vector per token; `name` is its Hub id or folder, `revision` its commit, and `digest` the
+    `weights_digest` of what was loaded under this name.
     """
 
     def __init__(
@@ -390,9 +370,6 @@ class Backbone:
         Args:
             proteins: Sequences; for a model that reads structures, paths to PDB or mmCIF.
             residues_per_batch: Padded residues computed together; it changes last bits at most.
-
-        Raises:
-            ValueError: If a protein is unusable, or its embeddings are not finite.
         """
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
         sequences = [protein.sequence or "" for protein in read]
@@ -484,12 +461,13 @@ def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -
     """Return how many residues are embedded at once, None for any number."""
     tokenizer, form = processor.tokenizer, processor.input_format
     limits = [max_residues, form.max_residues]
-    # Types that look positions up in a table; some count on from the padding token.
-    if config.model_type in ("bert", "electra", "albert", "esm", "roberta"):
-        if getattr(config, "position_embedding_type", "absolute") == "absolute":
-            on = config.model_type in ("esm", "roberta")
-            first = (config.pad_token_id or 0) + 1 if on else 0
-            limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
+    # Types that look positions up in a table, and whether they count on from the padding token.
+    tables = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
+    counts_on = tables.get(config.model_type)
+    kind = getattr(config, "position_embedding_type", "absolute")
+    if counts_on is not None and kind == "absolute":
+        first = (config.pad_token_id or 0) + 1 if counts_on else 0
+        limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
     tokens = int(tokenizer.model_max_length)
     if form.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
         limits.append(tokens - tokenizer.num_special_tokens_to_add())
@@ -526,9 +504,6 @@ class PreTrainedHead(SafeWeights):
 
         With `load_backbone=False` the model takes embeddings alone; with `use_safetensors=False`
         pickles are read as well. All else is as for `PreTrainedModel`.
-
-        Raises:
-            OSError: If weights are missing, damaged or a pickle, or the backbone is nowhere.
         """
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -546,22 +521,16 @@ class PreTrainedHead(SafeWeights):
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a frozen backbone goes on embedding as in inference."""
         super().train(mode)
-        if self.backbone is not None and not any(
-            p.requires_grad for p in self.backbone.parameters()
-        ):
-            self.backbone.eval()
+        under = self.backbone
+        if under is not None and not any(p.requires_grad for p in under.parameters()):
+            under.eval()
         return self
 
     def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:
         """Load the backbone that the head was made for, and return its processor.
 
-        Args:
-            source: Folder with it, by default the id in the configuration.
-            **options: For `plasma_hf.load_backbone`: revision, trust_remote_code, ...
-
-        Raises:
-            ValueError: If the configuration names no backbone, or this one does not fit.
-            OSError: If it is neither here nor can be fetched.
+        It comes from a folder, `source`, or else by the id in the configuration. The options are
+        those of `plasma_hf.load_backbone`: revision, trust_remote_code, ...
         """
         config, load = self.config, Backbone.from_pretrained
         name = config.plm_name_or_path
@@ -585,12 +554,8 @@ class PreTrainedHead(SafeWeights):
     ) -> Self:
         """Put a backbone under a head-only model, frozen, so that it takes token ids.
 
-        Args:
-            backbone: What `load_backbone` gives, or an encoder with one vector per token.
-            name: Its Hub id or folder; kept in the configuration.
-
-        Raises:
-            ValueError: If the head was made for another width or another backbone.
+        It is what `load_backbone` gives, or an encoder with one vector per token; `name`, its Hub
+        id or folder, is kept in the configuration.
         """
         encoder: Any = backbone.model if isinstance(backbone, Backbone) else backbone
         config, width = self.config, width_of(encoder.config)
@@ -647,12 +612,9 @@ class PreTrainedHead(SafeWeights):
         """Save the model, and with `save_backbone=True` the weights of its backbone as well.
 
         By default those are saved where they are not, or no longer, those of the backbone's id.
-
-        Raises:
-            ValueError: If `save_backbone=False` would lose weights.
         """
-        fetched = self._fetched and self._fetched.digest
-        changed = self.backbone is not None and fetched != weights_digest(self.backbone)
+        under, fetched = self.backbone, self._fetched and self._fetched.digest
+        changed = under is not None and fetched != weights_digest(under)
         if save_backbone is False and changed:
             raise ValueError(
                 "the weights of the backbone are not those of "
@@ -660,9 +622,9 @@ class PreTrainedHead(SafeWeights):
                 "with save_backbone=True."
             )
         keep = changed if save_backbone is None else save_backbone
-        weights = [] if keep or self.backbone is None else self.backbone.state_dict()
+        weights = [] if keep or under is None else under.state_dict()
         self._keys_to_ignore_on_save = {f"backbone.{name}" for name in weights}
-        self.config.backbone_saved = keep and self.backbone is not None
+        self.config.backbone_saved = keep and under is not None
         super().save_pretrained(save_directory, *args, **kwargs)
         if IN_PACKAGE:
             import_module("plasma_hf.hub.export").bring_code_of_backbone(self, save_directory)

@@ -52,29 +52,19 @@ def substitution_tokenizer() -> PreTrainedTokenizerFast:
 class InputFormat:
     """How sequences become tokens, one per residue, and what stands around them.
 
-    Args:
-        name: "family/form" for the named ones, see `INPUT_FORMATS`.
-        text: "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"]).
-        as_x: Letters given as X though the tokenizer may know them; those unknown always are.
-        special_tokens: Whether the language model sees its special tokens.
-        prefix: Token in front of the residues.
-        max_residues: Longer proteins are embedded in overlapping windows of so many.
-        language_model: Which one feeds a model that stands on another (TM-Vec, ProtSSN).
-        k_neighbors: Neighbours in the graph of a model that reads structures.
-
     Example:
         >>> InputFormat("mine", text="spaced", as_x="UZOB").write("MKU")
         'M K X'
     """
 
-    name: str
-    text: str = "raw"
-    as_x: str = ""
-    special_tokens: bool = True
-    prefix: str = ""
-    max_residues: int | None = None
-    language_model: str | None = None
-    k_neighbors: int | None = None
+    name: str  # "family/form" for the named ones
+    text: str = "raw"  # "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"])
+    as_x: str = ""  # letters given as X though the tokenizer may know them; those unknown are
+    special_tokens: bool = True  # whether the language model sees its special tokens
+    prefix: str = ""  # token in front of the residues
+    max_residues: int | None = None  # longer proteins are embedded in overlapping windows
+    language_model: str | None = None  # which one feeds a model that stands on another
+    k_neighbors: int | None = None  # in the graph of a model that reads structures
 
     def __post_init__(self) -> None:
         if self.text not in TEXT_FORMS:
@@ -132,10 +122,7 @@ PUBLISHERS |= dict.fromkeys(("prot_bert", "prot_t5", "prost_t5"), "Rostlab")
 def named_input_format(
     name: str, of: str = "this tokenizer", forms: Sequence[str] = ()
 ) -> InputFormat | None:
-    """Return a named input format, None for "generic", which the tokenizer decides.
-
-    An error names what it is `of`, and the `forms` that would do as well.
-    """
+    """Return a named input format (`of` what), None for "generic", which the tokenizer decides."""
     if name != "generic" and name not in INPUT_FORMATS:
         accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
         raise ValueError(f"input_format={name!r} for {of}; accepted are {accepted}.")
@@ -149,9 +136,6 @@ class PlasmaProcessor(ProcessorMixin):
         tokenizer: The backbone's tokenizer; None for that of the substitution encoder.
         input_format: An `InputFormat`, its fields, or a name of `INPUT_FORMATS`; None for the
             first text form by which the tokenizer gives one token per residue.
-
-    Raises:
-        ValueError: If the tokenizer does not give one token per residue.
 
     Example:
         >>> processor = PlasmaProcessor()
@@ -188,10 +172,6 @@ class PlasmaProcessor(ProcessorMixin):
             query: One sequence or several; proteins with atoms for a model that reads structures.
             candidate: As many.
             **kwargs: Nothing else is read; transformers passes `return_tensors`, always "pt" here.
-
-        Raises:
-            ValueError: If a sequence is empty, holds a character that is not a residue, or does
-                not get one token per residue.
         """
         features: dict[str, Tensor] = {}
         for side, given in (("query", query), ("candidate", candidate)):
@@ -277,22 +257,19 @@ class PlasmaProcessor(ProcessorMixin):
                 "no token; give the tokenizer of the backbone it was made for, or another input "
                 "format."
             )
-        unknown = [
+        alone = zip(RESIDUE_LETTERS, self._tokenize(RESIDUE_LETTERS, bare=True), strict=True)
+        unknown = "".join(
             letter
-            for letter, ids in zip(
-                RESIDUE_LETTERS, self._tokenize(RESIDUE_LETTERS, bare=True), strict=True
-            )
+            for letter, ids in alone
             if letter != tokenizer.unk_token  # some tokenizers read the unknown as X
             and (len(ids) != 1 or ids[0] == tokenizer.unk_token_id)
-        ]
-        return front, len(full) - len(bare) - front, "".join(unknown)
+        )
+        return front, len(full) - len(bare) - front, unknown
 
     def _tokenize(
         self, sequences: Sequence[str], unknown: str = "", bare: bool = False
     ) -> list[list[int]]:
         """Tokenize; `bare` leaves away special tokens and prefix."""
-        if not sequences:
-            return []
         form = self.input_format
         encoded = self.tokenizer(
             [form.write(sequence, unknown, prefix=not bare) for sequence in sequences],
