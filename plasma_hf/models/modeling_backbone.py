@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,7 @@ ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
 """Environment variable; with 1, weights that are there as a pickle alone are read."""
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+PADDED_RESIDUES = 8192  # computed together; how many changes last bits at most
 
 
 class WeightsError(OSError):
@@ -253,13 +254,12 @@ def _residue_embeddings(
     backbone_atoms: Tensor | None = None,
 ) -> list[Tensor]:
     """Run a backbone on tokens and keep the residues alone, `(residues, hidden)` each."""
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    residues = (attention_mask if residue_mask is None else residue_mask).bool()
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    residues = (mask if residue_mask is None else residue_mask).bool()
     further = {"residue_mask": residues} if getattr(model, "reads_residue_mask", False) else {}
     if backbone_atoms is not None:
         further["backbone_atoms"] = backbone_atoms
-    output = model(input_ids=input_ids, attention_mask=attention_mask, **further)
+    output = model(input_ids=input_ids, attention_mask=mask, **further)
     return [row[kept] for row, kept in zip(output.last_hidden_state, residues, strict=True)]
 
 
@@ -281,27 +281,23 @@ def windows(length: int, limit: int | None) -> list[tuple[int, int, int, int]]:
     return [(s, s + limit, cuts[i], cuts[i + 1]) for i, s in enumerate(starts)]
 
 
+@dataclass(eq=False)
 class Backbone:
     """A language model and the processor that writes sequences for it: proteins in, embeddings out.
 
     A protein longer than `input_format.max_residues` is embedded in overlapping windows; a
-    residue takes its embedding from the one in which it is further from the border. The model has
-    one vector per token; `name` is its Hub id or folder, `revision` its commit, and `digest` the
-    `weights_digest` of what was loaded under this name.
+    residue takes its embedding from the one in which it is further from the border.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: PlasmaProcessor,
-        name: str | None = None,
-        revision: str | None = None,
-        digest: str | None = None,
-    ) -> None:
-        """Put model and processor together; the model is made to infer."""
-        self.model, self.processor = model.eval(), processor
-        self.name = name or model.config.name_or_path or type(model).__name__
-        self.revision, self.digest = revision, digest
+    model: Any  # an encoder with one vector per token
+    processor: PlasmaProcessor
+    name: str = ""  # id on the Hub, or folder
+    revision: str | None = None
+    digest: str | None = None  # `weights_digest` of what was loaded under this name
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.name = self.name or self.model.config.name_or_path or type(self.model).__name__
 
     @classmethod
     def from_pretrained(
@@ -362,14 +358,10 @@ class Backbone:
         }
 
     @torch.no_grad()
-    def embed(
-        self, proteins: Sequence[str | Path | Protein], residues_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def embed(self, proteins: Sequence[str | Path | Protein]) -> list[Tensor]:
         """Embed proteins as `(residues, hidden)` each, float32, on the CPU.
 
-        Args:
-            proteins: Sequences; for a model that reads structures, paths to PDB or mmCIF.
-            residues_per_batch: Padded residues computed together; it changes last bits at most.
+        They are sequences, or for a model that reads structures paths to PDB or mmCIF.
         """
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
         sequences = [protein.sequence or "" for protein in read]
@@ -378,7 +370,7 @@ class Backbone:
         pieces.sort(key=lambda piece: piece[1] - piece[2])  # longest first
         rows: list[list[Tensor]] = [[] for _ in read]
         while pieces:
-            count = max(1, residues_per_batch // (pieces[0][2] - pieces[0][1]))
+            count = max(1, PADDED_RESIDUES // (pieces[0][2] - pieces[0][1]))
             batch, pieces = pieces[:count], pieces[count:]
             cut = [
                 read[i] if e - s == len(sequences[i]) else Protein(read[i].id, sequences[i][s:e])
@@ -597,11 +589,11 @@ class PreTrainedHead(SafeWeights):
         """Load an adapter, of safetensors; the backbone that it may sit on first."""
         told = vars(kwargs["load_config"]) if kwargs.get("load_config") else {}
         name = peft_model_id or told.get("pretrained_model_name_or_path")
-        if kwargs.get("use_safetensors", told.get("use_safetensors")) is not False and name:
-            options = told.get("download_kwargs", {}) | kwargs
-            options |= kwargs.get("adapter_kwargs") or {}
-            if refusal := _pickle_refusal(name, ADAPTER, options):  # PEFT would take what it finds
-                raise WeightsError(refusal)
+        options = told.get("download_kwargs", {}) | kwargs | (kwargs.get("adapter_kwargs") or {})
+        safe = kwargs.get("use_safetensors", told.get("use_safetensors")) is not False
+        # PEFT would take what it finds.
+        if safe and name and (refusal := _pickle_refusal(name, ADAPTER, options)):
+            raise WeightsError(refusal)
         if self.backbone is None and self.config.plm_config is not None:
             self.load_backbone()
         return super().load_adapter(peft_model_id, *args, **kwargs)

@@ -177,11 +177,6 @@ class ResidueEncoderModel(SafeWeights):
     The embedding is `gain * windows + network(windows)`, as wide as the windows. The gain starts
     as 1 and the last layer of the network as 0: an untrained encoder is the substitution encoder,
     and training moves away from it only where that pays.
-
-    Example:
-        >>> model = ResidueEncoderModel(ResidueEncoderConfig(width=16, dilations=[1, 2]))
-        >>> model(torch.tensor([[13, 11, 22]])).last_hidden_state.shape
-        torch.Size([1, 3, 420])
     """
 
     config_class = ResidueEncoderConfig

@@ -168,10 +168,8 @@ class PlasmaProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Encode pairs as `{query,candidate}_{input_ids,attention_mask,mask}`, see `encode`.
 
-        Args:
-            query: One sequence or several; proteins with atoms for a model that reads structures.
-            candidate: As many.
-            **kwargs: Nothing else is read; transformers passes `return_tensors`, always "pt" here.
+        Each side is one sequence or several, or proteins with atoms for a model that reads
+        structures. Nothing else is read: `return_tensors` of transformers is always "pt" here.
         """
         features: dict[str, Tensor] = {}
         for side, given in (("query", query), ("candidate", candidate)):
@@ -190,13 +188,13 @@ class PlasmaProcessor(ProcessorMixin):
     def encode(
         self, proteins: Sequence[str | Protein], name: str = "sequence"
     ) -> dict[str, Tensor]:
-        """Encode sequences (each a `name`), or proteins, whose sequences are clean.
+        """Encode sequences or proteins, each a `name`.
 
         Returns:
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        sequences = [_clean_letters(protein, name) for protein in proteins]
+        sequences = [clean_sequence(getattr(p, "sequence", p) or "", name) for p in proteins]
         rows = [torch.tensor(row) for row in self.token_ids(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)
@@ -315,9 +313,3 @@ def _generic_input_format(tokenizer: Any) -> InputFormat:
         f"{', '.join(TEXT_FORMS)}: residues cannot be told apart. Give a model of single residues, "
         "or the input format it needs, input_format=InputFormat(...)."
     )
-
-
-def _clean_letters(protein: Any, name: str) -> str:
-    letters = protein.sequence or "" if is_protein(protein) else protein
-    # What was read is checked, and its letters are clean.
-    return letters if getattr(protein, "checked", False) else clean_sequence(letters, name)
