@@ -443,10 +443,11 @@ def _load_tokenizer(
     model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown
     # token in front of every residue of Ankh; read as plain data, the file says what it means.
+    options: dict[str, Any] = {"revision": revision}
     if model_type == "t5" and has_file(source, "tokenizer.json", revision):
-        return transformers.PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
-    remote = {"trust_remote_code": trust_remote_code}
-    return transformers.AutoTokenizer.from_pretrained(source, revision=revision, **remote)
+        return transformers.PreTrainedTokenizerFast.from_pretrained(source, **options)
+    options["trust_remote_code"] = trust_remote_code
+    return transformers.AutoTokenizer.from_pretrained(source, **options)
 
 
 def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -> int | None:
@@ -526,14 +527,14 @@ class PreTrainedHead(SafeWeights):
         """
         config, load = self.config, Backbone.from_pretrained
         name = config.plm_name_or_path
-        if source is None and name is None:
-            raise ValueError(
-                "this head does not say which backbone it was made for; give one: "
-                "model.load_backbone('facebook/esm2_t33_650M_UR50D')."
-            )
         if IN_PACKAGE:  # which knows what authors publish as well
             load = import_module("plasma_hf.backbones").load_backbone
         if source is None:
+            if name is None:
+                raise ValueError(
+                    "this head does not say which backbone it was made for; give one: "
+                    "model.load_backbone('facebook/esm2_t33_650M_UR50D')."
+                )
             options["revision"] = options.get("revision") or config.plm_revision
         backbone = load(str(source or name), config.plm_recipe, device=self.device, **options)
         self.attach_backbone(backbone, name if source is not None else None)

@@ -325,9 +325,9 @@ class ProtSSNModel(PLMEncoder):
         upstream = from_package("hub.upstream", "the published ProtSSN is read")
         state = upstream.read_checkpoint(pt)
         statistics = k_neighbors if edge_statistics is None else edge_statistics
-        graphs = {"k_neighbors": k_neighbors, "edge_statistics": statistics}
-        model = cls(ProtSSNConfig(**_upstream_sizes(state, pt), **graphs))
-        wanted, maps = {}, model._published_maps()
+        sizes = _upstream_sizes(state, pt) | {"k_neighbors": k_neighbors}
+        model = cls(ProtSSNConfig(**sizes, edge_statistics=statistics))
+        maps, wanted = model._published_maps(), dict[str, Any]()
         for name, parts in maps.items():
             columns = sum(part.in_features for part in parts)
             wanted[f"{name}.weight"] = (parts[0].out_features, columns)

@@ -194,7 +194,11 @@ class PlasmaProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        sequences = [clean_sequence(getattr(p, "sequence", p) or "", name) for p in proteins]
+        sequences = []
+        for protein in proteins:
+            letters: Any = protein.sequence or "" if is_protein(protein) else protein
+            clean = getattr(protein, "checked", False)
+            sequences.append(letters if clean else clean_sequence(letters, name))
         rows = [torch.tensor(row) for row in self.token_ids(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)

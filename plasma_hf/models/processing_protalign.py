@@ -47,12 +47,10 @@ class ProtAlignProcessor(PlasmaProcessor):
         structures: str | Path | Structure | Sequence[str | Path | Structure] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode sequences, structures, or pairs of both.
+        """Encode sequences, structures, or pairs of both; nothing else is read.
 
-        Args:
-            structures: One structure or several: read already, or files, `file.pdb:A` where a
-                file has several chains, `file.pdb:*` for all of them.
-            **kwargs: Nothing else is read; transformers passes `return_tensors`, always "pt" here.
+        Structures are read already, or files: `file.pdb:A` where a file has several chains,
+        `file.pdb:*` for all of them.
 
         Returns:
             `input_ids`, `attention_mask` and `sequence_mask`, each `(batch, tokens)`; `backbone`
