@@ -13,14 +13,7 @@ from transformers.utils import logging
 from .models.modeling_backbone import Backbone, fetch
 from .models.modeling_protssn import ProtSSNModel
 from .models.modeling_tmvec import TMVecModel
-from .models.processing_plasma import (
-    ESM2,
-    INPUT_FORMATS,
-    PROST_T5,
-    PROT_T5,
-    InputFormat,
-    named_input_format,
-)
+from .models.processing_plasma import ESM2, INPUT_FORMATS, PROST_T5, PROT_T5, InputFormat
 
 logger = logging.get_logger(__name__)
 
@@ -84,7 +77,7 @@ def find_input_format(name_or_path: str, input_format: str | None = None) -> Inp
     name, forms = input_format or "native", known.forms if known is not None else ()
     if known is not None and name in forms:
         name = f"{known.family}/{name}"
-    return named_input_format(name, name_or_path, forms)
+    return InputFormat.named(name, name_or_path, forms)
 
 
 def load_backbone(

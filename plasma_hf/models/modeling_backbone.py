@@ -20,16 +20,10 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BatchFeature, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import extract_commit_hash, has_file
 
-from .processing_plasma import (
-    INPUT_FORMATS,
-    PUBLISHERS,
-    InputFormat,
-    PlasmaProcessor,
-    named_input_format,
-)
+from .processing_plasma import INPUT_FORMATS, PUBLISHERS, InputFormat, PlasmaProcessor
 from .protein import Protein
 
 ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
@@ -318,7 +312,7 @@ class Backbone:
             return cls(model, PlasmaProcessor(), name, digest=weights_digest(model))
         if isinstance(input_format, str):
             family = input_format.split("/")[0]
-            input_format = named_input_format(input_format, of=name)
+            input_format = InputFormat.named(input_format, of=name)
             if family in PUBLISHERS and "/" not in name and not os.path.isdir(name):
                 name = f"{PUBLISHERS[family]}/{name}"  # a released head has the last part alone
         model = model or fetch(load_encoder, name, revision, **options)
@@ -376,8 +370,7 @@ class Backbone:
                 read[i] if e - s == len(sequences[i]) else Protein(read[i].id, sequences[i][s:e])
                 for i, s, e, *_ in batch
             ]
-            encoded = self.processor.encode(cut)
-            encoded = {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
+            encoded = BatchFeature(self.processor.encode(cut)).to(self.model.device)
             mask = encoded.pop("mask")
             embedded = _residue_embeddings(self.model, residue_mask=mask, **encoded)
             for (i, start, _, first, last), hidden in zip(batch, embedded, strict=True):

@@ -72,6 +72,16 @@ class InputFormat:
         if self.max_residues is not None and self.max_residues < 2:
             raise ValueError(f"max_residues={self.max_residues}; give at least 2, or None.")
 
+    @staticmethod
+    def named(
+        name: str, of: str = "this tokenizer", forms: Sequence[str] = ()
+    ) -> InputFormat | None:
+        """Return a named format, `of` some model; None for "generic": its tokenizer decides."""
+        if name != "generic" and name not in INPUT_FORMATS:
+            accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
+            raise ValueError(f"input_format={name!r} for {of}; accepted are {accepted}.")
+        return INPUT_FORMATS.get(name)
+
     @property
     def reads_structures(self) -> bool:
         """Whether the model needs backbone atoms beside the sequence."""
@@ -119,16 +129,6 @@ PUBLISHERS |= dict.fromkeys(("prot_bert", "prot_t5", "prost_t5"), "Rostlab")
 """Who has the models of a family on the Hub; released heads name the last part of an id alone."""
 
 
-def named_input_format(
-    name: str, of: str = "this tokenizer", forms: Sequence[str] = ()
-) -> InputFormat | None:
-    """Return a named input format (`of` what), None for "generic", which the tokenizer decides."""
-    if name != "generic" and name not in INPUT_FORMATS:
-        accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
-        raise ValueError(f"input_format={name!r} for {of}; accepted are {accepted}.")
-    return INPUT_FORMATS.get(name)
-
-
 class PlasmaProcessor(ProcessorMixin):
     """Turn pairs of sequences into what `PlasmaModel` takes, one token per residue.
 
@@ -154,7 +154,7 @@ class PlasmaProcessor(ProcessorMixin):
         """Keep tokenizer and input format."""
         tokenizer = substitution_tokenizer() if tokenizer is None else tokenizer
         if isinstance(input_format, str):
-            input_format = named_input_format(input_format)
+            input_format = InputFormat.named(input_format)
         elif isinstance(input_format, Mapping):
             input_format = InputFormat(**input_format)
         self.input_format = input_format or _generic_input_format(tokenizer)
