@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import DatasetCard, DatasetCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from plasma_hf.data import BadRecord
+from plasma_hf.data import InvalidRecord
 
 SPLITS = ("train", "validation", "test")
 TEMPLATES = Path(__file__).parents[1] / "hub_cards"
@@ -72,11 +72,11 @@ def write_report(out: Path, values: Mapping[str, Any], markdown: str) -> None:
     (out / "report.md").write_text(markdown + "\n")
 
 
-def list_invalid(records: Sequence[BadRecord]) -> str:
+def list_invalid(records: Sequence[InvalidRecord]) -> str:
     """Name the records that were left out, as a list in Markdown.
 
     Example:
-        >>> print(list_invalid([BadRecord("1abc.pdb", "it holds no protein chain")]))
+        >>> print(list_invalid([InvalidRecord("1abc.pdb", "it holds no protein chain")]))
         Left out: 1.
         - 1abc.pdb: it holds no protein chain
     """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dataset_folder import SPLITS, list_invalid
 
-from plasma_hf.data import BadRecord, Structure, StructurePair, read_structures
+from plasma_hf.data import InvalidRecord, Structure, StructurePair, read_structures
 from plasma_hf.io.structures import ChainPolicy, choose_chains
 
 ChainChoice = Literal["first", "longest", "concat", "pocket"]
@@ -99,7 +99,7 @@ def _find(root: Path, pattern: str) -> list[Path]:
     return [path for depth in ("", "*/", "*/*/") for path in sorted(root.glob(depth + pattern))]
 
 
-def read_index(file: str | PathLike[str], invalid: list[BadRecord]) -> dict[str, IndexRecord]:
+def read_index(file: str | PathLike[str], invalid: list[InvalidRecord]) -> dict[str, IndexRecord]:
     """Read an index of binding data: `INDEX_*_data`, `INDEX_general_PL` or `INDEX_refined_set`.
 
     A line is `code resolution year [affinity] binding // reference (ligand)`; lines that begin
@@ -129,7 +129,9 @@ def read_index(file: str | PathLike[str], invalid: list[BadRecord]) -> dict[str,
     return _read(file, invalid, _parse_binding)
 
 
-def read_name_index(file: str | PathLike[str], invalid: list[BadRecord]) -> dict[str, IndexRecord]:
+def read_name_index(
+    file: str | PathLike[str], invalid: list[InvalidRecord]
+) -> dict[str, IndexRecord]:
     """Read `INDEX_general_PL_name`: `code year UniProt name`, the accession `------` if unknown.
 
     Arguments, result and errors are those of `read_index`.
@@ -137,7 +139,9 @@ def read_name_index(file: str | PathLike[str], invalid: list[BadRecord]) -> dict
     return _read(file, invalid, _parse_name)
 
 
-def read_core_set(file: str | PathLike[str], invalid: list[BadRecord]) -> dict[str, IndexRecord]:
+def read_core_set(
+    file: str | PathLike[str], invalid: list[InvalidRecord]
+) -> dict[str, IndexRecord]:
     """Read `CoreSet.dat` of CASF: `code resolution year affinity binding target`.
 
     Arguments, result and errors are those of `read_index`.
@@ -146,7 +150,9 @@ def read_core_set(file: str | PathLike[str], invalid: list[BadRecord]) -> dict[s
 
 
 def _read(
-    file: str | PathLike[str], invalid: list[BadRecord], parse: Callable[[list[str]], IndexRecord]
+    file: str | PathLike[str],
+    invalid: list[InvalidRecord],
+    parse: Callable[[list[str]], IndexRecord],
 ) -> dict[str, IndexRecord]:
     records: dict[str, IndexRecord] = {}
     # Some names of proteins are not UTF-8; none of those letters is needed.
@@ -161,7 +167,7 @@ def _read(
                 records[record.code] = record
             except (ValueError, IndexError) as error:
                 reason = "it has too few fields" if isinstance(error, IndexError) else str(error)
-                invalid.append(BadRecord(f"{Path(file).name} line {number}", reason))
+                invalid.append(InvalidRecord(f"{Path(file).name} line {number}", reason))
     return records
 
 
@@ -234,7 +240,7 @@ class PdbbindRelease:
     folders: dict[str, Path]
     records: dict[str, IndexRecord] = field(default_factory=dict)
     version: str = ""
-    invalid: list[BadRecord] = field(default_factory=list)
+    invalid: list[InvalidRecord] = field(default_factory=list)
 
     def family(self, code: str) -> str | None:
         """Name the target of the core set, or else the UniProt accession."""
@@ -431,7 +437,7 @@ class PdbbindReport:
     listed: dict[str, int]
     read: dict[str, int]
     kept: dict[str, int]
-    invalid: list[BadRecord]
+    invalid: list[InvalidRecord]
     tried: dict[tuple[ChainChoice, Deduplication], dict[str, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -533,22 +539,22 @@ def select(
 
 def _sequences(
     release: PdbbindRelease, choices: Sequence[ChainChoice], keep_unknown: bool
-) -> tuple[dict[ChainChoice, dict[str, str]], dict[ChainChoice, list[BadRecord]]]:
+) -> tuple[dict[ChainChoice, dict[str, str]], dict[ChainChoice, list[InvalidRecord]]]:
     """Read the sequence of each complex, and what cannot be read, by choice of chain."""
     sequences: dict[ChainChoice, dict[str, str]] = {choice: {} for choice in choices}
-    invalid: dict[ChainChoice, list[BadRecord]] = {choice: [] for choice in choices}
+    invalid: dict[ChainChoice, list[InvalidRecord]] = {choice: [] for choice in choices}
     for code in (code for split in SPLITS for code in release.codes[split]):
         try:
             protein = read_chains(release, code, keep_unknown)
         except (ValueError, OSError, EOFError) as error:
             for choice in choices:
-                invalid[choice].append(BadRecord(code, str(error)))
+                invalid[choice].append(InvalidRecord(code, str(error)))
             continue
         for choice in choices:
             try:
                 sequences[choice][code] = _choose(release, code, protein, choice).sequence
             except (ValueError, OSError, EOFError) as error:
-                invalid[choice].append(BadRecord(code, str(error)))
+                invalid[choice].append(InvalidRecord(code, str(error)))
     return sequences, invalid
 
 

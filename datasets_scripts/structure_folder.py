@@ -34,7 +34,7 @@ from dataset_folder import (
     write_report,
 )
 
-from plasma_hf.data import BadRecord, split_by_cluster
+from plasma_hf.data import InvalidRecord, split_by_cluster
 from plasma_hf.io.structures import (
     POLICIES,
     ChainPolicy,
@@ -99,7 +99,7 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
                 f"there is no choice of chains {options['chains']!r}; give {', '.join(POLICIES)}"
             )
         self.files = dict((name, file) for file, name in find_structure_files(folder))
-        self.invalid: list[BadRecord] = []
+        self.invalid: list[InvalidRecord] = []
         self.clustered_by = ""
         options |= {"dataset_name": "structure_folder", "config_name": "default"}
         options |= {"folder": str(folder), "state": digest_files(self.files.values())}
@@ -131,7 +131,9 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
                 wanted.setdefault(name, set()).add(number)
         return found
 
-    def _rows(self, name: str, invalid: list[BadRecord]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(
+        self, name: str, invalid: list[InvalidRecord]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the structures of a file that have a fitting size, numbered."""
         shortest, longest = self.config.min_residues, self.config.max_residues
         family = name.rpartition("/")[0] if self.config.family_from_folder else ""
@@ -141,13 +143,13 @@ class StructureFolder(datasets.GeneratorBasedBuilder):
                 yield number, pair_to_row(pair_of(structure, family or None))
             else:
                 reason = f"it has {len(structure)} residues, not {shortest} to {longest}"
-                invalid.append(BadRecord(structure.id, reason))
+                invalid.append(InvalidRecord(structure.id, reason))
 
     def _generate_examples(
         self, wanted: Mapping[str, set[int] | None]
     ) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
         # Invalid records were noted when the splits were made, if they were.
-        invalid: list[BadRecord] = [] if self.clustered_by else self.invalid
+        invalid: list[InvalidRecord] = [] if self.clustered_by else self.invalid
         empty = True
         for name, numbers in wanted.items():
             for number, row in self._rows(name, invalid):

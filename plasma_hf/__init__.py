@@ -91,22 +91,13 @@ def __dir__() -> list[str]:
 
 @cache
 def register() -> None:
-    """Make the models known to the Auto classes, and the two tasks to `pipeline`.
-
-    Importing the package does this already, except in the process of the command line.
-    """
+    """Make the models known to the Auto classes, and the two tasks to `pipeline`."""
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    for config_name, model_name in (
-        ("PlasmaConfig", "PlasmaModel"),
-        ("SubstitutionConfig", "SubstitutionModel"),
-        ("ResidueEncoderConfig", "ResidueEncoderModel"),
-        ("TMVecConfig", "TMVecModel"),
-        ("ProtSSNConfig", "ProtSSNModel"),
-        ("ProteinMPNNConfig", "ProteinMPNNEncoder"),
-        ("ProtAlignConfig", "ProtAlignModel"),
-    ):
+    models = ("Plasma", "Substitution", "ResidueEncoder", "TMVec", "ProtSSN", "ProtAlign")
+    classes = [(f"{name}Config", f"{name}Model") for name in models]
+    for config_name, model_name in [*classes, ("ProteinMPNNConfig", "ProteinMPNNEncoder")]:
         config, model = __getattr__(config_name), __getattr__(model_name)
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
@@ -121,12 +112,9 @@ def register() -> None:
         ("protein-alignment", "ProteinAlignmentPipeline", DEFAULT_CHECKPOINT),
         ("protein-retrieval", "ProteinRetrievalPipeline", DEFAULT_RETRIEVAL_CHECKPOINT),
     ):
+        default = {"model": (checkpoint, "main")}
         PIPELINE_REGISTRY.register_pipeline(
-            task,
-            pipeline_class=__getattr__(pipeline),
-            pt_model=AutoModel,
-            default={"model": (checkpoint, "main")},
-            type="text",
+            task, __getattr__(pipeline), AutoModel, default=default, type="text"
         )
 
 

@@ -42,7 +42,7 @@ from plasma_hf.data.alignments import (
 )
 from plasma_hf.data.clusters import nearest_identity
 from plasma_hf.data.pairs import SiteProtein, read_site_table
-from plasma_hf.io.sequences import BadRecord, read_sequences
+from plasma_hf.io.sequences import read_sequences
 from plasma_hf.models.configuration_plasma import PlasmaConfig
 from plasma_hf.models.modeling_plasma import (
     PlasmaModel,
@@ -53,7 +53,7 @@ from plasma_hf.models.modeling_plasma import (
 )
 from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
-from plasma_hf.models.protein import RESIDUE_LETTERS, STANDARD_RESIDUES
+from plasma_hf.models.protein import RESIDUE_LETTERS, STANDARD_RESIDUES, InvalidRecord
 from plasma_hf.training.pair_data import site_correspondences
 from plasma_hf.training.run import checkpoint_to_resume, lasting_settings
 from plasma_hf.training.trainer import BatchTrainer
@@ -184,7 +184,7 @@ def read_sources(
     *,
     exclude_uids: Iterable[str] = (),
     exclude_families: Iterable[str] = (),
-    bad: list[BadRecord] | None = None,
+    bad: list[InvalidRecord] | None = None,
 ) -> EncoderSources:
     """Read what to learn from, and leave out what is like the proteins to be judged on.
 
@@ -205,7 +205,7 @@ def read_sources(
         >>> read_sources(sites=[rows]).describe()["site proteins"]
         2
     """
-    wrong: list[BadRecord] = [] if bad is None else bad
+    wrong: list[InvalidRecord] = [] if bad is None else bad
     out = set(exclude_families)
     families, pairs = read_alignments(alignments, wrong)
     proteins = [protein for table in sites for protein in _read_sites(table, wrong)]
@@ -274,10 +274,10 @@ def read_names(path: AnyPath) -> list[str]:
     return [line for line in lines if line]
 
 
-def _read_sites(table: AnyPath, bad: list[BadRecord]) -> list[SiteProtein]:
+def _read_sites(table: AnyPath, bad: list[InvalidRecord]) -> list[SiteProtein]:
     proteins, wrong = read_site_table(table)
     name = str(table) if isinstance(table, str | PathLike) else "table"
-    bad += [BadRecord(f"{name}, row {row.row} ({row.uid})", row.reason) for row in wrong]
+    bad += [InvalidRecord(f"{name}, row {row.row} ({row.uid})", row.reason) for row in wrong]
     return proteins
 
 
@@ -919,7 +919,7 @@ def command(
             fail(f"--device {device}; give cpu or cuda, or nothing for a GPU if there is one")
 
         blocks = _numbers(dilations)
-        bad: list[BadRecord] = []
+        bad: list[InvalidRecord] = []
         sources = read_sources(
             alignments or (),
             sites or (),

@@ -52,13 +52,9 @@ MOST_NAMED = 12
 class Member:
     """Hold one protein of a cluster.
 
-    Attributes:
-        id: Of the pair.
-        length: Residues of its sequence.
-        identity: Residues of the shorter sequence that are the same in the first member, a share.
-        family: As it was given.
-        differences: From the first member, counted in the first from 1: "A52T" is T for A, "A52-"
-            A left out, "52+GS" GS put in after residue 52. Empty for the first.
+    `identity` is the share of the shorter sequence that is the same in the first member.
+    `differences` from the first member are counted in it from 1: "A52T" is T for A, "A52-" A left
+    out, "52+GS" GS put in after residue 52.
     """
 
     id: str
@@ -75,26 +71,9 @@ def list_clusters(
     families: Sequence[str | None] | None = None,
     least_cosine: float = 0.9,
 ) -> list[list[Member]]:
-    """List the connected components of proteins whose vectors lie close together.
+    """List the connected components of two and more proteins of close vectors, the largest first.
 
-    Args:
-        vectors: Of structures or sequences, normalised, `(pairs, shared)`.
-        ids: Of the pairs.
-        sequences: Of the pairs.
-        families: Of the pairs.
-        least_cosine: From which on two proteins are linked.
-
-    Returns:
-        Components of two and more, the largest first.
-
-    Raises:
-        ImportError: If biopython is not installed.
-
-    Example:
-        >>> vectors = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> (cluster,) = list_clusters(vectors, ["a", "b", "c"], ["MKVLAW", "MKILAW", "WWWW"])
-        >>> [(member.id, member.differences) for member in cluster]
-        [('a', ()), ('b', ('V3I',))]
+    `vectors` are of structures or sequences, normalised, `(pairs, shared)`.
     """
     close = np.argwhere(np.triu(vectors @ vectors.T >= least_cosine, k=1)).tolist()
     component = connect(range(len(ids)), [(i, j) for i, j in close])
@@ -119,19 +98,7 @@ def list_clusters(
 
 
 def sequence_differences(first: str, second: str) -> list[str]:
-    """List how one sequence differs from another, by a global alignment.
-
-    Args:
-        first: One-letter residues; positions are counted in it, from 1.
-        second: One-letter residues.
-
-    Raises:
-        ImportError: If biopython is not installed.
-
-    Example:
-        >>> sequence_differences("MKVLAWGG", "MKILAWTTGG")
-        ['V3I', '6+TT']
-    """
+    """List how one sequence differs from another, as `Member.differences` has it."""
     if first == second:
         return []
     _, path = align_sequences(first, second, "free-ends")
@@ -152,14 +119,7 @@ def _identity(first: str, second: str) -> float:
 
 
 def clusters_as_markdown(clusters: Sequence[Sequence[Member]]) -> str:
-    """Write clusters as one table.
-
-    Example:
-        >>> print(clusters_as_markdown([[Member("b", 6, 0.8333, "F", ("V3I",))]]))
-        | cluster | protein | family | differences | identity | residues |
-        |---|---|---|---|--:|--:|
-        | 1 | b | F | V3I | .833 | 6 |
-    """
+    """Write clusters as one table."""
     rows = [
         (
             str(number),
@@ -197,18 +157,8 @@ def draw_planes(
 ) -> dict[str, Any]:
     """Draw sequences and structures by t-SNE, side by side for each stage of training.
 
-    Args:
-        stages: Sequence vectors and structure vectors, `(pairs, shared)` each, by what the stage
-            is called, such as "before training".
-        path: File to write.
-        seed: Of t-SNE.
-
-    Returns:
-        What the JSON file beside the figure says: places `(pairs, 2)` by stage and kind.
-
-    Raises:
-        ImportError: If matplotlib or scikit-learn is not installed.
-        ValueError: If there are fewer than three pairs.
+    `stages` have sequence vectors and structure vectors, `(pairs, shared)` each. The JSON file
+    beside the figure has the places, `(pairs, 2)`.
     """
     places = {name: _on_plane(*vectors, seed) for name, vectors in stages.items()}
     figure = new_figure(4.8 * len(places), 4.6)
@@ -244,21 +194,7 @@ def _on_plane(sequences: Vectors, structures: Vectors, seed: int) -> dict[str, l
 
 
 def draw_losses(losses: Mapping[str, Sequence[float]], path: str | Path) -> dict[str, Any]:
-    """Draw training losses by epoch, each of two on an axis of its own.
-
-    Scales of different losses cannot be compared, hence the two axes.
-
-    Args:
-        losses: Mean loss of each epoch by the name of the loss, one or two.
-        path: File to write.
-
-    Returns:
-        What the JSON file beside the figure says.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-        ValueError: If there are more than two.
-    """
+    """Draw training losses by epoch, two on an axis each: their scales cannot be compared."""
     if not 1 <= len(losses) <= 2:
         raise ValueError(f"{len(losses)} losses do not fit on two axes; give one or two")
     figure = new_figure(6.4, 4.2)
@@ -276,19 +212,7 @@ def draw_losses(losses: Mapping[str, Sequence[float]], path: str | Path) -> dict
 def draw_heat_map(
     similarity: NDArray[np.floating], ids: Sequence[str], path: str | Path
 ) -> dict[str, Any]:
-    """Draw all cosines, sequences from top to bottom, structures from left to right.
-
-    Args:
-        similarity: `(sequences, structures)`.
-        ids: Of the pairs, in order.
-        path: File to write.
-
-    Returns:
-        What the JSON file beside the figure says.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Draw all cosines `(sequences, structures)`, sequences from top to bottom."""
     figure = new_figure(6.0, 5.2)
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="viridis", interpolation="nearest")
@@ -309,13 +233,7 @@ def _write(figure: Any, path: str | Path, numbers: dict[str, Any]) -> dict[str, 
 
 
 class MeanPool(nn.Module):
-    """Take the mean of the residues, and a linear map of it.
-
-    Args:
-        residue_size: Width of a residue embedding.
-        shared_size: Width of the vector.
-        standardize: As in `AttentionPool`.
-    """
+    """Take the mean of the residues, and a linear map of it; used as `AttentionPool` is."""
 
     def __init__(self, residue_size: int, shared_size: int, standardize: bool = False) -> None:
         """Build the map."""
@@ -326,16 +244,7 @@ class MeanPool(nn.Module):
     def forward(
         self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
     ) -> tuple[Tensor, Tensor]:
-        """Pool a batch of proteins, as `AttentionPool` does.
-
-        Args:
-            embeddings: `(batch, residues, hidden)`.
-            mask: True at residues, `(batch, residues)`.
-            gather: For `Standardize`.
-
-        Returns:
-            Vectors `(batch, shared)`, and the equal weights of the residues, `(batch, residues)`.
-        """
+        """Return vectors `(batch, shared)`, and the equal weights of the residues."""
         weights = mask.to(self.linear.weight.dtype)
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
         rows = embeddings.to(weights.dtype).masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -344,14 +253,7 @@ class MeanPool(nn.Module):
 
 
 class MeanPoolModel(ProtAlignModel):
-    """ProtAlign with one linear map of the mean residue for each side; all else is the same.
-
-    Example:
-        >>> import torch
-        >>> model = MeanPoolModel(ProtAlignConfig(sequence_size=8, structure_size=4))
-        >>> model.get_structure_features(torch.randn(2, 9, 4)).shape
-        torch.Size([2, 128])
-    """
+    """ProtAlign with one linear map of the mean residue for each side; all else is the same."""
 
     _auto_class = None  # a baseline is saved without code: it is no model for the Hub
 
@@ -370,13 +272,7 @@ BIASES = (-20.0, -10.0, -5.0, 0.0)
 
 @dataclass(frozen=True)
 class Variant:
-    """Hold one way to train a model.
-
-    Attributes:
-        name: What a table calls it.
-        config: Fields of `ProtAlignConfig` that go before those of the study.
-        model_class: `ProtAlignModel`, or one with other pools.
-    """
+    """Hold one way to train a model; `config` goes before that of the study."""
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -407,15 +303,9 @@ TABLES = {2: (CLIP, SIGLIP), 3: (*TEMPERATURE_SWEEP, *BIAS_SWEEP)}
 class RetrievalStudy:
     """Train variants on the splits of several seeds, each once, and give their vectors.
 
-    Runs are kept in the folder; a study that was stopped goes on where it was.
-
-    Attributes:
-        pairs: All of them; each seed splits them anew.
-        backbone: Of the sequences.
-        encoder: Of the structures; each run starts from a copy.
-        run: What every run has in common; its folder is that of the study.
-        seeds: Of splits and runs.
-        split: Options of `split_pairs`.
+    Runs are kept in the folder; a study that was stopped goes on where it was. Each seed splits
+    `pairs` anew; each run starts from a copy of `encoder`. `run` is what all runs have in common,
+    its folder that of the study, and `split` has options of `split_pairs`.
     """
 
     pairs: Sequence[StructurePair]

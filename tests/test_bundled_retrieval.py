@@ -15,7 +15,8 @@ from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT, ProtAlignModel
 from plasma_hf.cli.main import app
 from plasma_hf.data import read_structure
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
-from plasma_hf.models.protein import read_protein, read_proteins
+from plasma_hf.models.pipeline_protein_retrieval import read_candidates
+from plasma_hf.models.protein import read_protein
 from plasma_hf.search import build_index, read_records
 
 STRUCTURES = Path(__file__).parents[1] / "demo" / "structures"
@@ -99,10 +100,10 @@ def test_an_index_of_the_bundled_model_is_explained(search, tmp_path: Path) -> N
 
 def test_what_is_no_place_to_search_is_said(tmp_path: Path) -> None:
     one = STRUCTURES / "1ay7_B.pdb.gz"
-    assert [record.id for record in read_proteins(f"{one}:B", print)] == ["1ay7_B.pdb.gz:B"]
+    assert [record.id for record in read_candidates(f"{one}:B", print)] == ["1ay7_B.pdb.gz:B"]
     for missing in ("no/where", "MKVLA", f"{one.name}:B"):
         with pytest.raises(FileNotFoundError, match="there is no file or folder .* into a list"):
-            list(read_proteins(missing, print))
+            list(read_candidates(missing, print))
     with pytest.raises(ValueError, match="query is the folder .*, not one protein; give a file"):
         read_protein(STRUCTURES, "query")
     model = ProtAlignModel(ProtAlignConfig(sequence_size=8, structure_size=8))

@@ -29,13 +29,13 @@ from plasma_hf import (
     ProteinMPNNEncoder,
     load_backbone,
 )
+from plasma_hf.hub import export_to_hub_folder
 from plasma_hf.hub.card import (
     ANY_REPOSITORY,
     add_held_out,
     calibration,
     card_of,
     model_card,
-    render_card,
     template_folder,
 )
 from plasma_hf.hub.upload import metric_names, metric_space, push_metric, space_card
@@ -120,23 +120,14 @@ def test_a_card_never_has_figures_of_other_settings(tmp_path: Path) -> None:
         model_card(folder)
 
 
-def test_the_card_of_a_model_in_memory_keeps_figures_only_while_they_are_true() -> None:
+def test_the_card_of_an_export_keeps_figures_only_while_they_are_true(tmp_path: Path) -> None:
     model = PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT)
-    assert str(render_card(model)) == str(model_card(DEFAULT_CHECKPOINT))
+    same = ModelCard.load(export_to_hub_folder(model, None, tmp_path / "same") / "README.md")
+    assert same.text == model_card(DEFAULT_CHECKPOINT).text
     model.config.kernel_scale = 0.3
-    card = render_card(model)
+    card = ModelCard.load(export_to_hub_folder(model, None, tmp_path / "changed") / "README.md")
     assert "Held-out" not in card.text and card.data.eval_results is None
     assert "has not been calibrated" in card.text
-
-
-def test_changed_weights_lose_their_figures(tmp_path: Path) -> None:
-    PlasmaModel(PlasmaConfig(embedding_size=8, head_size=4)).save_pretrained(tmp_path)
-    (tmp_path / "metrics.json").write_text(json.dumps({"figures": FIGURES}))
-    model = PlasmaModel.from_pretrained(tmp_path)
-    assert "0.912" in render_card(model).text
-    with torch.no_grad():
-        next(model.parameters()).add_(1.0)
-    assert "0.912" not in render_card(model).text
 
 
 def test_an_evaluation_becomes_figures_and_calibration(tmp_path: Path) -> None:
@@ -256,7 +247,7 @@ def test_the_card_of_an_adapter(tmp_path: Path) -> None:
     check_header(card)
     assert "rank 4" in card and "alignment_head" in card
     assert 0 <= float(run_snippet(card, tmp_path / "adapter")) <= 1
-    assert ModelCard(str(render_card(adapted))).data.library_name == "peft"
+    assert ModelCard(card).data.library_name == "peft"
 
 
 def test_base_and_data_sets_are_named_for_the_hub() -> None:

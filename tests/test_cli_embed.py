@@ -61,10 +61,10 @@ def test_projections_in_half_precision(embed: Any) -> None:
     words = ["--output", "store", "--model", DEFAULT_CHECKPOINT, "--device", "cpu"]
     assert embed("two.fasta", *words, "--projections", "--dtype", "float16").exit_code == 0
     store = EmbeddingStore.open("store")
-    assert store.projections("P2").dtype == torch.float16
+    assert store.read("P2", "projections").dtype == torch.float16
     Path("more.fasta").write_text(">P3\nWWW\n")
     assert embed("more.fasta", *words).exit_code == 0  # goes on with what the store keeps
-    assert EmbeddingStore.open("store").projections("P3").shape == (3, 420)
+    assert EmbeddingStore.open("store").read("P3", "projections").shape == (3, 420)
 
 
 def test_several_files_and_columns(embed: Any, tiny: None) -> None:

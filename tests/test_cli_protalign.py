@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -74,6 +75,17 @@ def test_a_run_leaves_a_model_a_card_and_figures(trained: Path, run: Any) -> Non
     again = run("train", "--output", "out")
     assert again.exit_code == 2 and "--resume" in again.stderr
     assert run("train", "--output", "out", "--resume").exit_code == 0
+
+
+def test_the_structure_encoder_is_trained_by_residues_first(run: Any, folder: Path) -> None:
+    result = run("train", "--output", "residues", "--residue-steps", "2", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert (folder / "residues" / "residues" / "run.json").exists()
+    came, went = (
+        ProteinMPNNEncoder.from_pretrained(folder / "encoder").state_dict(),
+        ProtAlignModel.from_pretrained(folder / "residues").structure_encoder.state_dict(),
+    )
+    assert any(not torch.equal(came[name], went[name]) for name in came)
 
 
 def test_a_trained_model_is_evaluated(trained: Path, run: Any) -> None:

@@ -14,7 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaModel
-from plasma_hf.cli.train import load_backbone_for, train_app
+from plasma_hf.backbones import load_backbone
+from plasma_hf.cli.train import train_app
 from plasma_hf.data import EmbeddingStore, ProteinPair, read_site_table
 from plasma_hf.training import PlasmaRun
 from plasma_hf.training.run import sample_share
@@ -55,7 +56,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *words: CliRunner().invoke(train_app, ["plasma", "--sites", "sites.csv", *words])
 
 
-QUICK = ("--output", "out", "--epochs", "1", "--device", "cpu", "--width", "8")
+QUICK = ("--output", "out", "--epochs", "1", "--device", "cpu", "--set", "head_size=8")
 
 
 def test_a_run_leaves_a_model_a_card_and_figures(train: Any) -> None:
@@ -93,7 +94,7 @@ def test_an_earlier_run_is_not_written_over(train: Any) -> None:
 
 
 def test_published_preset_by_options(train: Any) -> None:
-    words = ("--preset", "published", "--kernel-scale", "0.3", "--iterations", "5")
+    words = ("--preset", "published", "--set", "kernel_scale=0.3", "--set", "n_iters=5")
     assert train(*QUICK, *words, "--fraction", "0.5").exit_code == 0
     config = PlasmaModel.from_pretrained("out").config
     assert (config.head, config.kernel_scale, config.n_iters) == ("lrl", 0.3, 5)
@@ -159,5 +160,5 @@ def test_a_run_in_python(train: Any) -> None:
     splits = make_splits(read_site_table("sites.csv")[0])
     arguments = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     run = PlasmaRun("folder", config={"head_size": 8}, arguments=arguments)
-    figures = run.train(splits, load_backbone_for("default", None, "cpu", False))
+    figures = run.train(splits, load_backbone("substitution", device="cpu"))
     assert 0 <= figures["extrapolation"]["label_match_score"] <= 1

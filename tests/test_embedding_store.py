@@ -127,7 +127,7 @@ def test_missing_protein_is_named(letters: EmbeddingStore) -> None:
     with pytest.raises(KeyError, match=r"no protein with the id or sequence 'P9'; add it with"):
         letters["P9"]
     with pytest.raises(ValueError, match="keeps embeddings, no projections; make one"):
-        letters.projections("P1")
+        letters.read("P1", "projections")
 
 
 def test_a_record_read_is_a_copy(letters: EmbeddingStore) -> None:
@@ -145,8 +145,8 @@ def test_dtypes(tmp_path: Path, name: str) -> None:
         projected = make_head().project(want)
     store = EmbeddingStore.open(tmp_path)
     assert torch.equal(store.embeddings("P1"), want.to(dtype))
-    assert torch.equal(store.projections("P1", torch.float32), projected.to(dtype).float())
-    assert store.projections("P1").shape == (5, 8)
+    assert torch.equal(store.read("P1", "projections", torch.float32), projected.to(dtype).float())
+    assert store.read("P1", "projections").shape == (5, 8)
     size = sum(path.stat().st_size for path in shard_paths(tmp_path))
     assert 5 * 40 * dtype.itemsize < size < 5 * 40 * dtype.itemsize + 1500
 
@@ -187,7 +187,7 @@ def test_a_stream_holds_everything_once(one_go: Path) -> None:
         assert lengths == sorted(lengths, reverse=True)
         assert len(lengths) == 1 or lengths[0] * len(lengths) <= 2000
         for key in batch.keys:
-            assert torch.equal(batch.read("projections", key), store.projections(key))
+            assert torch.equal(batch.read("projections", key), store.read(key, "projections"))
         seen += batch.keys
     assert sorted(seen) == sorted(store)
 
@@ -317,6 +317,7 @@ def test_another_model_is_refused_by_name(letters: EmbeddingStore, field: str) -
         with pytest.raises(ValueError, match=message):
             refuse()
     letters.check(Letters().fingerprint)
+    assert letters.fingerprint == letters.identity == Letters().fingerprint  # its name of before
 
 
 def test_another_head_dtype_or_kind_is_refused(one_go: Path) -> None:
@@ -497,7 +498,8 @@ def test_killed_three_times_and_resumed(
 def test_records_do_not_depend_on_shards(fasta: Path, one_go: Path, tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path, TinyEsm(), make_head(), dtype="float16")
     job = store.prepare(fasta, RESIDUES_PER_BATCH)
-    store.run(job, TinyEsm(), make_head(), shard_seconds=0.0)
+    store.shard_seconds = 0.0
+    store.run(job, TinyEsm(), make_head())
     assert len(shard_paths(tmp_path)) == len(job.batches) > len(shard_paths(one_go))
     assert records(tmp_path) == records(one_go)
     assert all(path.stat().st_size < 1.5 * SHARD_BYTES for path in shard_paths(one_go))
@@ -513,10 +515,10 @@ def test_work_is_kept_when_something_breaks(tmp_path: Path) -> None:
     store = EmbeddingStore.create(tmp_path, Letters())
     rows = [("P1", "MKVLA"), ("P2", "MKV")]
     with pytest.raises(KeyboardInterrupt):
-        store.add(rows, Interrupted(), residues_per_batch=5)
+        store.run(store.prepare(rows, 5), Interrupted())
     assert "P1" in EmbeddingStore.open(tmp_path)
     assert "P2" not in EmbeddingStore.open(tmp_path)
-    assert store.add(rows, Letters(), residues_per_batch=5).embedded == 1
+    assert store.run(store.prepare(rows, 5), Letters()).embedded == 1
 
 
 def test_a_second_writer_is_refused(job: Jobs, fasta: Path, tmp_path: Path) -> None:

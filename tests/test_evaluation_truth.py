@@ -20,7 +20,7 @@ from plasma_hf.evaluation import (
     run_residue_truth,
     truth_markdown,
 )
-from plasma_hf.evaluation.report import truth_dict
+from plasma_hf.evaluation.report import _truth_dict
 
 ALIGNMENTS = Path(__file__).parents[2] / "shared" / "data" / "alignments"
 GOOD = {
@@ -79,7 +79,7 @@ def test_metrics_of_an_aligner(write: Any) -> None:
     text = truth_markdown([run])
     assert "### tiny, identity >= 35 % (1 pairs)" in text
     assert "| needleman-wunsch | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |" in text
-    json.dumps(truth_dict(run), allow_nan=False)
+    json.dumps(_truth_dict(run), allow_nan=False)
 
 
 def test_an_aligner_without_plans_has_no_metrics(write: Any) -> None:

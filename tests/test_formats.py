@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plasma_hf.io.formats import FIELDS, FORMATS, LEGEND, AlignedPair, columns, to_json, to_text
-from plasma_hf.models.pipeline_protein_alignment import Segment
+from plasma_hf.models.pipeline_protein_alignment import describe_segment
 from plasma_hf.models.protein import Protein
 
 # Between pairs: one residue of the query alone (S), then two beside one (GG, W), then two of the
@@ -22,7 +22,7 @@ PAIRS = [(1, 0, 1.0), (2, 1, 0.95), (4, 2, 0.8), (5, 3, 0.9), (8, 5, 0.7), (9, 8
 
 
 def tiny_pair(pairs: list[tuple[int, int, float]] = PAIRS) -> AlignedPair:
-    segments = [Segment(pairs).to_dict()] if pairs else []
+    segments = [describe_segment(pairs)] if pairs else []
     query, candidate = Protein("first", "MACSDEGGHK"), Protein("second|x", "ACDQWHLLRV")
     return AlignedPair(query, candidate, {"score": 0.5, "segments": segments})
 
@@ -51,7 +51,7 @@ def test_text_numbers_blocks() -> None:
     sequence = "ACDEFGHIKLMNPQRSTVWY" * 7
     pairs = [(i, i + 3, 1.0) for i in range(3, 137)]
     proteins = Protein("a", sequence), Protein("b", "MMM" + sequence)
-    text = to_text(AlignedPair(*proteins, {"score": 1.0, "segments": [Segment(pairs).to_dict()]}))
+    text = to_text(AlignedPair(*proteins, {"score": 1.0, "segments": [describe_segment(pairs)]}))
     rows = [line.split() for line in text.splitlines() if line.startswith(("query ", "candidate "))]
     numbers = [(int(row[1]), int(row[3])) for row in rows[2:]]
     assert numbers == [(4, 63), (7, 66), (64, 123), (67, 126), (124, 137), (127, 140)]
@@ -61,7 +61,7 @@ def test_text_numbers_blocks() -> None:
 def test_text_leaves_out_numbers_of_a_row_without_residues() -> None:
     pairs = [(0, 0, 1.0), (1, 200, 1.0)]
     proteins = Protein("a", "MK"), Protein("b", "M" * 199 + "LK")
-    text = to_text(AlignedPair(*proteins, {"score": 1.0, "segments": [Segment(pairs).to_dict()]}))
+    text = to_text(AlignedPair(*proteins, {"score": 1.0, "segments": [describe_segment(pairs)]}))
     assert f"query         {'-' * 60}\n" in text
 
 

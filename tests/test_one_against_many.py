@@ -113,12 +113,8 @@ def proteins():
 def make_store(folder, model, proteins, kinds):
     embedder = Ready(proteins)
     store = EmbeddingStore.create(folder, embedder, model, kinds=kinds)
-    store.run(
-        store.prepare([(f"P{i}", sequence) for i, sequence in enumerate(proteins)]),
-        embedder,
-        model,
-        shard_bytes=100_000,
-    )
+    store.shard_bytes = 100_000
+    store.add([(f"P{i}", sequence) for i, sequence in enumerate(proteins)], embedder, model)
     return EmbeddingStore.open(folder)
 
 

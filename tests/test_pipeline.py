@@ -267,8 +267,8 @@ def test_a_given_protein_is_cleaned_once_and_a_read_one_not_at_all(align, work):
 
 def test_a_file_is_read_once_in_a_call(align, files, monkeypatch):
     read = []
-    of_file = protein_module.read_record
-    monkeypatch.setattr(protein_module, "read_record", lambda *a: read.append(a) or of_file(*a))
+    of_file = protein_module.read_records
+    monkeypatch.setattr(protein_module, "read_records", lambda *a: read.append(a) or of_file(*a))
     results = align([(files / "one.fasta", CANDIDATE[:n]) for n in range(20, 30)])
     assert len(results) == 10 and len(read) == 1
 
@@ -316,9 +316,10 @@ def test_segments_of_a_constructed_plan():
         plan[i, 8 + i] = 0.9
         plan[6 + i + (i > 1), i] = 0.8
     first, second = find_segments(plan)
-    assert (first.query_start, first.query_end, first.candidate_start) == (0, 4, 8)
-    assert (second.query_start, second.query_end, second.candidate_end) == (6, 11, 4)
-    assert abs(first.score - 0.9) < 1e-6 and abs(second.score - 0.8 * 4 / 5) < 1e-6
+    places = "query_start", "query_end", "candidate_start", "candidate_end"
+    assert [first[place] for place in places] == [0, 4, 8, 12]
+    assert [second[place] for place in places] == [6, 11, 0, 4]
+    assert abs(first["score"] - 0.9) < 1e-6 and abs(second["score"] - 0.8 * 4 / 5) < 1e-6
     assert find_segments(plan, max_gap=0, min_pairs=3) == [first]
     assert find_segments(plan, threshold=0.95) == []
 

@@ -9,7 +9,7 @@ from transformers import T5Config
 from transformers.utils import logging
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
-from plasma_hf.models.modeling_plasma import label_match_losses, score_loss
+from plasma_hf.models.modeling_plasma import label_match_losses, score_losses
 from tests.helpers import reference
 
 WIDTH = 12
@@ -221,16 +221,16 @@ def test_support_of_swapped_proteins_is_the_transposed_plan():
     ("score", "label", "wanted"), [(0, 1, 0.6931), (1, 1, 0.3133), (0, 0, 0.6931), (1, 0, 1.3133)]
 )
 def test_published_score_loss_values(score, label, wanted):
-    loss = score_loss(torch.tensor([float(score)]), torch.tensor([label]))
+    loss = score_losses(torch.tensor([float(score)]), torch.tensor([label]))
     assert abs(float(loss) - wanted) < 1e-4
 
 
 def test_other_score_losses():
     scores, labels = torch.tensor([1.0, 0.0]), torch.tensor([1, 0])
-    assert score_loss(scores, labels, "probability") < 1e-4
-    assert score_loss(scores, labels, "affine", torch.tensor([10.0, -5.0])) < 0.01
+    assert score_losses(scores, labels, "probability").mean() < 1e-4
+    assert score_losses(scores, labels, "affine", torch.tensor([10.0, -5.0])).mean() < 0.01
     with pytest.raises(ValueError, match="scale and shift"):
-        score_loss(scores, labels, "affine")
+        score_losses(scores, labels, "affine")
 
 
 def test_label_match_is_a_recall_of_the_candidate():

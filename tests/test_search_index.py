@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plasma_hf.data import BadRecord
+from plasma_hf.data import InvalidRecord
 from plasma_hf.models.protein import Protein, read_structures
 from plasma_hf.search import (
     Index,
@@ -143,7 +143,7 @@ def test_bad_records_are_reported_also_by_the_one_who_resumes(tmp_path: Path) ->
         ("number", 3),
         ("P4", "CC"),
     ]
-    told = [BadRecord("file.fasta", "it was wrong before")]
+    told = [InvalidRecord("file.fasta", "it was wrong before")]
     for report in (
         build_index(Composition(), records, tmp_path / "index", bad=told[:]),
         build_index(Composition(), records, tmp_path / "index", bad=told[:]),
@@ -274,7 +274,7 @@ def test_structures_and_sequences_from_files(tmp_path: Path) -> None:
     (folder / "rubbish.pdb").write_text("no atoms here\n")
     fasta = tmp_path / "some.fasta"
     fasta.write_text(">P1\nMKVLA\n>P2\nMK7\n")
-    bad: list[BadRecord] = []
+    bad: list[InvalidRecord] = []
     records = list(read_records([folder, fasta, tmp_path / "no.pdb"], bad))
     assert [(r.id, r.kind) for r in records] == [
         ("deep/one.pdb:A", "structure"),
@@ -311,9 +311,10 @@ def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
         read_structures(write_helix(tmp_path / f"{first}.pdb", {"A": "MKVLA"}, first))[0]
         for first in (1, 5)
     )
-    shas = {Protein.of("r", content).sha for content in (one, two, one.sequence)}
+    structures = Protein("r", structure=one), Protein("r", structure=two)
+    shas = {protein.sha for protein in (*structures, Protein("r", one.sequence))}
     assert len(shas) == 3
-    assert Protein.of("other", one).sha in shas
+    assert Protein("other", structure=one).sha in shas
 
 
 def test_the_folder_is_plain(few: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plasma_hf.data import BadRecord, read_sequences
+from plasma_hf.data import InvalidRecord, read_sequences
 from plasma_hf.models.protein import Protein
 
 WANT = [("P1", "MKVLA"), ("P2", "ACD")]
@@ -101,7 +101,7 @@ def test_data_sets(tmp_path: Path) -> None:
 def test_bad_records_are_reported_with_their_ids(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("id,sequence\nP1,MKVLA\nB1,MK7\nB2,\n,MKV\nB3\nP2,ACD\n")
-    bad: list[BadRecord] = []
+    bad: list[InvalidRecord] = []
     assert read(path, on_invalid=bad.append) == WANT
     assert [record.id for record in bad] == ["B1", "B2", "row 4", "B3"]
     assert "character '7' at position 3" in bad[0].reason

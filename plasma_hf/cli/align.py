@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from ..io.formats import FIELDS, FORMATS, AlignedPair, Format
-from .common import (
-    Device,
-    OutputFile,
-    OutputFormat,
-    RemoteCode,
-    Revision,
-    Skipped,
-    compilation_announced,
-    fail,
-    one_line_errors,
-    write,
-)
+from . import common
+from .common import EXIT_CODE, Skipped, compilation_announced, fail, one_line_errors, write
 from .embed import load_embedder
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-ALIGN_HELP = f"""
-Align proteins: which residues of A correspond to which of B.
+ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
 
 A and B are each a sequence; a FASTA, PDB or mmCIF file, also .gz, with every record in it or the
 one named as FILE:RECORD; or '-' for standard input, FASTA or one bare sequence per line. Every
 protein of A is aligned with every one of B.
 
-A record that cannot be used is reported on standard error, the rest is done, and the exit code
-is 2. It is also 2 where a file or an option cannot be used.
+{EXIT_CODE}
 
 \b
 Examples:
@@ -56,44 +45,27 @@ Formats:
   tsv   one line per segment, residues counted from 1, with the columns
 
 \b
-{chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}
-"""
+{chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}"""
 
 
 def align(
-    a: Annotated[str, typer.Argument(metavar="A", help="Sequence, file, or '-'.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Sequence, file, or '-'.")],
-    format_name: OutputFormat = "text",
-    output: OutputFile = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Picture of the plan to write, .png, .svg or .pdf; for one pair alone."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a model; the bundled one by default.")
-    ] = None,
-    task_head: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK",
-            help="Bundled head instead of --model: active_site, binding_site or motif.",
-        ),
-    ] = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    device: Device = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs computed together.")] = 8,
+    a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
+    b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
+    format_name: common.OutputFormat = "text",
+    output: common.OutputFile = None,
+    plot: Annotated[Path | None, Option(help="Draw one pair's plan: .png, .svg or .pdf.")] = None,
+    model: common.AlignmentModel = None,
+    task_head: Annotated[str | None, Option(help="Head: active_site, binding_site, motif.")] = None,
+    revision: common.Revision = None,
+    trust_remote_code: common.RemoteCode = False,
+    device: common.Device = None,
+    batch_size: Annotated[int, Option(min=1, help="Pairs computed together.")] = 8,
     threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Plan weight that aligns residues; the model's own."),
+        float | None, Option(min=0, max=1, help="Plan weight that aligns; the model's by default.")
     ] = None,
-    max_gap: Annotated[
-        int, typer.Option(min=0, help="Residues a segment may leave out between two pairs.")
-    ] = 10,
-    min_pairs: Annotated[int, typer.Option(min=1, help="Pairs that make a segment.")] = 3,
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Write pairs from this score only.")
-    ] = 0.0,
+    max_gap: Annotated[int, Option(min=0, help="Most residues between pairs of a segment.")] = 10,
+    min_pairs: Annotated[int, Option(min=1, help="Pairs that make a segment.")] = 3,
+    min_score: Annotated[float, Option(min=0, max=1, help="Least score to write.")] = 0.0,
 ) -> None:
     """Align proteins; see `ALIGN_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
@@ -101,7 +73,12 @@ def align(
 
         from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
-        sides = _read_sides(a, b, skipped)
+        if a == b == "-":
+            fail("one of A and B can be '-', standard input; give the other as sequence or file")
+        messages: dict[str, None] = {}  # each once, also where A and B are the same file
+        sides = [_read_side(a, "query", messages), _read_side(b, "candidate", messages)]
+        for message in messages:
+            skipped.report(message)
         count = len(sides[0]) * len(sides[1])
         if not count:
             raise typer.Exit(2)
@@ -151,35 +128,25 @@ def _texts(
             plot_plan(result["plan"], result["segments"], query.id, candidate.id, plot)
 
 
-def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
-    """Read both sides, and say which records cannot be used."""
-    from ..models.protein import Protein, clean_sequence
+def _read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
+    """Read what can be used, and say in `messages` what cannot."""
+    from ..models.protein import looks_like_path, read_protein, read_records
 
-    if a == b == "-":
-        fail("one of A and B can be '-', standard input; give the other as a sequence or a file")
-    sides: list[list[Protein]] = [[], []]
-    messages: dict[str, None] = {}  # each once, also where A and B are the same file
-    for kept, value, name in zip(sides, (a, b), ("query", "candidate"), strict=True):
-        for what, protein in _read_side(value, name):
-            try:
-                kept.append(Protein(protein.id, clean_sequence(protein.sequence or "", what)))
-            except ValueError as error:
-                messages[str(error)] = None
-    for message in messages:
-        skipped.report(message)
-    return sides
-
-
-def _read_side(value: str, side: str) -> Iterable[tuple[str, Protein]]:
-    """Read proteins, unchecked, each with what to call it in a message."""
-    from ..models.protein import Protein, looks_like_path, read_record, read_records
-
+    name = f"{value}: record"
+    records: Sequence[Any]
     if value == "-":
-        return ((f"standard input: record {p.id!r}", p) for p in _parse(sys.stdin.read()))
-    if looks_like_path(value) or os.path.isfile(value):
-        records = read_records(value) if os.path.exists(value) else [read_record(value)]
-        return ((f"{value}: record {p.id!r}", p) for p in records)
-    return [(side, Protein(side, value))]
+        name, records = "standard input: record", _parse(sys.stdin.read())
+    elif looks_like_path(value) or os.path.isfile(value):
+        records = read_records(value)
+    else:
+        name, records = side, [value]
+    proteins = []
+    for record in records:
+        try:
+            proteins.append(read_protein(record, name))
+        except ValueError as error:
+            messages[str(error)] = None
+    return proteins
 
 
 def _parse(text: str) -> list[Protein]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer import Option
 
 if TYPE_CHECKING:
     from ..io.structures import StructurePair
@@ -58,9 +59,13 @@ def one_line_errors() -> Iterator[Skipped]:
 
     Models are registered first, which the command line does not do at import.
     """
+    from transformers.utils import logging
+
     from .. import register
 
     skipped = Skipped()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         register()
         yield skipped
@@ -108,7 +113,25 @@ def write(texts: Iterable[str], output: Path | None) -> None:
             file.flush()
 
 
-# --- Options that several verbs take, each with one name and one help text.
+# --- Groups of verbs, and options that several verbs take, each with one name and one help text.
+
+EXIT_CODE = (
+    "A record that cannot be used is reported on standard error, the rest is done, and the exit "
+    "code is 2. It is also 2 where a file or an option cannot be used."
+)
+
+
+def group(text: str, **options: Any) -> typer.Typer:
+    """Make a group of verbs."""
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
 
 
 def _usable(device: str | None) -> str | None:
@@ -125,43 +148,30 @@ def _usable(device: str | None) -> str | None:
     return device
 
 
-OutputFile = Annotated[
-    Path | None, typer.Option("--output", "-o", help="File to write instead of the screen.")
-]
+OutputFile = Annotated[Path | None, Option("--output", "-o", help="File instead of the screen.")]
 OutputFormat = Annotated[
-    Literal["text", "json", "tsv"], typer.Option("--format", "-f", help="What to write.")
+    Literal["text", "json", "tsv"], Option("--format", "-f", help="What to write.")
 ]
-Recipe = Annotated[
-    str | None,
-    typer.Option(
-        "--input-format",
-        "--recipe",
-        help="How sequences are written for the backbone: native or upstream.",
-    ),
+Recipe = Annotated[str | None, Option("--input-format", "--recipe", help="native or upstream.")]
+BackboneName = Annotated[
+    str | None, Option(help="Folder or Hub id of a backbone; the bundled one by default.")
+]
+AlignmentModel = Annotated[
+    str | None, Option(help="Folder or Hub id of a PLASMA model; the bundled by default.")
 ]
 RetrievalModel = Annotated[
-    str | None, typer.Option(help="Folder or Hub id of a ProtAlign model; the bundled by default.")
+    str | None, Option(help="Folder or Hub id of a ProtAlign model; the bundled by default.")
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Commit, branch or tag of the model on the Hub.")
-]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-]
-Device = Annotated[
-    str | None,
-    typer.Option(callback=_usable, help="cpu, cuda, cuda:1, ...; a GPU if there is one."),
-]
-Residues = Annotated[int, typer.Option(min=1, help="Residues embedded at once, padding included.")]
-Structures = Annotated[
-    list[Path], typer.Option(help="Folder or file of structures; can be repeated.")
-]
+Revision = Annotated[str | None, Option(help="Commit, branch or tag of the model on the Hub.")]
+RemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run the model's own Python code.")]
+Device = Annotated[str | None, Option(callback=_usable, help="cpu, cuda, cuda:1; a GPU if any.")]
+Residues = Annotated[int, Option(min=1, help="Residues embedded at once, padding included.")]
+Structures = Annotated[list[Path], Option(help="Folder or file of structures; can be repeated.")]
 Identity = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Identity from which on sequences are in one cluster."),
+    float | None, Option(min=0, max=1, help="Identity from which on sequences are in one cluster.")
 ]
-MinResidues = Annotated[int, typer.Option(min=1, help="Shortest chain to use.")]
-MaxResidues = Annotated[int, typer.Option(min=1, help="Longest chain to use.")]
+MinResidues = Annotated[int, Option(min=1, help="Shortest chain to use.")]
+MaxResidues = Annotated[int, Option(min=1, help="Longest chain to use.")]
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,11 +182,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_settings(
     settings: Iterable[str], config_class: type, device: str | None, **named: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort `FIELD=VALUE`, and options by the name of their field.
-
-    Returns:
-        Fields of the model's configuration, and of `TrainingArguments`.
-    """
+    """Sort `FIELD=VALUE`, and options by their field, into configuration and TrainingArguments."""
     from dataclasses import fields
 
     from transformers import TrainingArguments
@@ -203,9 +209,6 @@ def read_settings(
     return config, {name: value for name, value in values.items() if name not in own}
 
 
-# --- Models and structures, loaded.
-
-
 def best_device() -> str:
     """Return the GPU of this process if there is one."""
     import torch
@@ -223,17 +226,11 @@ def load_model(
 ) -> Any:
     """Load a model of one kind, the bundled one without a name, to infer on a device."""
     from transformers import AutoModel
-    from transformers.utils import logging
 
     from .. import DEFAULT_CHECKPOINT, DEFAULT_RETRIEVAL_CHECKPOINT
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    title, bundled = {
-        "plasma": ("PLASMA", DEFAULT_CHECKPOINT),
-        "protalign": ("ProtAlign", DEFAULT_RETRIEVAL_CHECKPOINT),
-    }[kind]
-    name = name or bundled
+    title = "PLASMA" if kind == "plasma" else "ProtAlign"
+    name = name or (DEFAULT_CHECKPOINT if kind == "plasma" else DEFAULT_RETRIEVAL_CHECKPOINT)
     try:
         model: Any = AutoModel.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
@@ -246,10 +243,7 @@ def load_model(
     if model.config.model_type != kind:
         fail(f"--model {name} is a {model.config.model_type} model; give a {title} model")
     if kind == "plasma" and model.backbone is None:
-        fail(
-            f"--model {name} is a head that takes residue embeddings; give a model saved together "
-            "with its backbone and processor"
-        )
+        fail(f"--model {name} is a head that takes residue embeddings; give one with its backbone")
     return model.eval().to(device or best_device())
 
 
@@ -285,18 +279,24 @@ def read_pairs(
     paths: Iterable[Path], min_residues: int, max_residues: int, skipped: Skipped
 ) -> list[StructurePair]:
     """Read all chains that can be used, and report the rest."""
-    bad: list[Any] = []
+    from ..io.structures import pair_of, read_structure_folder, row_to_pair
+
+    invalid: list[Any] = []
     pairs: list[StructurePair] = []
     unfit = 0
     for path in paths:
-        for pair in _read(path, bad):
+        if path.suffix == ".parquet":
+            found = map(row_to_pair, _parquet_rows(path))
+        else:
+            found = map(pair_of, read_structure_folder(path, invalid.append))
+        for pair in found:
             if not pair.structure.residue_mask.any():
                 skipped.report(f"{pair.id}: no residue has all of N, CA, C and O")
             elif min_residues <= len(pair.sequence) <= max_residues:
                 pairs.append(pair)
             else:
                 unfit += 1
-    skipped.report_records(bad)
+    skipped.report_records(invalid)
     if unfit:
         report(
             f"{unfit} chains have fewer than {min_residues} or more than {max_residues} residues "
@@ -305,16 +305,11 @@ def read_pairs(
     return pairs
 
 
-def _read(path: Path, bad: list[Any]) -> Any:
-    from ..io.structures import pair_of, read_structure_folder, row_to_pair
-
-    if path.suffix != ".parquet":
-        return (pair_of(structure) for structure in read_structure_folder(path, bad.append))
+def _parquet_rows(path: Path) -> Any:
     try:
         from datasets import Dataset
     except ImportError as error:
         raise ImportError("reading Parquet needs datasets; pip install datasets") from error
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    rows: Any = Dataset.from_parquet(str(path))
-    return map(row_to_pair, rows)
+    return Dataset.from_parquet(str(path))

@@ -5,31 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-from .common import (
-    Device,
-    Recipe,
-    RemoteCode,
-    Residues,
-    Revision,
-    Skipped,
-    best_device,
-    fail,
-    load_model,
-    one_line_errors,
-    report,
-)
+from . import common
+from .common import EXIT_CODE, Skipped, best_device, fail, load_model, one_line_errors, report
 
 if TYPE_CHECKING:
     from ..data.store import EmbeddingStore
-    from ..io.sequences import BadRecord
     from ..models.modeling_backbone import Backbone
     from ..models.modeling_plasma import PlasmaModel
-    from ..models.protein import Protein
+    from ..models.protein import InvalidRecord, Protein
 
-EMBED_HELP = """
-Embed proteins once and keep the result: a store that search and training read from.
+EMBED_HELP = f"""Embed proteins once and keep the result, a store to search and to train from.
 
 Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, or a
 folder written by datasets.save_to_disk. The store is a folder. A protein is found in it by its id
@@ -38,8 +25,7 @@ or its sequence; equal sequences are kept once, and what is there already is not
 A job that was stopped goes on when the same command is run again. The same command with other
 files adds them. A store is of one model and input format; another is refused.
 
-A record that cannot be used is reported on standard error, the rest is done, and the exit code
-is 2. It is also 2 where a file or an option cannot be used.
+{EXIT_CODE}
 
 \b
 Examples:
@@ -57,44 +43,26 @@ With a language model, which is downloaded first:
 On two GPUs, each of which computes its share (invalid records are reported, but do not set the
 exit code, at which torchrun would stop the other process):
   torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
-      --backbone facebook/esm2_t33_650M_UR50D --output esm2
-"""
+      --backbone facebook/esm2_t33_650M_UR50D --output esm2"""
 
 
 def embed(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the store, made if need be.")
-    ],
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT", help="Files with proteins.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="PLASMA model whose backbone and head to use; the bundled by default."),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a backbone, without a head.")
-    ] = None,
-    recipe: Recipe = None,
-    revision: Revision = None,
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the store, made if need be.")],
+    inputs: Annotated[list[Path] | None, Argument(metavar="INPUT", help="Protein files.")] = None,
+    model: common.AlignmentModel = None,
+    backbone: common.BackboneName = None,
+    recipe: common.Recipe = None,
+    revision: common.Revision = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(help="What a new store keeps; float32 by default."),
+        Literal["float32", "float16", "bfloat16"] | None, Option(help="By default float32.")
     ] = None,
-    projections: Annotated[
-        bool, typer.Option("--projections", help="Keep what the head makes of them as well.")
-    ] = False,
-    residues_per_batch: Residues = 4096,
-    device: Device = None,
-    id_column: Annotated[str, typer.Option(help="Column of ids in tables.")] = "id",
-    sequence_column: Annotated[
-        str, typer.Option(help="Column of sequences in tables.")
-    ] = "sequence",
-    remove: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="Take a protein out of the store; can be repeated."),
-    ] = None,
-    trust_remote_code: RemoteCode = False,
+    projections: Annotated[bool, Option("--projections", help="Keep the head's as well.")] = False,
+    residues_per_batch: common.Residues = 4096,
+    device: common.Device = None,
+    id_column: Annotated[str, Option(help="Column of ids in tables.")] = "id",
+    sequence_column: Annotated[str, Option(help="Column of sequences in tables.")] = "sequence",
+    remove: Annotated[list[str] | None, Option(metavar="ID", help="Protein to take out.")] = None,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Embed proteins; see `EMBED_HELP`."""
     with one_line_errors() as skipped:
@@ -139,19 +107,20 @@ def _remove(store: EmbeddingStore, keys: list[str], skipped: Skipped) -> None:
 
 def _read(
     files: list[Path], id_column: str, sequence_column: str
-) -> tuple[list[Protein], list[BadRecord]]:
+) -> tuple[list[Protein], list[InvalidRecord]]:
     """Read all that can be read, and gather what cannot."""
-    from ..io.sequences import BadRecord, read_sequences
+    from ..io.sequences import read_sequences
+    from ..models.protein import InvalidRecord
 
     proteins: list[Protein] = []
-    bad: list[BadRecord] = []
+    bad: list[InvalidRecord] = []
     for file in files:
-        wrong: list[BadRecord] = []
+        wrong: list[InvalidRecord] = []
         try:
             proteins += read_sequences(file, id_column, sequence_column, wrong.append)
         except (ValueError, OSError) as error:
-            bad.append(BadRecord(str(file), str(error)))
-        bad += [BadRecord(f"{file}: {record.id}", record.reason) for record in wrong]
+            bad.append(InvalidRecord(str(file), str(error)))
+        bad += [InvalidRecord(f"{file}: {record.id}", record.reason) for record in wrong]
     return proteins, bad
 
 
@@ -165,7 +134,6 @@ def load_embedder(
 ) -> tuple[Backbone, PlasmaModel | None]:
     """Load a backbone alone, or a PLASMA model as backbone and head."""
     from transformers import AutoProcessor
-    from transformers.utils import logging
 
     from ..backbones import load_backbone
     from ..models.modeling_backbone import Backbone
@@ -182,8 +150,6 @@ def load_embedder(
         return Backbone(under, processor, config.plm_name_or_path, config.plm_revision), plasma
     if model is not None:
         fail("--model brings its own backbone; give --model or --backbone")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     embedder = load_backbone(
         backbone,
         recipe,

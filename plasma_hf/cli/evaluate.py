@@ -37,19 +37,13 @@ from .common import (
 if TYPE_CHECKING:
     from ..data.pairs import ProteinPair
     from ..data.splits import PairSplits
-    from ..data.store import Embedder
-    from ..evaluation import Aligner, EmbeddingSource, Run, TruthRun
+    from ..evaluation import Aligner, EmbeddingSource
+    from ..evaluation.run import Run, TruthRun
     from ..models.modeling_plasma import PlasmaModel
 
 BASELINES = (
-    "smith-waterman",
-    "needleman-wunsch",
-    "eba",
-    "mean-cosine",
-    "length",
-    "composition",
-    "tm-align",
-    "foldseek",
+    *("smith-waterman", "needleman-wunsch", "eba", "mean-cosine"),
+    *("length", "composition", "tm-align", "foldseek"),
 )
 PARTS = ("test", "test_hard")
 Paths = list[Path] | None
@@ -107,7 +101,7 @@ class Aligners:
             store = EmbeddingStore.open(folder)
             self._add(store.fingerprint, StoredEmbeddings(store), store.header.hidden_size)
         for name in self.backbones:
-            self._source_of(self._embedder(backbone=name)[0])
+            self._load_source(backbone=name)
         self._given = list(self._sources.values())
         self._without_embeddings = list(self._make_without_embeddings())
 
@@ -118,7 +112,7 @@ class Aligners:
 
         models = [(name, *self._load(name.replace("{seed}", str(seed)))) for name in self.models]
         sources = self._given or list(dict.fromkeys(own for *_, own in models if own))
-        sources = sources or [self._source_of(self._embedder(backbone="substitution")[0])]
+        sources = sources or [self._load_source(backbone="substitution")[0]]
         found: list[Aligner] = []
         for name, model, own in models:
             for source in [own] if own else sources:
@@ -160,33 +154,31 @@ class Aligners:
                 )
             if config.model_type == "plasma" and config.plm_config is None:
                 return PlasmaModel.from_pretrained(name).to(self.device or "cpu"), None
-        embedder, plasma = self._embedder(model=None if name == "default" else name)
+        source, plasma = self._load_source(model=None if name == "default" else name)
         assert plasma is not None  # a model was asked for
-        return plasma, self._source_of(embedder)
+        return plasma, source
 
-    def _embedder(
+    def _load_source(
         self, model: str | None = None, backbone: str | None = None
-    ) -> tuple[Embedder, PlasmaModel | None]:
+    ) -> tuple[NamedSource, PlasmaModel | None]:
+        from ..evaluation import CachedEmbeddings
         from .embed import load_embedder
 
-        return load_embedder(model, backbone, None, None, self.device, self.trust_remote_code)
-
-    def _source_of(self, embedder: Embedder) -> NamedSource:
-        from ..evaluation import CachedEmbeddings
-
-        known = self._sources.get(_key(embedder.fingerprint))
-        return known or self._add(
-            embedder.fingerprint, CachedEmbeddings(embedder), embedder.hidden_size
+        embedder, plasma = load_embedder(
+            model, backbone, None, None, self.device, self.trust_remote_code
         )
+        source = CachedEmbeddings(embedder)
+        return self._add(embedder.fingerprint, source, embedder.hidden_size), plasma
 
-    def _add(self, identity: Any, source: EmbeddingSource, width: int) -> NamedSource:
-        name = Path(identity["backbone"]).name
+    def _add(self, fingerprint: Any, source: EmbeddingSource, width: int) -> NamedSource:
+        """Keep one source for each backbone, under a name of its own."""
+        name, key = Path(fingerprint["backbone"]).name, tuple(sorted(fingerprint.items()))
         if any(other.name == name for other in self._sources.values()):
             name = f"{name} {len(self._sources) + 1}"
-        return self._sources.setdefault(_key(identity), NamedSource(name, source, width))
+        return self._sources.setdefault(key, NamedSource(name, source, width))
 
     def _make_without_embeddings(self) -> Iterator[Aligner]:
-        from ..evaluation.aligners import ON_SEQUENCES, ON_STRUCTURES, StructureFolder
+        from ..evaluation.aligners import ON_SEQUENCES, ON_STRUCTURES
 
         for name in self.baselines:
             if name in ON_SEQUENCES:
@@ -195,14 +187,10 @@ class Aligners:
                 if self.structures is None:
                     fail(f"--baseline {name} reads structures; give their folder: --structures")
                 try:
-                    yield ON_STRUCTURES[name](StructureFolder(self.structures))
+                    yield ON_STRUCTURES[name](self.structures)
                 except FileNotFoundError as error:
                     report(f"{name} is left out: {error}")
                     self.not_found.append(name)
-
-
-def _key(identity: Any) -> tuple[Any, ...]:
-    return tuple(sorted(identity.items()))
 
 
 EVALUATE_HELP = """

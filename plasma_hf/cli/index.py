@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
-from .common import (
-    Device,
-    RemoteCode,
-    Residues,
-    RetrievalModel,
-    Revision,
-    Skipped,
-    load_model,
-    one_line_errors,
-    report,
-)
+from . import common
+from .common import EXIT_CODE, group, load_model, one_line_errors, report
 
-if TYPE_CHECKING:
-    from ..search import IndexReport
+index_app = group("Embed structures or sequences once, and keep them to be searched.")
 
-index_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Embed structures or sequences once, and keep them to be searched.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-BUILD_HELP = """
-Build an index of structures or sequences, which `plasma-hf search` looks through.
+BUILD_HELP = f"""Build an index of structures or sequences, which `plasma-hf search` looks through.
 
 Each INPUT is a folder with PDB or mmCIF files, one such file, or a FASTA, CSV, TSV, Parquet or JSON
 Lines file with the columns id and sequence. Every chain of a structure is a record of its own.
@@ -39,123 +24,110 @@ Lines file with the columns id and sequence. Every chain of a structure is a rec
 A build that was stopped goes on when the same command is run again. The index knows the model that
 made it and the file of each record; another model is refused.
 
-A record that cannot be used is reported on standard error, the rest is done, and the exit code
-is 2. It is also 2 where a file or an option cannot be used.
+{EXIT_CODE}
 
 \b
 Examples:
   plasma-hf index build demo/serine_proteases.fasta --output proteases.index
   plasma-hf index build structures/ --output structures.index
-  plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence
-"""
+  plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence"""
 
-ADD_HELP = """
-Add records to an index.
+ADD_HELP = """Add records to an index.
 
 A record that is there with the same content stays as it is. Where its id stands for other content,
 it is reported, or takes the place of that with --replace. INPUT is what `index build` takes.
 
 \b
 Example:
-  plasma-hf index add more.pdb --index structures.index
-"""
+  plasma-hf index add more.pdb --index structures.index"""
 
-REMOVE_HELP = """
-Take records out of an index, by their ids.
+REMOVE_HELP = """Take records out of an index, by their ids.
 
 \b
 Example:
-  plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index
-"""
+  plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index"""
 
-INFO_HELP = """
-Say which model made an index, and what is in it.
+INFO_HELP = """Say which model made an index, and what is in it.
 
 \b
 Example:
-  plasma-hf index info structures.index
-"""
+  plasma-hf index info structures.index"""
 
-Folder = Annotated[Path, typer.Option("--index", "-i", help="Folder of the index.")]
-Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT", help="Files and folders.")]
+Folder = Annotated[Path, Option("--index", "-i", help="Folder of the index.")]
+Inputs = Annotated[list[Path], Argument(metavar="INPUT", help="Files and folders.")]
 Kind = Annotated[
     Literal["sequence", "structure"] | None,
-    typer.Option(help="Take the sequences of structures, or refuse what has no atoms."),
+    Option(help="Take the sequences of structures, or refuse what has no atoms."),
 ]
 
 
 @index_app.command(help=BUILD_HELP)
 def build(
     inputs: Inputs,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the index, made if need be.")
-    ],
-    model: RetrievalModel = None,
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the index, made if need be.")],
+    model: common.RetrievalModel = None,
     kind: Kind = None,
-    factory: Annotated[
-        str | None,
-        typer.Option(help="faiss index factory for approximate search, as IVF256,Flat."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Take the place of another, finished index.")
-    ] = False,
-    residues_per_batch: Residues = 2048,
-    device: Device = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    factory: Annotated[str | None, Option(help="faiss index factory, as IVF256,Flat.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished index.")] = False,
+    residues_per_batch: common.Residues = 2048,
+    device: common.Device = None,
+    revision: common.Revision = None,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Build an index; see `BUILD_HELP`."""
-    with one_line_errors() as skipped:
-        from ..search import build_index, read_records
-
-        bad: list[Any] = []
-        done = build_index(
-            load_model(model, "protalign", revision, device, trust_remote_code),
-            read_records(inputs, bad, kind),
-            output,
-            bad=bad,
-            factory=factory,
-            overwrite=overwrite,
-            residues_per_batch=residues_per_batch,
-            progress=sys.stderr.isatty(),
-        )
-        _report(done, output, skipped)
+    load = partial(load_model, model, "protalign", revision, device, trust_remote_code)
+    options = {"factory": factory, "overwrite": overwrite, "residues_per_batch": residues_per_batch}
+    _embed("build", load, inputs, kind, output, options)
 
 
 @index_app.command(help=ADD_HELP)
 def add(
     inputs: Inputs,
     index: Folder,
-    model: RetrievalModel = None,
+    model: common.RetrievalModel = None,
     kind: Kind = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Let new content take the place of old.")
-    ] = False,
-    residues_per_batch: Residues = 2048,
-    device: Device = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    replace: Annotated[bool, Option("--replace", help="Let new content replace old.")] = False,
+    residues_per_batch: common.Residues = 2048,
+    device: common.Device = None,
+    revision: common.Revision = None,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Add records; see `ADD_HELP`."""
-    with one_line_errors() as skipped:
-        from ..search import add_records, read_records
+    load = partial(load_model, model, "protalign", revision, device, trust_remote_code)
+    options = {"replace_changed": replace, "residues_per_batch": residues_per_batch}
+    _embed("add", load, inputs, kind, index, options)
 
-        bad: list[Any] = []
-        done = add_records(
-            index,
-            load_model(model, "protalign", revision, device, trust_remote_code),
-            read_records(inputs, bad, kind),
-            bad=bad,
-            replace_changed=replace,
-            residues_per_batch=residues_per_batch,
-            progress=sys.stderr.isatty(),
+
+def _embed(
+    verb: Literal["build", "add"],
+    load: Callable[[], Any],
+    inputs: list[Path],
+    kind: str | None,
+    folder: Path,
+    options: dict[str, Any],
+) -> None:
+    """Build an index or add to it, and say what was done."""
+    with one_line_errors() as skipped:
+        from ..search import IndexHeader, add_records, build_index, read_records
+
+        invalid: list[Any] = []
+        model, records = load(), read_records(inputs, invalid, kind)
+        options |= {"bad": invalid, "progress": sys.stderr.isatty()}
+        if verb == "build":
+            done = build_index(model, records, folder, **options)
+        else:
+            done = add_records(folder, model, records, **options)
+        skipped.report_records(done.bad)
+        replaced = f"{done.replaced} replaced, " if done.replaced else ""
+        report(
+            f"{done.embedded} embedded, {done.already_there} already there, {replaced}"
+            f"{len(done.bad)} left out; {folder} holds {IndexHeader.read(folder).count}"
         )
-        _report(done, index, skipped)
 
 
 @index_app.command(help=REMOVE_HELP)
 def remove(
-    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Records to take out.")],
+    ids: Annotated[list[str], Argument(metavar="ID", help="Records to take out.")],
     index: Folder,
 ) -> None:
     """Take records out; see `REMOVE_HELP`."""
@@ -171,7 +143,7 @@ def remove(
 
 @index_app.command(help=INFO_HELP)
 def info(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")],
+    index: Annotated[Path, Argument(metavar="INDEX", help="Folder of the index.")],
 ) -> None:
     """Describe an index; see `INFO_HELP`."""
     with one_line_errors():
@@ -190,15 +162,3 @@ def info(
     }
     for name, value in rows.items():
         typer.echo(f"{name:<13} {value}")
-
-
-def _report(done: IndexReport, folder: Path, skipped: Skipped) -> None:
-    """Say what was done."""
-    from ..search import IndexHeader
-
-    skipped.report_records(done.bad)
-    replaced = f"{done.replaced} replaced, " if done.replaced else ""
-    report(
-        f"{done.embedded} embedded, {done.already_there} already there, {replaced}"
-        f"{len(done.bad)} left out; {folder} holds {IndexHeader.read(folder).count}"
-    )

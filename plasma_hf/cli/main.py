@@ -9,35 +9,12 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from .align import ALIGN_HELP, align
+from .common import group
 from .embed import EMBED_HELP, embed
 from .evaluate import EVALUATE_HELP, EVALUATE_PROTALIGN_HELP, evaluate, evaluate_protalign
 from .index import index_app
 from .search import SEARCH_HELP, search
 from .train import train_app
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"plasma-hf {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Align proteins residue by residue."""
 
 
 class EvaluateGroup(TyperGroup):
@@ -50,13 +27,26 @@ class EvaluateGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-evaluate_app = typer.Typer(
-    cls=EvaluateGroup,
-    no_args_is_help=True,
-    help="Evaluate models; without a name it is PLASMA.",
-    rich_markup_mode=None,
-    add_completion=False,
-)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"plasma-hf {__version__}")
+        raise typer.Exit
+
+
+app = group("Align proteins residue by residue.")
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take options that come before a verb."""
+
+
+evaluate_app = group("Evaluate models; without a name it is PLASMA.", cls=EvaluateGroup)
 evaluate_app.command("plasma", help=EVALUATE_HELP)(evaluate)
 evaluate_app.command("protalign", help=EVALUATE_PROTALIGN_HELP)(evaluate_protalign)
 

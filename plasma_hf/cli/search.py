@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from ..io.formats import HIT_FIELDS, HIT_FORMATS
-from .common import (
-    Device,
-    OutputFile,
-    OutputFormat,
-    RemoteCode,
-    RetrievalModel,
-    Revision,
-    fail,
-    load_model,
-    one_line_errors,
-    write,
-)
+from . import common
+from .common import EXIT_CODE, fail, load_model, one_line_errors, write
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-SEARCH_HELP = f"""
-Find the structures or sequences that are nearest to a query.
+SEARCH_HELP = f"""Find the structures or sequences that are nearest to a query.
 
 The query is a sequence; all records of a FASTA file, or one, as FILE:RECORD; or all chains of a PDB
 or mmCIF file, or one, as FILE:CHAIN. What is searched is an index that `plasma-hf index build`
 made; or, embedded on the spot, a folder of structure files or a file of sequences. A query of one
 kind finds records of either.
 
-A record that cannot be used is reported on standard error, the rest is done, and the exit code
-is 2. It is also 2 where a file or an option cannot be used.
+{EXIT_CODE}
 
 \b
 Examples:
@@ -50,34 +40,25 @@ Formats:
   tsv   one line per hit, with the columns
 
 \b
-{chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}
-"""
+{chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}"""
 
 
 def search(
-    sequence: Annotated[str | None, typer.Option(help="Query: one-letter residues.")] = None,
-    fasta: Annotated[str | None, typer.Option(help="Queries: FASTA file, or FILE:RECORD.")] = None,
-    structure: Annotated[
-        str | None, typer.Option(help="Queries: PDB or mmCIF file, or FILE:CHAIN.")
-    ] = None,
-    index: Annotated[Path | None, typer.Option("--index", "-i", help="Index to search.")] = None,
-    structures: Annotated[
-        Path | None, typer.Option(help="Folder of structure files to search, or one such file.")
-    ] = None,
-    sequences: Annotated[
-        Path | None, typer.Option(help="FASTA, CSV, ... file of sequences to search.")
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Hits per query.")] = 5,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Name the residues that the model weighs most.")
-    ] = False,
-    format_name: OutputFormat = "text",
-    output: OutputFile = None,
-    model: RetrievalModel = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries embedded together.")] = 8,
-    device: Device = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    sequence: Annotated[str | None, Option(help="Query: one-letter residues.")] = None,
+    fasta: Annotated[str | None, Option(help="Queries: FASTA file, or FILE:RECORD.")] = None,
+    structure: Annotated[str | None, Option(help="Queries: PDB or mmCIF, or FILE:CHAIN.")] = None,
+    index: Annotated[Path | None, Option("--index", "-i", help="Index to search.")] = None,
+    structures: Annotated[Path | None, Option(help="Structures to search: folder or file.")] = None,
+    sequences: Annotated[Path | None, Option(help="Sequences to search: FASTA, CSV, ...")] = None,
+    top_k: Annotated[int, Option(min=1, help="Hits per query.")] = 5,
+    explain: Annotated[bool, Option("--explain", help="Name the residues weighed most.")] = False,
+    format_name: common.OutputFormat = "text",
+    output: common.OutputFile = None,
+    model: common.RetrievalModel = None,
+    batch_size: Annotated[int, Option(min=1, help="Queries embedded together.")] = 8,
+    device: common.Device = None,
+    revision: common.Revision = None,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Search; see `SEARCH_HELP`."""
     with one_line_errors() as skipped:
@@ -85,22 +66,20 @@ def search(
 
         _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
         _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
-        bad: list[Any] = []
-        queries = _read_queries(sequence, fasta, structure, bad)
-        skipped.report_records(bad)
-        if not queries:
-            raise typer.Exit(2)
-        loaded = load_model(model, "protalign", revision, device, trust_remote_code)
+        invalid: list[Any] = []
+        queries = _read_queries(sequence, fasta, structure, invalid)
         searched: dict[str, Any] = {"index": index}
         if index is None:
             place, kind = (structures, "structure") if structures else (sequences, "sequence")
             assert place is not None
-            unread: list[Any] = []
-            searched = {"candidates": list(read_records([place], unread, kind))}
-            skipped.report_records(unread)
-            if not searched["candidates"]:
-                fail(f"{place} holds nothing that can be searched")
-        pipe = _pipeline(loaded, batch_size, searched)
+            searched = {"candidates": list(read_records(place, invalid, kind))}
+        skipped.report_records(invalid)
+        if not queries:
+            raise typer.Exit(2)
+        if index is None and not searched["candidates"]:
+            fail(f"{place} holds nothing that can be searched")
+        loaded = load_model(model, "protalign", revision, device, trust_remote_code)
+        pipe = _pipeline(loaded, batch_size=batch_size, **searched)
         skipped.report_records(pipe.invalid_candidates)
         results = pipe(iter(queries), top_k=top_k, explain=explain, on_error="report")
 
@@ -123,7 +102,7 @@ def _check_one_of(what: str, **options: Any) -> None:
 
 
 def _read_queries(
-    sequence: str | None, fasta: str | None, structure: str | None, bad: list[Any]
+    sequence: str | None, fasta: str | None, structure: str | None, invalid: list[Any]
 ) -> list[Protein]:
     """Read all records of a file, or the one that is named."""
     from ..models.protein import BACKBONE_ATOMS, read_protein
@@ -136,19 +115,15 @@ def _read_queries(
     place = fasta or structure or ""
     if not Path(place).exists():  # FILE:RECORD
         return [read_protein(Path(place), "query", BACKBONE_ATOMS)]
-    return list(read_records([place], bad, "sequence" if fasta else "structure"))
+    return list(read_records(place, invalid, "sequence" if fasta else "structure"))
 
 
-def _pipeline(model: Any, batch_size: int, searched: dict[str, Any]) -> Any:
-    import logging
-
+def _pipeline(model: Any, **options: Any) -> Any:
     from ..models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 
     logger = logging.getLogger(ProteinRetrievalPipeline.__module__)
     was, logger.disabled = logger.disabled, True  # what it would log is said in one line each
     try:
-        return ProteinRetrievalPipeline(
-            model=model, device=model.device, batch_size=batch_size, **searched
-        )
+        return ProteinRetrievalPipeline(model=model, device=model.device, **options)
     finally:
         logger.disabled = was

@@ -5,83 +5,52 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
-from .common import (
-    Device,
-    Identity,
-    MaxResidues,
-    MinResidues,
-    Recipe,
-    RemoteCode,
-    Structures,
-    compilation_announced,
-    load_structure_encoder,
-    one_line_errors,
-    read_pairs,
-    read_settings,
-    report,
-)
+from . import common
+from .common import EXIT_CODE, compilation_announced, group, one_line_errors, report
 from .embed import load_embedder
 
-if TYPE_CHECKING:
-    from ..io.structures import StructurePair
-    from ..models.modeling_backbone import Backbone
-    from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
-    from ..training.residue_contrast import ResidueTraining
+train_app = group("Train models.")
 
-train_app = typer.Typer(
-    no_args_is_help=True, help="Train models.", rich_markup_mode=None, add_completion=False
-)
-
-Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write.")]
-BackboneName = Annotated[
-    str, typer.Option(help="Folder or Hub id of a backbone; default is the bundled one.")
-]
-Preset = Annotated[Literal["improved", "published"], typer.Option(help="Training settings.")]
-Epochs = Annotated[float | None, typer.Option(min=0, help="Times to go through the pairs at most.")]
+Output = Annotated[Path, Option("--output", "--out", "-o", help="Folder to write.")]
+Preset = Annotated[Literal["improved", "published"], Option(help="Training settings.")]
+Epochs = Annotated[float | None, Option(min=0, help="Times to go through the pairs at most.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="Field of the model's configuration or of transformers' TrainingArguments, in place "
-        "of the preset's; can be repeated.",
-    ),
+    Option("--set", metavar="FIELD=VALUE", help="A field of model or TrainingArguments."),
 ]
-Store = Annotated[
-    Path | None, typer.Option(help="Folder of the embeddings; in --output by default.")
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")
-]
+Store = Annotated[Path | None, Option(help="Folder of the embeddings; in --output by default.")]
+Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --output.")]
 
-PLASMA_HELP = """
-Train a PLASMA head on a table of proteins with labelled sites, and measure it.
+WRITTEN = f"""
+The folder --output then holds a model that loads with its encoders, a card with the metrics of the
+run, metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with --resume,
+and ends in the same weights.
+
+{EXIT_CODE}
+""".strip()
+
+PLASMA_HELP = f"""Train a PLASMA head on a table of proteins with labelled sites, and measure it.
 
 The table is a CSV file with the columns uid, interpro_id (the family), seq_full and label (a JSON
 list of 0 and 1, one per residue). Pairs of one family are positive. With --protocol strict, sets
 share no protein and no sequence cluster, and negative pairs have the lengths of positive ones;
 upstream is the published way.
 
-The folder --output then holds the head, which loads with its backbone, a card with the metrics of
-the run, metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with
---resume, and ends in the same weights.
+--set gives any field of PlasmaConfig or of transformers' TrainingArguments; it can be repeated.
 
-A row that cannot be used is reported on standard error, the rest is used, and the exit code is 2.
-It is also 2 where a file or an option cannot be used.
+{WRITTEN}
 
 \b
 Examples:
   plasma-hf train plasma --sites active_site.csv --output active_site
   plasma-hf train plasma --sites active_site.csv --preset published \\
       --protocol upstream --seed 42 --output published
-  plasma-hf train plasma --sites active_site.csv --fraction 0.1 --output tenth
   plasma-hf train plasma --sites active_site.csv --output other \\
       --set head=lrl --set learning_rate=1e-3
-  plasma-hf train plasma --sites active_site.csv --output active_site --resume
 
 \b
 With a language model, which is downloaded first:
@@ -91,38 +60,28 @@ With a language model, which is downloaded first:
 \b
 On two GPUs:
   torchrun --nproc-per-node 2 --no-python plasma-hf train plasma \\
-      --sites active_site.csv --output active_site
-"""
+      --sites active_site.csv --output active_site"""
 
 
 @train_app.command("plasma", help=PLASMA_HELP)
 def train_plasma(
-    sites: Annotated[Path, typer.Option(help="CSV table of proteins with labelled sites.")],
+    sites: Annotated[Path, Option(help="CSV table of proteins with labelled sites.")],
     output: Output,
-    backbone: BackboneName = "default",
-    recipe: Recipe = None,
+    backbone: common.BackboneName = None,
+    recipe: common.Recipe = None,
     preset: Preset = "improved",
-    protocol: Annotated[
-        Literal["strict", "upstream"], typer.Option(help="How proteins are split into sets.")
-    ] = "strict",
-    seed: Annotated[int, typer.Option(help="Of splits, weights and order.")] = 1,
-    pairs: Annotated[
-        int | None, typer.Option(min=4, help="Pairs in all, of which most are trained on.")
-    ] = None,
-    max_length: Annotated[
-        int, typer.Option(min=1, help="Longest protein to use, in residues.")
-    ] = 1024,
-    fraction: Annotated[float, typer.Option(help="Share of the training pairs to use.")] = 1.0,
+    protocol: Annotated[Literal["strict", "upstream"], Option(help="How to split.")] = "strict",
+    seed: Annotated[int, Option(help="Of splits, weights and order.")] = 1,
+    pairs: Annotated[int | None, Option(min=4, help="Pairs in all, most of them to train.")] = None,
+    max_length: Annotated[int, Option(min=1, help="Longest protein to use, in residues.")] = 1024,
+    fraction: Annotated[float, Option(help="Share of the training pairs to use.")] = 1.0,
     epochs: Epochs = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs of a batch.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Inner width of the head.")] = None,
-    kernel_scale: Annotated[float | None, typer.Option(help="What multiplies the cost.")] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Of Sinkhorn.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Pairs of a batch.")] = None,
     settings: Settings = None,
     store: Store = None,
-    device: Device = None,
+    device: common.Device = None,
     resume: Resume = False,
-    trust_remote_code: RemoteCode = False,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
@@ -131,18 +90,15 @@ def train_plasma(
         from ..models.configuration_plasma import PlasmaConfig
         from ..training import PlasmaRun
 
-        config, arguments = read_settings(
+        config, arguments = common.read_settings(
             settings or [],
             PlasmaConfig,
             device,
-            head_size=width,
-            kernel_scale=kernel_scale,
-            n_iters=iterations,
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
         )
-        proteins, bad = read_site_table(sites)
-        for row in bad:
+        proteins, invalid = read_site_table(sites)
+        for row in invalid:
             skipped.report(f"{sites}: row {row.row} ({row.uid or 'no uid'}): {row.reason}")
         splits = make_splits(
             proteins, protocol=protocol, seed=seed, pairs=pairs, max_length=max_length
@@ -157,18 +113,10 @@ def train_plasma(
             arguments=arguments,
             details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
         )
-        under = load_backbone_for(backbone, recipe, device, trust_remote_code)
-        metrics = run.train(splits, under, resume=resume)
+        frozen, _ = load_embedder(None, backbone, recipe, None, device, trust_remote_code)
+        metrics = run.train(splits, frozen, resume=resume)
         shown = ("roc_auc", "average_precision", "f1_max", "label_match_score")
         _report(metrics, shown, f"{output} holds the head, its card and metrics.json")
-
-
-def load_backbone_for(
-    name: str, recipe: str | None, device: str | None, trust_remote_code: bool
-) -> Backbone:
-    """Load a backbone to train on; "default" is that of the bundled model."""
-    named = None if name == "default" else name
-    return load_embedder(None, named, recipe, None, device, trust_remote_code)[0]
 
 
 def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: str) -> None:
@@ -182,8 +130,7 @@ def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: 
     report(result)
 
 
-TRAIN_PROTALIGN_HELP = """
-Train ProtAlign on protein structures and their own sequences, and measure it.
+TRAIN_PROTALIGN_HELP = f"""Train ProtAlign on structures and their own sequences, and measure it.
 
 --structures is a folder of PDB and mmCIF files, a file of them, a list of chains (.jsonl, also
 .gz), or a Parquet file of sequences and structures. Training, validation and test share no
@@ -195,22 +142,15 @@ published weights of ProteinMPNN are given.
 
 With --train-encoders none, embeddings are computed once and two attention pools train on them.
 structure trains the structure encoder along, all both encoders, lora the sequence encoder by small
-matrices beside its weights.
+matrices beside its weights. --set gives any field of ProtAlignConfig or TrainingArguments.
 
-The folder --output then holds the model with its encoders, a card with the metrics of the run,
-metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with --resume, and
-ends in the same weights.
-
-A structure that cannot be used is reported on standard error, the rest is used, and the exit code
-is 2. It is also 2 where a file or an option cannot be used.
+{WRITTEN}
 
 \b
 Examples:
   plasma-hf train protalign --structures pdb/ --residue-steps 1600 --output protalign
   plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign
   plasma-hf train protalign --structures chains.jsonl.gz --loss siglip --seed 3 --output siglip
-  plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign \\
-      --resume
 
 \b
 With a language model, which is downloaded first, and the published weights of ProteinMPNN:
@@ -221,49 +161,42 @@ With a language model, which is downloaded first, and the published weights of P
 \b
 On two GPUs:
   torchrun --nproc-per-node 2 --no-python plasma-hf train protalign \\
-      --structures pdb/ --output protalign
-"""
+      --structures pdb/ --output protalign"""
 
 
 @train_app.command("protalign", help=TRAIN_PROTALIGN_HELP)
 def train_protalign(
-    structures: Structures,
+    structures: common.Structures,
     output: Output,
-    sequence_backbone: BackboneName = "default",
-    recipe: Recipe = None,
+    sequence_backbone: common.BackboneName = None,
+    recipe: common.Recipe = None,
     structure_encoder: Annotated[
-        str, typer.Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
+        str, Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
     ] = "new",
-    residue_steps: Annotated[
-        int, typer.Option(min=0, help="Batches in which residues find each other, before all else.")
-    ] = 0,
+    residue_steps: Annotated[int, Option(min=0, help="Batches of training by residues first.")] = 0,
     train_encoders: Annotated[
-        Literal["none", "structure", "all", "lora"], typer.Option(help="Which encoders train.")
+        Literal["none", "structure", "all", "lora"], Option(help="Which encoders train.")
     ] = "none",
     preset: Preset = "improved",
-    loss: Annotated[Literal["clip", "siglip"], typer.Option(help="Contrastive loss.")] = "clip",
-    seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
-    identity: Identity = None,
-    min_residues: MinResidues = 20,
-    max_residues: MaxResidues = 1024,
+    loss: Annotated[Literal["clip", "siglip"], Option(help="Contrastive loss.")] = "clip",
+    seed: Annotated[int, Option(min=0, help="Of split, weights and order.")] = 0,
+    identity: common.Identity = None,
+    min_residues: common.MinResidues = 20,
+    max_residues: common.MaxResidues = 1024,
     epochs: Epochs = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=2, help="Pairs that are compared with each other, per process."),
-    ] = None,
+    batch_size: Annotated[int | None, Option(min=2, help="Pairs of a batch, per process.")] = None,
     settings: Settings = None,
     store: Store = None,
-    device: Device = None,
+    device: common.Device = None,
     resume: Resume = False,
-    trust_remote_code: RemoteCode = False,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     with one_line_errors() as skipped:
         from ..models.configuration_protalign import ProtAlignConfig
         from ..training import ProtAlignRun, split_pairs
-        from ..training.residue_contrast import ResidueTraining
 
-        config, arguments = read_settings(
+        config, arguments = common.read_settings(
             settings or [],
             ProtAlignConfig,
             device,
@@ -271,20 +204,21 @@ def train_protalign(
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
         )
-        pairs = read_pairs(structures, min_residues, max_residues, skipped)
+        pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
         parts = split_pairs(pairs, seed, identity=identity)
-        backbone = load_backbone_for(sequence_backbone, recipe, device, trust_remote_code)
-        encoder = load_structure_encoder(structure_encoder, seed, device)
-        if residue_steps:
-            training = ResidueTraining(steps=residue_steps, seed=seed, device=device)
-            _train_residues(parts.train, backbone, encoder, output, training, resume)
-        elif structure_encoder == "new" and train_encoders in ("none", "lora"):
+        backbone, _ = load_embedder(
+            None, sequence_backbone, recipe, None, device, trust_remote_code
+        )
+        encoder = common.load_structure_encoder(structure_encoder, seed, device)
+        untrained = structure_encoder == "new" and train_encoders in ("none", "lora")
+        if untrained and not residue_steps:
             report("the structure encoder is new and does not train: it gives random features")
         run = ProtAlignRun(
             output,
             preset=preset,
             seed=seed,
             trained=train_encoders,
+            residue_steps=residue_steps,
             store=store,
             config=config,
             arguments=arguments,
@@ -293,36 +227,3 @@ def train_protalign(
         metrics = run.train(parts, backbone, encoder, resume=resume)
         shown = ("recall_at_1", "recall_at_5", "mrr", "reverse_recall_at_1")
         _report(metrics, shown, f"{output} holds the model, its card and metrics.json")
-
-
-def _train_residues(
-    pairs: Sequence[StructurePair],
-    backbone: Backbone,
-    encoder: ProteinMPNNEncoder,
-    output: Path,
-    settings: ResidueTraining,
-    resume: bool,
-) -> None:
-    """Train encoders in place, see `train_encoders`; a language model stays as it is."""
-    from ..models.configuration_protalign import ProtAlignConfig
-    from ..models.modeling_protalign import ProtAlignModel
-    from ..models.modeling_substitution import ResidueEncoderModel
-    from ..training.residue_contrast import train_encoders
-    from ..training.run import processor_of
-
-    sizes: dict[str, Any] = {
-        "sequence_size": backbone.hidden_size,
-        "structure_size": encoder.config.hidden_size,
-    }
-    model = ProtAlignModel(ProtAlignConfig(**sizes))
-    model.attach_backbone(backbone).attach_structure_encoder(encoder)
-    model.processor = processor_of(model, backbone)
-    train_encoders(
-        model,
-        pairs,
-        [pair.family or pair.id for pair in pairs],
-        output / "residues",
-        settings,
-        sequences=isinstance(backbone.model, ResidueEncoderModel),
-        resume=resume,
-    )

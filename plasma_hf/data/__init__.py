@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..io.sequences import BadRecord, read_sequences
+from ..io.sequences import read_sequences
 from ..io.structures import StructurePair, pair_of, pair_to_row, read_structure_folder, row_to_pair
-from ..models.protein import Structure, read_structure, read_structures
+from ..models.protein import InvalidRecord, Structure, read_structure, read_structures
 from .clusters import ClusterSplit, cluster_sequences, split_by_cluster
 from .collator import PairCollator
 from .leakage import LeakageReport, leakage_report
@@ -14,12 +14,12 @@ from .splits import PairSplits, make_splits, pair_rows
 from .store import Embedder, EmbeddingJob, EmbeddingReport, EmbeddingStore
 
 __all__ = [
-    "BadRecord",
     "ClusterSplit",
     "Embedder",
     "EmbeddingJob",
     "EmbeddingReport",
     "EmbeddingStore",
+    "InvalidRecord",
     "InvalidRow",
     "LeakageReport",
     "PairCollator",

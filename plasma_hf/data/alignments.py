@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..io.sequences import BadRecord
-from ..models.protein import RESIDUE_LETTERS
+from ..models.protein import RESIDUE_LETTERS, InvalidRecord
 
 # BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
 TO_BLOSUM = str.maketrans("UOJ", "CKX")
@@ -24,19 +23,9 @@ TO_BLOSUM = str.maketrans("UOJ", "CKX")
 
 @cache
 def blosum_aligner(mode: str, gap_open: float, end_gap: float | None = None) -> Any:
-    """Return biopython's aligner with BLOSUM62, 1 for each further residue of a gap.
+    """Return biopython's aligner, "local" or "global", with BLOSUM62 and gap extension 1.
 
-    Args:
-        mode: "local" or "global".
-        gap_open: Cost of the first residue of a gap.
-        end_gap: Cost of a residue of a gap at the ends; None for that of any gap.
-
-    Raises:
-        ImportError: If biopython is not installed.
-
-    Example:
-        >>> blosum_aligner("global", 11).score("MKV", "MKV")
-        14.0
+    `end_gap` is the cost of a residue of a gap at the ends; None for that of any gap.
     """
     try:
         from Bio.Align import PairwiseAligner, substitution_matrices
@@ -54,30 +43,23 @@ def blosum_aligner(mode: str, gap_open: float, end_gap: float | None = None) -> 
 
 # --- Reference alignments: which residues of two proteins stand in the same place.
 
-
 Pairs = NDArray[np.int64]
 GAPS = "-."
 
 
 @dataclass(frozen=True)
 class ResidueAlignment:
-    """Hold two proteins and the residues of them that correspond.
+    """Two proteins and the residues of them that correspond.
 
-    Attributes:
-        query: One-letter residues.
-        candidate: One-letter residues.
-        pairs: Corresponding residues, 0-based, `(pairs, 2)`: trusted columns alone, where the
-            source says which these are.
-        name: Where it comes from.
-        names: Of the two proteins.
-        columns: All that are aligned, trusted or not, `(pairs, 2)`; None for `pairs`.
+    `pairs` are 0-based, `(pairs, 2)`, and trusted, where the source says which are; `columns` are
+    all that are aligned, trusted or not, None for `pairs`.
     """
 
     query: str
     candidate: str
     pairs: Pairs
-    name: str = ""
-    names: tuple[str, str] = ("", "")
+    name: str = ""  # where it comes from
+    names: tuple[str, str] = ("", "")  # of the two proteins
     columns: Pairs | None = None
 
     @cached_property
@@ -90,12 +72,9 @@ class ResidueAlignment:
 
 @dataclass(frozen=True)
 class FamilyAlignment:
-    """Hold a family of aligned sequences, one row each.
+    """A family of aligned sequences, all rows of one length.
 
-    Attributes:
-        name: Of the family.
-        rows: Aligned sequences of one length, `-` or `.` for a gap; residues in lower case are
-            insertions, which correspond to nothing.
+    A gap is `-` or `.`; residues in lower case are insertions, which correspond to nothing.
     """
 
     name: str
@@ -117,21 +96,7 @@ class FamilyAlignment:
 
 
 def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
-    r"""Read an alignment in aligned FASTA, as Pfam gives it, also .gz.
-
-    Args:
-        path: Aligned FASTA; the name of the family is the file's up to its first dot.
-
-    Raises:
-        ValueError: If there are no rows, or they differ in length or hold no residue letters.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "PF1.align"
-        >>> _ = path.write_text(">a/1-3\nMK-V\n>b\nM-\nLV\n")
-        >>> read_family_alignment(path)
-        FamilyAlignment(name='PF1', rows=('MK-V', 'M-LV'))
-    """
+    """Read aligned FASTA, also .gz; the name of the family is the file's up to its first dot."""
     rows: list[list[str]] = []
     for line in _text(path).splitlines():
         if line.startswith(">"):
@@ -154,7 +119,7 @@ def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
 
 
 def read_reference_alignments(
-    path: str | PathLike[str], invalid: list[BadRecord] | None = None
+    path: str | PathLike[str], invalid: list[InvalidRecord] | None = None
 ) -> list[ResidueAlignment]:
     """Read reference alignments of pairs from JSON, also .gz.
 
@@ -162,16 +127,6 @@ def read_reference_alignments(
         path: A list of records with `seq_a`, `seq_b` and `pairs` (`[[i, j], ...]`, 0-based), where
             they are known with names `a` and `b`, and with `core_pairs`, the trusted columns.
         invalid: Takes the invalid records; without it the first of them raises.
-
-    Raises:
-        ValueError: If the file is not a list of records, or a record is invalid.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "reference.json"
-        >>> _ = path.write_text('[{"seq_a": "MKV", "seq_b": "KV", "pairs": [[1, 0], [2, 1]]}]')
-        >>> read_reference_alignments(path)[0].pairs.tolist()
-        [[1, 0], [2, 1]]
     """
     try:
         records = json.loads(_text(path))
@@ -188,25 +143,14 @@ def read_reference_alignments(
             reason = f"it lacks {error.args[0]}" if lacking else str(error)
             if invalid is None:
                 raise ValueError(f"{path}, record {number}: {reason}") from error
-            invalid.append(BadRecord(f"record {number}", reason))
+            invalid.append(InvalidRecord(f"record {number}", reason))
     return found
 
 
 def read_alignments(
-    paths: Iterable[str | PathLike[str]], invalid: list[BadRecord] | None = None
+    paths: Iterable[str | PathLike[str]], invalid: list[InvalidRecord] | None = None
 ) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
-    """Read files of either form, or folders of them.
-
-    Args:
-        paths: `.json` and `.json.gz` files are records of pairs, all others aligned FASTA.
-        invalid: As in `read_reference_alignments`.
-
-    Returns:
-        The families, and the pairs.
-
-    Raises:
-        ValueError: If a file cannot be read; the message says which.
-    """
+    """Read files of either form, or folders of them: pairs from JSON, families from all others."""
     families: list[FamilyAlignment] = []
     pairs: list[ResidueAlignment] = []
     for path in map(Path, paths):

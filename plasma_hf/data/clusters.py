@@ -48,15 +48,10 @@ AT_IDENTITY = (0.0, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.0)
 
 
 class Clusters(dict[str, str]):
-    """Map the id of each protein to the id of its cluster, which is that of its first member.
+    """Map the id of each protein to the id of its cluster, which is that of its first member."""
 
-    Attributes:
-        method: "mmseqs" or "kmers", whichever compared the sequences.
-        identity: Least identity at which two proteins are put together.
-    """
-
-    method: str
-    identity: float
+    method: str  # "mmseqs" or "kmers", whichever compared the sequences
+    identity: float  # from which on two proteins are in one cluster
 
 
 def cluster_sequences(
@@ -73,20 +68,13 @@ def cluster_sequences(
             similar; for k-mers from 0.4 to 1.
         method: "mmseqs", "kmers", or "auto" for MMseqs2 if `mmseqs` is on the PATH.
 
-    Returns:
-        Cluster by id, in the order of the ids, and how it was found.
-
-    Raises:
-        ValueError: If the identity is out of range.
-        FileNotFoundError: If MMseqs2 is asked for and is not installed.
-
     Example:
         >>> a, b = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"
         >>> clusters = cluster_sequences({"P3": b, "P1": a, "P2": a[2:]}, method="kmers")
         >>> clusters, clusters.method
         ({'P1': 'P1', 'P2': 'P1', 'P3': 'P3'}, 'kmers')
     """
-    method = choose_method(method)
+    method = _choose_method(method)
     ids = sorted(sequences)
     found = _components([sequences[key] for key in ids], identity, method)
     clusters = Clusters(zip(ids, (ids[first] for first in found), strict=True))
@@ -138,23 +126,14 @@ def _similar_pairs(
 def nearest_identity(
     queries: Sequence[str], targets: Sequence[str], method: Method = "auto"
 ) -> tuple[NDArray[np.float64], str]:
-    """Estimate how close each protein comes to any of another set.
-
-    Args:
-        queries: Sequences to place.
-        targets: Sequences to compare them with.
-        method: As in `cluster_sequences`.
+    """Estimate how close each query comes to any target.
 
     Returns:
         Identity of each query with its nearest target, 0 where nothing is found, `(queries,)`;
         and "mmseqs" or "kmers", whichever found it. By k-mers, values under 0.4 are no more than
         what unrelated proteins reach by chance.
-
-    Example:
-        >>> nearest_identity(["MKVLAWQERTYHGFDSPNIC"], ["GGMKVLAWQERTYHGFDSPNIC"], "kmers")
-        (array([1.]), 'kmers')
     """
-    method = choose_method(method)
+    method = _choose_method(method)
     nearest = np.zeros(len(queries))
     if not queries or not targets:
         return nearest, method
@@ -170,7 +149,7 @@ def nearest_identity(
     return nearest, method
 
 
-def choose_method(method: Method) -> Literal["mmseqs", "kmers"]:
+def _choose_method(method: Method) -> Literal["mmseqs", "kmers"]:
     """Choose what compares sequences: MMseqs2 where it is installed, unless told otherwise."""
     installed = shutil.which("mmseqs") is not None
     if method == "mmseqs" and not installed:
@@ -182,12 +161,7 @@ def choose_method(method: Method) -> Literal["mmseqs", "kmers"]:
 
 
 def connect(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> dict[Item, Item]:
-    """Find connected components: for each item, the smallest of those linked to it.
-
-    Example:
-        >>> connect("abcd", [("c", "b"), ("b", "d")])
-        {'a': 'a', 'b': 'b', 'c': 'b', 'd': 'b'}
-    """
+    """Find connected components: for each item, the smallest of those linked to it."""
     parent = {item: item for item in items}
 
     def root(item: Item) -> Item:
@@ -203,10 +177,7 @@ def connect(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> dict[I
 
 
 class KmerIndex:
-    """Find the sequences that have many 4-mers in common with a given one.
-
-    4-mers with letters beyond the twenty are left out.
-    """
+    """Find the sequences that have many 4-mers, of the twenty letters, in common with one."""
 
     def __init__(self, sequences: Sequence[str]) -> None:
         """List, for every 4-mer, the sequences that have it."""
@@ -219,11 +190,7 @@ class KmerIndex:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
 
     def shares(self, sequence: str) -> NDArray[np.float64]:
-        """Compute the share of the 4-mers of the shorter that is in the other, less chance.
-
-        Returns:
-            Shares from 0 to 1 by indexed sequence, 0 where fewer than `MIN_SHARED` are common.
-        """
+        """Compute the share of the 4-mers of the shorter that is in the other, less chance."""
         kmers = _kmers(sequence)
         counts = self.starts[kmers + 1] - self.starts[kmers]
         # Positions of the listed owners of all k-mers, one after the other.
@@ -272,30 +239,20 @@ def _mmseqs_search(
 
 # --- Training, validation and test parts of structures that share no sequence cluster.
 
-
 PARTS = ("train", "validation", "test")
 LOWEST_IDENTITY = {"mmseqs": 0.3, "kmers": IDENTITIES[0]}
 
 
 @dataclass(frozen=True)
 class ClusterSplit:
-    """Say which proteins are in which part; no cluster is in two of them.
-
-    Attributes:
-        train: Places of the proteins to learn from, in rising order.
-        validation: Places of those to stop by.
-        test: Places of those to judge by.
-        clusters: Cluster of each protein, named by the place of its first member.
-        method: What compared the sequences, "mmseqs" or "kmers".
-        identity: Identity from which on two proteins are in one cluster.
-    """
+    """Places of the proteins of each part, in rising order; no cluster is in two parts."""
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
-    clusters: tuple[int, ...]
-    method: str
-    identity: float
+    clusters: tuple[int, ...]  # of each protein, named by the place of its first member
+    method: str  # "mmseqs" or "kmers", whichever compared the sequences
+    identity: float  # from which on two proteins are in one cluster
 
 
 def split_by_cluster(
@@ -323,13 +280,6 @@ def split_by_cluster(
             similar; by default 0.3 with MMseqs2, and 0.4 by k-mers, which see no further.
         method: As in `cluster_sequences`.
 
-    Returns:
-        Places by part, and clusters.
-
-    Raises:
-        ValueError: If fractions do not sum to 1, or there is not one group per protein; and as
-            `cluster_sequences`.
-
     Example:
         >>> a, b = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"
         >>> split = split_by_cluster([a, b, a[1:], a], (0.75, 0, 0.25), method="kmers")
@@ -342,7 +292,7 @@ def split_by_cluster(
         )
     if groups is not None and len(groups) != len(sequences):
         raise ValueError(f"{len(groups)} groups for {len(sequences)} sequences; give one for each")
-    method = choose_method(method)
+    method = _choose_method(method)
     identity = LOWEST_IDENTITY[method] if identity is None else identity
     clusters = _components(sequences, identity, method, groups or ())
     sizes = Counter(clusters)

@@ -29,9 +29,6 @@ class PairCollator:
             with a backbone.
         kind: Of a store, "embeddings", or "projections" for a head that projects no further.
 
-    Raises:
-        ValueError: If the store keeps nothing of the kind.
-
     Example:
         >>> import tempfile
         >>> class Ones:
@@ -60,21 +57,21 @@ class PairCollator:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Make a batch of rows.
+        """Make a batch: embeddings and masks from a store, or what the processor gives.
 
-        Returns:
-            From a store `{query,candidate}_embeddings (batch, residues, hidden)` float32 and
-            `{query,candidate}_mask (batch, residues)`; from a processor what it gives. Where rows
-            have them, `labels (batch,)` and `{query,candidate}_site_labels (batch, residues)`,
-            0 at padding.
-
-        Raises:
-            ValueError: If a protein is not in the store, or has not one site label per residue.
+        `{query,candidate}_embeddings (batch, residues, hidden)` are float32; site labels `(batch,
+        residues)` are 0 at padding.
         """
         batch: dict[str, Tensor] = {}
         for side in SIDES:
-            given = [_protein(row, side) for row in rows]
-            batch |= {f"{side}_{name}": tensor for name, tensor in self._side(given, side).items()}
+            for row in rows:
+                if side not in row:
+                    raise ValueError(
+                        f"a row has no {side!r}, only {', '.join(map(repr, row))}; with Trainer, "
+                        "give TrainingArguments(remove_unused_columns=False)."
+                    )
+            found = self._side([row[side] for row in rows], side)
+            batch |= {f"{side}_{name}": tensor for name, tensor in found.items()}
             if _given(rows, f"{side}_site_labels"):
                 lengths = batch[f"{side}_mask"].sum(-1).tolist()
                 batch[f"{side}_site_labels"] = _site_labels(rows, side, lengths)
@@ -92,15 +89,6 @@ class PairCollator:
         except KeyError as error:
             raise ValueError(f"{side}: {error.args[0]}") from error
         return dict(zip(("embeddings", "mask"), pad_residues(rows), strict=True))
-
-
-def _protein(row: Mapping[str, Any], side: str) -> Any:
-    if side not in row:
-        raise ValueError(
-            f"a row has no {side!r}, only {', '.join(map(repr, row))}; with Trainer, give "
-            "TrainingArguments(remove_unused_columns=False)."
-        )
-    return row[side]
 
 
 def _given(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

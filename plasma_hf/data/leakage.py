@@ -21,86 +21,50 @@ BIN_NAMES = ("< 40 %", "40-50 %", "50-70 %", "70-90 %", ">= 90 %")
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Count what one split holds.
-
-    Attributes:
-        split: Name of the split.
-        pairs: Number of pairs.
-        positives: Those with label 1.
-        negatives: Those with label 0.
-        proteins: Different proteins, by uid.
-        families: Different families that its proteins are drawn for.
-        duplicates: Pairs that were there before, in whichever order.
-        negatives_of_one_family: Negatives whose proteins share a family, in any table row.
-        length_gap: Median of |difference in length| / longer, positives and negatives.
-    """
+    """What one split holds."""
 
     split: str
     pairs: int
     positives: int
     negatives: int
-    proteins: int
-    families: int
-    duplicates: int
-    negatives_of_one_family: int
-    length_gap: tuple[float, float]
+    proteins: int  # different ones, by uid
+    families: int  # that its proteins are drawn for
+    duplicates: int  # pairs that were there before, in whichever order
+    negatives_of_one_family: int  # whose proteins share a family, in any table row
+    length_gap: tuple[float, float]  # median of 1 - shorter / longer, positives and negatives
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Count what two splits have in common.
-
-    Attributes:
-        splits: Names of the two.
-        proteins: Proteins in both, by uid.
-        sequences: Sequences in both, under whatever uid.
-        pairs: Pairs in both, in whichever order.
-        families: Families in both.
-    """
+    """What two splits have in common."""
 
     splits: tuple[str, str]
-    proteins: int
-    sequences: int
-    pairs: int
+    proteins: int  # by uid
+    sequences: int  # under whatever uid
+    pairs: int  # in whichever order
     families: int
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Say how close the proteins of a split come to those of training.
-
-    Attributes:
-        split: Name of the split.
-        median: Median of the identity with the nearest protein of training.
-        highest: Highest identity.
-        counts: Proteins by identity, as in `BIN_NAMES`.
-    """
+    """Identity of the proteins of a split with the nearest protein of training."""
 
     split: str
     median: float
     highest: float
-    counts: tuple[int, ...]
+    counts: tuple[int, ...]  # proteins by identity, as in `BIN_NAMES`
 
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """Say what splits have in common, and how near they come to each other.
-
-    Attributes:
-        protocol: Protocol that the pairs were drawn by.
-        seed: Its seed.
-        splits: Counts of each split.
-        overlaps: What each two splits share.
-        nearest: Nearest identity with training, for each other split.
-        identity_by: "mmseqs" or "kmers"; by k-mers, identities are estimates.
-    """
+    """What splits have in common, and how near they come to training."""
 
     protocol: str
     seed: int
     splits: tuple[SplitCounts, ...]
     overlaps: tuple[Overlap, ...]
     nearest: tuple[Nearest, ...]
-    identity_by: str
+    identity_by: str  # "mmseqs" or "kmers"; by k-mers, identities are estimates
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -138,9 +102,7 @@ def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
 
 
 def leakage_report(
-    splits: PairSplits,
-    proteins: Iterable[SiteProtein] | None = None,
-    method: Method = "auto",
+    splits: PairSplits, proteins: Iterable[SiteProtein] | None = None, method: Method = "auto"
 ) -> LeakageReport:
     """Look for what a model could recognise in place of learning it.
 
@@ -150,9 +112,6 @@ def leakage_report(
             families are those that the pairs show.
         method: What finds near copies: "mmseqs", "kmers", or "auto" for MMseqs2 if `mmseqs` is on
             the PATH.
-
-    Raises:
-        FileNotFoundError: If MMseqs2 is asked for and is not installed.
 
     Example:
         >>> from plasma_hf.data.splits import make_splits

@@ -20,17 +20,11 @@ NEAREST = 8
 
 @dataclass(frozen=True)
 class ProteinPair:
-    """Hold a query, a candidate and whether they are of one family.
-
-    Attributes:
-        query: the first protein.
-        candidate: the second protein.
-        label: 1 for the same family, 0 for different families.
-    """
+    """A query, a candidate and whether they are of one family."""
 
     query: SiteProtein
     candidate: SiteProtein
-    label: int
+    label: int  # 1 for the same family, 0 for different families
 
     @property
     def sides(self) -> tuple[SiteProtein, SiteProtein]:
@@ -58,22 +52,21 @@ def sample_matched_pairs(
     each drawn among the few proteins nearest to it in length, and they share no family.
 
     Args:
-        proteins: proteins with their families, in any order; the order has no influence.
-        n_positive: number of pairs of one family. Families are drawn evenly, so that a large
+        proteins: Proteins with their families; their order has no influence.
+        n_positive: Number of pairs of one family. Families are drawn evenly, so that a large
             one does not dominate; no pair is drawn twice.
-        n_negative: number of pairs of different families; beyond `n_positive`, the lengths
+        n_negative: Number of pairs of different families; beyond `n_positive`, the lengths
             are taken from the first positives again.
-        seed: seed, or the numpy generator to go on with; the same seed gives the same pairs.
-        groups: by uid, what else the two proteins of a negative must not share: families outside
+        seed: Seed, or the numpy generator to go on with; the same seed gives the same pairs.
+        groups: By uid, what else the two proteins of a negative must not share: families outside
             the proteins given, sequence clusters.
-        distinct: draw two proteins that share several families for one of these only.
+        distinct: Draw two proteins that share several families for one of these only.
 
     Returns:
         The positive pairs, then the negative ones.
 
     Raises:
-        ValueError: if a count is negative, the proteins are too few for it, or one protein is
-            given twice for the same family.
+        ValueError: If the proteins are too few, or one is given twice for the same family.
 
     Example:
         >>> names = ["A1", "A2", "B1", "B2"]
@@ -95,20 +88,9 @@ def sample_matched_negatives(
     seed: int | np.random.Generator,
     groups: Mapping[str, Collection[str]] | None = None,
 ) -> list[ProteinPair]:
-    """Draw negative pairs in the lengths of given positive ones; see `sample_matched_pairs`.
+    """Draw negative pairs in the lengths of given positive ones, taken in turn.
 
-    Args:
-        proteins: as in `sample_matched_pairs`.
-        positives: pairs to copy the lengths from, in turn.
-        n_negative: number of pairs of different families.
-        seed: as in `sample_matched_pairs`.
-        groups: as in `sample_matched_pairs`.
-
-    Returns:
-        The negative pairs, negative i matched to positive i modulo their number.
-
-    Raises:
-        ValueError: as `sample_matched_pairs`.
+    All else is as in `sample_matched_pairs`.
 
     Example:
         >>> a, b = (SiteProtein(name, name, "MKVL", (0, 1, 1, 0)) for name in "ab")
@@ -181,8 +163,7 @@ class _NegativeSampler:
         rng: np.random.Generator,
         groups: Mapping[str, Collection[str]],
     ) -> None:
-        self.proteins = proteins
-        self.rng = rng
+        self.proteins, self.rng = proteins, rng
         self.lengths = np.array([len(protein.sequence) for protein in proteins])
         self.drawn: dict[str, set[str]] = defaultdict(set)
         self.rows: dict[str, list[int]] = defaultdict(list)

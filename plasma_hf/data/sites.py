@@ -15,7 +15,7 @@ from typing import IO, Any, TypeAlias
 COLUMNS = ("uid", "interpro_id", "seq_full", "label")
 LETTERS = frozenset("ACDEFGHIKLMNPQRSTVWYBJOUXZ")
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
-# Reasons of one kind, for the counts of a report.
+# How the reasons of each kind begin, for the counts of a report.
 KINDS = {
     "empty": "nothing in ",
     "alphabet": "seq_full holds ",
@@ -34,53 +34,32 @@ Source: TypeAlias = "str | PathLike[str] | Iterable[Mapping[str, Any]]"
 
 @dataclass(frozen=True)
 class SiteProtein:
-    """Hold one protein and the residues of its site.
+    """A protein and the residues of its site."""
 
-    Attributes:
-        uid: accession of the protein.
-        family: entry that the site belongs to; a protein may appear under several.
-        sequence: one-letter residues.
-        site_labels: 1 inside the site, 0 outside, one per residue.
-    """
-
-    uid: str
-    family: str
+    uid: str  # accession
+    family: str  # entry that the site belongs to; a protein may appear under several
     sequence: str
-    site_labels: tuple[int, ...]
+    site_labels: tuple[int, ...]  # 1 inside the site, 0 outside, one per residue
 
 
 @dataclass(frozen=True)
 class InvalidRow:
-    """Say which row of a table was left out or is doubtful, and why.
+    """A row of a table that was left out or is doubtful, and why."""
 
-    Attributes:
-        row: number of the row in the table, the first below the header being 1.
-        uid: accession in that row, empty if it has none.
-        reason: what is wrong with it.
-    """
-
-    row: int
-    uid: str
+    row: int  # the first below the header is 1
+    uid: str  # empty if it has none
     reason: str
 
 
 @dataclass
 class SiteTableReport:
-    """Say what a table held: rows used, rows left out, and rows used that look doubtful.
-
-    Attributes:
-        source: the table.
-        n_rows: rows read.
-        n_used: rows used.
-        invalid: rows left out.
-        notes: remarks on rows that were used.
-    """
+    """What a table held: rows used, rows left out, and rows used that look doubtful."""
 
     source: str = ""
     n_rows: int = 0
     n_used: int = 0
-    invalid: list[InvalidRow] = field(default_factory=list)
-    notes: list[InvalidRow] = field(default_factory=list)
+    invalid: list[InvalidRow] = field(default_factory=list)  # rows left out
+    notes: list[InvalidRow] = field(default_factory=list)  # remarks on rows that were used
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts, and every row with its reason, for JSON."""
@@ -95,32 +74,18 @@ class SiteTableReport:
         }
 
     def to_markdown(self) -> str:
-        """Write the report as Markdown: a sentence, and a table that names every row.
-
-        Example:
-            >>> report = SiteTableReport("t.csv", 2, 1, [InvalidRow(2, "P1", "label is not JSON")])
-            >>> print(report.to_markdown())
-            t.csv: 2 rows, 1 used, 1 left out (label 1), 0 with remarks.
-            <BLANKLINE>
-            | row | uid | left out: reason |
-            |---|---|---|
-            | 2 | P1 | label is not JSON |
-        """
-        left_out, remarks = (
-            f" ({', '.join(f'{kind} {count}' for kind, count in _counts(rows).items())})"
-            if rows
-            else ""
-            for rows in (self.invalid, self.notes)
-        )
-        lines = [
-            f"{self.source}: {self.n_rows} rows, {self.n_used} used, {len(self.invalid)} left out"
-            f"{left_out}, {len(self.notes)} with remarks{remarks}."
-        ]
-        for title, rows in (("left out: reason", self.invalid), ("used: remark", self.notes)):
+        """Write the report as Markdown: a sentence, and a table that names every row."""
+        said, tables = [f"{self.source}: {self.n_rows} rows, {self.n_used} used"], []
+        for what, title, rows in (
+            ("left out", "left out: reason", self.invalid),
+            ("with remarks", "used: remark", self.notes),
+        ):
+            kinds = ", ".join(f"{kind} {count}" for kind, count in _counts(rows).items())
+            said.append(f"{len(rows)} {what}" + (f" ({kinds})" if rows else ""))
             if rows:
-                lines += ["", f"| row | uid | {title} |", "|---|---|---|"]
-                lines += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
-        return "\n".join(lines)
+                tables += ["", f"| row | uid | {title} |", "|---|---|---|"]
+                tables += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
+        return "\n".join([", ".join(said) + ".", *tables])
 
 
 def _counts(rows: Iterable[InvalidRow]) -> dict[str, int]:
@@ -136,16 +101,9 @@ def _cell(text: str) -> str:
 
 
 def read_site_table(source: Source) -> tuple[list[SiteProtein], list[InvalidRow]]:
-    """Read a VenusX-style table of sites, leaving out and reporting invalid rows.
+    """Read a VenusX-style table of sites: the valid proteins, and the rows left out.
 
-    Args:
-        source: as in `iter_site_rows`.
-
-    Returns:
-        The valid proteins in the order of the file, and one report per row left out.
-
-    Raises:
-        ValueError: if a column is missing, or the file is a Git-LFS pointer.
+    All else is as in `iter_site_rows`.
 
     Example:
         >>> import tempfile, pathlib
@@ -185,14 +143,6 @@ def iter_site_rows(
 
     Raises:
         ValueError: If a column is missing, or the file is a Git-LFS pointer.
-
-    Example:
-        >>> report = SiteTableReport()
-        >>> row = {"uid": "A", "interpro_id": "F", "seq_full": "MKV", "label": [0, 1, 1]}
-        >>> [protein.uid for protein, _ in iter_site_rows([row, row], report)]
-        ['A']
-        >>> report.invalid[0].reason
-        'repeats the uid and interpro_id of row 1'
     """
     report.source = str(source) if isinstance(source, str | PathLike) else type(source).__name__
     seen: dict[tuple[str, str], int] = {}
@@ -247,13 +197,14 @@ def _csv_rows(file: IO[str], name: str) -> Iterator[Mapping[str, Any]]:
     file.seek(0)
     reader = csv.DictReader(file)
     _check_columns(reader.fieldnames or (), name)
+    row: dict[str, Any] | None
     while True:
         try:
-            row: dict[str, Any] = next(reader)
-        except StopIteration:
-            return
+            row = next(reader, None)
         except csv.Error as error:
             row = {"error": f"the line cannot be read: {error}"}
+        if row is None:
+            return
         if None in row:
             row["error"] = "the line holds more values than the header has columns"
         yield row

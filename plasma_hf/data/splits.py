@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Protocol = Literal["strict", "upstream"]
 SPLITS = ("train", "validation", "test", "test_hard")
+Rows = tuple[int, int]
 MIN_HELD_OUT = 2  # families: negatives need two
 # Positives drawn from a family by default, as a multiple of its proteins: a protein is then in
 # some eight pairs, and a large family, which has far more, does not crowd out the others.
@@ -37,28 +38,16 @@ MOST_PAIRS = 20_000
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Hold the pairs to learn from and to judge by; pairs share their proteins.
-
-    Attributes:
-        train: Pairs to learn from.
-        validation: Pairs to stop by.
-        test: Pairs of families that are in training too (interpolation).
-        test_hard: Pairs of families that are nowhere else (extrapolation).
-        protocol: "upstream" or "strict".
-        seed: Seed they were drawn with.
-        held_out_families: Families of `test_hard`.
-        clusters_by: What clusters were found by: "mmseqs", "kmers" or "given"; empty where the
-            protocol has no clusters.
-    """
+    """Pairs to learn from and to judge by."""
 
     train: Sequence[ProteinPair]
     validation: Sequence[ProteinPair]
-    test: Sequence[ProteinPair]
-    test_hard: Sequence[ProteinPair]
+    test: Sequence[ProteinPair]  # of families that are in training too (interpolation)
+    test_hard: Sequence[ProteinPair]  # of families that are nowhere else (extrapolation)
     protocol: str
     seed: int
-    held_out_families: tuple[str, ...] = ()
-    clusters_by: str = ""
+    held_out_families: tuple[str, ...] = ()  # those of test_hard
+    clusters_by: str = ""  # "mmseqs", "kmers" or "given"; "" where the protocol has no clusters
 
     def items(self) -> Iterator[tuple[str, Sequence[ProteinPair]]]:
         """Return the splits with their names."""
@@ -96,23 +85,21 @@ def make_splits(
         clusters: For "strict", cluster by uid, in place of `identity`.
         family_order: For "upstream", families by falling frequency, where ties matter.
 
-    Returns:
-        The pairs by split.
-
-    Raises:
-        ValueError: If the protocol is unknown, a share is out of range, or the proteins are too
-            few, with the counts.
-
     Example:
         >>> table = [SiteProtein(f"{f}{i}", f, "MKV", (0, 1, 1)) for f in "ABCD" for i in range(3)]
         >>> splits = make_splits(table, "upstream", pairs=8, held_out=0.5)
         >>> len(splits.train), len(splits.test_hard), splits.held_out_families
         (6, 2, ('D', 'A'))
     """
-    _check(held_out, fractions, pairs)
+    if not (0 < held_out < 1 and min(fractions) > 0 and sum(fractions) < 1):
+        raise ValueError(
+            f"held_out is {held_out} and fractions {fractions}; give shares above 0, of training "
+            "and validation together below 1"
+        )
+    if pairs is not None and pairs < 2:
+        raise ValueError(f"pairs is {pairs}; give 2 or more, or None for the default")
     if protocol not in ("strict", "upstream"):
         raise ValueError(f"protocol is {protocol!r}; give 'strict' or 'upstream'")
-    drawn: Mapping[str, Sequence[ProteinPair]]
     if protocol == "strict":
         drawn, families, method = _strict(
             proteins, seed, pairs, held_out, fractions, max_length, identity, clusters
@@ -131,28 +118,13 @@ def make_splits(
     return PairSplits(train, validation, test, test_hard, protocol, seed, tuple(families), method)
 
 
-def _check(held_out: float, fractions: tuple[float, float], pairs: int | None) -> None:
-    train, validation = fractions
-    if not (0 < held_out < 1 and train > 0 and validation > 0 and train + validation < 1):
-        raise ValueError(
-            f"held_out is {held_out} and fractions {fractions}; give shares above 0, of training "
-            "and validation together below 1"
-        )
-    if pairs is not None and pairs < 2:
-        raise ValueError(f"pairs is {pairs}; give 2 or more, or None for the default")
-
-
 def pair_rows(
     pairs: Sequence[ProteinPair], seed: int | None = None, epoch: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Write pairs as the rows that `PairCollator` takes, one at a time.
 
     It suits `datasets.IterableDataset.from_generator(pair_rows, gen_kwargs={"pairs": pairs})`.
-
-    Args:
-        pairs: Pairs.
-        seed: Seed of the order; without one pairs come as they are.
-        epoch: Number of the epoch; each has an order of its own, fixed by it and the seed.
+    Without a seed pairs come as they are; with one each epoch has an order of its own.
 
     Yields:
         Rows with `query` and `candidate` (sequences), `label`, `query_site_labels` and
@@ -192,12 +164,15 @@ def _strict(
     rng = np.random.default_rng(seed)
     train, validation = fractions
     share = {"train": train, "validation": validation, "test": 1 - train - validation}
-    rows = _usable(proteins, max_length)
+    usable: dict[tuple[str, str], SiteProtein] = {}  # the first of equal sequences in a family
+    for protein in sorted(proteins, key=lambda p: (p.uid, p.family, p.sequence, p.site_labels)):
+        if len(protein.sequence) <= max_length:
+            usable.setdefault((protein.sequence, protein.family), protein)
+    rows = list(usable.values())
     cluster_of, method = _components(rows, identity, clusters)
     groups: dict[str, set[str]] = defaultdict(set)
     for row in proteins:
         groups[row.uid] |= {f"family {row.family}", f"cluster {cluster_of.get(row.uid)}"}
-
     hard_families = _hold_out(rows, held_out, rng)
     hard_clusters = {cluster_of.get(row.uid) for row in proteins if row.family in hard_families}
     rest = [row for row in rows if cluster_of[row.uid] not in hard_clusters]
@@ -208,22 +183,13 @@ def _strict(
     split_rows["test_hard"] = [row for row in rows if row.family in hard_families]
     unused = len(rows) - sum(map(len, split_rows.values()))
     logger.info("%d rows are in clusters of held-out families and not used", unused)
-
     share["test_hard"] = share["test"]
-    splits = {}
-    for name, members in split_rows.items():
-        most = round((pairs or MOST_PAIRS) * share[name] / 2)
-        splits[name] = _draw(name, members, most, pairs is None, groups, rng)
+    most = {name: round((pairs or MOST_PAIRS) * part / 2) for name, part in share.items()}
+    splits = {
+        name: _draw(name, members, most[name], pairs is None, groups, rng)
+        for name, members in split_rows.items()
+    }
     return splits, hard_families, method
-
-
-def _usable(proteins: Iterable[SiteProtein], max_length: int) -> list[SiteProtein]:
-    """Take the first of equal sequences in a family, in the order of uid and family."""
-    rows: dict[tuple[str, str], SiteProtein] = {}
-    for protein in sorted(proteins, key=lambda p: (p.uid, p.family, p.sequence, p.site_labels)):
-        if len(protein.sequence) <= max_length:
-            rows.setdefault((protein.sequence, protein.family), protein)
-    return list(rows.values())
 
 
 def _components(
@@ -349,9 +315,6 @@ def _draw(
 # --- The published protocol, draw for draw (dataset_prep.py of the PLASMA repository).
 
 
-Rows = tuple[int, int]
-
-
 def sample_upstream(
     proteins: Sequence[SiteProtein],
     seed: int,
@@ -361,26 +324,14 @@ def sample_upstream(
     max_length: int = 1024,
     family_order: Sequence[str] | None = None,
 ) -> tuple[dict[str, list[tuple[int, int, int]]], list[str]]:
-    """Draw training, validation and test pairs as the authors did; see `make_splits`.
+    """Draw pairs as the authors did, with seeds 1, 42 and 100; arguments are `make_splits`'.
 
-    The state of the module `random` is left alone; the same numbers come from a generator of its
-    own. Pairs depend on the order of the rows: give train, valid and test tables in this order.
-
-    Arguments are those of `make_splits`; ties in `family_order` are by default in order of first
-    appearance, as pandas 3 has them. The authors used the seeds 1, 42 and 100.
+    Pairs depend on the order of the rows: give train, valid and test tables in this order. Ties in
+    `family_order` are by default in order of first appearance, as pandas 3 has them.
 
     Returns:
         Rows and label of each pair `(query, candidate, label)` by split, and the families held
         out, in the order they were drawn.
-
-    Raises:
-        ValueError: If there are fewer than two families with two proteins to draw from.
-
-    Example:
-        >>> table = [SiteProtein(f"{f}{i}", f, "MKV", (0, 1, 1)) for f in "ABCD" for i in range(3)]
-        >>> splits, held_out = sample_upstream(table, seed=1, pairs=8, held_out=0.5)
-        >>> [len(split) for split in splits.values()], held_out
-        ([6, 0, 2, 2], ['D', 'A'])
     """
     rng = random.Random(seed)
     rows = [i for i, protein in enumerate(proteins) if len(protein.sequence) <= max_length]
@@ -405,13 +356,10 @@ def sample_upstream(
     drawn = draw(main, pairs // 2)
     rng.shuffle(drawn)
     n_train, n_validation = (int(fraction * len(drawn)) for fraction in fractions)
-    splits = {
-        "train": drawn[:n_train],
-        "validation": drawn[n_train : n_train + n_validation],
-        "test": drawn[n_train + n_validation :],
-    }
-    splits["test_hard"] = draw(hard, len(splits["test"]) // 2)
-    return splits, excluded
+    train, rest = drawn[:n_train], drawn[n_train:]
+    validation, test = rest[:n_validation], rest[n_validation:]
+    test_hard = draw(hard, len(test) // 2)
+    return dict(zip(SPLITS, (train, validation, test, test_hard), strict=True)), excluded
 
 
 def _pool(members: Mapping[str, list[int]], names: set[str], pool: str) -> list[list[int]]:
@@ -420,9 +368,8 @@ def _pool(members: Mapping[str, list[int]], names: set[str], pool: str) -> list[
     if len(chosen) < 2:
         raise ValueError(
             f"the {pool} pool has {len(chosen)} families with two proteins or more, of "
-            f"{len(names)} families and {sum(len(members[n]) for n in names)} proteins; "
-            "the upstream protocol needs two in each pool: give more families, or another "
-            "share held out"
+            f"{len(names)} families and {sum(len(members[n]) for n in names)} proteins; upstream "
+            "needs two in each pool: give more families, or another share held out"
         )
     return chosen
 

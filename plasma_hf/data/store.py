@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..io.sequences import BadRecord, Source, read_sequences
-from ..models.protein import clean_sequence
+from ..io.sequences import Source, read_sequences
+from ..models.protein import InvalidRecord, clean_sequence
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
@@ -36,7 +35,7 @@ TEMPORARY = ".tmp"
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what all records of a store have in common; its JSON file makes a folder a store."""
+    """What all records of a store have in common; its JSON file makes a folder a store."""
 
     FILE: ClassVar[str]
     FORMAT: ClassVar[int]
@@ -46,48 +45,37 @@ class Header:
 
     @classmethod
     def read(cls, folder: str | PathLike[str]) -> Self:
-        """Read the header of a folder.
-
-        Raises:
-            FileNotFoundError: If there is no store, or none that is finished.
-            ValueError: If the header is damaged, or of another format than this version writes.
-        """
+        """Read the header of a folder; refuse one that is missing, damaged or of another format."""
         path, remedy = Path(folder) / cls.FILE, cls.REMEDY.format(folder=folder)
         if not path.is_file():
+            named, build = f"{cls.NOUN} in {str(folder)!r}", cls.BUILD.format(folder=folder)
             raise FileNotFoundError(
-                f"the {cls.NOUN} in {str(folder)!r} is not finished; run the command that builds "
-                "it again, it goes on where it stopped."
+                f"the {named} is not finished; run the command that builds it again, it goes on "
+                "where it stopped."
                 if any(path.parent.glob("*.safetensors*"))
-                else f"there is no {cls.NOUN} in {str(folder)!r}; build one with: "
-                + cls.BUILD.format(folder=folder)
+                else f"there is no {named}; build one with: {build}"
             )
-        values = read_json(path, remedy)
+        values = _read_json(path, remedy)
         version = values.pop("format", None)
         if isinstance(version, int) and version != cls.FORMAT:
             newer = "install a newer one with: pip install --upgrade plasma-hf"
-            older = f"it was made by an older version: {remedy}"
+            todo = newer if version > cls.FORMAT else f"it was made by an older version: {remedy}"
             raise ValueError(
-                f"{path} is of format {version}, and this plasma_hf reads {cls.FORMAT}; "
-                f"{newer if version > cls.FORMAT else older}."
+                f"{path} is of format {version}, and this plasma_hf reads {cls.FORMAT}; {todo}."
             )
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not a valid header of an {cls.NOUN} ({error}); {remedy}."
-            ) from error
-
-    def values(self) -> dict[str, Any]:
-        """Return all of it, with the version of the format."""
-        return {"format": self.FORMAT} | asdict(self)
+            message = f"{path} is not a valid header of an {cls.NOUN} ({error}); {remedy}."
+            raise ValueError(message) from error
 
     def write(self, folder: Path) -> None:
         """Write the file, in one step."""
-        write_json(folder / self.FILE, self.values())
+        _write_json(folder / self.FILE, {"format": self.FORMAT} | asdict(self))
 
 
 class ShardedStore:
-    """Keep records of one model in a folder: a header and shards, which are safetensors files.
+    """Records of one model in a folder: a header and shards, which are safetensors files.
 
     A file appears whole or not at all: readers need no lock, a killed writer does no harm, and what
     is there need not be computed again. Writers keep each other away by `writer_lock`.
@@ -101,12 +89,7 @@ class ShardedStore:
 
     @classmethod
     def open(cls, folder: str | PathLike[str]) -> Self:
-        """Open a store that is there.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If a file of it is damaged, of another store, or of another format.
-        """
+        """Open a store that is there."""
         return cls(folder, cls.HEADER.read(folder))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -115,12 +98,7 @@ class ShardedStore:
 
 
 def describe(fingerprint: Mapping[str, str] | None) -> str:
-    """Spell the fingerprint of a model in one line.
-
-    Example:
-        >>> describe({"backbone": "facebook/esm2", "revision": "main", "weights": 16 * "a"})
-        'facebook/esm2 (weights aaaaaaaa, revision main)'
-    """
+    """Spell the fingerprint of a model in one line."""
     if not fingerprint:
         return "none"
     (_, name), *details = sorted(fingerprint.items())  # "backbone", "head" or "model" comes first
@@ -164,14 +142,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object, one line per key."""
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     text = json.dumps(value, indent=0)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Read an object, or say that the file is damaged and what to do then."""
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -200,12 +176,7 @@ def open_shard(path: Path, remedy: str) -> Any:
 
 
 def sequence_hash(sequence: str) -> str:
-    """Return the SHA-256 of a sequence in hexadecimal, which is its key in an embedding store.
-
-    Example:
-        >>> sequence_hash("MKVLA")[:12]
-        '069d329ad0b9'
-    """
+    """Return the SHA-256 of a sequence in hexadecimal, its key in an embedding store."""
     return hashlib.sha256(sequence.encode()).hexdigest()
 
 
@@ -214,11 +185,8 @@ def cut_batches(sequences: Iterable[str], residues_per_batch: int) -> list[list[
 
     The last bits of an embedding depend on its batch. These batches depend on the set of sequences
     alone, so a job that was stopped, or is shared among ranks, computes the same ones. Longest
-    first: what does not fit into memory fails at once.
-
-    Args:
-        sequences: Sequences in any order; a repeated one counts once.
-        residues_per_batch: Most residues of a batch, padding included; a longer one is alone.
+    first: what does not fit into memory fails at once. A sequence longer than `residues_per_batch`,
+    which counts padding, is alone.
 
     Example:
         >>> cut_batches(["MKV", "MK", "MKVLA", "MK", "MKVLAG"], residues_per_batch=9)
@@ -263,7 +231,7 @@ class Embedder(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Fingerprint: all that the embeddings depend on, the weights among it."""
+        """All that the embeddings depend on, the weights among it."""
 
     @property
     def hidden_size(self) -> int:
@@ -293,13 +261,8 @@ def _spell(error: Exception) -> str:
 # --- The embedding store.
 
 HEADER = "store.json"
-RESUME = (
-    "delete that file and run the same plasma-hf embed command again: it embeds what is missing"
-)
-SHARD_NAME = re.compile(r"shard-\d{5}-\d{6}\.safetensors")
+RESUME = "delete that file and run the plasma-hf embed command again: it embeds what is missing"
 RESIDUES_PER_BATCH = 4096
-SHARD_BYTES = 64 * 1024**2
-SHARD_SECONDS = 60.0
 OPEN_SHARDS = 16
 """Shards that stay mapped at a time; what was read of them counts as resident memory."""
 # A record's entry in the table of contents of its shard: key, dtype, shape and offsets.
@@ -308,15 +271,13 @@ ENTRY_BYTES = 160
 
 @dataclass(frozen=True)
 class StoreHeader(Header):
-    """Hold what `store.json` says of an embedding store."""
+    """What `store.json` says of an embedding store."""
 
     FILE = HEADER
     FORMAT = 1
     NOUN = "embedding store"
     BUILD = "plasma-hf embed proteins.fasta --output {folder}"
-    REMEDY = (
-        "delete it and run the plasma-hf embed command that made the store again: it writes it anew"
-    )
+    REMEDY = "delete it and run the plasma-hf embed command that made the store again"
 
     backbone: dict[str, str]  # its fingerprint
     head: dict[str, str] | None  # fingerprint of the head that projections are of
@@ -344,9 +305,7 @@ class StoreHeader(Header):
         if "projections" not in kinds:
             head = None
         elif head is None:
-            raise ValueError(
-                "projections need a head; give head=PlasmaModel, in the shell --model FOLDER."
-            )
+            raise ValueError("projections need a head; give head=PlasmaModel (--model FOLDER).")
         return cls(
             backbone=dict(embedder.fingerprint),
             head=None if head is None else head.head_identity,
@@ -362,32 +321,32 @@ class StoreHeader(Header):
 
     def text(self) -> str:
         """Return everything in one line; every shard carries it."""
-        return json.dumps(self.values(), sort_keys=True)
+        return json.dumps({"format": self.FORMAT} | asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """Hold what is to be embedded, before it is."""
+    """What is to be embedded, before it is."""
 
     batches: list[list[str]]  # all sequences of the job, as they are embedded together
     ids: dict[str, str]  # hash of the sequence by id
     n_missing: int  # sequences that the store does not hold yet
     n_bytes: int  # what their records will take on disk
-    bad: list[BadRecord]  # invalid records
+    bad: list[InvalidRecord]  # invalid records
 
 
 @dataclass
 class EmbeddingReport:
-    """Say what a job did in this process."""
+    """What a job did in this process."""
 
     embedded: int = 0  # records made now
     already_there: int = 0  # records that were there before, from this job or another
-    bad: list[BadRecord] = field(default_factory=list)  # skipped records, each with the reason
+    bad: list[InvalidRecord] = field(default_factory=list)  # skipped records, each with the reason
 
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """Hold hashes of some proteins of a store, the longest first, and the shard they are in."""
+    """Hashes of some proteins of a store, the longest first, and the shard they are in."""
 
     keys: list[str]
     shard: Any
@@ -399,8 +358,8 @@ class StoredBatch:
 
 def shard_paths(folder: Path, rank: int | None = None) -> list[Path]:
     """List the shards of an embedding store, or those of one rank, in the order of writing."""
-    paths = sorted(path for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name))
-    return [path for path in paths if rank is None or _numbers(path)[0] == rank]
+    by = 5 * "[0-9]" if rank is None else f"{rank:05d}"
+    return sorted(folder.glob(f"shard-{by}-{6 * '[0-9]'}.safetensors"))
 
 
 def _numbers(path: Path) -> list[int]:
@@ -409,17 +368,16 @@ def _numbers(path: Path) -> list[int]:
 
 
 class EmbeddingStore(ShardedStore):
-    """Keep residue embeddings, and the projections of a head, in a folder.
+    """Residue embeddings, and the projections of a head, in a folder.
 
     A record is found by the id of a protein, by its sequence or by the hash of that; equal
-    sequences share one. All are of one backbone, revision and input format, and of one head;
-    another is refused. Opening reads tables of contents, reading a protein its record alone.
+    sequences share one. All are of one backbone, revision and input format, and of one head.
+    Opening reads tables of contents, reading a protein its record alone.
 
     A job that was killed is resumed by starting it again, and loses the last minute at most. Under
     `torchrun` or `accelerate launch` every rank computes its share of the batches and writes
-    shards of its own. On the same kind of machine the records are the same, byte for byte, however
-    often the job was stopped and however many ranks shared it: batches depend on the whole input
-    of `add` alone.
+    shards of its own. Records are the same, byte for byte, however often the job was stopped and
+    however many ranks shared it: batches depend on the whole input of `add` alone.
 
     Attributes:
         lengths: Number of residues by hash.
@@ -441,6 +399,8 @@ class EmbeddingStore(ShardedStore):
 
     HEADER = StoreHeader
     header: StoreHeader
+    shard_bytes = 64 * 1024**2  # size at which a shard is written
+    shard_seconds = 60.0  # how long work may stay unwritten
 
     def __init__(self, folder: str | PathLike[str], header: StoreHeader) -> None:
         """Read the tables of contents; use `open` or `create`."""
@@ -457,17 +417,14 @@ class EmbeddingStore(ShardedStore):
         dtype: str | torch.dtype | None = None,
         kinds: Iterable[str] | None = None,
     ) -> EmbeddingStore:
-        """Open the store of a folder, or make one where there is none.
+        """Open the store of a folder, or make one; refuse a store with other contents.
 
         Args:
-            folder: Folder, made if need be.
+            folder: Made if need be.
             embedder: Backbone that the store is of, for example of `plasma_hf.load_backbone`.
             head: Model whose projections are kept.
             dtype: float32, float16 or bfloat16; float32, or what the store keeps.
             kinds: "embeddings", "projections" or both; what there is to keep, or what is kept.
-
-        Raises:
-            ValueError: If there is a store with other contents.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -477,17 +434,14 @@ class EmbeddingStore(ShardedStore):
                 StoreHeader.of(embedder, head, dtype, kinds).write(path)
         store = cls.open(path)
         store.check(embedder.fingerprint, None if head is None else head.head_identity)
-        header = store.header
-        if kinds is not None and set(kinds) != set(header.kinds):
-            raise ValueError(
-                f"the store {folder} keeps {' and '.join(header.kinds)}, you asked for "
-                f"{' and '.join(kinds)}; make another store for them."
-            )
-        if dtype is not None and str(dtype).removeprefix("torch.") != header.dtype:
-            raise ValueError(
-                f"the store {folder} keeps {header.dtype}, you asked for {dtype}; make another "
-                "store for it, or read this one with dtype=torch.float32."
-            )
+        asked = None if dtype is None else [str(dtype).removeprefix("torch.")]
+        for kept, given in ((store.header.kinds, kinds), ([store.header.dtype], asked)):
+            if given is not None and set(given) != set(kept):
+                raise ValueError(
+                    f"the store {folder} keeps {' and '.join(kept)}, you asked for "
+                    f"{' and '.join(given)}; make another store for that. A record is read in any "
+                    "precision: read(key, dtype=torch.float32)."
+                )
         return store
 
     @property
@@ -495,14 +449,16 @@ class EmbeddingStore(ShardedStore):
         """The `Backbone.fingerprint` of what made the embeddings."""
         return dict(self.header.backbone)
 
+    identity = fingerprint  # as pipelines exported by version 0.1 read it
+
     def check(
-        self, fingerprint: Mapping[str, str], head_identity: Mapping[str, str] | None = None
+        self, fingerprint: Mapping[str, str], head_fingerprint: Mapping[str, str] | None = None
     ) -> None:
         """Refuse another backbone, or another head if one is given, than the store is of."""
         another = f" --backbone {fingerprint.get('backbone', 'NAME')}"
         pairs = [("embeddings of", self.header.backbone, fingerprint, another)]
-        if head_identity is not None and self.header.head is not None:
-            pairs.append(("projections by the head", self.header.head, head_identity, ""))
+        if head_fingerprint is not None and self.header.head is not None:
+            pairs.append(("projections by the head", self.header.head, head_fingerprint, ""))
         for what, ours, given, option in pairs:
             differing = [k for k in {**ours, **given} if ours.get(k) != given.get(k)]
             if differing:
@@ -529,14 +485,13 @@ class EmbeddingStore(ShardedStore):
         for path in shard_paths(self.folder):
             shard = open_shard(path, RESUME)
             self._check_shard(path, (shard.metadata() or {}).get("store"))
-            for name in shard.keys():
-                if name.startswith(prefix):
-                    key = name.removeprefix(prefix)
-                    self.lengths[key] = shard.get_slice(name).get_shape()[0]
-                    self._paths[key] = path
+            for name in (name for name in shard.keys() if name.startswith(prefix)):
+                key = name.removeprefix(prefix)
+                self.lengths[key] = shard.get_slice(name).get_shape()[0]
+                self._paths[key] = path
         known: dict[str, str] = {}
         for path in sorted(self.folder.glob("ids-*.json")):
-            known |= read_json(path, RESUME)
+            known |= _read_json(path, RESUME)
         # An id is written before its record is, and says nothing while that is missing.
         self.ids = {name: key for name, key in known.items() if key in self.lengths}
 
@@ -550,16 +505,14 @@ class EmbeddingStore(ShardedStore):
             origin = "of none at all"
         raise ValueError(
             f"{path} is not a shard of this store, which is of {describe(self.header.backbone)}, "
-            f"but {origin}; move that file away and run the same plasma-hf embed command again: it "
-            "embeds what is missing."
+            f"but {origin}; move it away and run the same plasma-hf embed command again: it embeds "
+            "what is missing."
         )
 
     def __len__(self) -> int:
-        """Count the sequences."""
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the hashes of the sequences."""
         return iter(self.lengths)
 
     def __contains__(self, key: object) -> bool:
@@ -587,10 +540,6 @@ class EmbeddingStore(ShardedStore):
             key: Id (tried first), sequence, or hash of a sequence.
             kind: "embeddings" or "projections"; by default the first that the store keeps.
             dtype: What to convert to; by default it comes as it is kept.
-
-        Raises:
-            KeyError: If the store does not hold the protein.
-            ValueError: If it keeps nothing of the kind.
         """
         kind = kind or self.header.kinds[0]
         self.check_kind(kind)
@@ -608,17 +557,10 @@ class EmbeddingStore(ShardedStore):
         """Read residue embeddings, `(residues, hidden)`; see `read`."""
         return self.read(key, "embeddings", dtype)
 
-    def projections(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Read what the head made of them, `(residues, head_size)`; see `read`."""
-        return self.read(key, "projections", dtype)
-
     def stream(self, max_residues: int = RESIDUES_PER_BATCH) -> Iterator[StoredBatch]:
         """Go through all proteins, shard by shard, in batches of like length.
 
         A file is unmapped when its last batch is let go of: memory does not grow with the store.
-
-        Args:
-            max_residues: Most residues of a batch, as if padded; a longer protein is alone.
         """
         by_path: dict[Path, list[str]] = {}
         for key, path in self._paths.items():
@@ -637,28 +579,22 @@ class EmbeddingStore(ShardedStore):
         return sum(lengths) * bytes_each + len(lengths) * len(header.kinds) * ENTRY_BYTES
 
     def add(
-        self,
-        proteins: Source,
-        embedder: Embedder,
-        head: PlasmaModel | None = None,
-        *,
-        residues_per_batch: int = RESIDUES_PER_BATCH,
+        self, proteins: Source, embedder: Embedder, head: PlasmaModel | None = None
     ) -> EmbeddingReport:
         """Embed the proteins that are not in the store yet; see `prepare` and `run`."""
-        return self.run(self.prepare(proteins, residues_per_batch), embedder, head)
+        return self.run(self.prepare(proteins), embedder, head)
 
     def prepare(
         self,
         proteins: Source,
         residues_per_batch: int = RESIDUES_PER_BATCH,
-        bad: Iterable[BadRecord] = (),
+        bad: Iterable[InvalidRecord] = (),
     ) -> EmbeddingJob:
         """Work out what there is to embed, how much disk it takes, and what cannot be.
 
         Args:
             proteins: Whatever `read_sequences` reads: a path, rows, a data set.
-            residues_per_batch: Most residues embedded at once, padding included. To get the same
-                bytes, resume with the same number.
+            residues_per_batch: Padding included; resume with the same number for the same bytes.
             bad: Records that were found invalid before, to be reported with the others.
         """
         found = list(bad)
@@ -676,38 +612,20 @@ class EmbeddingStore(ShardedStore):
             reason = (
                 f"this id stands for two sequences, {kept} (SHA-256 {known[:12]}) and "
                 f"{_shorten(sequence)!r} (SHA-256 {key[:12]}); the first is kept. Rename one, or "
-                f"take the first out with: plasma-hf embed --output {self.folder} --remove "
-                f"{protein.id}"
+                f"remove the first: plasma-hf embed --output {self.folder} --remove {protein.id}"
             )
-            found.append(BadRecord(protein.id, reason))
+            found.append(InvalidRecord(protein.id, reason))
         missing = [len(sequences[key]) for key in sequences if key not in self.lengths]
         batches = cut_batches(sequences.values(), residues_per_batch)
         return EmbeddingJob(batches, ids, len(missing), self.estimate(missing), found)
 
     def run(
-        self,
-        job: EmbeddingJob,
-        embedder: Embedder,
-        head: PlasmaModel | None = None,
-        *,
-        shard_bytes: int = SHARD_BYTES,
-        shard_seconds: float = SHARD_SECONDS,
+        self, job: EmbeddingJob, embedder: Embedder, head: PlasmaModel | None = None
     ) -> EmbeddingReport:
         """Do a job that `prepare` returned, or this rank's share of it.
 
-        A protein that cannot be embedded is reported, the others complete.
-
-        Args:
-            job: What to embed.
-            embedder: The backbone of the store.
-            head: The head of the store, if it keeps projections.
-            shard_bytes: See `write`.
-            shard_seconds: See `write`.
-
-        Raises:
-            ValueError: If backbone or head are not those of the store, or another process is
-                writing as the same rank.
-            OSError: If the disk has no room for the records.
+        A protein that cannot be embedded is reported, the others complete. Backbone and head have
+        to be those of the store; no other process may write as the same rank.
         """
         self.check(embedder.fingerprint, None if head is None else head.head_identity)
         if "projections" in self.header.kinds and head is None:
@@ -719,12 +637,12 @@ class EmbeddingStore(ShardedStore):
         if free < job.n_bytes:
             raise OSError(
                 f"the records need {gigabytes(job.n_bytes)} and the disk of {self.folder} has "
-                f"{gigabytes(free)} left; make room, or a store of float16 elsewhere (--dtype "
-                "float16 --output FOLDER)."
+                f"{gigabytes(free)} left; make room, or a store elsewhere (--output FOLDER), of "
+                "float16 (--dtype float16)."
             )
         # What is wrong with the input is said once, by the first rank.
         report = EmbeddingReport(bad=[] if rank_and_world_size()[0] else list(job.bad))
-        self.write(self._compute(job, report, embedder, head), shard_bytes, shard_seconds)
+        self.write(self._compute(job, report, embedder, head))
         return report
 
     def _compute(
@@ -734,10 +652,10 @@ class EmbeddingStore(ShardedStore):
         rank, world_size = rank_and_world_size()
         batches = job.batches[rank::world_size]
         names: dict[str, list[str]] = {sequence_hash(s): [] for batch in batches for s in batch}
-        for name, key in job.ids.items():
-            if key in names:
-                names[key].append(name)
-        self._add_ids(rank, {name: key for name, key in job.ids.items() if key in names})
+        ids = {name: key for name, key in job.ids.items() if key in names}
+        for name, key in ids.items():
+            names[key].append(name)
+        self._change_ids(self.folder / f"ids-{rank:05d}.json", lambda _, k: k in self.lengths, ids)
         left = [[s for s in batch if sequence_hash(s) not in self.lengths] for batch in batches]
         total = sum(len(sequence) for wanted in left for sequence in wanted)
         hidden = True if rank else None  # None: shown where standard error is a terminal
@@ -748,7 +666,7 @@ class EmbeddingStore(ShardedStore):
                 for sequence, record in made.items():
                     key = sequence_hash(sequence)
                     if isinstance(record, str):
-                        report.bad += [BadRecord(name, record) for name in names[key]]
+                        report.bad += [InvalidRecord(name, record) for name in names[key]]
                     else:
                         records[key] = record
                 report.already_there += len(batch) - len(wanted)
@@ -802,30 +720,20 @@ class EmbeddingStore(ShardedStore):
         # A copy: slices of one padded batch share memory, which safetensors does not write.
         return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
 
-    def _add_ids(self, rank: int, ids: Mapping[str, str]) -> None:
-        path = self.folder / f"ids-{rank:05d}.json"
-        before = read_json(path, RESUME) if path.exists() else {}
-        after = {name: key for name, key in before.items() if key in self.lengths} | dict(ids)
-        if after != before:
-            write_json(path, after)
-
-    def write(
-        self,
-        batches: Iterable[Mapping[str, Record]],
-        shard_bytes: int = SHARD_BYTES,
-        shard_seconds: float = SHARD_SECONDS,
+    def _change_ids(
+        self, path: Path, keep: Callable[[str, str], bool], new: Mapping[str, str]
     ) -> None:
+        """Rewrite a table of ids if it changes: the names and keys to keep, and new ones."""
+        before = _read_json(path, RESUME) if path.exists() else {}
+        after = {name: key for name, key in before.items() if keep(name, key)} | dict(new)
+        if after != before:
+            _write_json(path, after)
+
+    def write(self, batches: Iterable[Mapping[str, Record]]) -> None:
         """Write records by their keys into shards of this rank.
 
-        A killed job loses the shard in the making; one that an error stops writes it.
-
-        Args:
-            batches: Records, some at a time; none is asked for before others are kept away.
-            shard_bytes: Size at which a shard is written.
-            shard_seconds: How long work may stay unwritten.
-
-        Raises:
-            ValueError: If another process is writing as this rank.
+        A killed job loses the shard in the making; one that an error stops writes it. No batch is
+        asked for before other writers are kept away.
         """
         rank, _ = rank_and_world_size()
         with self._lock(rank):
@@ -835,8 +743,8 @@ class EmbeddingStore(ShardedStore):
             try:
                 for batch in batches:
                     shard |= {f"{kind}/{k}": t for k, r in batch.items() for kind, t in r.items()}
-                    full = sum(tensor.nbytes for tensor in shard.values()) >= shard_bytes
-                    if full or time.monotonic() - begun > shard_seconds:
+                    full = sum(tensor.nbytes for tensor in shard.values()) >= self.shard_bytes
+                    if full or time.monotonic() - begun > self.shard_seconds:
                         self._flush(rank, shard)
                         begun = time.monotonic()
             finally:
@@ -852,25 +760,16 @@ class EmbeddingStore(ShardedStore):
 
     def _lock(self, rank: int) -> AbstractContextManager[None]:
         busy = (
-            f"another process is writing the shards of rank {rank} in {self.folder}; wait until it "
-            "is done, or stop it. Several processes share a job when torchrun starts them, each "
-            "with a rank."
+            f"another process is writing the shards of rank {rank} in {self.folder}; wait for it, "
+            "or stop it. Processes that torchrun starts share a job, each with a rank."
         )
         stale = (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json")
         return writer_lock(self.folder / f"shard-{rank:05d}.lock", busy, stale)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Take proteins out; what another id stands for as well stays.
+        """Take proteins out, or none if one is not there; return the number of records gone.
 
-        Args:
-            keys: Ids, sequences or hashes. A sequence or hash takes all its ids with it.
-
-        Returns:
-            Number of records taken out.
-
-        Raises:
-            KeyError: If one of them is not there; nothing is removed then.
-            ValueError: If a process is writing to the store.
+        A sequence or hash takes all its ids with it; what another id stands for as well stays.
         """
         keys = list(keys)
         unknown = [key for key in keys if key not in self]
@@ -888,10 +787,7 @@ class EmbeddingStore(ShardedStore):
             for path in paths:
                 self._rewrite_without(path, gone)
             for path in tables:
-                before = read_json(path, RESUME)
-                after = {n: k for n, k in before.items() if n not in ids and k not in gone}
-                if after != before:
-                    write_json(path, after)
+                self._change_ids(path, lambda name, key: name not in ids and key not in gone, {})
             self.refresh()
         return len(gone)
 
@@ -907,12 +803,7 @@ class EmbeddingStore(ShardedStore):
 
 
 def gigabytes(n_bytes: int) -> str:
-    """Spell a size.
-
-    Example:
-        >>> gigabytes(1_300_000_000), gigabytes(1_300_000)
-        ('1.30 GB', '1.3 MB')
-    """
+    """Spell a size."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 

@@ -16,7 +16,6 @@ from .aligners import (
     PlasmaAligner,
     SmithWaterman,
     StoredEmbeddings,
-    StructureFolder,
     TMAlign,
     align_sequences,
     global_identity,
@@ -25,9 +24,6 @@ from .aligners import (
 )
 from .report import Evaluation, truth_markdown
 from .run import (
-    PairOutcome,
-    Run,
-    TruthRun,
     evaluate_splits,
     pair_identities,
     pair_metrics,
@@ -48,14 +44,10 @@ __all__ = [
     "Length",
     "MeanCosine",
     "NeedlemanWunsch",
-    "PairOutcome",
     "PlasmaAligner",
-    "Run",
     "SmithWaterman",
     "StoredEmbeddings",
-    "StructureFolder",
     "TMAlign",
-    "TruthRun",
     "align_sequences",
     "evaluate_splits",
     "global_identity",

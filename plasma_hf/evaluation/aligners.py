@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,11 +22,10 @@ from ..data.pairs import ProteinPair, SiteProtein
 from ..data.store import Embedder, EmbeddingStore
 from ..models.configuration_plasma import PlasmaConfig
 from ..models.modeling_plasma import PlasmaModel
-from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_record
+from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_protein
 
 AlignmentPath = NDArray[np.int64]
 """Aligned residues, 0-based, `(pairs, 2)`."""
-
 Matrix = NDArray[np.float64]
 
 
@@ -46,15 +44,8 @@ class AlignedPair:
 
     @classmethod
     def from_path(cls, score: float, path: AlignmentPath, pair: ProteinPair) -> AlignedPair:
-        """Write an alignment path as a plan of zeros and ones.
-
-        Example:
-            >>> pair = ProteinPair(*(SiteProtein(uid, "F", "MK", (0, 1)) for uid in "AB"), 1)
-            >>> AlignedPair.from_path(5.0, np.array([[0, 1]]), pair).plan.tolist()
-            [[0.0, 1.0], [0.0, 0.0]]
-        """
-        shape = (len(pair.query.sequence), len(pair.candidate.sequence))
-        plan = np.zeros(shape, dtype=np.float32)
+        """Write an alignment path as a plan of zeros and ones."""
+        plan = np.zeros((len(pair.query.sequence), len(pair.candidate.sequence)), dtype=np.float32)
         plan[path[:, 0], path[:, 1]] = 1.0
         return cls(float(score), plan)
 
@@ -62,9 +53,7 @@ class AlignedPair:
 class Aligner(Protocol):
     """Anything that aligns pairs. It raises for a pair that it cannot align, and skips none."""
 
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
+    name: str
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
         """Align pairs, one result each, in their order."""
@@ -77,30 +66,22 @@ class EmbeddingSource(Protocol):
         """Return embeddings `(residues, hidden)`, float32, by sequence."""
 
 
+@dataclass(eq=False)
 class StoredEmbeddings:
-    """Read embeddings from a store.
+    """Read embeddings from a store, which has every sequence that will be asked for."""
 
-    Args:
-        store: It has every sequence that will be asked for.
-    """
-
-    def __init__(self, store: EmbeddingStore) -> None:
-        """Keep the store."""
-        self.store = store
+    store: EmbeddingStore
 
     def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
-        """Return embeddings `(residues, hidden)`, float32, by sequence.
-
-        Raises:
-            KeyError: If the store lacks one; the message says how to add it.
-        """
+        """Return embeddings by sequence; the KeyError for a missing one says how to add it."""
         return {s: self.store.embeddings(s, torch.float32) for s in dict.fromkeys(sequences)}
 
 
+@dataclass(eq=False)
 class CachedEmbeddings:
     """Embed a sequence when it is first asked for, and keep those used last.
 
-    Args:
+    Attributes:
         embedder: The backbone.
         max_residues: Residues to keep; beyond that, the embeddings unused for longest go.
 
@@ -111,32 +92,29 @@ class CachedEmbeddings:
         torch.Size([5, 420])
     """
 
-    def __init__(self, embedder: Embedder, max_residues: int = 200_000) -> None:
-        """Keep the embedder."""
-        self.embedder, self.max_residues = embedder, max_residues
-        self.kept: OrderedDict[str, Tensor] = OrderedDict()
-        self.residues = 0
+    embedder: Embedder
+    max_residues: int = 200_000
+    kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
         """Return embeddings `(residues, hidden)`, float32, by sequence."""
-        wanted = list(dict.fromkeys(sequences))
+        wanted = dict.fromkeys(sequences)
         missing = sorted((s for s in wanted if s not in self.kept), key=len)
-        for sequence, rows in zip(missing, self.embedder.embed(missing), strict=True):
-            self.kept[sequence] = rows
-            self.residues += len(rows)
-        for sequence in wanted:
-            self.kept.move_to_end(sequence)
-        found = {sequence: self.kept[sequence] for sequence in wanted}
-        while self.residues > self.max_residues:
-            _, forgotten = self.kept.popitem(last=False)
-            self.residues -= len(forgotten)
+        self.kept |= zip(missing, self.embedder.embed(missing), strict=True)
+        found = {sequence: self.kept.pop(sequence) for sequence in wanted}
+        self.kept |= found  # those used last are at the end
+        while sum(map(len, self.kept.values())) > self.max_residues:
+            del self.kept[next(iter(self.kept))]
         return found
+
+
+def _embeddings(source: EmbeddingSource, pairs: Iterable[ProteinPair]) -> Mapping[str, Tensor]:
+    return source.get(side.sequence for pair in pairs for side in (pair.query, pair.candidate))
 
 
 # "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k residues
 # cost 11 + (k - 1), as here and in EMBOSS, or comes on top of it, 11 + k, as in BLAST.
 GAP_OPEN = 11
-RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 Mode = Literal["local", "global", "free-ends"]
 Per = Literal["shorter", "columns"]
 
@@ -147,8 +125,6 @@ def align_sequences(
     """Align two sequences by BLOSUM62, 1 for each further residue of a gap.
 
     Args:
-        query: One-letter residues.
-        candidate: The same.
         mode: "local" (Smith-Waterman), "global" (Needleman-Wunsch, end gaps charged) or
             "free-ends" (Needleman-Wunsch, end gaps free).
         gap_open: Cost of the first residue of a gap.
@@ -177,16 +153,9 @@ def identity(query: str, candidate: str, path: AlignmentPath, per: Per = "column
     """Divide the identical aligned residues by a length.
 
     Args:
-        query: One-letter residues.
-        candidate: The same.
         path: Of a global alignment, `(pairs, 2)`.
         per: "columns" of the alignment, gaps included, or residues of the "shorter" protein;
             unrelated proteins of like length have about .16 by the first, .20 by the second.
-
-    Example:
-        >>> path = np.array([[0, 0], [1, 1], [2, 2]])
-        >>> identity("MKVL", "MAV", path), identity("MKVL", "MAV", path, per="shorter")
-        (0.5, 0.6666666666666666)
     """
     equal = sum(query[i] == candidate[j] for i, j in path.tolist())
     columns = len(query) + len(candidate) - len(path)
@@ -251,7 +220,7 @@ class Composition(PairwiseAligner):
 
     def _align(self, pair: ProteinPair) -> AlignedPair:
         counts = (
-            np.array([side.sequence.count(letter) for letter in RESIDUES], dtype=float)
+            np.array([side.sequence.count(letter) for letter in "ACDEFGHIKLMNPQRSTVWY"], float)
             for side in (pair.query, pair.candidate)
         )
         return AlignedPair(_cosine(*counts))
@@ -263,24 +232,23 @@ def _cosine(first: Matrix, second: Matrix) -> float:
     return float(first @ second / norm) if norm else 0.0
 
 
+@dataclass(eq=False)
 class MeanCosine:
     """Score by the cosine between mean embeddings: no alignment at all.
 
-    Args:
+    Attributes:
         source: Where embeddings come from.
         backbone: What a table calls the embeddings.
     """
 
     name = "mean-cosine"
-
-    def __init__(self, source: EmbeddingSource, backbone: str = "-") -> None:
-        """Keep the source."""
-        self.source, self.backbone = source, backbone
+    source: EmbeddingSource
+    backbone: str = "-"
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
         """Align pairs, one result each, in their order."""
-        sequences = [side.sequence for pair in pairs for side in (pair.query, pair.candidate)]
-        rows = {s: e.cpu().double().numpy() for s, e in self.source.get(sequences).items()}
+        found = _embeddings(self.source, pairs)
+        rows = {sequence: each.cpu().double().numpy() for sequence, each in found.items()}
         return [
             self._compare(pair, rows[pair.query.sequence], rows[pair.candidate.sequence])
             for pair in pairs
@@ -298,30 +266,17 @@ class EmbeddingAlignment(MeanCosine):
     shorter protein, the plan its path.
 
     Source: embedding-based alignment, Pantolini et al. (Bioinformatics, 2024).
-
-    Args:
-        source: Where embeddings come from.
-        backbone: What a table calls the embeddings.
     """
 
     name = "eba"
 
     def _compare(self, pair: ProteinPair, query: Matrix, candidate: Matrix) -> AlignedPair:
-        total, path = best_path(enhanced_similarity(query, candidate))
+        total, path = _best_path(_enhanced_similarity(query, candidate))
         return AlignedPair.from_path(total / min(len(query), len(candidate)), path, pair)
 
 
-def enhanced_similarity(query: Matrix, candidate: Matrix) -> Matrix:
-    """Compute exp(-distance), standardised by rows and by columns: the mean of both forms.
-
-    Args:
-        query: `(query_residues, hidden)`.
-        candidate: `(candidate_residues, hidden)`; a row or column without spread counts 0.
-
-    Example:
-        >>> enhanced_similarity(1e4 * np.eye(2), 1e4 * np.eye(2)).round(3).tolist()
-        [[0.707, -0.707], [-0.707, 0.707]]
-    """
+def _enhanced_similarity(query: Matrix, candidate: Matrix) -> Matrix:
+    """Compute exp(-distance), standardised by rows and by columns: the mean of both forms."""
     squares = (query**2).sum(1)[:, None] + (candidate**2).sum(1) - 2 * query @ candidate.T
     distance = np.sqrt(np.maximum(squares, 0.0))
     # Far embeddings underflow exp, and a matrix of zeros has no spread; a common factor, which
@@ -331,23 +286,15 @@ def enhanced_similarity(query: Matrix, candidate: Matrix) -> Matrix:
 
 
 def _standardise(values: Matrix, axis: int) -> Matrix:
+    """Standardise rows or columns; one without spread becomes 0."""
     centred = values - values.mean(axis=axis, keepdims=True)
     count = values.shape[axis]
     spread = np.sqrt((centred**2).sum(axis=axis, keepdims=True) / max(count - 1, 1))
     return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
 
 
-def best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
-    """Find the order-preserving path of largest summed similarity; a gap costs nothing.
-
-    Args:
-        similarity: Of residues, `(query_residues, candidate_residues)`, of either sign.
-
-    Example:
-        >>> total, path = best_path(np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 2.0]]))
-        >>> total, path.tolist()
-        (3.0, [[0, 0], [1, 2]])
-    """
+def _best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
+    """Find the order-preserving path of largest summed similarity; a gap costs nothing."""
     n, m = similarity.shape
     best = np.zeros((n + 1, m + 1))
     for i in range(n):
@@ -368,10 +315,11 @@ def best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
     return float(best[n, m]), np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
 
 
+@dataclass(eq=False)
 class PlasmaAligner:
     """Align with a PLASMA model over ready embeddings.
 
-    Args:
+    Attributes:
         model: The head; a backbone in it is not used.
         source: Where embeddings come from.
         name: What a table calls it.
@@ -387,19 +335,19 @@ class PlasmaAligner:
         ((30, 30), True)
     """
 
-    def __init__(
-        self, model: PlasmaModel, source: EmbeddingSource, name: str, backbone: str = "-"
-    ) -> None:
-        """Keep the parts; the model is put in eval mode."""
-        self.model, self.source = model.eval(), source
-        self.name, self.backbone = name, backbone
+    model: PlasmaModel
+    source: EmbeddingSource
+    name: str
+    backbone: str = "-"
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
         """Align pairs, one result each, in their order."""
-        sides = [[p.query.sequence for p in pairs], [p.candidate.sequence for p in pairs]]
-        device = self.model.device
-        rows = {s: found.to(device) for s, found in self.source.get(sides[0] + sides[1]).items()}
-        aligned = self.model.align_pairs(*([rows[sequence] for sequence in side] for side in sides))
+        found = _embeddings(self.source, pairs)
+        rows = {sequence: each.to(self.model.device) for sequence, each in found.items()}
+        aligned = self.model.eval().align_pairs(
+            [rows[pair.query.sequence] for pair in pairs],
+            [rows[pair.candidate.sequence] for pair in pairs],
+        )
         return [
             AlignedPair(score, plan.cpu().numpy())
             for score, plan in zip(aligned.scores.tolist(), aligned.plans or (), strict=True)
@@ -408,9 +356,6 @@ class PlasmaAligner:
 
 def parameter_free(**changes: Any) -> PlasmaModel:
     """Build PLASMA-PF, the published head without a parameter, for embeddings of any width.
-
-    Args:
-        **changes: Other values for fields of `PlasmaConfig`.
 
     Example:
         >>> parameter_free(kernel_scale=0.2).config.head
@@ -424,11 +369,8 @@ def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
 
     Args:
         model: It stays as it is; the two share their weights.
-        **changes: Fields of `PlasmaConfig` that no layer depends on: kernel_scale, n_iters,
-            threshold, diagonal_window, support_rounds, ...
-
-    Raises:
-        ValueError: If a field is out of its range.
+        **changes: Fields of `PlasmaConfig` that no layer depends on, such as kernel_scale; a
+            ValueError says which is out of its range.
 
     Example:
         >>> model = parameter_free()
@@ -443,86 +385,60 @@ def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
     return changed
 
 
-CALPHA = 1  # of N, CA and C
-
-
-class StructureFolder:
-    """Find and read structures by the uid of a protein: `{uid}.pdb`, `.cif`, ..., also `.gz`.
-
-    Args:
-        folder: Where the files are, one chain each.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        """Remember the folder."""
-        self.folder = Path(folder)
-        self.read = lru_cache(maxsize=256)(self._read)
-
-    def path(self, protein: SiteProtein) -> Path:
-        """Return the file of a protein; a FileNotFoundError names what was looked for."""
-        for suffix in (s + gz for s in STRUCTURE_SUFFIXES for gz in ("", ".gz")):
-            file = self.folder / f"{protein.uid}{suffix}"
-            if file.is_file():
-                return file
+@lru_cache(maxsize=256)
+def _read_structure(folder: str | Path, protein: SiteProtein) -> tuple[Path, Protein]:
+    """Find and read the structure of a protein, one chain of the residues of its sequence."""
+    names = [f"{protein.uid}{suffix}{gz}" for suffix in STRUCTURE_SUFFIXES for gz in ("", ".gz")]
+    path = next((file for name in names if (file := Path(folder, name)).is_file()), None)
+    if path is None:
         raise FileNotFoundError(
-            f"{self.folder} has no structure of {protein.uid}; put it there as {protein.uid}.pdb "
-            "or .cif"
+            f"{folder} has no structure of {protein.uid}; put it there as {names[0]} or .cif"
         )
-
-    def _read(self, protein: SiteProtein) -> Protein:
-        """Read a structure whose residues are those of the sequence."""
-        found = read_record(str(self.path(protein)))
-        if found.sequence != protein.sequence:
-            raise ValueError(
-                f"the structure of {protein.uid} has {len(found.sequence or '')} residues, which "
-                f"are not the {len(protein.sequence)} of its sequence; give one of this sequence"
-            )
-        return found
+    found = read_protein(path)
+    if found.sequence != protein.sequence:
+        raise ValueError(
+            f"the structure of {protein.uid} has {len(found.sequence or '')} residues, which "
+            f"are not the {len(protein.sequence)} of its sequence; give one of this sequence"
+        )
+    return path, found
 
 
 class TMAlign(PairwiseAligner):
     """Align structures by TM-align; the score is the mean of both normalised TM-scores.
 
     Args:
-        structures: Where the structures are.
-
-    Raises:
-        ImportError: If tmtools is not installed.
+        folder: Structures by the uid of the protein, one chain each: `{uid}.pdb`, `.cif`, ...,
+            also `.gz`.
     """
 
     name = "tm-align"
 
-    def __init__(self, structures: StructureFolder) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Check that tmtools is there."""
         try:
             from tmtools import tm_align
         except ImportError as error:
             raise ImportError("TM-align needs tmtools; run: pip install tmtools") from error
-        self.structures, self.tm_align = structures, tm_align
+        self.folder, self.tm_align = folder, tm_align
 
     def _align(self, pair: ProteinPair) -> AlignedPair:
         places, sequences, known = [], [], []
         for protein in (pair.query, pair.candidate):
-            atoms = self.structures.read(protein).backbone_atoms
+            atoms = _read_structure(self.folder, protein)[1].backbone_atoms
             assert atoms is not None  # a structure has atoms
-            calpha = atoms[:, CALPHA].double().numpy()  # (residues, 3)
+            calpha = atoms[:, 1].double().numpy()  # of N, CA and C
             known.append(np.flatnonzero(np.isfinite(calpha).all(axis=1)))
             places.append(calpha[known[-1]])
             sequences.append("".join(protein.sequence[i] for i in known[-1]))
         found = self.tm_align(*places, *sequences)
-        score = (found.tm_norm_chain1 + found.tm_norm_chain2) / 2
-        path = path_of_rows(found.seqxA, found.seqyA)
+        path = _path_of_rows(found.seqxA, found.seqyA)
         path = np.stack([side[path[:, k]] for k, side in enumerate(known)], axis=1)
+        score = (found.tm_norm_chain1 + found.tm_norm_chain2) / 2
         return AlignedPair.from_path(score, path, pair)
 
 
-def path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) -> AlignmentPath:
-    """Read a path from two aligned rows, `-` for a gap; `starts` number their first letters.
-
-    Example:
-        >>> path_of_rows("MK-V", "-KLV", starts=(4, 0)).tolist()
-        [[5, 0], [6, 2]]
-    """
+def _path_of_rows(query: str, candidate: str, starts: tuple[int, int] = (0, 0)) -> AlignmentPath:
+    """Read a path from two aligned rows, `-` for a gap; `starts` number their first letters."""
     rows = np.array([list(query), list(candidate)], dtype="U1")
     present = rows != "-"
     numbers = np.cumsum(present, axis=1) - 1 + np.array(starts)[:, None]
@@ -533,62 +449,52 @@ class Foldseek:
     """Search structures by Foldseek; the score is the bit score, and a miss scores 0.
 
     Args:
-        structures: Where the structures are.
+        folder: As that of `TMAlign`.
         binary: The program, looked for on the PATH.
-
-    Raises:
-        FileNotFoundError: If the program is not found.
     """
 
     name = "foldseek"
 
-    def __init__(self, structures: StructureFolder, binary: str = "foldseek") -> None:
+    def __init__(self, folder: str | Path, binary: str = "foldseek") -> None:
         """Look for the program."""
-        found = shutil.which(binary)
-        if found is None:
+        self.folder, self.binary = folder, shutil.which(binary)
+        if self.binary is None:
             raise FileNotFoundError(
                 f"the program {binary!r} is not found on the PATH; install Foldseek "
                 "(https://github.com/steineggerlab/foldseek), or leave this baseline out"
             )
-        self.structures, self.binary = structures, found
 
     def align(self, pairs: Sequence[ProteinPair]) -> list[AlignedPair]:
         """Align pairs, one result each, in one search of all queries against all candidates."""
-        with tempfile.TemporaryDirectory() as folder:
-            scratch = Path(folder)
-            self._link(scratch / "queries", [pair.query for pair in pairs])
-            self._link(scratch / "candidates", [pair.candidate for pair in pairs])
+        with tempfile.TemporaryDirectory() as scratch:
+            for side in ("query", "candidate"):
+                Path(scratch, side).mkdir()
+                for protein in dict.fromkeys(getattr(pair, side) for pair in pairs):
+                    source = _read_structure(self.folder, protein)[0]
+                    ending = "".join(source.suffixes[-2:])
+                    link = Path(scratch, side, f"{_file_stem(protein)}{ending}")
+                    if not link.exists():
+                        link.symlink_to(source.resolve())
             hits = self._search(scratch)
-        nothing = ("0", "1", "1", "", "")
         results = []
         for pair in pairs:
-            hit = hits.get((_key(pair.query), _key(pair.candidate)), nothing)
-            bits, query_start, candidate_start, query_row, candidate_row = hit
-            starts = int(query_start) - 1, int(candidate_start) - 1
-            path = path_of_rows(query_row, candidate_row, starts)
+            names = _file_stem(pair.query), _file_stem(pair.candidate)
+            bits, *starts, query, candidate = hits.get(names, ("0", "1", "1", "", ""))
+            path = _path_of_rows(query, candidate, (int(starts[0]) - 1, int(starts[1]) - 1))
             results.append(AlignedPair.from_path(float(bits), path, pair))
         return results
 
-    def _link(self, folder: Path, proteins: Iterable[SiteProtein]) -> None:
-        folder.mkdir()
-        for protein in dict.fromkeys(proteins):
-            self.structures.read(protein)  # the residues that it numbers are those of the sequence
-            source = self.structures.path(protein).resolve()
-            # The file's name comes back as that of the hit; uids may contain any character.
-            link = folder / f"{_key(protein)}{''.join(source.suffixes[-2:])}"
-            if not link.exists():
-                link.symlink_to(source)
-
-    def _search(self, scratch: Path) -> dict[tuple[str, str], Sequence[str]]:
+    def _search(self, scratch: str) -> dict[tuple[str, str], list[str]]:
         """Return the best hit of each query and candidate: bits, starts, aligned rows."""
-        command = [self.binary, "easy-search", "queries", "candidates", "hits.tsv", "tmp"]
-        command += ["--format-output", "query,target,bits,qstart,tstart,qaln,taln"]
-        command += ["-e", "1e9", "--max-seqs", "100000", "-v", "1"]
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        options = "--format-output query,target,bits,qstart,tstart,qaln,taln -e 1e9 -v 1"
+        command = f"easy-search query candidate hits.tsv tmp {options} --max-seqs 100000"
+        done = subprocess.run(
+            [str(self.binary), *command.split()], cwd=scratch, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"foldseek ended with {done.returncode}: {done.stderr[-300:]}")
-        hits: dict[tuple[str, str], Sequence[str]] = {}
-        for line in (scratch / "hits.tsv").read_text().splitlines():
+        hits: dict[tuple[str, str], list[str]] = {}
+        for line in Path(scratch, "hits.tsv").read_text().splitlines():
             query, target, *values = line.split("\t")
             names = query.split(".")[0], target.split(".")[0]
             if names not in hits or float(values[0]) > float(hits[names][0]):
@@ -596,13 +502,12 @@ class Foldseek:
         return hits
 
 
-def _key(protein: SiteProtein) -> str:
+def _file_stem(protein: SiteProtein) -> str:
+    """Return what names a hit; a uid may contain any character."""
     return protein.uid.encode().hex()
 
 
-ON_SEQUENCES: dict[str, Any] = {
-    kind.name: kind for kind in (SmithWaterman, NeedlemanWunsch, Length, Composition)
-}
-ON_EMBEDDINGS: dict[str, Any] = {kind.name: kind for kind in (EmbeddingAlignment, MeanCosine)}
+ON_SEQUENCES = {kind.name: kind for kind in (SmithWaterman, NeedlemanWunsch, Length, Composition)}
+ON_EMBEDDINGS = {kind.name: kind for kind in (EmbeddingAlignment, MeanCosine)}
 ON_STRUCTURES: dict[str, Any] = {kind.name: kind for kind in (TMAlign, Foldseek)}
 """Baselines by name, apart by what they read: sequences, embeddings, or a folder of structures."""

@@ -22,11 +22,7 @@ LONGEST = 600
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure, in inches; without pyplot it needs no screen, and nothing stays in memory.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Return a figure, sizes in inches; without pyplot it needs no screen, and is forgotten."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -41,33 +37,18 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
-def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str = "png") -> list[Path]:
-    """Draw ROC and PR curves of the first seed, one figure for each task and split.
-
-    Args:
-        runs: Of an `Evaluation`.
-        folder: Where the figures go.
-        ending: "png", "svg" or "pdf".
-
-    Returns:
-        The files written.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str) -> None:
+    """Draw ROC and PR curves of the first seed, one file for each task and split."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         group = groups.setdefault((run.task, run.split), [])
         if not group or run.seed == group[0].seed:
             group.append(run)
-    files = []
     for (task, split), group in groups.items():
         figure = new_figure(9.6, 4.6)
         figure.suptitle(f"{task}, {split}, seed {group[0].seed}", parse_math=False)
         _draw(figure, group)
-        files.append(Path(folder) / f"{file_name(f'{task}_{split}_curves')}.{ending}")
-        save_figure(figure, files[-1])
-    return files
+        save_figure(figure, Path(folder, f"{file_name(f'{task}_{split}_curves')}.{ending}"))
 
 
 def _draw(figure: Figure, runs: Sequence[Run]) -> None:
@@ -91,12 +72,7 @@ def _draw(figure: Figure, runs: Sequence[Run]) -> None:
 
 
 def choose_examples(pairs: Sequence[ProteinPair], count: int) -> list[ProteinPair]:
-    """Choose the first positive pairs of different families that a figure can show.
-
-    Args:
-        pairs: Of a split.
-        count: How many at most.
-    """
+    """Choose the first positive pairs of different families that a figure can show."""
     chosen: dict[str, ProteinPair] = {}
     for pair in pairs:
         longest = max(len(pair.query.sequence), len(pair.candidate.sequence))
@@ -106,38 +82,25 @@ def choose_examples(pairs: Sequence[ProteinPair], count: int) -> list[ProteinPai
 
 
 def draw_plans(
-    aligner: Aligner, pairs: Sequence[ProteinPair], folder: str | Path, ending: str = "png"
-) -> list[Path]:
+    aligner: Aligner, pairs: Sequence[ProteinPair], folder: str | Path, ending: str
+) -> None:
     """Draw the plans of a few pairs, with their segments and the middle of the labelled sites.
 
-    Args:
-        aligner: What aligns; one without plans draws nothing.
-        pairs: A few.
-        folder: Where the figures go.
-        ending: "png", "svg" or "pdf".
-
-    Returns:
-        The files written; a pair that fails has none.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
+    A pair that fails, or has no plan, has no file.
     """
     import torch
 
     from ..io.plot import plot_plan
     from ..models.pipeline_protein_alignment import find_segments
 
-    files = []
-    for pair, result, _ in align_in_chunks(aligner, pairs, progress=False):
+    for pair, result, _ in align_in_chunks(aligner, pairs):
         if isinstance(result, Exception) or result.plan is None:
             continue
         ids = (pair.query.uid, pair.candidate.uid)
         backbone = getattr(aligner, "backbone", "")
-        path = Path(folder) / f"{file_name('_'.join([*ids, aligner.name, backbone]))}.{ending}"
-        segments = [s.to_dict() for s in find_segments(torch.as_tensor(result.plan))]
+        path = Path(folder, f"{file_name('_'.join([*ids, aligner.name, backbone]))}.{ending}")
+        segments = find_segments(torch.as_tensor(result.plan))
         plot_plan(result.plan, segments, *ids, path, _site_marks(pair))
-        files.append(path)
-    return files
 
 
 def _site_marks(pair: ProteinPair) -> list[tuple[int, int, str]]:

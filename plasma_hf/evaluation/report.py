@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import nan
 from os import PathLike
@@ -57,12 +57,7 @@ aligned residue pair of the reference."""
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Write a Markdown table.
-
-    Args:
-        head: Names of the columns.
-        rows: Cells as text, one per column.
-        left: How many columns stand on the left; the others are numbers, on the right.
+    """Write a Markdown table, its columns after the first `left` ones right-aligned.
 
     Example:
         >>> print(markdown_table(("aligner", "ROC-AUC"), [("eba", "0.9")]))
@@ -96,40 +91,23 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard error over seeds: sample deviation (ddof 1) / sqrt(seeds).
 
     The error of a single value is NaN, and the mean of none.
-
-    Example:
-        >>> mean_and_error([0.25, 0.75])
-        (0.5, 0.25)
     """
-    if not len(values):
-        return nan, nan
-    array = np.asarray(values, dtype=float)
-    error = float(array.std(ddof=1) / np.sqrt(len(array))) if len(array) > 1 else nan
-    return float(array.mean()), error
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else nan
+    return float(np.mean(values)) if len(values) else nan, error
 
 
-def none_for_nan(value: float) -> float | None:
-    """Return a number as JSON can hold it."""
+def _none_for_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
 def summary(values: Sequence[float], by_seed: Any) -> dict[str, Any]:
     """Return a metric over seeds for JSON; `by_seed` is what it says of each."""
-    mean, error = map(none_for_nan, mean_and_error(values))
+    mean, error = map(_none_for_nan, mean_and_error(values))
     return {"mean": mean, "standard_error": error, "by_seed": by_seed}
 
 
 def write_report(folder: str | PathLike[str], parts: Iterable[str], **files: Any) -> str:
-    """Write `evaluation.md`, and a JSON file for each further argument.
-
-    Args:
-        folder: Made if need be.
-        parts: Paragraphs, tables and titles of the Markdown file.
-        **files: Content of JSON files, by name.
-
-    Returns:
-        The Markdown.
-    """
+    """Write and return `evaluation.md` of some parts, and a JSON file for each of `files`."""
     folder, text = Path(folder), "\n\n".join(parts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.md").write_text(text + "\n", encoding="utf-8")
@@ -137,6 +115,10 @@ def write_report(folder: str | PathLike[str], parts: Iterable[str], **files: Any
         lines = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / f"{name}.json").write_text(lines + "\n", encoding="utf-8")
     return text
+
+
+ROW = ("task", "backbone", "aligner", "split")
+"""What a row of a table is about; a run is of one seed besides."""
 
 
 @dataclass
@@ -150,31 +132,23 @@ class Row:
     by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def values(self, metric: str) -> list[Any]:
-        """Return a metric or count of each seed, by its name in `pair_metrics`."""
+        """Return a metric or count of each seed."""
         return [metrics[metric] for metrics in self.by_seed.values()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row for JSON, which calls metrics figures; those without a value are None."""
+        """Return the row for JSON, where metrics are `figures`, None for NaN."""
         counted = ("positives", "negatives", "failed", "unlabelled")
         metrics = {name: self.values(name) for name in METRICS}
-        return {
-            "task": self.task,
-            "backbone": self.backbone,
-            "aligner": self.aligner,
-            "split": self.split,
+        return {name: getattr(self, name) for name in ROW} | {
             "seeds": list(self.by_seed),
             "pairs": {name: self.values(name) for name in counted},
-            "figures": {k: summary(v, list(map(none_for_nan, v))) for k, v in metrics.items()},
+            "figures": {k: summary(v, list(map(_none_for_nan, v))) for k, v in metrics.items()},
         }
 
 
 @dataclass
 class Evaluation:
-    """Hold the runs of an evaluation, and write them as tables.
-
-    Attributes:
-        runs: One for each task, seed, split and aligner, as `evaluate_splits` gives them.
-    """
+    """Hold the runs of an evaluation, as `evaluate_splits` gives them, and write tables of them."""
 
     runs: list[Run] = field(default_factory=list)
 
@@ -182,34 +156,28 @@ class Evaluation:
     def problems(self) -> list[dict[str, Any]]:
         """List the pairs that failed, or have no label match, with the reason."""
         return [
-            {"task": run.task, "aligner": run.aligner, "split": run.split, "seed": run.seed}
-            | {"query": pair.query, "candidate": pair.candidate, "error": pair.error}
+            {name: getattr(run, name) for name in ("task", "aligner", "split", "seed")}
+            | {name: getattr(pair, name) for name in ("query", "candidate", "error")}
             for run in self.runs
             for pair in run.pairs
             if pair.error
         ]
 
     def rows(self, bounds: Bounds = ALL) -> list[Row]:
-        """Return one row for each task, backbone, aligner and split, in the order of the runs.
-
-        Args:
-            bounds: Positive pairs of this identity alone; see `pair_metrics`.
-        """
+        """Return one row for each task, backbone, aligner and split; see `pair_metrics`."""
         rows: dict[tuple[str, ...], Row] = {}
         for run in self.runs:
-            key = (run.task, run.backbone, run.aligner, run.split)
+            key = tuple(getattr(run, name) for name in ROW)
             rows.setdefault(key, Row(*key)).by_seed[run.seed] = pair_metrics(run, bounds)
         return list(rows.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return rows, rows by identity, and problems, for JSON."""
-        return {
-            "rows": [row.to_dict() for row in self.rows()],
-            "by_identity": {
-                name: [row.to_dict() for row in self.rows(bounds)] for name, bounds in BINS.items()
-            },
-            "problems": self.problems,
+        by_bin = {
+            name: [row.to_dict() for row in self.rows(bounds)]
+            for name, bounds in ({"all": ALL} | BINS).items()
         }
+        return {"rows": by_bin.pop("all"), "by_identity": by_bin, "problems": self.problems}
 
     def to_markdown(self) -> str:
         """Write all tables, and the pairs that failed."""
@@ -218,7 +186,11 @@ class Evaluation:
             rows = [row for row in self.rows() if row.split == split]
             if rows:
                 parts += [f"## {title}", _counts(rows), _table(rows, METRICS)]
-                parts += list(self._identity_tables(split))
+            for name, bounds in BINS.items() if rows else ():
+                rows = [row for row in self.rows(bounds) if row.split == split]
+                if positives := max(sum(row.values("positives")) for row in rows):
+                    parts.append(f"### Identity {name} ({positives} positive pairs)")
+                    parts.append(_table(rows, BIN_METRICS))
         problems = self.problems
         if problems:
             lines = [
@@ -232,22 +204,14 @@ class Evaluation:
             parts += [title, "\n".join(lines)]
         return "\n\n".join(parts)
 
-    def _identity_tables(self, split: str) -> Iterator[str]:
-        for name, bounds in BINS.items():
-            rows = [row for row in self.rows(bounds) if row.split == split]
-            positives = max(sum(row.values("positives")) for row in rows)
-            if positives:
-                yield f"### Identity {name} ({positives} positive pairs)"
-                yield _table(rows, BIN_METRICS)
-
     def write_pairs(self, path: str | PathLike[str]) -> None:
         """Write every pair of every run as CSV."""
         names = [field.name for field in fields(PairOutcome)]
         with Path(path).open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(["task", "backbone", "aligner", "split", "seed", *names])
+            rows.writerow([*ROW, "seed", *names])
             for run in self.runs:
-                head = [run.task, run.backbone, run.aligner, run.split, run.seed]
+                head = [getattr(run, name) for name in (*ROW, "seed")]
                 rows.writerows([*head, *(getattr(p, name) for name in names)] for p in run.pairs)
 
 
@@ -280,8 +244,7 @@ def truth_markdown(runs: Sequence[TruthRun]) -> str:
         here = [run for run in runs if run.reference == reference]
         for name, bounds in ({"all": ALL} | BINS).items():
             found = {run.aligner: run.metrics(bounds) for run in here}
-            pairs = max(metrics["pairs"] for metrics in found.values())
-            if pairs:
+            if pairs := max(metrics["pairs"] for metrics in found.values()):
                 rows = [
                     (aligner, *(metric_text(metrics[key]) for key in TRUTH_METRICS))
                     for aligner, metrics in found.items()
@@ -294,10 +257,10 @@ def truth_markdown(runs: Sequence[TruthRun]) -> str:
     return "\n\n".join(parts)
 
 
-def truth_dict(run: TruthRun) -> dict[str, Any]:
+def _truth_dict(run: TruthRun) -> dict[str, Any]:
     """Return the metrics of a run over all pairs and by identity, for JSON."""
     metrics = {
-        name: {key: none_for_nan(value) for key, value in run.metrics(bounds).items()}
+        name: {key: _none_for_nan(value) for key, value in run.metrics(bounds).items()}
         for name, bounds in ({"all": ALL} | BINS).items()
     }
     names = {"aligner": run.aligner, "reference": run.reference, "threshold": run.threshold}
@@ -313,15 +276,8 @@ def write_evaluation(
 ) -> str:
     """Write what was found: `evaluation.md`, `evaluation.json`, `timing.json` and `pairs.csv`.
 
-    Args:
-        folder: Made if need be.
-        evaluation: On pairs with labelled sites; without runs it has no part in the report.
-        truths: On reference alignments.
-        left_out: A line on each row or record that could not be used.
-        settings: What was evaluated; `protocol` and `not_found` (programs) are in the Markdown.
-
-    Returns:
-        The Markdown.
+    `left_out` has a line on each row or record that could not be used; `settings` say by which
+    `protocol` pairs were drawn, and which programs were `not_found`. Returns the Markdown.
     """
     parts = ["# Evaluation"]
     parts += [f"{name}: not found, left out." for name in settings["not_found"]]
@@ -335,14 +291,13 @@ def write_evaluation(
     found = {
         "settings": settings,
         "sites": evaluation.to_dict(),
-        "residue_truth": [truth_dict(run) for run in truths],
+        "residue_truth": [_truth_dict(run) for run in truths],
         "left_out": left_out,
     }
-    sites = ("task", "backbone", "aligner", "split", "seed")
     timing = {  # apart from the metrics, which are the same each time
         "sites": [
-            {name: getattr(run, name) for name in sites}
-            | {"pairs": len(run.pairs), "seconds": run.seconds}
+            {name: getattr(run, name) for name in (*ROW, "seed", "seconds")}
+            | {"pairs": len(run.pairs)}
             for run in evaluation.runs
         ],
         "residue_truth": [

@@ -50,6 +50,7 @@ error over seeds, each with its own split. One seed: the mean with its 95 % inte
 Z = 1.959964
 RESAMPLES = 2000
 
+Vectors = NDArray[np.float32]
 Values = dict[str, NDArray[np.float64]]
 """What each query contributes to a metric, `(queries,)`, by the names of `METRICS`."""
 
@@ -66,14 +67,6 @@ def retrieval_values(similarity: ArrayLike, families: Sequence[str | None]) -> V
         Values `(queries,)` by the names of `METRICS`: hits as 0 and 1, reciprocal ranks. Equal
         similarities count by their mean rank. `within_family_recall_at_1` has the queries alone
         whose family has several members, and is left out where there are none.
-
-    Raises:
-        ValueError: If the matrix is not square, holds NaN, or disagrees with the families.
-
-    Example:
-        >>> values = retrieval_values([[0.9, 0.1], [0.8, 0.3]], ["P", "P"])
-        >>> values["recall_at_1"].tolist(), values["family_recall_at_1"].tolist()
-        ([1.0, 0.0], [1.0, 1.0])
     """
     similarity = np.asarray(similarity)
     numbers = _family_numbers(families)
@@ -114,9 +107,6 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
     Shares of hits have that of Wilson (1927), which stays sensible at 0 and 1; other means one by
     bootstrap over queries.
 
-    Args:
-        values: `(queries,)`.
-
     Example:
         >>> found = estimate(np.array([1.0] * 92 + [0.0] * 123))
         >>> f"{found.value:.3f} {found.low:.3f} {found.high:.3f}"
@@ -131,23 +121,7 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
 
 
 def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Estimate:
-    """Give the mean difference of two models on the same queries, by paired bootstrap.
-
-    Args:
-        ours: Values of one model, `(queries,)`.
-        theirs: Values of the other, `(queries,)`, of the same queries.
-
-    Returns:
-        The difference ours - theirs; around 0, the queries do not tell them apart.
-
-    Raises:
-        ValueError: If the numbers of queries differ.
-
-    Example:
-        >>> found = paired_difference(np.ones(8), np.zeros(8))
-        >>> found.value, found.low
-        (1.0, 1.0)
-    """
+    """Give the mean difference of two models on the same queries, by paired bootstrap."""
     if ours.shape != theirs.shape:
         raise ValueError(
             f"{len(ours)} queries and {len(theirs)}; give values of the same queries, in order"
@@ -165,12 +139,7 @@ def _bootstrap(values: NDArray[np.float64]) -> Estimate:
 def chance_floors(families: Sequence[str | None]) -> dict[str, dict[str, float]]:
     """Give the expected metrics of two retrievals that know little.
 
-    Args:
-        families: Of each pair, `(pairs,)`.
-
-    Returns:
-        "chance" ranks at random, "random within family" finds the family and ranks it at random.
-        Both have the metrics of `METRICS`.
+    "chance" ranks at random, "random within family" finds the family and ranks it at random.
 
     Example:
         >>> floors = chance_floors(["P", "P", "Q", "Q"])
@@ -180,7 +149,11 @@ def chance_floors(families: Sequence[str | None]) -> dict[str, dict[str, float]]
     numbers = _family_numbers(families)
     sizes, n = np.bincount(numbers)[numbers], len(numbers)
     harmonic = np.cumsum(1 / np.arange(1, n + 1))
-    by_chance = {k: np.mean([_found_by_chance(n, int(size), k) for size in sizes]) for k in PLACES}
+    by_chance = {}
+    for k in PLACES:  # one of `size` among `n` is within k, drawn at random
+        drawn = min(k, n)
+        missed = [math.comb(n - size, drawn) / math.comb(n, drawn) for size in sizes.tolist()]
+        by_chance[k] = 1 - np.mean(missed)
     floors = {}
     for name, among, family in (
         ("chance", np.full(n, n), by_chance),
@@ -195,14 +168,7 @@ def chance_floors(families: Sequence[str | None]) -> dict[str, dict[str, float]]
     return floors
 
 
-def _found_by_chance(n: int, size: int, k: int) -> float:
-    """Give the probability that one of `size` among `n` is within k, drawn at random."""
-    return 1 - math.comb(n - size, k) / math.comb(n, k) if n > k else 1.0
-
-
-def pair_vectors(
-    model: ProtAlignModel, pairs: Sequence[StructurePair]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def pair_vectors(model: ProtAlignModel, pairs: Sequence[StructurePair]) -> tuple[Vectors, Vectors]:
     """Return the vectors of sequences and of structures, `(pairs, shared)` each, of length 1."""
     sequences = model.embed_sequences([pair.sequence for pair in pairs])
     structures = model.embed_structures([pair.structure for pair in pairs])
@@ -210,52 +176,36 @@ def pair_vectors(
 
 
 def length_similarity(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
-    """Compare sequences with structures by their numbers of residues: minus the difference.
-
-    A structure has as many residues as its own sequence, so this finds more than chance.
-    """
+    """Compare numbers of residues, minus their difference: this alone finds more than chance."""
     sequences = np.array([len(pair.sequence) for pair in pairs], dtype=float)
     structures = np.array([len(pair.structure) for pair in pairs], dtype=float)
-    return -np.abs(sequences[:, None] - structures[None, :])
+    return -np.abs(sequences[:, None] - structures)
 
 
 def sequence_oracle(pairs: Sequence[StructurePair]) -> NDArray[np.float64]:
-    """Compare sequences with the sequences of the structure files: shares of common 4-mers.
+    """Compare sequences with those of the structure files, which coordinates do not tell.
 
-    No model that reads coordinates alone can know these: an upper bound, which says how many
-    proteins of the set have the same sequence.
+    Shares of common 4-mers: an upper bound, which says how many proteins have the same sequence.
     """
     index = KmerIndex([pair.structure.sequence for pair in pairs])
     return np.stack([index.shares(pair.sequence) for pair in pairs])
 
 
 class RetrievalReport:
-    """Gather retrievals of the same pairs, and write them as one table.
-
-    Args:
-        title: What a reader calls the table.
-
-    Example:
-        >>> report = RetrievalReport("Models")
-        >>> report.add("perfect", 0, np.eye(3), [None] * 3)
-        >>> print(report.to_markdown().splitlines()[-3][:30])
-        | perfect | 1.000 [.439, 1.000
-    """
+    """Gather retrievals of the same pairs, and write them as one table."""
 
     def __init__(self, title: str) -> None:
         """Begin with nothing."""
         self.title = title
         self.rows: dict[str, dict[int, Values]] = {}  # by name and seed
-        self.floors: dict[int, dict[str, dict[str, float]]] = {}
-        self.queries: dict[int, int] = {}
+        self.families: dict[int, Sequence[str | None]] = {}  # of the queries, by seed
 
     def add(
         self, name: str, seed: int, similarity: ArrayLike, families: Sequence[str | None]
     ) -> None:
         """Add one retrieval of the split of one seed; see `retrieval_values`."""
         self.rows.setdefault(name, {})[seed] = retrieval_values(similarity, families)
-        self.queries[seed] = len(families)
-        self.floors.setdefault(seed, chance_floors(families))
+        self.families[seed] = families
 
     def add_baselines(self, seed: int, pairs: Sequence[StructurePair]) -> None:
         """Add what needs no model: `length_similarity` and `sequence_oracle`."""
@@ -270,10 +220,8 @@ class RetrievalReport:
         for name, theirs in others:
             seeds = [seed for seed in ours if seed in theirs]
             for metric in COMPARED if seeds else ():
-                sides = (
-                    np.concatenate([by[seed][metric] for seed in seeds]) for by in (ours, theirs)
-                )
-                difference = asdict(paired_difference(*sides))
+                sides = ([by[seed][metric] for seed in seeds] for by in (ours, theirs))
+                difference = asdict(paired_difference(*map(np.concatenate, sides)))
                 found.setdefault(f"{first} - {name}", {})[metric] = difference
         return found
 
@@ -281,7 +229,7 @@ class RetrievalReport:
         """Return everything for JSON."""
         return {
             "title": self.title,
-            "queries": {str(seed): count for seed, count in self.queries.items()},
+            "queries": {str(seed): len(each) for seed, each in self.families.items()},
             "rows": [{"name": name, "figures": _metrics(by)} for name, by in self.rows.items()],
             "floors": self._mean_floors(),
             "differences": self.differences(),
@@ -295,19 +243,19 @@ class RetrievalReport:
         for floor, values in self._mean_floors().items():
             lines.append((floor, *(metric_text(values.get(name, np.nan)) for name in names)))
         titles = [METRICS[name].removesuffix(", sequence to structure") for name in names]
-        counts = ", ".join(f"{count} (seed {seed})" for seed, count in self.queries.items())
+        counts = ", ".join(f"{len(each)} (seed {seed})" for seed, each in self.families.items())
         return f"Test pairs: {counts}.\n\n{markdown_table((self.title, *titles), lines)}"
 
     def _mean_floors(self) -> dict[str, dict[str, float]]:
         """Return the means of the floors over seeds, of the metrics that all seeds have."""
-        first, *others = self.floors.values()
+        floors = [chance_floors(families) for families in self.families.values()]
         return {
             name: {
-                metric: float(np.mean([value, *(each[name][metric] for each in others)]))
-                for metric, value in floor.items()
-                if all(metric in each[name] for each in others)
+                metric: float(np.mean([floor[name][metric] for floor in floors]))
+                for metric in first
+                if all(metric in floor[name] for floor in floors)
             }
-            for name, floor in first.items()
+            for name, first in floors[0].items()
         }
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.alignments import ResidueAlignment, read_reference_alignments
 from ..data.pairs import ProteinPair, SiteProtein
-from ..io.sequences import BadRecord
+from ..io.sequences import InvalidRecord
 from ..metrics import (
     ReferenceAgreement,
     average_precision,
@@ -34,16 +34,8 @@ if TYPE_CHECKING:
 PAIRS_AT_ONCE = 32
 """Pairs aligned together; their plans are in memory at the same time."""
 
-RANKING: dict[str, Callable[..., float]] = {
-    "roc_auc": roc_auc,
-    "f1_max": f1_max,
-    "average_precision": average_precision,
-}
-SITE_MATCH: dict[str, Callable[..., float]] = {
-    "label_match": label_match_score,
-    "symmetric_label_match": symmetric_label_match_score,
-    "label_mass_precision": label_mass_precision,
-}
+RANKING = {"roc_auc": roc_auc, "f1_max": f1_max, "average_precision": average_precision}
+SITE_MATCH = ("label_match", "symmetric_label_match", "label_mass_precision")
 
 Bounds = tuple[float, float]
 ALL: Bounds = (0.0, 1.01)
@@ -55,18 +47,7 @@ Identities = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """Hold what an aligner makes of one pair.
-
-    Attributes:
-        query: Accession of the query.
-        candidate: Accession of the candidate.
-        label: 1 for the same family, 0 for different ones.
-        identity: Per column of a global alignment, between 0 and 1.
-        score: NaN for a pair that failed.
-        label_match: NaN for a negative pair, and from an aligner without a plan, as are the
-            symmetric one and the precision.
-        error: Why the pair failed, or has no label match; empty otherwise.
-    """
+    """Hold what an aligner makes of one pair; NaN is what it does not have."""
 
     query: str
     candidate: str
@@ -76,49 +57,28 @@ class PairOutcome:
     label_match: float = nan
     symmetric_label_match: float = nan
     label_mass_precision: float = nan
-    error: str = ""
+    error: str = ""  # why it failed, or has no label match
 
 
 @dataclass
 class Run:
-    """Hold what one aligner makes of the pairs of one split of one seed.
-
-    Attributes:
-        aligner: Its name.
-        backbone: What embeddings it reads, "-" for none.
-        task: What the sites are.
-        split: "test" or "test_hard".
-        seed: Of the draw of pairs.
-        pairs: One outcome per pair.
-        has_plans: Whether the aligner gives plans.
-        seconds: Wall time of aligning, embedding included where it was not done before.
-    """
+    """Hold what one aligner makes of the pairs of one split of one seed."""
 
     aligner: str
     backbone: str = "-"
-    task: str = ""
-    split: str = ""
+    task: str = ""  # what the sites are
+    split: str = ""  # "test" or "test_hard"
     seed: int = 0
     pairs: list[PairOutcome] = field(default_factory=list)
     has_plans: bool = False
-    seconds: float = 0.0
+    seconds: float = 0.0  # of aligning, with embedding where that was not done before
 
 
 def align_in_chunks(
-    aligner: Aligner, pairs: Sequence[ProteinPair], progress: bool | None = None
+    aligner: Aligner, pairs: Sequence[ProteinPair]
 ) -> Iterator[tuple[ProteinPair, AlignedPair | Exception, float]]:
-    """Align pairs, a chunk at a time, and go on where one fails.
-
-    Args:
-        aligner: What aligns.
-        pairs: Any number.
-        progress: Show progress; by default if standard error is a terminal.
-
-    Yields:
-        Each pair, in order, its result or what was raised for it, and the seconds it took.
-    """
-    disable = None if progress is None else not progress
-    with tqdm(total=len(pairs), desc=aligner.name, unit="pair", disable=disable) as bar:
+    """Yield each pair with its result, or what was raised for it, and the seconds it took."""
+    with tqdm(total=len(pairs), desc=aligner.name, unit="pair", disable=None) as bar:
         for start in range(0, len(pairs), PAIRS_AT_ONCE):
             chunk = pairs[start : start + PAIRS_AT_ONCE]
             began = time.perf_counter()
@@ -130,43 +90,30 @@ def align_in_chunks(
 
 def _results(aligner: Aligner, chunk: Sequence[ProteinPair]) -> list[AlignedPair | Exception]:
     try:
-        results: list[AlignedPair | Exception] = list(aligner.align(chunk))
+        results = list(aligner.align(chunk))
         if len(results) != len(chunk):
             raise ValueError(f"{aligner.name} gave {len(results)} results for {len(chunk)} pairs")
         for pair, result in zip(chunk, results, strict=True):
-            _check(pair, result)
-        return results
+            shape = (len(pair.query.sequence), len(pair.candidate.sequence))
+            if not isfinite(result.score):
+                raise ValueError(f"its score is {result.score}, not a finite number")
+            if result.plan is not None and result.plan.shape != shape:
+                raise ValueError(f"its plan is of shape {result.plan.shape}, not {shape}")
+        return [*results]
     except Exception as error:  # whatever an aligner may raise; alone, the valid pairs pass
         if len(chunk) == 1:
             return [error]
         return [result for pair in chunk for result in _results(aligner, [pair])]
 
 
-def _check(pair: ProteinPair, result: AlignedPair | Exception) -> None:
-    assert isinstance(result, AlignedPair)
-    shape = (len(pair.query.sequence), len(pair.candidate.sequence))
-    if not isfinite(result.score):
-        raise ValueError(f"its score is {result.score}, not a finite number")
-    if result.plan is not None and result.plan.shape != shape:
-        raise ValueError(f"its plan is of shape {result.plan.shape}, not {shape}")
-
-
 def run_aligner(
-    aligner: Aligner,
-    pairs: Sequence[ProteinPair],
-    identities: Identities | None = None,
-    progress: bool | None = None,
+    aligner: Aligner, pairs: Sequence[ProteinPair], identities: Identities | None = None
 ) -> Run:
-    """Align pairs and keep a few numbers of each.
+    """Align pairs and keep a few numbers of each, also of a pair that failed.
 
     Args:
-        aligner: What aligns.
         pairs: Positive and negative ones.
         identities: What `pair_identities` gives for these pairs; computed where absent.
-        progress: Show progress; by default if standard error is a terminal.
-
-    Returns:
-        A run with one outcome per pair, also for a pair that failed.
 
     Example:
         >>> from plasma_hf.data import SiteProtein
@@ -176,42 +123,45 @@ def run_aligner(
         >>> run.pairs[0].score, run.pairs[0].label_match
         (22.0, 1.0)
     """
-    known = pair_identities(pairs, progress) if identities is None else identities
+    known = pair_identities(pairs) if identities is None else identities
     run = Run(aligner.name, getattr(aligner, "backbone", "-"))
-    for pair, result, seconds in align_in_chunks(aligner, pairs, progress):
+    for pair, result, seconds in align_in_chunks(aligner, pairs):
         run.seconds += seconds
         run.has_plans |= isinstance(result, AlignedPair) and result.plan is not None
-        run.pairs.append(
-            _outcome(pair, result, known[pair.query.sequence, pair.candidate.sequence])
-        )
+        identity = known[pair.query.sequence, pair.candidate.sequence]
+        run.pairs.append(_outcome(pair, result, identity))
     return run
 
 
 def _outcome(pair: ProteinPair, result: AlignedPair | Exception, identity: float) -> PairOutcome:
     known = (pair.query.uid, pair.candidate.uid, pair.label, identity)
     if isinstance(result, Exception):
-        return PairOutcome(*known, error=one_line(result))
+        return PairOutcome(*known, error=_one_line(result))
     if not pair.label or result.plan is None:
         return PairOutcome(*known, result.score)
     sites = [np.asarray(side.site_labels) for side in (pair.query, pair.candidate)]
     if not all(side.any() for side in sites):
         unlabelled = "one of its proteins has no labelled residue"
         return PairOutcome(*known, result.score, error=unlabelled)
-    match, symmetric, precision = (metric(result.plan, *sites) for metric in SITE_MATCH.values())
-    return PairOutcome(*known, result.score, match, symmetric, precision)
+    return PairOutcome(
+        *known,
+        result.score,
+        label_match_score(result.plan, *sites),
+        symmetric_label_match_score(result.plan, *sites),
+        label_mass_precision(result.plan, *sites),
+    )
 
 
-def one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """Say in one line what was raised; the text of a KeyError would be quoted."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
-def pair_identities(pairs: Sequence[ProteinPair], progress: bool | None = None) -> Identities:
+def pair_identities(pairs: Sequence[ProteinPair]) -> Identities:
     """Return the `global_identity` of pairs by their two sequences, once for all aligners."""
-    disable = None if progress is None else not progress
     keys = dict.fromkeys((pair.query.sequence, pair.candidate.sequence) for pair in pairs)
-    bar = tqdm(keys, "identity", unit="pair", disable=disable)
+    bar = tqdm(keys, "identity", unit="pair", disable=None)  # if stderr is a terminal
     return {key: global_identity(*key) for key in bar}
 
 
@@ -219,7 +169,6 @@ def pair_metrics(run: Run, bounds: Bounds = ALL) -> dict[str, float]:
     """Compute the metrics of a run.
 
     Args:
-        run: What `run_aligner` gave.
         bounds: Take positive pairs of this identity alone; the negatives are all there are, since
             pairs of different families are nearly all of low identity.
 
@@ -232,7 +181,7 @@ def pair_metrics(run: Run, bounds: Bounds = ALL) -> dict[str, float]:
     scored = [pair for pair in chosen if isfinite(pair.score)]
     positives = [pair for pair in scored if pair.label]
     labels, scores = [pair.label for pair in scored], [pair.score for pair in scored]
-    found = dict.fromkeys(RANKING | SITE_MATCH, nan)
+    found: dict[str, float] = dict.fromkeys((*RANKING, *SITE_MATCH), nan)
     if len(set(labels)) == 2:
         found |= {name: metric(labels, scores) for name, metric in RANKING.items()}
     if run.has_plans and positives:
@@ -252,7 +201,6 @@ def evaluate_splits(
     splits: Sequence[PairSplits],
     task: str,
     parts: Sequence[str] = ("test", "test_hard"),
-    progress: bool | None = None,
 ) -> list[Run]:
     """Evaluate aligners on the held-out pairs of several seeds.
 
@@ -262,7 +210,6 @@ def evaluate_splits(
         splits: One for each seed.
         task: What the sites are.
         parts: Which pairs: "test", "test_hard" or both.
-        progress: Show progress; by default if standard error is a terminal.
 
     Returns:
         One run for each seed, part and aligner; a part without pairs has none.
@@ -272,36 +219,21 @@ def evaluate_splits(
         ready = aligners(split.seed)
         for part in parts:
             pairs: Sequence[ProteinPair] = getattr(split, part)
-            identities = pair_identities(pairs, progress) if len(pairs) else {}
+            identities = pair_identities(pairs)
             for aligner in ready if len(pairs) else ():
-                run = run_aligner(aligner, pairs, identities, progress)
+                run = run_aligner(aligner, pairs, identities)
                 run.task, run.split, run.seed = task, part, split.seed
                 runs.append(run)
     return runs
 
 
 def read_reference_pairs(path: str | PathLike[str]) -> tuple[list[ResidueAlignment], list[str]]:
-    """Read the alignments that plans are compared with; see `plasma_hf.data.alignments`.
-
-    Args:
-        path: A list of records in JSON, also .gz, as `read_reference_alignments` takes it.
+    """Read alignments that plans are compared with, by `read_reference_alignments`.
 
     Returns:
         Those with aligned residues, and a line on each record that cannot be used.
-
-    Raises:
-        ValueError: If the file is not a list of records.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "reference.json"
-        >>> _ = path.write_text('[{"a": "P1", "b": "P2", "seq_a": "MKV", "seq_b": "RV",'
-        ...     '"pairs": [[1, 0], [2, 1]]}, {"a": "P3", "b": "P4", "seq_a": "MKV"}]')
-        >>> [reference], problems = read_reference_pairs(path)
-        >>> reference.pairs.tolist(), reference.identity, problems
-        ([[1, 0], [2, 1]], 0.5, ['record 2: it lacks seq_b'])
     """
-    invalid: list[BadRecord] = []
+    invalid: list[InvalidRecord] = []
     alignments = read_reference_alignments(path, invalid)
     problems = [f"{record.id}: {record.reason}" for record in invalid]
     problems += [
@@ -314,21 +246,12 @@ def read_reference_pairs(path: str | PathLike[str]) -> tuple[list[ResidueAlignme
 
 @dataclass
 class TruthRun:
-    """Hold what one aligner makes of one set of reference alignments.
-
-    Attributes:
-        aligner: Its name.
-        reference: Name of the set.
-        threshold: Weight above which residues are called aligned.
-        truths: Of each pair, with its identity.
-        problems: A line on each pair that failed.
-        seconds: Wall time of aligning.
-    """
+    """Hold what one aligner makes of one set of reference alignments."""
 
     aligner: str
     reference: str
-    threshold: float
-    truths: list[tuple[float, ReferenceAgreement]] = field(default_factory=list)
+    threshold: float  # weight above which residues are called aligned
+    truths: list[tuple[float, ReferenceAgreement]] = field(default_factory=list)  # with identities
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -344,40 +267,32 @@ class TruthRun:
         found: dict[str, float] = {"pairs": len(chosen), "residues": true}
         for name in ("best_partner", "best_partner_symmetric", "mass"):
             values = [getattr(truth, name) for truth in chosen]
-            found[name] = float(np.mean(values)) if chosen else nan
-            by_residue = float(np.average(values, weights=weights)) if chosen else nan
-            found[f"{name}_by_residue"] = by_residue
-        correct = sum(truth.n_correct for truth in chosen)
-        found["precision"] = correct / called if called else nan
+            for ending, shares in {"": None, "_by_residue": weights}.items():
+                mean = float(np.average(values, weights=shares)) if chosen else nan
+                found[name + ending] = mean
+        found["precision"] = sum(truth.n_correct for truth in chosen) / called if called else nan
         found["called"] = called / true if true else nan
         return found
 
 
 def run_residue_truth(
-    aligner: Aligner,
-    references: Sequence[ResidueAlignment],
-    name: str,
-    threshold: float = 0.5,
-    progress: bool | None = None,
+    aligner: Aligner, references: Sequence[ResidueAlignment], name: str, threshold: float = 0.5
 ) -> TruthRun | None:
     """Align the proteins of reference alignments and compare plans with the truth.
 
     Args:
-        aligner: What aligns.
-        references: The truth.
         name: What to call the set.
         threshold: Plan weight above which residues are called aligned.
-        progress: Show progress; by default if standard error is a terminal.
 
     Returns:
         The run, or None from an aligner without plans.
     """
     run = TruthRun(aligner.name, name, threshold)
-    results = align_in_chunks(aligner, [_pair_of(found) for found in references], progress)
+    results = align_in_chunks(aligner, [_pair_of(found) for found in references])
     for reference, (_, result, seconds) in zip(references, results, strict=True):
         run.seconds += seconds
         if isinstance(result, Exception):
-            run.problems.append(f"{' and '.join(reference.names)}: {one_line(result)}")
+            run.problems.append(f"{' and '.join(reference.names)}: {_one_line(result)}")
         elif result.plan is None:
             return None
         else:

@@ -15,18 +15,10 @@ from transformers import AutoConfig
 
 METRICS = "metrics.json"
 """What a run, and `add_held_out`, say of a model: for its card."""
-
 ANY_REPOSITORY = "ORG/NAME"
 """What stands in a card for the place of the model, where that is not known."""
-
-STEPS = 10
-"""Steps of the score in the calibration."""
-SHARES = (0.05, 0.01)
-"""Shares of negative pairs that may pass the thresholds which a card names."""
 HELD_OUT = ("roc_auc", "average_precision", "label_match")
 
-LOCAL_FIELDS = ("_name_or_path", "auto_map", "custom_pipelines", "dtype", "transformers_version")
-"""Fields of a configuration that do not change what a model computes."""
 MEASURED = (
     *("head", "normalize", "kernel_scale", "n_iters", "eps"),
     *("support_rounds", "support_window", "support_gap", "support_weight", "order_weight"),
@@ -45,7 +37,7 @@ OMITTED_SETTINGS = ("name", "licence", "data", "datasets")
 
 
 class Kind(NamedTuple):
-    """What the cards of one kind of model have in common."""
+    """What the cards of one kind of model have in common; columns are metrics with their heads."""
 
     template: str
     name: str
@@ -63,15 +55,8 @@ PAIR_COLUMNS = {
     "label_match_score": "label match",
     "pairs": "pairs",
 }
-RETRIEVAL_COLUMNS = {
-    "recall_at_1": "R@1",
-    "recall_at_5": "R@5",
-    "mrr": "MRR",
-    "reverse_recall_at_1": "reverse R@1",
-    "reverse_recall_at_5": "reverse R@5",
-    "reverse_mrr": "reverse MRR",
-    "pairs": "pairs",
-}
+ONE_WAY = {"recall_at_1": "R@1", "recall_at_5": "R@5", "mrr": "MRR"}
+BACK = {f"reverse_{metric}": f"reverse {head}" for metric, head in ONE_WAY.items()}
 PLASMA_FIELDS = (
     *("head", "head_size", "kernel_scale", "n_iters", "score_form", "score_loss_form"),
     *("label_match_form", "support_rounds", "support_window", "support_gap", "support_weight"),
@@ -82,21 +67,13 @@ PROTALIGN_FIELDS = (
     *("sequence_size", "structure_size"),
 )
 ON_PAIRS = ("protein-alignment", "protein-pairs", PAIR_COLUMNS)
-RETRIEVAL = ("protein-retrieval", "sequence-structure-pairs", RETRIEVAL_COLUMNS)
+RETRIEVAL = ("protein-retrieval", "sequence-structure-pairs", ONE_WAY | BACK | {"pairs": "pairs"})
+PLASMA_TAGS = ["alignment", "optimal-transport", "plasma"]
+PROTALIGN_TAGS = ["retrieval", "contrastive", "protalign"]
 KINDS = {
-    "plasma": Kind(
-        "model_plasma.md",
-        "PLASMA head",
-        ["alignment", "optimal-transport", "plasma"],
-        *ON_PAIRS,
-        PLASMA_FIELDS,
-    ),
+    "plasma": Kind("model_plasma.md", "PLASMA head", PLASMA_TAGS, *ON_PAIRS, PLASMA_FIELDS),
     "protalign": Kind(
-        "model_protalign.md",
-        "ProtAlign",
-        ["retrieval", "contrastive", "protalign"],
-        *RETRIEVAL,
-        PROTALIGN_FIELDS,
+        "model_protalign.md", "ProtAlign", PROTALIGN_TAGS, *RETRIEVAL, PROTALIGN_FIELDS
     ),
     "adapter": Kind("adapter.md", "LoRA adapter", ["alignment", "plasma", "lora"], *ON_PAIRS),
 }
@@ -115,45 +92,23 @@ def model_card(
         repository: Where the model will be, as `org/name`, for the lines that load it.
         held_out: Markdown with held-out metrics, where they are in no `metrics.json`.
 
-    Returns:
-        The card, with metrics for the Hub as metadata.
-
     Raises:
         ValueError: If the folder has neither configuration, or `metrics.json` has metrics that
             were measured with other settings than the folder's.
-
-    Example:
-        >>> from plasma_hf import DEFAULT_CHECKPOINT
-        >>> model_card(DEFAULT_CHECKPOINT).data.license
-        'mit'
     """
     folder = Path(folder)
-    adapter = _read(folder / "adapter_config.json")
-    if adapter:
-        return _adapter_card(adapter, _run_of(folder), repository)
+    metrics = read_json(folder / METRICS) or read_json(folder / "training.json")
+    if adapter := read_json(folder / "adapter_config.json"):
+        base = str(adapter["base_model_name_or_path"])
+        told = {"settings": {"name": f"LoRA adapter of {base}"}} | metrics
+        values: dict[str, Any] = {"base": base, "adapter": adapter, "library_name": "peft"}
+        return _card(KINDS["adapter"], told, repository, base_model=_hub_id(base), **values)
     if not (folder / "config.json").exists():
         raise ValueError(
             f"{folder} has neither config.json nor adapter_config.json; give the folder that "
             "save_pretrained wrote."
         )
-    return card_of(AutoConfig.from_pretrained(folder), _run_of(folder), repository, held_out)
-
-
-def render_card(model: Any, repository: str = ANY_REPOSITORY) -> ModelCard:
-    """Write the card of a model in memory.
-
-    Metrics of the folder it was loaded from are in it if weights and settings are still those.
-
-    Args:
-        model: PLASMA, ProtAlign, an encoder, or an adapter of PEFT over one of them.
-        repository: See `model_card`.
-    """
-    adapters = getattr(model, "peft_config", None)
-    if adapters:
-        return _adapter_card(next(iter(adapters.values())).to_dict(), {}, repository)
-    source = Path(getattr(model.config, "_name_or_path", None) or "")
-    unchanged = (source / "model.safetensors").exists() and _is_unchanged(model, source)
-    return card_of(model.config, _run_of(source) if unchanged else {}, repository)
+    return card_of(AutoConfig.from_pretrained(folder), metrics, repository, held_out)
 
 
 def card_of(
@@ -164,16 +119,18 @@ def card_of(
 ) -> ModelCard:
     """Write the card of a model from its configuration and the content of its `metrics.json`.
 
-    Args:
-        config: Of PLASMA, ProtAlign or an encoder.
-        metrics: `figures` by the name of the evaluation set, `settings` of the run, and what
-            `add_held_out` added.
-        repository: See `model_card`.
-        held_out: See `model_card`.
+    That has `figures` by the name of the evaluation set, `settings` of the run, and what
+    `add_held_out` added; see `model_card`.
     """
-    known = metrics.get("held_out")
-    if known:
-        _check_measured(config, known["measured"])
+    known = metrics.get("held_out") or {}
+    for field in MEASURED if known else ():
+        now = getattr(config, field)
+        if (then := known["measured"].get(field, now)) != now:
+            raise ValueError(
+                f"{METRICS} has held-out metrics of {field}={then}, and the model has "
+                f"{field}={now}; run plasma-hf evaluate again and then add_held_out, or take "
+                f"held_out out of {METRICS}."
+            )
     name = f"Residue encoder, {config.model_type}"
     encoder = Kind("model_encoder.md", name, ["encoder", "residue-embeddings"])
     kind = KINDS.get(config.model_type, encoder)
@@ -188,23 +145,8 @@ def card_of(
         base_model=_hub_id(plm),
         config=config,
         backbone=f"`{backbone}`" if backbone else None,
-        held_out=known,
+        held_out=known or None,
         held_out_text=held_out,
-    )
-
-
-def _adapter_card(
-    adapter: Mapping[str, Any], metrics: Mapping[str, Any], repository: str
-) -> ModelCard:
-    base = str(adapter["base_model_name_or_path"])
-    return _card(
-        KINDS["adapter"],
-        {"settings": {"name": f"LoRA adapter of {base}"}} | dict(metrics),
-        repository,
-        base_model=_hub_id(base),
-        library_name="peft",
-        base=base,
-        adapter=adapter,
     )
 
 
@@ -253,13 +195,7 @@ def _card(
 
 
 def render(template: str, data: Any, **values: Any) -> str:
-    """Fill a template of `hub_cards`; a name that has no value there is an error.
-
-    Args:
-        template: Its file name.
-        data: The header, as huggingface_hub's card data.
-        values: What the template names.
-    """
+    """Fill a template of `hub_cards`; a name that has no value there is an error."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(template_folder())
@@ -335,37 +271,9 @@ def _hub_id(name: str | None) -> str | None:
     return name if there else None
 
 
-def _run_of(folder: Path) -> dict[str, Any]:
-    return _read(folder / METRICS) or _read(folder / "training.json")
-
-
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file; one that is not there holds nothing."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def _is_unchanged(model: Any, folder: Path) -> bool:
-    """Tell whether a model has the weights and settings of the folder that it was loaded from."""
-    import torch
-    from safetensors import safe_open
-
-    then = AutoConfig.from_pretrained(folder)
-    if _computing(then.to_dict()) != _computing(model.config.to_dict()):
-        return False
-    weights = model.state_dict()
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return all(
-            name in weights and torch.equal(weights[name].cpu(), file.get_tensor(name))
-            for name in file.keys()  # noqa: SIM118 - not a mapping
-        )
-
-
-def _computing(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave of a configuration what changes what the model computes, its parts' likewise."""
-    return {
-        name: _computing(value) if isinstance(value, Mapping) else value
-        for name, value in fields.items()
-        if name not in LOCAL_FIELDS
-    }
 
 
 # Held-out metrics: taken from an evaluation, with the settings that they were measured with.
@@ -388,9 +296,6 @@ def add_held_out(
     Returns:
         What `metrics.json` now holds; in `held_out` are `tables`, one for all pairs and one for
         each bin of identity, the model in the first row, and the `calibration` of its score.
-
-    Raises:
-        ValueError: If the evaluation has no such model, or several tasks or splits.
     """
     config, source = AutoConfig.from_pretrained(folder), Path(evaluation)
     found = json.loads((source / "evaluation.json").read_text())
@@ -404,6 +309,7 @@ def add_held_out(
         )
     with (source / "pairs.csv").open(encoding="utf-8", newline="") as lines:
         pairs = [row for row in csv.DictReader(lines) if row["aligner"] == aligner]
+    scores, labels = ([float(pair[name]) for pair in pairs] for name in ("score", "label"))
     held_out = {
         "measured": {name: getattr(config, name) for name in MEASURED},
         "task": mine[0]["task"],
@@ -411,11 +317,9 @@ def add_held_out(
         "split": mine[0]["split"],
         "seeds": mine[0]["seeds"],
         "tables": [_held_out_table(name, rows, aligner) for name, rows in bins.items()],
-        "calibration": calibration(
-            [float(pair["score"]) for pair in pairs], [int(pair["label"]) for pair in pairs]
-        ),
+        "calibration": calibration(scores, labels),
     }
-    metrics = _read(Path(folder) / METRICS) | {"held_out": held_out}
+    metrics = read_json(Path(folder) / METRICS) | {"held_out": held_out}
     (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
 
@@ -423,63 +327,38 @@ def add_held_out(
 def _held_out_table(name: str, rows: Iterable[Mapping[str, Any]], aligner: str) -> dict[str, Any]:
     kept = [row for row in rows if row["aligner"] == aligner or "{seed}" not in row["aligner"]]
     kept.sort(key=lambda row: row["aligner"] != aligner)
+    parts = ("mean", "standard_error")
     return {
         "identity": name,
         "positives": sum(kept[0]["pairs"]["positives"]),
         "negatives": sum(kept[0]["pairs"]["negatives"]),
         "rows": [
             {"method": row["aligner"]}
-            | {
-                metric: [row["figures"][metric][part] for part in ("mean", "standard_error")]
-                for metric in HELD_OUT
-            }
+            | {name: list(map(row["figures"][name].get, parts)) for name in HELD_OUT}
             for row in kept
         ],
     }
 
 
-def calibration(scores: Iterable[float], labels: Iterable[int]) -> dict[str, Any]:
-    """Count how many pairs of each range of scores are positive.
+def calibration(scores: Sequence[float], labels: Sequence[float]) -> dict[str, Any]:
+    """Count how many pairs of each tenth of the scores are positive.
 
-    Args:
-        scores: In [0, 1]; pairs without a score (NaN) are left out.
-        labels: 1 for a positive pair, 0 for a negative one.
-
-    Returns:
-        `steps` with `from`, `to`, `pairs` and `positives`, those without a pair left out; and
-        `thresholds`, scores that a share of all negative pairs exceeds, with the share of positive
-        ones that does.
-
-    Example:
-        >>> found = calibration([0.05, 0.07, 0.93, 0.95], [0, 1, 1, 1])
-        >>> found["steps"][0]
-        {'from': 0.0, 'to': 0.1, 'pairs': 2, 'positives': 1}
-        >>> found["thresholds"][0]["found"]
-        1.0
+    Pairs without a score (NaN), and tenths without a pair, are left out. The `thresholds` are
+    scores that a share of all negative pairs exceeds, with the share of positive ones that does.
     """
-    score, label = np.array(list(scores), dtype=float), np.array(list(labels), dtype=int)
+    score, label = np.array(scores, dtype=float), np.array(labels, dtype=int)
     score, label = score[np.isfinite(score)], label[np.isfinite(score)]
-    step = np.minimum((score * STEPS).astype(int), STEPS - 1)
-    pairs = np.bincount(step, minlength=STEPS).tolist()
-    positives = np.bincount(step[label == 1], minlength=STEPS).tolist()
+    step = np.minimum((score * 10).astype(int), 9)
+    pairs = np.bincount(step, minlength=10).tolist()
+    positives = np.bincount(step[label == 1], minlength=10).tolist()
     steps = [
-        {"from": k / STEPS, "to": (k + 1) / STEPS, "pairs": pairs[k], "positives": positives[k]}
-        for k in range(STEPS)
+        {"from": k / 10, "to": (k + 1) / 10, "pairs": pairs[k], "positives": positives[k]}
+        for k in range(10)
         if pairs[k]
     ]
     thresholds = []
-    for share in SHARES:
+    for share in (0.05, 0.01):
         at = float(np.quantile(score[label == 0], 1 - share, method="higher"))
         found = float((score[label == 1] > at).mean())
         thresholds.append({"negatives": share, "score": at, "found": found})
     return {"steps": steps, "thresholds": thresholds}
-
-
-def _check_measured(config: Any, then: Mapping[str, Any]) -> None:
-    for name in MEASURED:
-        if name in then and getattr(config, name) != then[name]:
-            raise ValueError(
-                f"{METRICS} has held-out metrics of {name}={then[name]}, and the model has "
-                f"{name}={getattr(config, name)}; run plasma-hf evaluate again and then "
-                f"add_held_out, or take held_out out of {METRICS}."
-            )

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,29 +27,19 @@ from ..models.modeling_backbone import (
     is_whole,
     weight_files,
 )
+from .card import ANY_REPOSITORY, model_card, read_json
 
 logger = logging.getLogger(__name__)
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz")
 """Names of files that may hold a pickle, and with it any code."""
-
-CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer_config.json")
-"""Files that may name Python classes of their folder."""
-
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-
 RECORD = "export.json"
 """File of an exported folder that says what it was made from and with."""
-
-RUN_FILES = ("metrics.json", "training.json")
-"""What a training run leaves beside a model, for its card."""
-
 PLACES = ("_name_or_path", "plm_name_or_path", "base_model_name_or_path")
 """Fields of a configuration that may hold a folder of this machine."""
-
 LOCAL_FIELDS = ("is_local", "local_files_only")
 """Fields of a tokenizer's configuration that say how it was loaded here."""
-
 AGAIN = "export the model again with plasma_hf.export_to_hub_folder(model, processor, folder)"
 
 REQUIREMENTS = """\
@@ -75,7 +66,7 @@ def export_to_hub_folder(
     model, its processor and its pipelines need and no other, the licence of that code,
     `requirements.txt`, a card if there is no README.md yet, and `export.json`, which says from
     which revision it was made. Metrics (`metrics.json`) that lie where the model was loaded from
-    go along while its weights are still those. The folder is checked by `check_hub_folder`.
+    go along while its weights are still those. `check_hub_folder` has the last word.
 
     Args:
         model: PLASMA, ProtAlign, an encoder, or an adapter over one of them; of this package, or
@@ -116,10 +107,9 @@ def export_to_hub_folder(
     if processor is not None:
         processor.save_pretrained(folder)
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            fields = _read(folder / name)
-            if (kept := _portable(fields, fields.get("dtype"))) != fields:
-                _write(folder / name, kept, sort_keys=True)
+        fields = read_json(folder / name)
+        if (kept := _portable(fields, fields.get("dtype"))) != fields:
+            _write(folder / name, kept, sort_keys=True)
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
     needs = REQUIREMENTS + ("peft>=0.20\n" if adapter else "")
     (folder / "requirements.txt").write_text(needs, encoding="utf-8")
@@ -153,22 +143,18 @@ def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
 
 
 def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
-    """Add the code of a backbone of ours that no import of a saved model names, TM-Vec's say.
+    """Add the code of a backbone of ours that no import of a saved head names, TM-Vec's say.
 
     transformers fetches what the code of a folder imports from it. A line at the end of that of
     the configuration makes it import the backbone, which thereby becomes known.
-
-    Args:
-        model: A head, as it was saved.
-        folder: Where it was saved to.
     """
     own = OWN_BACKBONES.get(getattr(model.config.plm_config, "model_type", ""))
     configuration = Path(folder) / Path(inspect.getfile(type(model.config))).name
     if own is None or not configuration.is_file():  # a model of transformers, or saved without code
         return
     code = Path(inspect.getfile(own))
-    if code.name not in code_of(folder, {configuration.stem: "a model"}):
-        for file in map(Path, [str(code), *get_relative_import_files(code)]):
+    if code.name not in _code_of(Path(folder), {configuration.stem: "a model"}):
+        for file in map(Path, (str(code), *get_relative_import_files(code))):
             shutil.copyfile(file, Path(folder) / file.name)
         with configuration.open("a", encoding="utf-8") as opened:
             opened.write(f"\nfrom .{code.stem} import {own.__name__}  # noqa: E402, F401\n")
@@ -179,7 +165,7 @@ def _save_adapter(model: Any, folder: Path, base_model: str | None) -> None:
         model.save_pretrained(saved)  # a card of PEFT as well, or code that the base has already
         for name in ADAPTER:
             shutil.copyfile(Path(saved) / name, folder / name)
-    fields = _read(folder / ADAPTER[0])
+    fields = read_json(folder / ADAPTER[0])
     base = base_model or fields.get("base_model_name_or_path")
     if not base or (base_model is None and Path(base).is_dir()):
         raise ValueError(
@@ -222,12 +208,8 @@ def _record(model: Any) -> dict[str, Any]:
 
 def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
     """Write README.md, with the metrics of the run that the model comes from."""
-    try:
-        from .card import ANY_REPOSITORY, model_card
-    except ImportError as error:
-        logger.warning("no card was written: %s; pip install jinja2, or write README.md", error)
-        return
-    record, copied = _record(model), _copy_metrics(model, folder)
+    record = _record(model)
+    copied = _copy_metrics(model, folder, record["revision"])
     try:
         card = model_card(folder, repo_id or ANY_REPOSITORY)
     except ValueError as error:  # what the metrics are of is not what is exported
@@ -235,45 +217,29 @@ def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
         for file in copied:
             file.unlink()
         card = model_card(folder, repo_id or ANY_REPOSITORY)
-    lines = [
-        f"{said} `{record[name]}` at revision `{record[revision]}`.\n"
-        for said, name, revision in (
-            ("Exported from", "model", "revision"),
-            ("Backbone:", "plm_name_or_path", "plm_revision"),
-        )
-        if record[name] and record[revision]
-    ]
-    text = str(card) + "".join(["\n", *lines] if lines else [])
+    text = str(card)
+    if record["model"] and record["revision"]:
+        text += f"\nExported from `{record['model']}` at revision `{record['revision']}`.\n"
+    if record["plm_name_or_path"] and record["plm_revision"]:
+        plm, revision = record["plm_name_or_path"], record["plm_revision"]
+        text += f"\nBackbone: `{plm}` at revision `{revision}`.\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _copy_metrics(model: Any, folder: Path) -> list[Path]:
+def _copy_metrics(model: Any, folder: Path, revision: str | None) -> list[Path]:
     """Copy the metrics beside the weights that a model was loaded from, if they are the same."""
-    source, revision = getattr(model.config, "_name_or_path", ""), _record(model)["revision"]
-    weights = _find_file(source, "model.safetensors", revision)
-    exported = folder / "model.safetensors"
+    source = getattr(model.config, "_name_or_path", "")
+
+    def find(name: str) -> str | None:
+        with suppress(OSError, HFValidationError):  # in a folder, or on the Hub and in its cache
+            return str(cached_file(source, name, revision=revision))
+        return None
+
+    weights, exported = find("model.safetensors"), folder / "model.safetensors"
     if weights is None or not exported.is_file() or not filecmp.cmp(weights, exported, False):
         return []
-    copied = []
-    for name in RUN_FILES:
-        file = _find_file(source, name, revision)
-        if file is not None and not (folder / name).exists():
-            copied.append(Path(shutil.copyfile(file, folder / name)))
-    return copied
-
-
-def _find_file(source: str, name: str, revision: str | None) -> str | None:
-    """Return the path of a file of a folder or of a repository on the Hub, None without it."""
-    try:
-        path: str | None = cached_file(source, name, revision=revision)
-    except (OSError, HFValidationError):
-        return None
-    return path
-
-
-def _read(file: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return fields
+    missing = [n for n in ("metrics.json", "training.json") if not (folder / n).exists()]
+    return [Path(shutil.copyfile(file, folder / n)) for n in missing if (file := find(n))]
 
 
 def _write(file: Path, fields: dict[str, Any], sort_keys: bool = False) -> None:
@@ -297,16 +263,10 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
         Names of the Python files that loading the folder may run, sorted.
 
     Raises:
-        FileNotFoundError: If a file is missing; the message names it, what asks for it, and what
-            to do.
+        FileNotFoundError: If a file is missing; the message says which, and what asks for it.
         WeightsError: If a file of weights is cut short or damaged.
         ValueError: If there is a Python file that nothing imports, one that needs plasma_hf
             installed, or a file that may hold a pickle.
-
-    Example:
-        >>> import plasma_hf
-        >>> "protein.py" in code_of(plasma_hf.models.__path__[0], {"modeling_plasma": "a test"})
-        True
     """
     name, local = str(folder), Path(folder).is_dir()
     remedy = AGAIN if local else f"while online, type: {download_command(name, revision)}"
@@ -320,7 +280,7 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
     folder = found
     try:
         _check_files(folder)
-        needed = code_of(folder, _entry_points(folder))
+        needed = _code_of(folder, _entry_points(folder))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {remedy}.") from None
     for weights in folder.glob("*.safetensors"):
@@ -342,18 +302,10 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
 
 
 def pickles_in(folder: str | Path) -> list[str]:
-    r"""Return the files of a folder, and of folders in it, that may hold a pickle, sorted.
+    """Return the files of a folder, and of folders in it, that may hold a pickle, sorted.
 
     They are told by their names, and by their first bytes: those of a pickle, or of the archive
     that `torch.save` writes.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.json").write_text("{}")
-        ...     _ = Path(folder, "b.json").write_bytes(b"\x80\x04K\x01.")
-        ...     pickles_in(folder)
-        ['b.json']
     """
     files = (file for file in Path(folder).rglob("*") if file.is_file())
     return sorted(file.relative_to(folder).as_posix() for file in files if _may_be_pickle(file))
@@ -369,18 +321,12 @@ def _may_be_pickle(file: Path) -> bool:
     return first == b"PK\x03\x04" or (first[:1] == b"\x80" and 2 <= max(first[1:2], default=0) <= 5)
 
 
-def code_of(folder: str | Path, modules: dict[str, str]) -> set[str]:
-    """Return the Python files of a folder that some of its modules need, themselves among them.
+def _code_of(folder: Path, modules: dict[str, str]) -> set[str]:
+    """Return the Python files that some modules, each with who asks for it, need; also their own.
 
-    Args:
-        folder: A flat folder of modules.
-        modules: Names of modules, each with who asks for it.
-
-    Raises:
-        FileNotFoundError: If one of them is not there.
-        ValueError: If one imports plasma_hf, or what is not beside it in its folder.
+    One that imports plasma_hf, or what is not beside it in its folder, is a ValueError.
     """
-    folder, found, wanted = Path(folder), set(), dict(modules)
+    found, wanted = set(), dict(modules)
     while wanted:
         module, asked_by = wanted.popitem()
         file = folder / f"{module}.py"
@@ -421,8 +367,8 @@ def _siblings(file: Path) -> set[str]:
 def _entry_points(folder: Path) -> dict[str, str]:
     """Return the modules that the configurations name, each with the file that does."""
     named: dict[str, str] = {}
-    for configuration in CONFIGURATIONS:
-        fields = _read(folder / configuration) if (folder / configuration).is_file() else {}
+    for configuration in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        fields = read_json(folder / configuration)
         references = [task["impl"] for task in fields.get("custom_pipelines", {}).values()]
         for given in fields.get("auto_map", {}).values():
             references += [given] if isinstance(given, str) else filter(None, given)

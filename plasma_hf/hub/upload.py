@@ -52,15 +52,11 @@ def push(
             default a temporary folder.
         revision: Branch to push to, by default "main".
         private: Whether a new repository is private.
-        message: Of the commit.
         token: Of the Hub; by default that of `hf auth login`.
-        **options: See `export_to_hub_folder`.
+        **options: See `export_to_hub_folder`, as for what is refused.
 
     Returns:
         The commit; its hash is `.oid`.
-
-    Raises:
-        ValueError: See `export_to_hub_folder`.
     """
     api = HfApi(token=token)
     kept = TemporaryDirectory() if folder is None else nullcontext(str(folder))
@@ -91,6 +87,8 @@ MODULES = Path(__file__).parents[1] / "metrics" / "modules"
 GRADIO = "6.31.0"
 """Version that the Space runs; `app.py` was written for its interface."""
 LICENCE = "mit"
+GRADIO_SPACE: dict[str, Any] = {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py"}
+GRADIO_SPACE["license"] = LICENCE
 METRICS = "plasma_hf.metrics"
 INSTALLED = re.compile(r"^The computations? .* install `plasma-hf\[train\]` for .*$", re.MULTILINE)
 STANDALONE = (
@@ -119,18 +117,12 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
         name: One of `metric_names()`.
         folder: Created if missing; files of these names in it are replaced.
         repository: Where it will be, as `org/name`, for the line in the card that loads it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: If there is no such metric.
     """
     if name not in metric_names():
         raise ValueError(f"there is no metric {name!r}; give one of {', '.join(metric_names())}.")
     out, module = Path(folder), MODULES / name
     out.mkdir(parents=True, exist_ok=True)
-    code, beside = standalone((module / f"{name}.py").read_text(encoding="utf-8"))
+    code, beside = _standalone((module / f"{name}.py").read_text(encoding="utf-8"))
     (out / f"{name}.py").write_text(code, encoding="utf-8")
     for file in beside:
         shutil.copy(MODULES.parent / file, out / file)
@@ -140,25 +132,10 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
     return out
 
 
-def standalone(code: str) -> tuple[str, list[str]]:
-    r"""Let a module import what it takes from `plasma_hf.metrics` from files beside it.
+def _standalone(code: str) -> tuple[str, list[str]]:
+    """Let a module import from files beside it what it takes from `plasma_hf.metrics`.
 
-    A metric module names every file that it needs by importing from it: evaluate fetches those
-    that the module imports, and not what these import in turn.
-
-    Args:
-        code: Of the module.
-
-    Returns:
-        Its new code, and the names of those files in `plasma_hf/metrics`.
-
-    Example:
-        >>> changed, beside = standalone("from plasma_hf.metrics import f1_max\n")
-        >>> print(changed)
-        from .pairs import f1_max
-        <BLANKLINE>
-        >>> beside
-        ['pairs.py']
+    It names all that it needs: evaluate does not fetch what those files import in turn.
     """
     lines, package = code.splitlines(keepends=True), import_module(METRICS)
     taken = next(
@@ -176,20 +153,8 @@ def standalone(code: str) -> tuple[str, list[str]]:
 
 
 def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:
-    """Write the card of a metric's Space, from that of its module.
-
-    Args:
-        name: One of `metric_names()`.
-        repository: See `metric_space`.
-    """
-    data = SpaceCardData(
-        title=name,
-        sdk="gradio",
-        sdk_version=GRADIO,
-        app_file="app.py",
-        license=LICENCE,
-        tags=["evaluate", "metric"],
-    )
+    """Write the card of a metric's Space, from that of its module."""
+    data = SpaceCardData(title=name, tags=["evaluate", "metric"], **GRADIO_SPACE)
     text = ModelCard((MODULES / name / "README.md").read_text(encoding="utf-8")).text.strip()
     text = text.replace(f"plasma_hf/metrics/modules/{name}", repository)
     text = INSTALLED.sub(STANDALONE, text)
@@ -206,9 +171,6 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
 
     Returns:
         The commit; `evaluate.load(repository, revision=commit.oid)` loads exactly this one.
-
-    Raises:
-        ValueError: If there is no such metric, or the Space has another name.
     """
     if repository.rpartition("/")[2] != name:
         owner = repository.rpartition("/")[0] or "org"
@@ -218,11 +180,11 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
         )
     with TemporaryDirectory() as scratch:
         folder = metric_space(name, Path(scratch) / name, repository)
-        return push_space(folder, repository, private)
+        return _push_space(folder, repository, private)
 
 
-def push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
-    """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go there."""
+def _push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
+    """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go."""
     api = HfApi()
     api.create_repo(
         repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
@@ -240,28 +202,18 @@ PROJECT = PACKAGE.parent
 EXAMPLES = PROJECT / "demo"
 SEQUENCES = "serine_proteases.fasta"
 TITLE = "plasma_hf"
-PYTHON = "3.12"
 
 
 def demo_space(folder: str | PathLike[str]) -> Path:
     """Write the folder of a Space that shows both bundled models; `python app.py` serves it.
 
-    This package is copied into it, so that the Space needs no other than those of its
-    `requirements.txt`.
-
-    Args:
-        folder: Made if need be; files of the same names in it are replaced.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError: If there are no example proteins, which only a clone has.
+    This package and the example proteins, which only a clone has, are copied into it. Files of the
+    same names in the folder are replaced.
     """
     if not EXAMPLES.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {EXAMPLES} with the example proteins of the page, which are not "
-            "part of the installed package; clone the repository and run this in it."
+            f"there is no folder {EXAMPLES} with the example proteins of the page, which the "
+            "installed package lacks; clone the repository and run this in it."
         )
     out = Path(folder)
     folders = {
@@ -274,7 +226,11 @@ def demo_space(folder: str | PathLike[str]) -> Path:
         shutil.copytree(source, out / name, ignore=left, dirs_exist_ok=True)
     shutil.copy(EXAMPLES / SEQUENCES, out / "demo" / SEQUENCES)
     (out / "README.md").write_text(demo_space_card(), encoding="utf-8")
-    (out / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
+    # Gradio is there by the `sdk_version` of the card.
+    lines = [f"{need}\n" for need in needed if not need.startswith("gradio")]
+    (out / "requirements.txt").write_text("".join(lines), encoding="utf-8")
     return out
 
 
@@ -283,12 +239,9 @@ def demo_space_card() -> str:
     data = SpaceCardData(
         title=TITLE,
         short_description="Which residues of two proteins correspond",
-        sdk="gradio",
-        sdk_version=GRADIO,
-        python_version=PYTHON,
-        app_file="app.py",
-        license=LICENCE,
+        python_version="3.12",
         tags=["biology", "protein", "alignment", "retrieval"],
+        **GRADIO_SPACE,
     )
     structures = len(list((EXAMPLES / "structures").glob("*.gz")))
     return render(
@@ -296,26 +249,7 @@ def demo_space_card() -> str:
     )
 
 
-def requirements() -> list[str]:
-    """Return what the page needs besides Gradio, which is there by the card's `sdk_version`."""
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
-    return [need for need in needed if not need.startswith("gradio")]
-
-
 def push_demo_space(repository: str, private: bool = False) -> CommitInfo:
-    """Put the demo page on the Hub as a Space, made there if need be.
-
-    Args:
-        repository: `org/name`.
-        private: Make a new one private.
-
-    Returns:
-        The commit.
-
-    Raises:
-        FileNotFoundError: See `demo_space`.
-    """
+    """Put the page of `demo_space` on the Hub as the Space `org/name`, made there if need be."""
     with TemporaryDirectory() as scratch:
-        folder = demo_space(Path(scratch) / "space")
-        return push_space(folder, repository, private)
+        return _push_space(demo_space(Path(scratch) / "space"), repository, private)

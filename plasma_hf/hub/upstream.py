@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..backbones import find_backbone
+from ..models.modeling_protein_mpnn import POSITION_FEATURES, SHAPE_FEATURES
 
 PARAMETERS = {
     "eta.lrl.0.weight": "alignment_head.hidden.weight",
@@ -63,7 +64,7 @@ def differences(
     here: str = "in the checkpoint",
     there: str = "by the parameters",
 ) -> str:
-    """Say which tensors are missing, surplus or of another shape than wanted; "" if none is."""
+    """Say which tensors of a file are missing, surplus or of another shape than wanted."""
     given = {str(name): tuple(getattr(value, "shape", ())) for name, value in state.items()}
     right = {name: tuple(getattr(value, "shape", value)) for name, value in wanted.items()}
     differ = sorted(name for name in right | given if right.get(name) != given.get(name))
@@ -82,11 +83,10 @@ def read_released_head(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a released head as fields of a `PlasmaConfig` and a state dict of `PlasmaModel`."""
     folder = _find_folder(repo_or_dir, task, backbone, revision)
-    described = json.loads((folder / "config.json").read_text())
     sidecar = folder / "metadata.json"
     metadata = json.loads(sidecar.read_text()) if sidecar.exists() else None
     tensors = load_file(folder / "model.safetensors")
-    fields = _config_fields(described, metadata, folder)
+    fields = _config_fields(folder / "config.json", metadata)
     expected = set(PARAMETERS) if fields["head"] == "lrl" else set()
     if set(tensors) != expected:
         raise ValueError(
@@ -103,20 +103,17 @@ def read_released_head(
 def write_released_head(config: Any, state: dict[str, Tensor], folder: Path) -> Path:
     """Write a head as the released ones are laid out, and return the folder of its files.
 
-    That is `weights/{task}/{backbone}/` in `folder`, or `folder` where the head does not name them.
+    That is `weights/{task}/{backbone}/` below `folder`, or itself for a head that names neither.
     """
     metadata = config.released_metadata
     if metadata and metadata.get("task") and metadata.get("backbone"):
         folder = folder / "weights" / metadata["task"] / metadata["backbone"]
     folder.mkdir(parents=True, exist_ok=True)
     learned = config.head == "lrl"
-    options = {"hidden_dim": config.head_size} if learned else {"normalize": config.normalize}
-    described = {
-        "eta": config.head,
-        "eta_kwargs": options,
-        "omega": "sinkhorn",
-        "omega_kwargs": {"n_iters": config.n_iters, "temperature": config.kernel_scale},
-    }
+    own = {"hidden_dim": config.head_size} if learned else {"normalize": config.normalize}
+    kernel = {"n_iters": config.n_iters, "temperature": config.kernel_scale}
+    described = {"eta": config.head, "eta_kwargs": own}
+    described |= {"omega": "sinkhorn", "omega_kwargs": kernel}
     scored = {"K": config.diagonal_window, "threshold": config.threshold}
     metadata = (metadata or {}) | {"score_config": scored}
     tensors = {theirs: state[ours].contiguous() for theirs, ours in PARAMETERS.items() if learned}
@@ -149,22 +146,21 @@ def _find_folder(
     )
 
 
-def _config_fields(
-    described: dict[str, Any], metadata: dict[str, Any] | None, folder: Path
-) -> dict[str, Any]:
-    """Translate the released JSON; threshold and window are in the metadata alone."""
+def _config_fields(file: Path, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """Translate the released JSON; threshold, window and backbone are in the metadata alone."""
+    described = json.loads(file.read_text())
     if described.get("eta") not in ("lrl", "hinge") or described.get("omega") != "sinkhorn":
         raise ValueError(
-            f"{folder / 'config.json'} describes no released PLASMA head: it says "
-            f"eta={described.get('eta')!r}, omega={described.get('omega')!r}; "
-            "accepted are eta 'lrl' or 'hinge' with omega 'sinkhorn'."
+            f"{file} describes no released PLASMA head: it says eta={described.get('eta')!r}, "
+            f"omega={described.get('omega')!r}; accepted are eta 'lrl' or 'hinge' with omega "
+            "'sinkhorn'."
         )
-    options, kernel = described.get("eta_kwargs", {}), described.get("omega_kwargs", {})
-    scored, name = (metadata or {}).get("score_config", {}), (metadata or {}).get("backbone")
-    known = find_backbone(name) if name else None
+    kernel, told = described.get("omega_kwargs", {}), metadata or {}
+    scored, name = told.get("score_config", {}), told.get("backbone")
+    known = find_backbone(name) if name else None  # a published one, in its released input format
     return {
         "head": described["eta"],
-        "normalize": options.get("normalize", False),
+        "normalize": described.get("eta_kwargs", {}).get("normalize", False),
         # The released class scales by 1 where its JSON is silent; 20 iterations are its default.
         "kernel_scale": kernel.get("temperature", 1.0),
         "n_iters": kernel.get("n_iters", 20),
@@ -174,3 +170,91 @@ def _config_fields(
         "plm_recipe": f"{known.family}/upstream" if known is not None else None,
         "released_metadata": metadata,
     }
+
+
+MESSAGE_PARTS = ("residue", "edge", "neighbor")
+"""What the first matrix of a message of ProteinMPNN reads, in the order of the published one."""
+
+PROTEIN_MPNN = {
+    "edges.position": "features.embeddings.linear",
+    "edges.embedding": "features.edge_embedding",
+    "edges.norm": "features.norm_edges",
+    "edges.output": "W_e",
+}
+PROTEIN_MPNN_LAYER = {
+    "node_norm": "norm1",
+    "inner_norm": "norm2",
+    "edge_norm": "norm3",
+    "inner": "dense.W_in",
+    "outer": "dense.W_out",
+    "node_message.hidden": "W2",
+    "node_message.output": "W3",
+    "edge_message.hidden": "W12",
+    "edge_message.output": "W13",
+}
+
+
+def read_protein_mpnn(pt: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a published ProteinMPNN: the fields of its configuration, and its tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no ProteinMPNN.
+    """
+    checkpoint = read_checkpoint(pt)
+    state, name = checkpoint.get("model_state_dict"), "features.edge_embedding.weight"
+    state = state if isinstance(state, dict) else {}
+    weight, edges = state.get(name), checkpoint.get("num_edges")
+    widths = {POSITION_FEATURES + shape: atoms for atoms, shape in SHAPE_FEATURES.items()}
+    given = tuple(getattr(weight, "shape", ()))
+    if len(given) != 2 or given[1] not in widths or not isinstance(edges, int):
+        first = ", ".join(map(repr, list(checkpoint)[:3])) or "nothing"
+        raise ValueError(
+            f"{pt} is no published ProteinMPNN: it begins with {first}, its num_edges is {edges} "
+            f"and its {name} in model_state_dict has shape {given or 'nothing'}; accepted are a "
+            f"number and (hidden, {') or (hidden, '.join(map(str, widths))}). Give a file such as "
+            "v_48_020.pt of the repository dauparas/ProteinMPNN."
+        )
+    layers = {key.split(".")[1] for key in state if str(key).startswith("encoder_layers.")}
+    sizes = {"hidden_size": given[0], "num_layers": max(len(layers), 1), "k_neighbors": edges}
+    return sizes | {"atoms": widths[given[1]]}, state
+
+
+def protein_mpnn_state(
+    state: Mapping[str, Any], wanted: Mapping[str, Tensor], pt: str | Path
+) -> dict[str, Tensor]:
+    """Rename published tensors to those wanted; a message's first matrix is cut into three.
+
+    Raises:
+        ValueError: If some are missing or of another shape.
+    """
+    renamed, differ = {}, {}
+    for name, ours in wanted.items():
+        published, part = _protein_mpnn_name(name)
+        shape = tuple(ours.shape) if part is None else (len(ours), len(MESSAGE_PARTS) * len(ours))
+        theirs = state.get(published)
+        if not isinstance(theirs, Tensor) or tuple(theirs.shape) != shape:
+            differ[published] = f"{tuple(getattr(theirs, 'shape', ())) or 'missing'}, not {shape}"
+        elif not differ:
+            renamed[name] = theirs if part is None else theirs.chunk(len(MESSAGE_PARTS), 1)[part]
+    if differ:
+        some = "; ".join(f"{name}: {what}" for name, what in list(differ.items())[:3])
+        raise ValueError(
+            f"{pt} is no published ProteinMPNN, {len(differ)} tensors of its encoder are missing "
+            f"or of another shape ({some}); give a file such as v_48_020.pt of the repository "
+            "dauparas/ProteinMPNN."
+        )
+    return renamed
+
+
+def _protein_mpnn_name(name: str) -> tuple[str, int | None]:
+    """Return what a tensor is called upstream, and which third of that it is."""
+    module, kind = name.rsplit(".", 1)
+    if module in PROTEIN_MPNN:
+        return f"{PROTEIN_MPNN[module]}.{kind}", None
+    _, layer, module = module.split(".", 2)
+    message, _, part = module.partition(".")
+    if part in MESSAGE_PARTS:
+        first = f"encoder_layers.{layer}.{'W1' if message == 'node_message' else 'W11'}.{kind}"
+        return first, MESSAGE_PARTS.index(part) if kind == "weight" else None
+    return f"encoder_layers.{layer}.{PROTEIN_MPNN_LAYER[module]}.{kind}", None

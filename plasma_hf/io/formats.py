@@ -17,12 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-BLOCK = 60
-"""Alignment columns per line."""
-
-STRONG, CLEAR = 0.9, 0.7
-"""Plan weights from which a pair is drawn as `|` and as `:`."""
-
+BLOCK = 60  # alignment columns per line
+STRONG, CLEAR = 0.9, 0.7  # plan weights from which a pair is drawn as `|` and as `:`
 LEGEND = (
     f"between the rows, plan weight:  | from {STRONG}   : from {CLEAR}   . above the threshold"
     "   blank not aligned\n"
@@ -55,9 +51,6 @@ HIT_FIELDS = {
 }
 """Columns of the hits' TSV, in order, and what they hold."""
 
-Column = tuple[int | None, int | None, float | None]
-"""Query index, candidate index and plan weight; None where there is none."""
-
 Hits = Sequence[Mapping[str, Any]]
 
 
@@ -71,23 +64,13 @@ class Format:
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """Two proteins and what the pipeline says of them.
-
-    Args:
-        query: With its sequence, clean: one letter per residue.
-        candidate: Likewise.
-        result: `{"score": ..., "segments": [...]}` of `pipeline("protein-alignment")`.
-
-    Raises:
-        ValueError: If a protein has no sequence, or the result is that of an invalid pair.
-    """
+    """Two proteins with clean sequences, and what `pipeline("protein-alignment")` says of them."""
 
     query: Protein
     candidate: Protein
     result: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Check that there is something to write."""
         for protein in (self.query, self.candidate):
             if protein.sequence is None:
                 raise ValueError(
@@ -113,23 +96,22 @@ class AlignedPair:
 
 def to_text(pair: AlignedPair) -> str:
     """Write one alignment for the eye: what was compared, then each segment in rows."""
-    query, candidate = pair.letters
     width = max(len(pair.query.id), len(pair.candidate.id))
     lines = [
         "",
-        f"query      {pair.query.id:<{width}}  {len(query)} residues",
-        f"candidate  {pair.candidate.id:<{width}}  {len(candidate)} residues",
+        f"query      {pair.query.id:<{width}}  {len(pair.query)} residues",
+        f"candidate  {pair.candidate.id:<{width}}  {len(pair.candidate)} residues",
         f"score      {pair.result['score']:.4f}",
     ]
     if not pair.result["segments"]:
         lines.append("no segment: no stretch of the two is aligned above the threshold")
     for number, segment in enumerate(pair.result["segments"], start=1):
-        spans = [
+        query_span, candidate_span = (
             f"{side} {segment[f'{side}_start'] + 1}-{segment[f'{side}_end']}"
             for side in ("query", "candidate")
-        ]
+        )
         title = (
-            f"segment {number}  {'  '.join(spans)}  score {segment['score']:.4f}  "
+            f"segment {number}  {query_span}  {candidate_span}  score {segment['score']:.4f}  "
             f"pairs {len(segment['pairs'])}  identity {pair.identity(segment):.3f}"
         )
         lines += ["", title, "", *_rows(pair, segment)]
@@ -138,8 +120,8 @@ def to_text(pair: AlignedPair) -> str:
 
 def to_tsv(pair: AlignedPair) -> str:
     """Write one line per segment; a pair without any keeps one, with those fields empty."""
-    about = {"query": pair.query.id, "candidate": pair.candidate.id}
-    about["score"] = f"{pair.result['score']:.6f}"
+    ids = {"query": pair.query.id, "candidate": pair.candidate.id}
+    about = ids | {"score": f"{pair.result['score']:.6f}"}
     rows = [
         {
             "segment": number,
@@ -159,21 +141,17 @@ def to_tsv(pair: AlignedPair) -> str:
 
 def to_json(pair: AlignedPair) -> str:
     """Write one line with ids, lengths and the pipeline's result as it is."""
-    query, candidate = pair.letters
     about: dict[str, Any] = {"query": pair.query.id, "candidate": pair.candidate.id}
-    about |= {"query_length": len(query), "candidate_length": len(candidate)}
+    about |= {"query_length": len(pair.query), "candidate_length": len(pair.candidate)}
     result = {name: value for name, value in pair.result.items() if name != "plan"}
     return json.dumps(about | result) + "\n"
 
 
-def columns(pairs: list[Any]) -> Iterator[Column]:
-    """Lay out a segment: aligned pairs, and between them what neither side has a partner for.
+def columns(pairs: list[Any]) -> Iterator[tuple[int | None, int | None, float | None]]:
+    """Lay out the pairs of a segment, and between them what neither side has a partner for.
 
     Between two pairs the unaligned residues of both sides share columns as far as both have some;
     the rest stand alone.
-
-    Args:
-        pairs: `[query index, candidate index, plan weight]`, in order.
 
     Example:
         >>> list(columns([(0, 0, 1.0), (3, 2, 0.8)]))
@@ -258,13 +236,17 @@ def _table(fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _rows(pair: AlignedPair, segment: Mapping[str, Any]) -> Iterator[str]:
-    """Write a segment as query, marks and candidate, some columns at a time."""
+    """Write a segment as query, marks and candidate, some columns at a time; see `LEGEND`."""
     laid_out = list(columns(segment["pairs"]))
     width = len(str(max(segment["query_end"], segment["candidate_end"])))
     for start in range(0, len(laid_out), BLOCK):
         i, j, weights = zip(*laid_out[start : start + BLOCK], strict=True)
+        marks = (
+            " " if weight is None else "|" if weight >= STRONG else ":" if weight >= CLEAR else "."
+            for weight in weights
+        )
         yield _row("query", pair.letters[0], i, width)
-        yield f"{'':{11 + width}}{''.join(map(_mark, weights))}"
+        yield f"{'':{11 + width}}{''.join(marks)}"
         yield _row("candidate", pair.letters[1], j, width)
         yield ""
 
@@ -274,10 +256,3 @@ def _row(side: str, sequence: str, indices: tuple[int | None, ...], width: int) 
     there = [i + 1 for i in indices if i is not None]
     first, last = (there[0], there[-1]) if there else ("", "")
     return f"{side:<9} {first:>{width}} {letters} {last:>{width}}"
-
-
-def _mark(weight: float | None) -> str:
-    """Draw a plan weight as one character; see `LEGEND`."""
-    if weight is None:
-        return " "
-    return "|" if weight >= STRONG else ":" if weight >= CLEAR else "."

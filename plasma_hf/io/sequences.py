@@ -53,26 +53,13 @@ def read_sequences(
         source: Path of a FASTA, PDB, mmCIF, CSV or TSV file (each also `.gz`), of a Parquet or
             JSON Lines file or of a folder written by `datasets.save_to_disk`; or a
             `datasets.Dataset` or any rows, each `(id, sequence)`, a mapping or a `Protein`.
-        id_column: Name of the ids in tables, data sets and mappings.
-        sequence_column: Name of the sequences there.
-        on_invalid: Called with each record that is left out.
-
-    Yields:
-        Proteins with clean sequences (`clean_sequence`), in the order of the source.
-
-    Raises:
-        TypeError: If `source` is nothing of the kind.
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read as what its name says, or lacks a column.
+        id_column: Name of the ids in tables, data sets and mappings; so `sequence_column`.
+        on_invalid: Called with each record that is left out; by default it is logged.
 
     Example:
-        >>> invalid = []
         >>> rows = [("P1", "MKVLA"), {"id": "P2", "sequence": "mkv"}, ("P3", "MK7")]
-        >>> found = read_sequences(rows, on_invalid=invalid.append)
-        >>> [(protein.id, protein.sequence) for protein in found]
+        >>> [(protein.id, protein.sequence) for protein in read_sequences(rows)]
         [('P1', 'MKVLA'), ('P2', 'MKV')]
-        >>> invalid[0].id, invalid[0].reason[:25]
-        ('P3', 'sequence has the characte')
     """
     columns = (id_column, sequence_column)
     for number, row in enumerate(_rows(source, columns), start=1):
@@ -106,17 +93,18 @@ def _rows(source: Source, columns: tuple[str, str]) -> Iterable[Any]:
 
 def _read_file(file: Path, columns: tuple[str, str]) -> Iterable[Any]:
     suffix = suffix_of(file)
-    if file.is_dir() or suffix in DATASET_FORMATS:
-        return _rows(_load_dataset(file, suffix), columns)
-    if suffix in FILE_SUFFIXES:
+    if suffix in FILE_SUFFIXES and not file.is_dir():
         return read_records(file)
-    if suffix not in DELIMITERS:
+    if not file.is_dir() and suffix not in DATASET_FORMATS and suffix not in DELIMITERS:
         raise ValueError(f"{file} is not read by its ending {suffix!r}; give {ACCEPTED}.")
-    return _read_table(file, DELIMITERS[suffix], columns)
+    if not file.exists():
+        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
+    if suffix in DELIMITERS and not file.is_dir():
+        return _read_table(file, DELIMITERS[suffix], columns)
+    return _rows(_load_dataset(file, suffix), columns)
 
 
 def _read_table(file: Path, delimiter: str, columns: tuple[str, str]) -> Iterator[dict[str, str]]:
-    _check_file(file)
     opened = gzip.open if file.name.endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as lines:
@@ -136,15 +124,8 @@ def _load_dataset(path: Path, suffix: str) -> Iterable[Any]:
         ) from error
     if path.is_dir():
         return datasets.load_from_disk(str(path))
-    _check_file(path)
-    return datasets.load_dataset(
-        DATASET_FORMATS[suffix], data_files=str(path), split="train", streaming=True
-    )
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; check the path.")
+    kind = DATASET_FORMATS[suffix]
+    return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
 
 
 def _check_columns(names: Iterable[str] | None, columns: tuple[str, str], where: str) -> None:

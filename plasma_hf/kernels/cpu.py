@@ -23,9 +23,10 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..models.modeling_plasma import (
     BACKGROUND,
@@ -41,6 +42,7 @@ from ..models.modeling_plasma import (
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
 
+intrinsic: Any = numba_intrinsic  # what it makes is called without its first argument
 Array = NDArray[np.float32]
 Sums = NDArray[np.float64]
 Number = np.floating[Any] | float
@@ -119,7 +121,7 @@ def _threads(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="plasma-kernels")
 
 
-def scratch_floats(count: int) -> Array:
+def _scratch_floats(count: int) -> Array:
     """Return unset memory that begins where a cache line does, so that no load straddles two."""
     raw = np.empty(count + WIDTH, np.float32)
     start = -(raw.ctypes.data // raw.itemsize) % WIDTH
@@ -132,9 +134,9 @@ BLOCK = 64
 """Query rows per task; a multiple of all tiles, so that blocks do not change a result."""
 WIDTH = 16
 """Scratch matrices have a multiple of this many columns, for whole tiles and aligned rows."""
-TILE_ROWS, TILE_COLUMNS = 2, 4
+TILE_ROWS, TILE_COLUMNS = 4, 4
 """Pairs of rows whose sums are computed together, so that each row is loaded more rarely."""
-LANES = 32
+LANES = 16
 """Channels whose gradients are computed together."""
 GRADIENT_ROWS = 4
 """Query rows whose gradients are computed together."""
@@ -168,7 +170,7 @@ class _HingeCost(torch.autograd.Function):
             return cost
         q, c, out = query.numpy(), candidate.numpy(), cost.numpy()
         offsets = np.empty((batch, columns), np.float32)
-        parallel_for(batch, lambda pair: row_sums(c[pair], offsets[pair]))
+        parallel_for(batch, lambda pair: _row_sums(c[pair], offsets[pair]))
         blocks = -(-rows // BLOCK)
 
         def block(number: int) -> None:
@@ -182,21 +184,26 @@ class _HingeCost(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         query, candidate = ctx.saved_tensors
+        channels = query.shape[2]
+        query, candidate = _whole_lanes(query), _whole_lanes(candidate)
         for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
         grad = grad.to(torch.float32).contiguous()
-        if grad.numel() == 0:
-            return for_query, for_candidate
         q, c, q_out, c_out = (t.numpy() for t in (query, candidate, for_query, for_candidate))
-        weighted = [columns_with_gradient(pair) for pair in grad.numpy()]
+        weighted = [_columns_with_gradient(pair) for pair in grad.numpy()]
         # Channels do not depend on each other, and every task has some for itself.
-        parts = -(-query.shape[2] // LANES)
+        parts = query.shape[2] // LANES
 
         def part(number: int) -> None:
             pair, channel = number // parts, number % parts * LANES
-            cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
+            _cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
 
         parallel_for(len(grad) * parts, part)
-        return for_query, for_candidate
+        return for_query[..., :channels], for_candidate[..., :channels]
+
+
+def _whole_lanes(side: Tensor) -> Tensor:
+    """Return `(..., channels)` with zeros up to whole `LANES`, as usual widths have anyway."""
+    return F.pad(side, (0, -side.shape[-1] % LANES)).contiguous()
 
 
 @compiled(fastmath=SUMS)
@@ -214,11 +221,13 @@ def _sums_of_max(query: Array, i: int, candidate: Array, j: int, out: Array, row
         row: They go to `out[row + r, j + s]`.
     """
     prefer_512_bit_vectors()
-    last = len(candidate) - 1
-    a, b = query[i], query[min(i + 1, len(query) - 1)]
-    w, x = candidate[j], candidate[min(j + 1, last)]
-    y, z = candidate[min(j + 2, last)], candidate[min(j + 3, last)]
+    last, end = len(query) - 1, len(candidate) - 1
+    a, b = query[i], query[min(i + 1, last)]
+    c, d = query[min(i + 2, last)], query[min(i + 3, last)]
+    w, x = candidate[j], candidate[min(j + 1, end)]
+    y, z = candidate[min(j + 2, end)], candidate[min(j + 3, end)]
     aw = ax = ay = az = bw = bx = by = bz = np.float32(0.0)
+    cw = cx = cy = cz = dw = dx = dy = dz = np.float32(0.0)
     for k in range(query.shape[1]):
         aw += a[k] if a[k] > w[k] else w[k]
         ax += a[k] if a[k] > x[k] else x[k]
@@ -228,9 +237,23 @@ def _sums_of_max(query: Array, i: int, candidate: Array, j: int, out: Array, row
         bx += b[k] if b[k] > x[k] else x[k]
         by += b[k] if b[k] > y[k] else y[k]
         bz += b[k] if b[k] > z[k] else z[k]
-    out[row, j], out[row, j + 1], out[row, j + 2], out[row, j + 3] = aw, ax, ay, az
-    row += 1
-    out[row, j], out[row, j + 1], out[row, j + 2], out[row, j + 3] = bw, bx, by, bz
+        cw += c[k] if c[k] > w[k] else w[k]
+        cx += c[k] if c[k] > x[k] else x[k]
+        cy += c[k] if c[k] > y[k] else y[k]
+        cz += c[k] if c[k] > z[k] else z[k]
+        dw += d[k] if d[k] > w[k] else w[k]
+        dx += d[k] if d[k] > x[k] else x[k]
+        dy += d[k] if d[k] > y[k] else y[k]
+        dz += d[k] if d[k] > z[k] else z[k]
+    _write(out[row + 0], j, aw, ax, ay, az)
+    _write(out[row + 1], j, bw, bx, by, bz)
+    _write(out[row + 2], j, cw, cx, cy, cz)
+    _write(out[row + 3], j, dw, dx, dy, dz)
+
+
+@compiled
+def _write(out: Array, j: int, w: Number, x: Number, y: Number, z: Number) -> None:
+    out[j], out[j + 1], out[j + 2], out[j + 3] = w, x, y, z
 
 
 @compiled
@@ -250,13 +273,8 @@ def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Arra
 
 
 @compiled
-def row_sums(rows: Array, out: Array) -> None:
-    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0.
-
-    Args:
-        rows: `(residues, channels)`.
-        out: Where the sums go, `(residues,)`.
-    """
+def _row_sums(rows: Array, out: Array) -> None:
+    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0."""
     # Compared with a copy, which the compiler cannot know to be one: it would sum otherwise.
     same, tile = rows.copy(), np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i in range(0, len(rows), TILE_ROWS):
@@ -289,7 +307,7 @@ def _hidden_nan(row: Array) -> Number:
 
 
 @compiled
-def columns_with_gradient(grad: Array) -> Any:
+def _columns_with_gradient(grad: Array) -> Any:
     """List the columns with any gradient in each few rows.
 
     Masked residues, and those far from matching anything, have none.
@@ -305,22 +323,24 @@ def columns_with_gradient(grad: Array) -> Any:
     tiles = -(-rows // GRADIENT_ROWS)
     places = np.empty((tiles, columns), np.int64)
     weights = np.empty((tiles, columns, GRADIENT_ROWS), np.float32)
-    counts = np.zeros(tiles, np.int64)
+    counts = np.empty(tiles, np.int64)
     for t in range(tiles):
+        count = 0
         for j in range(columns):
             any_gradient = False
             for r in range(GRADIENT_ROWS):
                 row = t * GRADIENT_ROWS + r
                 weight = grad[row, j] if row < rows else np.float32(0.0)
-                weights[t, counts[t], r] = weight
+                weights[t, count, r] = weight
                 any_gradient |= weight != 0.0
-            places[t, counts[t]] = j
-            counts[t] += any_gradient
+            places[t, count] = j
+            count += any_gradient
+        counts[t] = count
     return places, weights, counts
 
 
 @compiled
-def cost_gradient(
+def _cost_gradient(
     query: Array,
     candidate: Array,
     places: Any,
@@ -333,37 +353,46 @@ def cost_gradient(
     """Write `LANES` channels of the gradients of the cost: weights where the query is larger.
 
     Args:
-        query: `(query_residues, channels)`.
+        query: `(query_residues, channels)`, the latter a multiple of `LANES`.
         candidate: `(candidate_residues, channels)`.
-        places: What `columns_with_gradient` returned, as are the next two.
+        places: What `_columns_with_gradient` returned, as are the next two.
         weights: Gradients of the cost.
         counts: Columns of each tile.
         channel: The first channel.
         for_query: Where the gradient goes, shaped as `query`.
         for_candidate: Shaped as `candidate`.
     """
-    width = min(LANES, query.shape[1] - channel)
-    # Close together the candidate rows stay in the nearest caches for all tiles.
-    theirs = np.zeros((len(candidate), LANES), np.float32)
+    # Close together the rows stay in the nearest caches for all tiles.
+    mine = np.zeros((GRADIENT_ROWS * len(counts), LANES), np.float32)
+    my_sums = np.empty((GRADIENT_ROWS * len(counts), LANES), np.float32)
+    theirs = np.empty((len(candidate), LANES), np.float32)
     their_sums = np.zeros((len(candidate), LANES), np.float32)
-    mine = np.zeros((GRADIENT_ROWS, LANES), np.float32)
-    my_sums = np.empty((GRADIENT_ROWS, LANES), np.float32)
-    theirs[:, :width] = candidate[:, channel : channel + width]
+    _copy_lanes(query, channel, mine, 0, 1.0)
+    _copy_lanes(candidate, channel, theirs, 0, 1.0)
     for t in range(len(counts)):
-        first = t * GRADIENT_ROWS
-        some = min(GRADIENT_ROWS, len(query) - first)
-        mine[:some, :width] = query[first : first + some, channel : channel + width]
-        _accumulate_gradient(mine, theirs, places[t], weights[t], counts[t], my_sums, their_sums)
-        for_query[first : first + some, channel : channel + width] = my_sums[:some, :width]
-    for j in range(len(candidate)):
-        for k in range(width):
-            for_candidate[j, channel + k] = -their_sums[j, k]
+        row = t * GRADIENT_ROWS
+        _accumulate_gradient(
+            mine, row, theirs, places[t], weights[t], counts[t], my_sums, their_sums
+        )
+    _copy_lanes(my_sums, 0, for_query, channel, 1.0)
+    _copy_lanes(their_sums, 0, for_candidate, channel, -1.0)
+
+
+@compiled
+def _copy_lanes(source: Array, channel: int, target: Array, at: int, sign: Number) -> None:
+    """Copy `LANES` channels of as many rows as both have."""
+    prefer_512_bit_vectors()
+    factor = np.float32(sign)
+    for i in range(min(len(source), len(target))):
+        for k in range(LANES):
+            target[i, at + k] = factor * source[i, channel + k]
 
 
 @intrinsic
 def _accumulate_gradient(
     typing: Any,
     mine: Any,
+    first: Any,
     theirs: Any,
     places: Any,
     weights: Any,
@@ -378,7 +407,8 @@ def _accumulate_gradient(
 
     Args:
         typing: Numba's.
-        mine: Query rows, `(GRADIENT_ROWS, LANES)`.
+        mine: Query rows, `(GRADIENT_ROWS or more, LANES)`.
+        first: First of the `GRADIENT_ROWS` query rows.
         theirs: Candidate rows, `(candidate_residues, LANES)`.
         places: Which candidate rows to compare with, `(count or more,)`.
         weights: The weights of the pairs, `(count or more, GRADIENT_ROWS)`.
@@ -388,7 +418,7 @@ def _accumulate_gradient(
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        mine, theirs, places, weights, count, my_sums, their_sums = (
+        mine, first, theirs, places, weights, count, my_sums, their_sums = (
             context.make_array(kind)(context, builder, value=value).data
             if isinstance(kind, types.Array)
             else value
@@ -407,7 +437,24 @@ def _accumulate_gradient(
             start = builder.gep(base, [builder.mul(row, index(LANES))])
             return builder.bitcast(start, vector.as_pointer())
 
-        rows = [builder.load(place(mine, index(r)), align=4) for r in range(GRADIENT_ROWS)]
+        def slope(row: Any, other: Any) -> Any:
+            """Return 1 where a row is larger, 1/2 where they are equal, 0 elsewhere and for NaN."""
+            if "+avx512f" not in context.codegen().magic_tuple()[2].split(","):
+                share = builder.select(builder.fcmp_ordered("==", row, other), half, zero)
+                return builder.select(builder.fcmp_ordered(">", row, other), one, share)
+            # One instruction: what to return by the kind of number that the difference is.
+            excess, kinds = builder.fsub(row, other), ir.VectorType(lane, LANES)
+            table = ir.Constant(kinds, [0xA8A8AB88 - (1 << 32)] * LANES)
+            mask = ir.IntType(16)
+            look_up = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(vector, [vector, vector, kinds, lane, mask, lane]),
+                "llvm.x86.avx512.mask.fixupimm.ps.512",
+            )
+            return builder.call(look_up, [excess, excess, table, lane(0), mask(-1), lane(4)])
+
+        numbers = [builder.add(first, index(r)) for r in range(GRADIENT_ROWS)]
+        rows = [builder.load(place(mine, number), align=4) for number in numbers]
         sums = [cgutils.alloca_once(builder, vector) for _ in rows]
         for slot in sums:
             builder.store(zero, slot)
@@ -420,17 +467,16 @@ def _accumulate_gradient(
                 weight = builder.load(builder.gep(weights, [at]))
                 weight = builder.insert_element(zero, weight, lane(0))
                 weight = builder.shuffle_vector(weight, zero, every_lane)
-                share = builder.select(builder.fcmp_ordered("==", row, other), half, zero)
-                share = builder.select(builder.fcmp_ordered(">", row, other), one, share)
+                share = slope(row, other)
                 mine_so_far = builder.load(slot)
                 builder.store(builder.call(multiply_add, [weight, share, mine_so_far]), slot)
                 total = builder.call(multiply_add, [weight, share, total])
             builder.store(total, place(their_sums, column), align=4)
-        for r, slot in enumerate(sums):
-            builder.store(builder.load(slot), place(my_sums, index(r)), align=4)
+        for number, slot in zip(numbers, sums, strict=True):
+            builder.store(builder.load(slot), place(my_sums, number), align=4)
         return context.get_dummy_value()
 
-    kinds = (mine, theirs, places, weights, types.int64, my_sums, their_sums)
+    kinds = (mine, types.int64, theirs, places, weights, types.int64, my_sums, their_sums)
     return types.void(*kinds), emit
 
 
@@ -472,7 +518,7 @@ def diagonal_support_numba(plan: Tensor, allowed: Tensor, window: int, gap: int)
     entries, nearby, sums = given.numpy(), best.numpy(), out.numpy()
 
     def pair_best(pair: int) -> None:
-        best_nearby(entries[pair], gap, nearby[pair])
+        _best_nearby(entries[pair], gap, nearby[pair])
 
     parallel_for(len(given), pair_best)
     best.masked_fill_(~allowed, 0.0)
@@ -482,15 +528,7 @@ def diagonal_support_numba(plan: Tensor, allowed: Tensor, window: int, gap: int)
 
 @compiled
 def _add_row(sums: Sums, row: Array, place: int, sign: Number) -> None:
-    """Add a row of a matrix to the running sums of its diagonals, or subtract it.
-
-    Args:
-        sums: One for each diagonal, `(rows + columns - 1,)`; entry (i, j) is on diagonal
-            `j - i + rows - 1`.
-        row: `(columns,)`.
-        place: Diagonal of the first entry, `rows - 1 - i`.
-        sign: 1 or -1.
-    """
+    """Add a row of a matrix to the running sums of its diagonals, or subtract it."""
     prefer_512_bit_vectors()
     # float64: a stretch is a small difference of sums that grow with the protein.
     mine = sums[place : place + len(row)]  # sliced, since an index that may be negative is slow
@@ -500,15 +538,7 @@ def _add_row(sums: Sums, row: Array, place: int, sign: Number) -> None:
 
 @compiled
 def _move_to_row(sums: Sums, matrix: Array, i: int, before: int, after: int) -> None:
-    """Move running sums from row `i - 1` to row `i`: rows `i - before .. i + after` are in.
-
-    Args:
-        sums: As in `_add_row`; zeros before row 0.
-        matrix: `(rows, columns)`.
-        i: The row; rows have to come in order.
-        before: Rows before it that are in.
-        after: Rows after it that are in.
-    """
+    """Move running sums from row `i - 1` to row `i`: rows `i - before .. i + after` are in."""
     prefer_512_bit_vectors()
     rows = len(matrix)
     for new in range(0 if i == 0 else i + after, min(i + after + 1, rows)):
@@ -531,15 +561,7 @@ def _diagonal_sums(matrix: Array, before: int, after: int, out: Array) -> None:
 
 @compiled
 def _best_window(plan: Array, columns: int, window: int) -> Number:
-    """Return the largest sum of a diagonal stretch that fits into the pair.
-
-    A protein shorter than the stretch lends its first residue as the only start.
-
-    Args:
-        plan: `(query_residues, candidate_residues or more)`; zeros where it is more.
-        columns: Candidate residues.
-        window: Steps of the stretch.
-    """
+    """Return the largest sum of a diagonal stretch that fits into the pair."""
     prefer_512_bit_vectors()
     rows = len(plan)
     sums = np.zeros(rows + plan.shape[1], np.float64)
@@ -555,14 +577,8 @@ def _best_window(plan: Array, columns: int, window: int) -> Number:
 
 
 @compiled
-def best_nearby(plan: Array, gap: int, out: Array) -> None:
-    """Average the best entries up to `gap` residues aside, along the candidate and the query.
-
-    Args:
-        plan: `(query_residues, candidate_residues)`, not negative.
-        gap: Residues aside.
-        out: Where the averages go, same shape.
-    """
+def _best_nearby(plan: Array, gap: int, out: Array) -> None:
+    """Average the best entries up to `gap` residues aside, along the candidate and the query."""
     prefer_512_bit_vectors()
     rows, columns = plan.shape
     along_query = np.empty(columns, np.float32)
@@ -642,12 +658,12 @@ class _Plan(torch.autograd.Function):
         out = torch.empty_like(kernel)
         tensors = (kernel, u, v, grad.contiguous().to(kernel.dtype), out)
         arrays = [tensor.numpy() for tensor in tensors]
-        parallel_for(len(kernel), lambda pair: plan_gradient(*(array[pair] for array in arrays)))
+        parallel_for(len(kernel), lambda pair: _plan_gradient(*(array[pair] for array in arrays)))
         return out, None, None, None
 
 
 @compiled(fastmath=("contract",))
-def exponential(x: Number) -> Number:
+def _exponential(x: Number) -> Number:
     """Return `exp(x)` to about 1e-7, and 0 where that is no normal number.
 
     Written without branches, so that loops over it become vectors.
@@ -675,15 +691,7 @@ def exponential(x: Number) -> Number:
 
 @compiled(fastmath=SUMS)
 def _sinkhorn_step(kernel: Array, v: Array, eps: Number, u: Array, column_sums: Array) -> None:
-    """Answer the candidate potentials and sum what the columns get from it, in one pass.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        v: Candidate potentials, `(candidate_residues,)`.
-        eps: Slack of each residue.
-        u: Where the query potentials `1 / (kernel @ v + eps)` go, `(query_residues,)`.
-        column_sums: Where `u @ kernel` goes, `(candidate_residues,)`.
-    """
+    """Answer the candidate potentials and sum what the columns get from it, in one pass."""
     prefer_512_bit_vectors()
     rows, columns = kernel.shape
     one, zero = np.float32(1.0), np.float32(0.0)
@@ -719,7 +727,7 @@ def _update_potential(sums: Array, eps: Number, out: Array) -> None:
 
 
 @compiled
-def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
+def _scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
     """Write the plan `u kernel v`, in whichever place, also that of the kernel."""
     prefer_512_bit_vectors()
     for i in range(kernel.shape[0]):
@@ -728,33 +736,18 @@ def scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
 
 
 @compiled
-def exponentials(logs: Array, out: Array) -> None:
-    """Write `exp(logs)`, in whichever place, also in the same."""
-    prefer_512_bit_vectors()
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = exponential(logs[i, j])
-
-
-@compiled
 def _write_plan(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
     prefer_512_bit_vectors()
-    exponentials(logs, kernel)
-    iterate(kernel, u, v, eps)
-    scale(kernel, u[-1], v[-1], plan)
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            kernel[i, j] = _exponential(logs[i, j])
+    _iterate(kernel, u, v, eps)
+    _scale(kernel, u[-1], v[-1], plan)
 
 
 @compiled
-def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
-    """Run all iterations and keep the potentials of every iteration.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        u: Where the query potentials go, `(n_iters, query_residues)`.
-        v: Where the candidate potentials go after the first, which are given,
-            `(n_iters + 1, candidate_residues)`.
-        eps: Slack of each residue.
-    """
+def _iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
+    """Run all iterations and keep the potentials of every iteration."""
     prefer_512_bit_vectors()
     sums = np.empty(kernel.shape[1], np.float32)
     for t in range(len(u)):
@@ -763,7 +756,7 @@ def iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
 
 
 @compiled(fastmath=SUMS)
-def plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
+def _plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
     """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors.
 
     Args:
@@ -851,23 +844,17 @@ def in_order_numba(plan: Tensor, allowed: Tensor) -> Tensor:
 
     def pair(number: int) -> None:
         odds = np.empty(given.shape[1:])
-        write_odds(given[number], longer[number], odds)
+        _write_odds(given[number], longer[number], odds)
         odds *= mask[number]
-        write_probabilities(odds, found[number])
+        _write_probabilities(odds, found[number])
 
     parallel_for(len(given), pair)
     return out
 
 
 @compiled
-def write_odds(plan: Array, longer: int, odds: Sums) -> None:
-    """Write what the entries of a plan say for their pairs; 1 says nothing.
-
-    Args:
-        plan: `(query_residues, candidate_residues or more)`.
-        longer: Residues of the longer protein.
-        odds: `(query_residues, candidate_residues)`, to be written.
-    """
+def _write_odds(plan: Array, longer: int, odds: Sums) -> None:
+    """Write what the entries of a plan say for their pairs; 1 says nothing."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
     of_query, of_candidate = 0.0, np.zeros(columns, np.float32)
@@ -875,7 +862,7 @@ def write_odds(plan: Array, longer: int, odds: Sums) -> None:
     background = np.float32(POWER * log(BACKGROUND / longer))
     for i in range(rows):
         for j in range(columns):
-            logs[i, j] = np.float32(POWER) * logarithm(plan[i, j] + np.float32(FLOOR))
+            logs[i, j] = np.float32(POWER) * _logarithm(plan[i, j] + np.float32(FLOOR))
             logs[i, j] -= background
             of_candidate[j] = max(of_candidate[j], logs[i, j])
         of_query += max(logs[i].max(), np.float32(0.0))
@@ -883,11 +870,11 @@ def write_odds(plan: Array, longer: int, odds: Sums) -> None:
     factor = np.float32(HIGHEST_ODDS / bound)
     for i in range(rows):
         for j in range(columns):
-            odds[i, j] = exponential(factor * logs[i, j])
+            odds[i, j] = _exponential(factor * logs[i, j])
 
 
 @compiled(fastmath=("contract",))
-def logarithm(x: Number) -> Number:
+def _logarithm(x: Number) -> Number:
     """Return `log(x)` of a positive normal number to about 1e-7; loops over it become vectors."""
     bits = np.float32(x).view(np.int32)
     # The number is 2^power times a fraction from 0.71 to 1.41.
@@ -904,13 +891,8 @@ def logarithm(x: Number) -> Number:
 
 
 @compiled
-def write_probabilities(odds: Sums, out: Array) -> None:
-    """Write the probabilities that pairs are aligned.
-
-    Args:
-        odds: `(query_residues, candidate_residues)`, 0 where nothing may be aligned.
-        out: `(query_residues, candidate_residues or more)`, to be written.
-    """
+def _write_probabilities(odds: Sums, out: Array) -> None:
+    """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
     ending, logs = _alignments_ending(odds)
@@ -954,16 +936,7 @@ def _alignments_ending(odds: Sums) -> tuple[Sums, Sums]:
 def _next_row(
     odds: Sums, unit: Number, above: Sums, query_gap: Sums, total: Sums, match: Sums
 ) -> Number:
-    """Go on by a query residue, and return the largest sum.
-
-    Args:
-        odds: Of its pairs, `(candidate_residues,)`.
-        unit: How a sum of 1 is written.
-        above: Alignments that end with a pair of the residue before, by candidate residue.
-        query_gap: With query residues left out after a pair, to be moved on.
-        total: With whatever may come before the next pair, to be moved on.
-        match: Alignments that end with a pair of this residue, to be written.
-    """
+    """Go on by a query residue, and return the largest sum."""
     prefer_512_bit_vectors()
     before, candidate_gap, opening, largest = 0.0, 0.0, 0.0, 0.0
     for j in range(len(odds)):
@@ -1077,16 +1050,16 @@ def align_pairs_numba(
 
     def whole_pair(number: int, scratch: Array) -> None:
         query, candidate = pairs[order[number]]
-        write_sums(query, candidate, scratch, 0, len(query))
+        _write_sums(query, candidate, scratch, 0, len(query))
         finish(order[number], scratch)
 
     if len(order) > 1:
-        parallel_for(len(order), whole_pair, lambda: scratch_floats(room))
+        parallel_for(len(order), whole_pair, lambda: _scratch_floats(room))
     elif order:  # one pair: the threads share its cost
-        (q, c), scratch = pairs[order[0]], scratch_floats(room)
+        (q, c), scratch = pairs[order[0]], _scratch_floats(room)
         parallel_for(
             -(-len(q) // BLOCK),
-            lambda n: write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
+            lambda n: _write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
         )
         finish(order[0], scratch)
     window, mass, collinear = torch.from_numpy(numbers).float().unbind(-1)
@@ -1107,7 +1080,7 @@ def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
 
 
 @compiled
-def write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
+def _write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
     """Write the sums that the cost is made of, of query rows `first` to `last`."""
     matrix = _matrix(scratch, 0, len(query), len(candidate))
     for start in range(first, last, BLOCK):
@@ -1125,12 +1098,12 @@ def _finish(
     numbers: Sums,
     plan: Array,
 ) -> None:
-    """Go from what `write_sums` wrote to the plan and the parts of the score.
+    """Go from what `_write_sums` wrote to the plan and the parts of the score.
 
     Args:
         query: `(query_residues, channels)`.
         candidate: `(candidate_residues, channels)`.
-        scratch: What `write_sums` wrote, and room for as much twice more with support.
+        scratch: What `_write_sums` wrote, and room for as much twice more with support.
         settings: How to align.
         transported: `(query_residues,)`, to be written.
         matched: `(candidate_residues,)`, to be written.
@@ -1140,7 +1113,7 @@ def _finish(
     prefer_512_bit_vectors()
     rows, columns = len(query), len(candidate)
     matrix = _matrix(scratch, 0, rows, columns)[:rows]
-    to_exponents(query, candidate, matrix, settings.kernel_scale)
+    _to_exponents(query, candidate, matrix, settings.kernel_scale)
     logs, nearby = matrix, matrix
     ordered = settings.order_weight > 0.0
     rounds = settings.support_rounds + ordered
@@ -1157,10 +1130,10 @@ def _finish(
     for number in range(rounds):
         if ordered and number == rounds - 1:
             odds = np.empty((rows, columns))
-            write_odds(matrix, max(rows, columns), odds)
-            write_probabilities(odds, matrix)
+            _write_odds(matrix, max(rows, columns), odds)
+            _write_probabilities(odds, matrix)
             _add_logarithms(matrix, columns, settings.order_weight, logs)
-        best_nearby(matrix, settings.support_gap, nearby)
+        _best_nearby(matrix, settings.support_gap, nearby)
         nearby[:, columns:] = np.float32(0.0)
         _add_support(logs, nearby, settings.support_window, settings.support_weight, matrix)
         _solve(matrix, columns, settings)
@@ -1169,11 +1142,11 @@ def _finish(
 
 
 @compiled
-def to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
-    """Turn what `write_sums` wrote into `-kernel_scale * cost`, in its place."""
+def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
+    """Turn what `_write_sums` wrote into `-kernel_scale * cost`, in its place."""
     prefer_512_bit_vectors()
     offsets = np.zeros(matrix.shape[1], np.float32)
-    row_sums(candidate, offsets[: len(candidate)])
+    _row_sums(candidate, offsets[: len(candidate)])
     for i in range(len(query)):
         hidden = _hidden_nan(query[i])
         for j in range(matrix.shape[1]):
@@ -1183,16 +1156,20 @@ def to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Nu
 @compiled
 def _solve(matrix: Array, columns: int, settings: Settings) -> None:
     """Turn exponents into the plan, in their place; 0 beyond the columns."""
-    exponentials(matrix, matrix[:, :columns])
-    matrix[:, columns:] = np.float32(0.0)
+    prefer_512_bit_vectors()
     rows, width = matrix.shape
+    for i in range(rows):
+        for j in range(columns):
+            matrix[i, j] = _exponential(matrix[i, j])
+        for j in range(columns, width):
+            matrix[i, j] = np.float32(0.0)
     u, v = np.empty(rows, np.float32), np.empty(width, np.float32)
     sums = np.empty(width, np.float32)
     v[:] = np.float32(1.0) / np.float32(columns)
     for _ in range(settings.n_iters):
         _sinkhorn_step(matrix, v, settings.eps, u, sums)
         _update_potential(sums, settings.eps, v)
-    scale(matrix, u, v, matrix)
+    _scale(matrix, u, v, matrix)
 
 
 @compiled
@@ -1254,7 +1231,7 @@ def _add_logarithms(probabilities: Array, columns: int, weight: Number, logs: Ar
     prefer_512_bit_vectors()
     for i in range(len(logs)):
         for j in range(columns):
-            logs[i, j] += weight * logarithm(probabilities[i, j] + np.float32(UNLIKELY))
+            logs[i, j] += weight * _logarithm(probabilities[i, j] + np.float32(UNLIKELY))
 
 
 @compiled
@@ -1315,7 +1292,7 @@ class _PairPlans(torch.autograd.Function):
             _pair_plan(*(each[p] for each in arrays), *numbers, scratch, plan_arrays[p])
 
         room = max(_area(q, c) for q, c in zip(*arrays[:2], strict=True))
-        _for_pairs(sizes, pair, lambda: scratch_floats(room))
+        _for_pairs(sizes, pair, lambda: _scratch_floats(room))
         ctx.save_for_backward(*sides, *kernels, *u, *v)
         ctx.kernel_scale = kernel_scale
         return tuple(plans)
@@ -1326,6 +1303,8 @@ class _PairPlans(torch.autograd.Function):
         count = len(grads)
         saved = ctx.saved_tensors
         query, candidate = _in_pairs(saved[: 2 * count])
+        channels = query[0].shape[1]
+        query, candidate = (list(map(_whole_lanes, side)) for side in (query, candidate))
         rest = [saved[(2 + k) * count : (3 + k) * count] for k in range(3)]
         given = [grad[0].contiguous() for grad in grads]
         out = [[torch.empty_like(s) for s in side] for side in (query, candidate)]
@@ -1336,7 +1315,7 @@ class _PairPlans(torch.autograd.Function):
             _pair_gradient(*(each[p] for each in arrays), factor)
 
         _for_pairs([grad.shape for grad in given], pair)
-        return None, None, None, *(s.unsqueeze(0) for side in out for s in side)
+        return None, None, None, *(s[None, :, :channels] for side in out for s in side)
 
 
 def _in_pairs(sides: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -1369,9 +1348,9 @@ def _pair_plan(
     plan: Array,
 ) -> None:
     rows, columns = kernel.shape
-    write_sums(query, candidate, scratch, 0, rows)
+    _write_sums(query, candidate, scratch, 0, rows)
     exponents = _matrix(scratch, 0, rows, columns)[:rows]
-    to_exponents(query, candidate, exponents, kernel_scale)
+    _to_exponents(query, candidate, exponents, kernel_scale)
     _write_plan(exponents, kernel, u, v, plan, eps)
 
 
@@ -1389,10 +1368,10 @@ def _pair_gradient(
 ) -> None:
     prefer_512_bit_vectors()
     of_cost = np.empty(kernel.shape, np.float32)
-    plan_gradient(kernel, u, v, grad, of_cost)
+    _plan_gradient(kernel, u, v, grad, of_cost)
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             of_cost[i, j] *= factor
-    places, weights, counts = columns_with_gradient(of_cost)
+    places, weights, counts = _columns_with_gradient(of_cost)
     for channel in range(0, query.shape[1], LANES):
-        cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)
+        _cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)

@@ -243,29 +243,17 @@ def sinkhorn_triton(
     return _Plan.apply(log_kernel, candidate_mask, eps, n_iters)
 
 
-def potentials(
+def _potentials(
     log_kernel: Tensor, candidate_mask: Tensor, eps: float, n_iters: int
 ) -> tuple[Tensor, Tensor]:
-    """Iterate, and keep the potentials of all iterations.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`, float32, contiguous.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least one.
-
-    Returns:
-        Query potentials, `(batch, n_iters, query_residues)`, and candidate potentials,
-        `(batch, n_iters + 1, candidate_residues)`, which begin with those before the first
-        iteration.
-    """
+    """Return the query potentials of all iterations, and the candidate's with those before them."""
     batch, rows, columns = log_kernel.shape
     queries = log_kernel.new_empty(batch, n_iters, rows)
     candidates = log_kernel.new_empty(batch, n_iters + 1, columns)
     candidates[:, 0] = 1 / candidate_mask.sum(-1, keepdim=True).clamp(min=1)
     if log_kernel.numel() == 0:
         return queries, candidates
-    row_block, column_block = power_of_two(rows), power_of_two(columns)
+    row_block, column_block = _power_of_two(rows), _power_of_two(columns)
     kernel = _on_chip_kernel
     if row_block * column_block > ON_CHIP:
         kernel, row_block = _streamed_kernel, max(1, STREAMED // column_block)
@@ -291,7 +279,7 @@ class _Plan(torch.autograd.Function):
         ctx: Any, log_kernel: Tensor, candidate_mask: Tensor, eps: float, n_iters: int
     ) -> Tensor:
         log_kernel = log_kernel.float().contiguous()
-        queries, candidates = potentials(log_kernel, candidate_mask, eps, n_iters)
+        queries, candidates = _potentials(log_kernel, candidate_mask, eps, n_iters)
         ctx.save_for_backward(log_kernel, queries, candidates)
         batch, rows, columns = log_kernel.shape
         plan = torch.empty_like(log_kernel)
@@ -325,7 +313,7 @@ class _Plan(torch.autograd.Function):
         out = torch.empty_like(log_kernel)
         if out.numel() == 0:
             return out, None, None, None
-        column_block = power_of_two(columns)
+        column_block = _power_of_two(columns)
         row_block = max(1, STREAMED // column_block)
         tensors = (log_kernel, grad, queries, candidates, query_sides, candidate_sides)
         grid = (batch, -(-rows // PLAN_ROW_BLOCK), -(-columns // PLAN_COLUMN_BLOCK))
@@ -357,13 +345,13 @@ def _warps(entries: int) -> int:
     return min(16, max(4, entries // 1024))
 
 
-def power_of_two(residues: int) -> int:
+def _power_of_two(residues: int) -> int:
     """Round up to what Triton takes for a block, and to no less than a warp."""
     return max(32, 1 << (residues - 1).bit_length())
 
 
 @triton.jit
-def load_block(
+def _load_block(
     values: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
@@ -377,11 +365,11 @@ def load_block(
 
 
 @triton.jit
-def load_kernel(
+def _load_kernel(
     log_kernel: tl.tensor, rows: tl.tensor, columns: tl.tensor, row: tl.tensor, column: tl.tensor
 ) -> tl.tensor:
     """Compute the `(row, column)` entries of a pair's kernel, 0 outside of it."""
-    return tl.exp(load_block(log_kernel, rows, columns, row, column, float("-inf")))
+    return tl.exp(_load_block(log_kernel, rows, columns, row, column, float("-inf")))
 
 
 @triton.jit
@@ -401,7 +389,7 @@ def _on_chip_kernel(
     column = tl.arange(0, column_block)
     queries += pair * n_iters * rows + row
     candidates += pair * (n_iters + 1) * columns + column
-    kernel = load_kernel(log_kernel + pair * rows * columns, rows, columns, row, column)
+    kernel = _load_kernel(log_kernel + pair * rows * columns, rows, columns, row, column)
     candidate = tl.load(candidates, column < columns, 0.0)
     for step in range(n_iters):
         query = 1.0 / (tl.sum(kernel * candidate[None, :], 1) + eps)
@@ -432,7 +420,7 @@ def _streamed_kernel(
         mass = tl.zeros((column_block,), tl.float32)
         for first in range(0, rows, row_block):
             row = first + tl.arange(0, row_block)
-            kernel = load_kernel(log_kernel, rows, columns, row, column)
+            kernel = _load_kernel(log_kernel, rows, columns, row, column)
             query = 1.0 / (tl.sum(kernel * candidate[None, :], 1) + eps)
             mass += tl.sum(kernel * query[:, None], 0)
             tl.store(queries + step * rows + row, query, row < rows)
@@ -457,7 +445,7 @@ def _plan_kernel(
     column = tl.program_id(2) * column_block + tl.arange(0, column_block)
     queries += (pair * n_iters + n_iters - 1) * rows
     candidates += (pair * (n_iters + 1) + n_iters) * columns
-    kernel = load_kernel(log_kernel + pair * rows * columns, rows, columns, row, column)
+    kernel = _load_kernel(log_kernel + pair * rows * columns, rows, columns, row, column)
     query = tl.load(queries + row, row < rows, 0.0)
     candidate = tl.load(candidates + column, column < columns, 0.0)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
@@ -492,8 +480,8 @@ def _adjoint_kernel(
     candidate_grad = tl.zeros((column_block,), tl.float32)
     for first in range(0, rows, row_block):
         row = first + tl.arange(0, row_block)
-        kernel = load_kernel(log_kernel, rows, columns, row, column)
-        weight = load_block(grad, rows, columns, row, column, 0.0)
+        kernel = _load_kernel(log_kernel, rows, columns, row, column)
+        weight = _load_block(grad, rows, columns, row, column, 0.0)
         query = tl.load(queries + last * rows + row, row < rows, 0.0)
         candidate_grad += tl.sum(weight * kernel * query[:, None], 0)
     final = tl.load(candidates + n_iters * columns, column < columns, 0.0)
@@ -507,8 +495,8 @@ def _adjoint_kernel(
         planned = tl.where(back == 0, rows, 0)
         for first in range(0, rows, row_block):
             row = first + tl.arange(0, row_block)
-            kernel = load_kernel(log_kernel, rows, columns, row, column)
-            weight = load_block(grad, planned, columns, row, column, 0.0)
+            kernel = _load_kernel(log_kernel, rows, columns, row, column)
+            weight = _load_block(grad, planned, columns, row, column, 0.0)
             query_grad = tl.sum(kernel * (weight * final[None, :] + side[None, :]), 1)
             query = tl.load(queries + step * rows + row, row < rows, 0.0)
             query_side = -query_grad * query * query
@@ -552,8 +540,8 @@ def _plan_gradient_kernel(
         side = tl.load(candidate_sides + step * columns, column < columns, 0.0)
         total += query[:, None] * side[None, :]
         candidate = tl.load(candidates + (step + 1) * columns, column < columns, 0.0)
-    kernel = load_kernel(log_kernel, rows, columns, row, column)
-    weight = load_block(grad, rows, columns, row, column, 0.0)
+    kernel = _load_kernel(log_kernel, rows, columns, row, column)
+    weight = _load_block(grad, rows, columns, row, column, 0.0)
     total = kernel * (total + weight * query[:, None] * candidate[None, :])
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     tl.store(out + row[:, None] * columns + column[None, :], total, inside)
@@ -602,7 +590,7 @@ def align_scores_triton(
     batch, rows, columns = log_kernel.shape
     position = torch.arange(columns, device=log_kernel.device)
     mask = position < candidate_lengths.unsqueeze(-1)
-    queries, candidates = potentials(log_kernel, mask, config.eps, config.n_iters)
+    queries, candidates = _potentials(log_kernel, mask, config.eps, config.n_iters)
     plan = (log_kernel, queries[:, -1].contiguous(), candidates[:, -1].contiguous())
     if log_kernel.numel() == 0:
         nothing = log_kernel.new_zeros(batch)
@@ -663,7 +651,7 @@ def _load_plan(
     """Compute the `(row, column)` entries of a pair's plan, 0 outside of it."""
     left = tl.load(query + row, row < rows, 0.0)
     right = tl.load(candidate + column, column < columns, 0.0)
-    kernel = load_kernel(log_kernel, rows, columns, row, column)
+    kernel = _load_kernel(log_kernel, rows, columns, row, column)
     return left[:, None] * kernel * right[None, :]
 
 

@@ -15,12 +15,7 @@ NAMED = 5
 
 
 def as_float_array(values: ArrayLike) -> NDArray[np.float64]:
-    """Convert a list, a numpy array or any torch tensor to float64, without importing torch.
-
-    Example:
-        >>> as_float_array([1, 2])
-        array([1., 2.])
-    """
+    """Convert a list, a numpy array or any torch tensor to float64, without importing torch."""
     if hasattr(values, "detach"):
         # numpy has no bfloat16, so the cast has to happen on the torch side.
         values = values.detach().cpu().double().numpy()
@@ -31,15 +26,8 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Compute the area under the ROC curve, ties at mid-rank.
 
     Args:
-        labels: 0 or 1 per pair, `(pairs,)`.
-        scores: any finite number per pair, larger for a likelier match, `(pairs,)`.
-
-    Returns:
-        The probability that a random match scores above a random non-match.
-
-    Raises:
-        ValueError: if the labels hold one class only, or a score is NaN or infinite.
-        ImportError: if scikit-learn is not installed.
+        labels: 0 or 1 per pair, `(pairs,)`, at least one of each.
+        scores: Any finite number per pair, larger for a likelier match, `(pairs,)`.
 
     Example:
         >>> roc_auc([0, 1, 0, 1], [0.1, 0.4, 0.2, 0.2])
@@ -50,18 +38,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Compute the step-wise area under the precision-recall curve.
-
-    Args:
-        labels: 0 or 1 per pair, `(pairs,)`.
-        scores: any finite number per pair, larger for a likelier match, `(pairs,)`.
-
-    Returns:
-        The mean of the precisions at each threshold, weighted by the gain in recall.
-
-    Raises:
-        ValueError: as `roc_auc`.
-        ImportError: as `roc_auc`.
+    """Compute the step-wise area under the precision-recall curve; see `roc_auc`.
 
     Example:
         >>> average_precision([0, 1, 1], [0.3, 0.2, 0.9])
@@ -77,18 +54,11 @@ def f1_max(
     """Compute the largest F1 over thresholds, a pair being called a match at score >= threshold.
 
     Args:
-        labels: 0 or 1 per pair, `(pairs,)`.
-        scores: any finite number per pair, larger for a likelier match, `(pairs,)`.
+        labels: As in `roc_auc`.
+        scores: As in `roc_auc`.
         mode: `"exact"` tries every distinct score. `"grid1000"` is the published protocol:
             1000 equal steps from the lowest to the highest score, where a threshold that
             predicts a single class counts 0; it misses optima, and is 0 for constant scores.
-
-    Returns:
-        The largest F1, between 0 and 1.
-
-    Raises:
-        ValueError: if the mode is unknown, and as `roc_auc`.
-        ImportError: if scikit-learn is not installed (mode `"exact"`).
 
     Example:
         >>> f1_max([0, 1], [0.9, 0.3])
@@ -147,17 +117,11 @@ def _sklearn_metrics() -> ModuleType:
 
 @dataclass(frozen=True)
 class PairMean:
-    """Hold a mean over pairs.
-
-    Attributes:
-        mean: over the pairs that have a value, NaN where none has.
-        scored: number of them.
-        skipped: names of the others.
-    """
+    """A mean over the pairs that have a value, NaN where none has."""
 
     mean: float
     scored: int
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # names of the pairs without a value
 
 
 def mean_over_pairs(
@@ -169,16 +133,11 @@ def mean_over_pairs(
     numbers are those of other pairs.
 
     Args:
-        values: one number per pair, NaN where the pair has none, `(pairs,)`.
-        names: what to call the pairs; their numbers by default.
-        allow_skipped: average the others, and return which were left out.
-
-    Raises:
-        ValueError: if a pair has no value and `allow_skipped` is False.
+        values: One number per pair, NaN where the pair has none, `(pairs,)`.
+        names: What to call the pairs; their numbers by default.
+        allow_skipped: Average the others, and return which were left out.
 
     Example:
-        >>> mean_over_pairs([0.5, 1.0])
-        PairMean(mean=0.75, scored=2, skipped=())
         >>> mean_over_pairs([0.5, float("nan")], ["P1 P2", "P1 P3"], allow_skipped=True)
         PairMean(mean=0.5, scored=1, skipped=('P1 P3',))
     """

@@ -21,16 +21,13 @@ def label_match_score(
     query and candidate changes the value. Average it over positive pairs only.
 
     Args:
-        plan: alignment weights, `(query_residues, candidate_residues)`.
+        plan: Alignment weights, `(query_residues, candidate_residues)`.
         query_site_labels: 1 inside the site, 0 outside, `(query_residues,)`.
-        candidate_site_labels: the same for the candidate, `(candidate_residues,)`.
+        candidate_site_labels: The same for the candidate, `(candidate_residues,)`.
 
     Returns:
         `1 - sum_j relu(c_j - sum_i q_i plan_ij) / sum_j c_j` with site labels q and c, or NaN
         when no residue of the candidate is labelled.
-
-    Raises:
-        ValueError: if the shapes disagree, the plan holds NaN, or a label lies outside [0, 1].
 
     Example:
         >>> label_match_score([[1.0, 0.0], [0.0, 0.5]], [1, 1], [1, 1])
@@ -42,13 +39,7 @@ def label_match_score(
 def symmetric_label_match_score(
     plan: ArrayLike, query_site_labels: ArrayLike, candidate_site_labels: ArrayLike
 ) -> float:
-    """Average the label match score over both directions.
-
-    The candidate's site is looked for from the query, and the query's site from the candidate.
-    Arguments and errors are those of `label_match_score`.
-
-    Returns:
-        The mean of the two scores, or NaN when one of the proteins has no labelled residue.
+    """Average the `label_match_score` over both directions; NaN when a protein has no site.
 
     Example:
         >>> symmetric_label_match_score([[1.0, 0.0], [0.0, 0.0]], [1, 1], [1, 0])
@@ -63,9 +54,9 @@ def label_mass_precision(
 ) -> float:
     """Compute the share of the mass sent from the query's site that lands on the candidate's.
 
-    It is the precision beside the recall of `label_match_score`, whose arguments and errors it
-    has. A plan that sends nothing from the query's site scores 0: what finds nothing is not
-    precise, and a mean over pairs then holds the same pairs for every method.
+    It is the precision beside the recall of `label_match_score`, whose arguments it has. A plan
+    that sends nothing from the query's site scores 0: what finds nothing is not precise, and a
+    mean over pairs then holds the same pairs for every method.
 
     Returns:
         `sum_ij q_i plan_ij c_j / sum_ij q_i plan_ij` with site labels q and c, or NaN when one
@@ -111,18 +102,18 @@ def _checked(
 
 @dataclass(frozen=True)
 class ReferenceAgreement:
-    """Hold what a plan says about the pairs of a reference alignment, the true pairs.
+    """What a plan says about the pairs of a reference alignment, the true pairs.
 
     Attributes:
-        n_true: true pairs (query residue, candidate residue).
-        best_partner: share of them whose candidate residue has the highest weight in the row of
+        n_true: True pairs (query residue, candidate residue).
+        best_partner: Share of them whose candidate residue has the highest weight in the row of
             the query residue. A weight of 0 finds nothing; k residues that share the highest
             weight count 1/k.
-        best_partner_symmetric: mean of that and of the same in the other direction.
-        mass: mean plan weight of the true pairs.
-        n_called: residue pairs called aligned of which one residue is in a true pair. Others are
+        best_partner_symmetric: Mean of that and of the same in the other direction.
+        mass: Mean plan weight of the true pairs.
+        n_called: Residue pairs called aligned of which one residue is in a true pair. Others are
             not judged: the reference says nothing about their residues.
-        n_correct: true pairs among them.
+        n_correct: True pairs among them.
     """
 
     n_true: int
@@ -144,15 +135,9 @@ def compare_with_reference(
     """Compare a plan with a reference alignment: residues that are known to correspond.
 
     Args:
-        plan: alignment weights, `(query_residues, candidate_residues)`.
-        true_pairs: residues that correspond, 0-based, `(pairs, 2)`, at least one.
-        threshold: weight above which two residues are called aligned.
-
-    Returns:
-        Shares and counts over the true pairs.
-
-    Raises:
-        ValueError: if the plan is not a matrix or holds NaN, or a true pair lies outside of it.
+        plan: Alignment weights, `(query_residues, candidate_residues)`.
+        true_pairs: Residues that correspond, 0-based, `(pairs, 2)`, at least one.
+        threshold: Weight above which two residues are called aligned.
 
     Example:
         >>> found = compare_with_reference([[0.9, 0.0], [0.6, 0.3]], [[0, 0], [1, 1]])

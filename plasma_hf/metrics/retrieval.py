@@ -26,18 +26,11 @@ def recall_at_k(
     same family as i (column i included). Ranks count non-relevant candidates only.
 
     Args:
-        similarity: larger for a likelier partner, `(queries, candidates)`, square.
-        k: number of places that count as found, at least 1.
-        family_ids: one family per row and column, `(queries,)`.
-        ties: place of the relevant candidate among non-relevant ones of equal similarity:
+        similarity: Larger for a likelier partner, `(queries, candidates)`, square.
+        k: Number of places that count as found, at least 1.
+        family_ids: One family per row and column, `(queries,)`.
+        ties: Place of the relevant candidate among non-relevant ones of equal similarity:
             in the middle, ahead (`"optimistic"`) or behind (`"pessimistic"`).
-
-    Returns:
-        Recall at k, between 0 and 1.
-
-    Raises:
-        ValueError: if k is below 1, the matrix is not square or holds NaN, the number of
-            family ids disagrees with it, or the tie rule is unknown.
 
     Example:
         >>> recall_at_k([[0.9, 0.1], [0.8, 0.3]], k=1)
@@ -53,9 +46,7 @@ def recall_at_k(
 def mean_reciprocal_rank(
     similarity: ArrayLike, family_ids: ArrayLike | None = None, ties: Ties = "midrank"
 ) -> float:
-    """Compute the mean over queries of 1 / rank of the best relevant candidate.
-
-    Arguments and errors are those of `recall_at_k`.
+    """Compute the mean over queries of 1 / rank of the best relevant candidate; see `recall_at_k`.
 
     Example:
         >>> mean_reciprocal_rank([[0.9, 0.1], [0.8, 0.3]])
@@ -67,17 +58,7 @@ def mean_reciprocal_rank(
 def best_ranks(
     similarity: ArrayLike, family_ids: ArrayLike | None = None, ties: Ties = "midrank"
 ) -> NDArray[np.float64]:
-    """Rank the best relevant candidate of each query, from 1.
-
-    Arguments and errors are those of `recall_at_k`.
-
-    Returns:
-        Ranks `(queries,)`; by "midrank" they may end in one half.
-
-    Example:
-        >>> best_ranks([[0.9, 0.1], [0.8, 0.3]])
-        array([1., 2.])
-    """
+    """Rank the best relevant candidate of each query from 1, `(queries,)`; see `recall_at_k`."""
     similarity = _checked(similarity)
     relevant = _relevant(len(similarity), family_ids)
     return _ranks(similarity, relevant, ~relevant, ties)
@@ -86,17 +67,7 @@ def best_ranks(
 def ranks_within_family(
     similarity: ArrayLike, family_ids: ArrayLike, ties: Ties = "midrank"
 ) -> NDArray[np.float64]:
-    """Rank the partner of each query among the candidates of its own family, from 1.
-
-    Arguments and errors are those of `recall_at_k`.
-
-    Returns:
-        Ranks of column i for row i, `(queries,)`.
-
-    Example:
-        >>> ranks_within_family([[1, 2, 9], [0, 1, 9], [0, 0, 1]], ["P", "P", "Q"])
-        array([2., 1., 1.])
-    """
+    """Rank the partner of each query among the candidates of its own family, `(queries,)`."""
     similarity = _checked(similarity)
     partner = _relevant(len(similarity), None)
     return _ranks(similarity, partner, _relevant(len(similarity), family_ids) & ~partner, ties)

@@ -44,7 +44,7 @@ except ImportError:  # as remote code, plain torch computes
 
 # --- The hinge cost of matching a query residue with a candidate residue.
 
-BLOCK = {"cpu": 1 << 20}
+BLOCK = {"cpu": 1 << 21}
 """Numbers that the plain cost compares at a time, by device: what a cache holds."""
 LARGE_BLOCK = 1 << 26
 """The same on other devices."""
@@ -211,9 +211,7 @@ def sinkhorn(
     return query.unsqueeze(-1) * kernel * candidate.unsqueeze(-2)
 
 
-def make_plans(
-    log_kernel: Tensor, candidate_mask: Tensor, config: PlasmaConfig
-) -> tuple[Tensor, Tensor]:
+def make_plans(log_kernel: Tensor, candidate_mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
     """Return the plan of a kernel, which is scored, and the plan with support, which is read.
 
     A transport plan knows no order: a lone residue may match anywhere. In each support round the
@@ -225,7 +223,7 @@ def make_plans(
     Args:
         log_kernel: `(batch, query_residues, candidate_residues)`.
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        config: Has eps, iterations and the settings of support.
+        config: The `PlasmaConfig`, with eps, iterations and the settings of support.
     """
 
     def solve(log_kernel: Tensor) -> Tensor:
@@ -444,21 +442,24 @@ def published_score(
     query_gate = (plan.amax(-1) > threshold).to(plan.dtype)
     candidate_gate = (plan.amax(-2) > threshold).to(plan.dtype)
     sent = query_gate * (plan @ candidate_gate.unsqueeze(-1)).squeeze(-1)  # (batch, query_residues)
-    best = None
+    best = plan.new_zeros(len(plan))
     if diagonal_window > 0:
-        best = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
-        best = best.amax((-1, -2))
-    gates = (sent, query), (candidate_gate, candidate)
-    transported, present = (
-        (gate.unsqueeze(-2) @ side.to(plan.dtype)).squeeze(-2) for gate, side in gates
-    )
-    similarity = F.cosine_similarity(transported, present, dim=-1)
+        sums = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
+        best = sums.amax((-1, -2))
+    similarity = _similarity(sent, query.to(plan.dtype), candidate_gate, candidate.to(plan.dtype))
     return _with_window(similarity, best, diagonal_window)
 
 
-def _with_window(similarity: Tensor, best: Tensor | None, window: int) -> Tensor:
+def _similarity(sent: Tensor, query: Tensor, gate: Tensor, candidate: Tensor) -> Tensor:
+    """Return the cosine of what is sent to matched candidate residues and what is there."""
+    transported = (sent.unsqueeze(-2) @ query).squeeze(-2)
+    present = (gate.unsqueeze(-2) @ candidate).squeeze(-2)
+    return F.cosine_similarity(transported, present, dim=-1)
+
+
+def _with_window(similarity: Tensor, best: Tensor, window: int) -> Tensor:
     """Multiply a similarity by the share of the diagonal window that the best stretch fills."""
-    if best is not None and window > 0:
+    if window > 0:
         similarity = similarity * best.clamp(0, window) / window
     return similarity.clamp(0, 1)
 
@@ -553,7 +554,6 @@ MUCH_PADDING = 0.1
 """Share of padding among the residue pairs of a batch from which on it is taken apart."""
 
 Project = Callable[[Tensor], Tensor]
-"""Takes residue embeddings `(residues, hidden)` to projections `(residues, head_size)`."""
 
 
 @dataclass
@@ -595,11 +595,11 @@ class PairBatch:
             side.masked_fill(~mask.unsqueeze(-1), 0.0)
             for side, mask in zip(self.embeddings, self.masks, strict=True)
         )
-        projections = (
-            _project_residues(query, self.masks[0], project),
-            _project_residues(candidate, self.masks[1], project),
+        sides = zip((query, candidate), self.masks, strict=True)
+        projections = [_project_residues(side, mask, project) for side, mask in sides]
+        return replace(
+            self, embeddings=(query, candidate), projections=(projections[0], projections[1])
         )
-        return replace(self, embeddings=(query, candidate), projections=projections)
 
     def singles(self, project: Project) -> list[PairBatch]:
         """Return each pair as a batch of its own, without padding, with projections."""
@@ -615,14 +615,7 @@ class PairBatch:
         return singles
 
     def joined(self, matrices: Sequence[Tensor]) -> Tensor:
-        """Put matrices of pairs that were taken apart into one, 0 at padding.
-
-        Args:
-            matrices: `(pairs, query_residues, candidate_residues)` each, in order.
-
-        Returns:
-            `(batch, query_residues, candidate_residues)`.
-        """
+        """Put matrices of pairs that were taken apart into one, 0 at padding."""
         rows, columns = (mask.shape[1] for mask in self.masks)
         return torch.cat(
             [F.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1])) for m in matrices]
@@ -695,13 +688,6 @@ def score_losses(
     return F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
 
 
-def score_loss(
-    scores: Tensor, labels: Tensor, form: str = "published", affine: Tensor | None = None
-) -> Tensor:
-    """Return the mean of `score_losses`."""
-    return score_losses(scores, labels, form, affine).mean()
-
-
 def label_match_losses(
     plan: Tensor,
     query_site_labels: Tensor,
@@ -770,21 +756,10 @@ def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
     return missed.sum(-1) / known.sum(-1).clamp(min=1)
 
 
-def pair_losses(
+def _pair_losses(
     batch: PairBatch, scores: Tensor, plan: Tensor, config: PlasmaConfig, affine: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return what each pair of a batch would lose alone, by the name of the loss, unweighted.
-
-    Args:
-        batch: The pairs and what is known about them, which says what losses there are.
-        scores: `(batch,)`.
-        plan: `(batch, query_residues, candidate_residues)`.
-        config: Says in which forms.
-        affine: See `score_losses`.
-
-    Returns:
-        Losses, `(batch,)` each.
-    """
+    """Return what each pair would lose alone, `(batch,)`, by the name of the loss, unweighted."""
     losses: dict[str, Tensor] = {}
     if batch.labels is not None:
         losses["score_loss"] = score_losses(scores, batch.labels, config.score_loss_form, affine)
@@ -797,20 +772,10 @@ def pair_losses(
     return losses
 
 
-def mean_losses(
+def _mean_losses(
     losses: dict[str, Tensor], batch: PairBatch, config: PlasmaConfig
 ) -> dict[str, Tensor]:
-    """Return the loss of a batch, and its parts.
-
-    Args:
-        losses: What `pair_losses` returned.
-        batch: The pairs.
-        config: Has the weights.
-
-    Returns:
-        "loss", the mean over pairs of what each would lose alone, and each part by its name,
-        unweighted: its mean over pairs, of the label match loss over the pairs that have one.
-    """
+    """Return the mean of each loss over the pairs that have it, and "loss", weighted, over all."""
     if not losses:
         return {}
     weights = {
@@ -952,7 +917,7 @@ class PlasmaOutput(ModelOutput):
 class AlignedBatch(NamedTuple):
     """Hold cost, plan without support and plan with it, `(batch, query, candidate)` each."""
 
-    cost: Tensor | None  # None in training, where it is not kept
+    cost: Any  # a tensor, or None in training, where it is not kept
     first_plan: Tensor
     plan: Tensor
 
@@ -1112,8 +1077,8 @@ class PlasmaModel(PreTrainedHead):
         parts = []
         for start in range(0, len(queries), size):
             part = range(start, min(start + size, len(queries)))
-            sides = ([side[p] for p in part] for side in (queries, candidates, query, candidate))
-            parts.append(self._align_padded(*sides, return_plans))
+            some = [[side[p] for p in part] for side in (queries, candidates, query, candidate)]
+            parts.append(self._align_padded(some[:2], some[2:], return_plans))
         plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
         return AlignedPairs(torch.cat([part.scores for part in parts]), plans)
 
@@ -1140,31 +1105,28 @@ class PlasmaModel(PreTrainedHead):
         similarity = torch.zeros(len(queries))
         # Few pairs have anything matched, and few residues in them: the others are not even read.
         for p in (matches.mass != 0).nonzero()[:, 0].tolist():
-            sides = (matches.transported[p], queries[p]), (matches.matched[p], candidates[p])
-            sums = (gate[gate != 0] @ at_least_float32(side[gate != 0]) for gate, side in sides)
-            similarity[p] = F.cosine_similarity(*sums, dim=-1)
+            sent, gate = matches.transported[p], matches.matched[p]
+            query = at_least_float32(queries[p][sent != 0])
+            candidate = at_least_float32(candidates[p][gate != 0])
+            similarity[p] = _similarity(sent[sent != 0], query, gate[gate != 0], candidate)
         return _with_window(similarity, matches.window, self.config.diagonal_window)
 
     def _align_padded(
         self,
-        queries: Sequence[Tensor],
-        candidates: Sequence[Tensor],
-        query_projections: Sequence[Tensor],
-        candidate_projections: Sequence[Tensor],
+        proteins: Sequence[Sequence[Tensor]],
+        projected: Sequence[Sequence[Tensor]],
         return_plans: bool,
     ) -> AlignedPairs:
-        """Align a few pairs in one padded batch, with whatever kernels there are."""
-        embeddings, masks = zip(*map(_padded, (queries, candidates)), strict=True)
-        projections = [_padded(side)[0] for side in (query_projections, candidate_projections)]
+        """Align a few pairs, queries and candidates, in one padded batch."""
+        embeddings, masks = zip(*map(_padded, proteins), strict=True)
+        projections = [_padded(side)[0] for side in projected]
         fused = kernel_for("align_scores", projections[0])
         if fused and not return_plans and self.config.score_form in ("published", "mass"):
             return AlignedPairs(self._fused_scores(fused, embeddings, projections, masks))
         aligned = self.align_projected(*projections, *masks)
         scores = self.score_plan(aligned.first_plan, *embeddings, *masks)
-        sizes = zip(map(len, queries), map(len, candidates), strict=True)
-        return AlignedPairs(
-            scores, [plan[:n, :m] for plan, (n, m) in zip(aligned.plan, sizes, strict=True)]
-        )
+        pairs = zip(aligned.plan, *proteins, strict=True)
+        return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
     def _fused_scores(
         self,
@@ -1179,11 +1141,8 @@ class PlasmaModel(PreTrainedHead):
         matches = align_scores(kernel, *lengths, self.config)
         if self.config.score_form == "mass":
             return _share_of_shorter(matches.mass, *lengths)
-        sums = (
-            (gate.unsqueeze(-2) @ at_least_float32(side)).squeeze(-2)
-            for gate, side in zip((matches.transported, matches.matched), embeddings, strict=True)
-        )
-        similarity = F.cosine_similarity(*sums, dim=-1)
+        query, candidate = map(at_least_float32, embeddings)
+        similarity = _similarity(matches.transported, query, matches.matched, candidate)
         return _with_window(similarity, matches.window, self.config.diagonal_window)
 
     def score_many(
@@ -1292,21 +1251,23 @@ class PlasmaModel(PreTrainedHead):
 
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
         """Align pairs together, or one by one where padding would be much of the work."""
+        config: Any = self.config
         compiled = kernel_for("pair_plans", batch.embeddings[0])
         alone = compiled is not None and batch.mostly_padding
         parts = batch.singles(self.project) if alone else [batch.projected(self.project)]
-        if alone and not return_plan and not self.config.uses_support:
-            aligned = self._plans_with_gradient(parts)
+        if compiled and alone and not return_plan and not config.uses_support:  # no cost is kept
+            query, candidate = zip(*(part.projections for part in parts), strict=True)
+            plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
+            aligned = [AlignedBatch(None, plan, plan) for plan in plans]
         else:
             aligned = [self.align_projected(*part.projections, *part.masks) for part in parts]
         scores = [
             self.score_plan(a.first_plan, *part.embeddings, *part.masks)
             for a, part in zip(aligned, parts, strict=True)
         ]
-        config: Any = self.config
         affine = self.score_affine() if config.score_loss_form == "affine" else None
         losses = [
-            pair_losses(part, score, a.plan, config, affine)
+            _pair_losses(part, score, a.plan, config, affine)
             for part, score, a in zip(parts, scores, aligned, strict=True)
         ]
         all_losses = {name: torch.cat([part[name] for part in losses]) for name in losses[0]}
@@ -1314,18 +1275,8 @@ class PlasmaModel(PreTrainedHead):
             scores=torch.cat(scores),
             plan=batch.joined([a.plan for a in aligned]) if return_plan else None,
             cost=batch.joined([a.cost for a in aligned]) if return_plan else None,
-            **mean_losses(all_losses, batch, config),
+            **_mean_losses(all_losses, batch, config),
         )
-
-    def _plans_with_gradient(self, singles: list[PairBatch]) -> list[AlignedBatch]:
-        """Make the plans of pairs without padding by kernels that keep no cost."""
-        query, candidate = zip(*(single.projections for single in singles), strict=True)
-        config = self.config
-        scale = float(config.kernel_scale)
-        pair_plans = kernel_for("pair_plans", query[0])
-        assert pair_plans is not None
-        plans = pair_plans(query, candidate, scale, config.eps, config.n_iters)
-        return [AlignedBatch(None, plan, plan) for plan in plans]
 
     def _side(
         self,

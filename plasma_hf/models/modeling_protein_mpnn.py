@@ -304,28 +304,6 @@ def _quaternions(turn: Tensor) -> Tensor:
     return _unit(torch.cat([imaginary, real], dim=-1))
 
 
-MESSAGE_PARTS = ("residue", "edge", "neighbor")
-"""What the first matrix of a message reads, in the order of the published one."""
-
-UPSTREAM_NAMES = {
-    "edges.position": "features.embeddings.linear",
-    "edges.embedding": "features.edge_embedding",
-    "edges.norm": "features.norm_edges",
-    "edges.output": "W_e",
-}
-UPSTREAM_LAYER_NAMES = {
-    "node_norm": "norm1",
-    "inner_norm": "norm2",
-    "edge_norm": "norm3",
-    "inner": "dense.W_in",
-    "outer": "dense.W_out",
-    "node_message.hidden": "W2",
-    "node_message.output": "W3",
-    "edge_message.hidden": "W12",
-    "edge_message.output": "W13",
-}
-
-
 class EdgeEmbedding(nn.Module):
     """Embed what lies between a residue and its neighbour: offset in the chain and shape."""
 
@@ -458,9 +436,9 @@ class ProteinMPNNEncoder(SafeWeights):
             ValueError: If the file is no ProteinMPNN.
         """
         upstream = from_package("hub.upstream", "the published ProteinMPNN is read")
-        checkpoint = upstream.read_checkpoint(pt)
-        model = cls(ProteinMPNNConfig(**_upstream_sizes(checkpoint, pt)))
-        model.load_state_dict(_from_upstream_names(checkpoint["model_state_dict"], model, pt))
+        fields, state = upstream.read_protein_mpnn(pt)
+        model = cls(ProteinMPNNConfig(**fields))
+        model.load_state_dict(upstream.protein_mpnn_state(state, model.state_dict(), pt))
         return model.eval()
 
     def forward(
@@ -564,63 +542,3 @@ class ProteinMPNNEncoder(SafeWeights):
         finally:
             self.train(training)
         return [embedded[number] for number in range(len(structures))]
-
-
-def _upstream_sizes(checkpoint: dict[str, Any], pt: str | Path) -> dict[str, Any]:
-    """Read the sizes of a published model off its tensors."""
-    state, name = checkpoint.get("model_state_dict"), "features.edge_embedding.weight"
-    state = state if isinstance(state, dict) else {}
-    weight, edges = state.get(name), checkpoint.get("num_edges")
-    widths = {POSITION_FEATURES + shape: atoms for atoms, shape in SHAPE_FEATURES.items()}
-    given = tuple(getattr(weight, "shape", ()))
-    if len(given) != 2 or given[1] not in widths or not isinstance(edges, int):
-        first = ", ".join(map(repr, list(checkpoint)[:3])) or "nothing"
-        raise ValueError(
-            f"{pt} is no published ProteinMPNN: it begins with {first}, its num_edges is {edges} "
-            f"and its {name} in model_state_dict has shape {given or 'nothing'}; accepted are a "
-            f"number and (hidden, {') or (hidden, '.join(map(str, widths))}). Give a file such as "
-            "v_48_020.pt of the repository dauparas/ProteinMPNN."
-        )
-    layers = {key.split(".")[1] for key in state if str(key).startswith("encoder_layers.")}
-    return {
-        "hidden_size": given[0],
-        "num_layers": max(len(layers), 1),
-        "k_neighbors": edges,
-        "atoms": widths[given[1]],
-    }
-
-
-def _from_upstream_names(
-    state: dict[str, Any], model: ProteinMPNNEncoder, pt: str | Path
-) -> dict[str, Tensor]:
-    """Rename published tensors; the first matrix of the messages is cut into three."""
-    renamed, differ = {}, {}
-    for name, ours in model.state_dict().items():
-        published, part = _upstream_name(name)
-        shape = tuple(ours.shape) if part is None else (len(ours), len(MESSAGE_PARTS) * len(ours))
-        theirs = state.get(published)
-        if not isinstance(theirs, Tensor) or tuple(theirs.shape) != shape:
-            differ[published] = f"{tuple(getattr(theirs, 'shape', ())) or 'missing'}, not {shape}"
-        elif not differ:
-            renamed[name] = theirs if part is None else theirs.chunk(len(MESSAGE_PARTS), 1)[part]
-    if differ:
-        some = "; ".join(f"{name}: {what}" for name, what in list(differ.items())[:3])
-        raise ValueError(
-            f"{pt} is no published ProteinMPNN, {len(differ)} tensors of its encoder are missing "
-            f"or of another shape ({some}); give a file such as v_48_020.pt of the repository "
-            "dauparas/ProteinMPNN."
-        )
-    return renamed
-
-
-def _upstream_name(name: str) -> tuple[str, int | None]:
-    """Return what a tensor is called upstream, and which third of that it is."""
-    module, kind = name.rsplit(".", 1)
-    if module in UPSTREAM_NAMES:
-        return f"{UPSTREAM_NAMES[module]}.{kind}", None
-    _, layer, module = module.split(".", 2)
-    message, _, part = module.partition(".")
-    if part in MESSAGE_PARTS:
-        first = f"encoder_layers.{layer}.{'W1' if message == 'node_message' else 'W11'}.{kind}"
-        return first, MESSAGE_PARTS.index(part) if kind == "weight" else None
-    return f"encoder_layers.{layer}.{UPSTREAM_LAYER_NAMES[module]}.{kind}", None

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,75 +19,29 @@ from .protein import Protein, ProteinPipeline, read_protein
 SIDES = ("query", "candidate")
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints"
-HEAD = "plasma_head_"
-"""How the folders of bundled heads begin; the task follows."""
+HEAD = "plasma_head_"  # how the folders of bundled heads begin; the task follows
 
+# Embeddings, and proteins as they were read, that one call keeps for the pairs that follow.
 KEPT_BYTES, KEPT_PROTEINS = 2**28, 4096
-"""Embeddings, and proteins as they were read, that one call keeps for the pairs that follow."""
-
-
-@dataclass
-class Segment:
-    """One stretch of query aligned with one stretch of candidate.
-
-    Args:
-        pairs: Aligned residues in order, `(query index, candidate index, plan weight)`, 0-based.
-
-    Attributes:
-        query_start, query_end, candidate_start, candidate_end: 0-based, ends exclusive.
-        score: Plan weight of the pairs as a share of the longer stretch, in [0, 1].
-    """
-
-    pairs: list[tuple[int, int, float]]
-
-    def __post_init__(self) -> None:
-        """Work out the ends and the score."""
-        (self.query_start, self.candidate_start, _), (query, candidate, _) = (
-            self.pairs[0],
-            self.pairs[-1],
-        )
-        self.query_end, self.candidate_end = query + 1, candidate + 1
-        longer = max(self.query_end - self.query_start, self.candidate_end - self.candidate_start)
-        self.score = min(1.0, sum([weight for *_, weight in self.pairs]) / longer)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the segment as plain numbers and lists."""
-        return {
-            "query_start": self.query_start,
-            "query_end": self.query_end,
-            "candidate_start": self.candidate_start,
-            "candidate_end": self.candidate_end,
-            "score": self.score,
-            "pairs": [list(pair) for pair in self.pairs],
-        }
 
 
 def find_segments(
     plan: Tensor, threshold: float = 0.5, max_gap: int = 10, min_pairs: int = 3
-) -> list[Segment]:
-    """Read the aligned segments of one pair from its plan.
+) -> list[dict[str, Any]]:
+    """Read the aligned segments of one pair from its plan, `(query_residues, candidate_residues)`.
 
     Two residues are aligned where each is the other's best partner and their plan weight exceeds
     `threshold`. Pairs that follow each other in both proteins, with at most `max_gap` residues
     left out on either side, make a segment; segments need not be in order, so swapped and repeated
-    parts are found as well.
-
-    Args:
-        plan: `(query_residues, candidate_residues)`.
-        threshold: Plan weight above which a pair counts.
-        max_gap: Residues that a segment may leave out between two pairs, on either side.
-        min_pairs: Pairs that make a segment; fewer are left out.
-
-    Returns:
-        Segments in the order of their first query residue.
+    parts are found as well. One of fewer than `min_pairs` pairs is left out.
 
     Example:
         >>> [segment] = find_segments(torch.eye(5)[:, 1:], min_pairs=3)
-        >>> segment.query_start, segment.query_end, segment.candidate_start, segment.score
-        (1, 5, 0, 1.0)
+        >>> segment["query_start"], segment["query_end"], segment["candidate_start"]
+        (1, 5, 0)
     """
     segments: list[list[tuple[int, int, float]]] = []
-    for query, candidate, weight in best_pairs(plan, threshold):
+    for query, candidate, weight in _best_pairs(plan, threshold):
         home, least = None, 0
         for segment in segments:
             last_query, last_candidate, _ = segment[-1]
@@ -100,16 +53,28 @@ def find_segments(
         if home is None:
             segments.append(home := [])
         home.append((query, candidate, weight))
-    return [Segment(pairs) for pairs in segments if len(pairs) >= min_pairs]
+    return [describe_segment(pairs) for pairs in segments if len(pairs) >= min_pairs]
 
 
-def best_pairs(plan: Tensor, threshold: float) -> list[tuple[int, int, float]]:
-    """List residue pairs above `threshold` that are each other's best, in query order.
+def describe_segment(pairs: list[tuple[int, int, float]]) -> dict[str, Any]:
+    """Say where a segment begins and ends, 0-based with ends exclusive, and score it.
 
-    Args:
-        plan: `(query_residues, candidate_residues)`.
-        threshold: Plan weight above which a pair counts.
+    The score is the plan weight of its pairs as a share of the longer stretch, in [0, 1].
     """
+    (query_start, candidate_start, _), (query_last, candidate_last, _) = pairs[0], pairs[-1]
+    longer = 1 + max(query_last - query_start, candidate_last - candidate_start)
+    return {
+        "query_start": query_start,
+        "query_end": query_last + 1,
+        "candidate_start": candidate_start,
+        "candidate_end": candidate_last + 1,
+        "score": min(1.0, sum([weight for *_, weight in pairs]) / longer),
+        "pairs": [list(pair) for pair in pairs],
+    }
+
+
+def _best_pairs(plan: Tensor, threshold: float) -> list[tuple[int, int, float]]:
+    """List residue pairs above `threshold` that are each other's best, in query order."""
     plan = plan.detach().float().cpu()
     if plan.numel() == 0:
         return []
@@ -174,34 +139,28 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     def __init__(
         self, *args: Any, store: Any = None, task_head: str | None = None, **kwargs: Any
     ) -> None:
-        """Build the pipeline; a substitution encoder brings its own processor."""
+        """Build the pipeline, see the class; a substitution encoder brings its own processor."""
         if task_head is not None:
             # `pipeline` has loaded the default model by now, whose place a bundled head takes.
             kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)
         super().__init__(*args, **kwargs)
         self.store = store
-        self._made: Backbone | None = None
-        backbone = getattr(self.model.config, "plm_config", None)
-        if self.processor is None and getattr(backbone, "model_type", "") == "substitution_window":
-            self.processor = PlasmaProcessor()
         if self.processor is None:
-            self.processor = getattr(self.model, "processor", None)
+            backbone = getattr(self.model.config, "plm_config", None)
+            substitution = getattr(backbone, "model_type", "") == "substitution_window"
+            of_model = getattr(self.model, "processor", None)
+            self.processor = PlasmaProcessor() if substitution else of_model
         self._check_recipe()
         if store is not None:
             self._check_store()
 
     def _sanitize_parameters(
-        self,
-        return_plan: bool | None = None,
-        threshold: float | None = None,
-        max_gap: int | None = None,
-        min_pairs: int | None = None,
-        on_error: str | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        self, on_error: str | None = None, **options: Any
+    ) -> tuple[dict, dict, dict]:
+        if unknown := options.keys() - {"return_plan", "threshold", "max_gap", "min_pairs"}:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}.")
         reading, forward, _ = super()._sanitize_parameters(on_error)
-        post = {"return_plan": return_plan, "threshold": threshold}
-        post |= {"max_gap": max_gap, "min_pairs": min_pairs}
-        return reading, forward, {k: value for k, value in post.items() if value is not None}
+        return reading, forward, {k: value for k, value in options.items() if value is not None}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Align one pair or many; see the class."""
@@ -225,11 +184,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def get_iterator(self, *args: Any) -> Iterator[dict[str, Any]]:
         """Yield one result per pair; a protein that comes again is read and embedded once."""
-        inputs, workers, batch_size, reading, forward, post = args
+        *given, reading, forward, post = args
         seen = {"seen": _Seen()}
-        return super().get_iterator(
-            inputs, workers, batch_size, reading | seen, forward | seen, post
-        )
+        return super().get_iterator(*given, reading | seen, forward | seen, post)
 
     def size_of(self, pair: dict[str, Protein]) -> list[int]:
         """Return the lengths of both sides."""
@@ -237,36 +194,29 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def read(self, pair: Any, seen: _Seen | None = None) -> dict[str, Protein]:
         """Read one pair as `{"query": Protein, "candidate": Protein}`."""
-        query, candidate = _sides_of(pair)
+        given = zip(_sides_of(pair), SIDES, strict=True)
         seen = seen or _Seen()
-        return {
-            "query": self._read_side(query, "query", seen),
-            "candidate": self._read_side(candidate, "candidate", seen),
-        }
+        return {side: self._read_side(value, side, seen) for value, side in given}
 
     def _forward(
         self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[tuple[float, Tensor]]:
         rows = self._embed([pair[side] for side in SIDES for pair in pairs], seen or _Seen())
         aligned = self.model.align_pairs(rows[: len(pairs)], rows[len(pairs) :])
-        scored = zip(aligned.scores.tolist(), aligned.plans, strict=True)
-        return [{"score": score, "plan": plan} for score, plan in scored]
+        return list(zip(aligned.scores.tolist(), aligned.plans, strict=True))
 
     def postprocess(
         self,
-        output: dict[str, Any],
+        output: tuple[float, Tensor],
         return_plan: bool = False,
         threshold: float | None = None,
         **options: int,
     ) -> dict[str, Any]:
         """Turn score and plan of one pair into its result."""
+        score, plan = output
         threshold = self.model.config.threshold if threshold is None else threshold
-        segments = find_segments(output["plan"], threshold, **options)
-        result = {
-            "score": output["score"],
-            "segments": [segment.to_dict() for segment in segments],
-        }
-        return result | {"plan": output["plan"].clone()} if return_plan else result
+        result = {"score": score, "segments": find_segments(plan, threshold, **options)}
+        return result | {"plan": plan.clone()} if return_plan else result
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save model and processor in one folder that loads on its own."""
@@ -353,7 +303,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
                 else:
                     new[key] = protein
         if new:
-            known.update(zip(new, self._backbone().embed(list(new.values())), strict=True))
+            backbone = Backbone(self.model.backbone, self.processor)
+            known.update(zip(new, backbone.embed(list(new.values())), strict=True))
         rows = []
         for key, protein in zip(keys, proteins, strict=True):
             given = known[key] if protein.embeddings is None else protein.embeddings
@@ -364,40 +315,22 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         seen.forget()
         return rows
 
-    def _backbone(self) -> Backbone:
-        """Return model and processor together, as one that infers."""
-        model, made = self.model.backbone, self._made
-        if made is None or made.model is not model or made.processor is not self.processor:
-            self._made = made = Backbone(model, self.processor)
-        if model.training:
-            model.eval()
-        return made
-
 
 def _sides_of(pair: Any) -> tuple[Any, Any]:
+    wanted = 'give (query, candidate) or {"query": ..., "candidate": ...}.'
     if isinstance(pair, Mapping):
-        missing = [side for side in SIDES if side not in pair]
-        if missing:
-            raise ValueError(
-                f"a pair has no {' and no '.join(missing)}, only {sorted(map(str, pair))}; "
-                'give {"query": ..., "candidate": ...}.'
-            )
+        if missing := [side for side in SIDES if side not in pair]:
+            has = f"has no {' and no '.join(missing)}, only {sorted(map(str, pair))}"
+            raise ValueError(f"a pair {has}; {wanted}")
         return pair["query"], pair["candidate"]
     if isinstance(pair, tuple | list) and len(pair) == 2:
         return pair[0], pair[1]
     size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
-    raise ValueError(
-        f"a pair is a {type(pair).__name__}{size}; give (query, candidate) or "
-        '{"query": ..., "candidate": ...}.'
-    )
+    raise ValueError(f"a pair is a {type(pair).__name__}{size}; {wanted}")
 
 
 def _bundled_head(model_class: Any, task: str) -> Any:
-    """Load the head for a task from the checkpoints that come with the installed package.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Load the head for a task from the checkpoints that come with the installed package."""
     folders = {folder.name.removeprefix(HEAD): folder for folder in BUNDLED.glob(f"{HEAD}*")}
     if task not in folders:
         there = ", ".join(map(repr, sorted(folders))) or "none, in a folder of remote code"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from .protein import (
     BACKBONE_ATOMS,
     FASTA_SUFFIXES,
     KINDS,
+    STRUCTURE_SUFFIXES,
     InvalidRecord,
     Protein,
     ProteinPipeline,
     is_protein,
     is_structure,
     read_protein,
-    read_proteins,
     read_records,
+    split_record,
     suffix_of,
 )
 
@@ -35,21 +37,18 @@ logger = logging.getLogger(__name__)
 
 ABOUT = ("id", "kind", "source")
 RESIDUES_PER_BATCH = 2048
+# Single precision says no more; equal proteins embedded in two batches differ behind that.
 SCORE_DECIMALS = 6
-"""Single precision says no more; equal proteins embedded in two batches differ behind that."""
-
-EXPLAINED = 10
-"""Residues that an explanation names."""
+EXPLAINED = 10  # residues that an explanation names
 
 
 class ProteinRetrievalPipeline(ProteinPipeline):
     """Find the proteins nearest to a query, among those of an index or of a list.
 
     A query is a sequence, a path (FASTA, PDB, mmCIF; `file:record` or `file:chain` where the file
-    holds several), a `Structure` or `Protein`, or a mapping with `sequence` or
-    `structure`. One query gives one
-    result; a list or `datasets.Dataset` a list; a generator or a streamed data set an iterator, so
-    that nothing piles up. The path of a FASTA file, given alone, is the list of all its records.
+    holds several), a `Structure` or `Protein`, or a mapping with `sequence` or `structure`. One
+    query gives one result; a list or `datasets.Dataset` a list; a generator or a streamed data set
+    an iterator, so that nothing piles up. A FASTA file, given alone, is the list of its records.
 
     A result is a list of hits, the best first: `{"id": str, "score": float, "rank": int, "source":
     str}`. The score is the cosine of the two vectors; rank counts from 1. Query and hit may each be
@@ -73,11 +72,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        index: str | PathLike[str] | Any | None = None,
-        candidates: Any = None,
-        **kwargs: Any,
+        self, *args: Any, index: Any = None, candidates: Any = None, **kwargs: Any
     ) -> None:
         """Build the pipeline, open the index or embed the candidates."""
         if (index is None) == (candidates is None):
@@ -100,7 +95,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
 
     def _sanitize_parameters(
         self, top_k: int | None = None, explain: bool | None = None, on_error: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    ) -> tuple[dict, dict, dict]:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; give at least 1.")
         reading, _, _ = super()._sanitize_parameters(on_error)
@@ -136,11 +131,10 @@ class ProteinRetrievalPipeline(ProteinPipeline):
     def _forward(
         self, queries: list[Protein], top_k: int = 5, on_error: str = "raise"
     ) -> list[dict[str, Any]]:
-        outputs = []
-        found = embed_proteins(self.model, queries)
-        for query, vector in zip(queries, found, strict=True):
+        outputs: list[dict[str, Any]] = []
+        for query, vector in zip(queries, embed_proteins(self.model, queries), strict=True):
             if isinstance(vector, Tensor):
-                hits = self.index.search(vector[None], top_k)[0]
+                [hits] = self.index.search(vector[None], top_k)
                 outputs.append({"query": query, "hits": hits})
             elif on_error == "raise":
                 raise vector
@@ -152,34 +146,29 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         """Turn what was found into hits, explained if that is asked for."""
         if "error" in output:
             return output
-        hits = [
-            {name: hit[name] for name in ("id", "score", "rank", "source")}
-            for hit in output["hits"]
-        ]
+        keys = ("id", "score", "rank", "source")
+        hits = [{key: hit[key] for key in keys} for hit in output["hits"]]
         if explain:
-            weighed = self.explain(output["query"])
+            weighed = self._explain(output["query"])
             for hit, found in zip(hits, output["hits"], strict=True):
                 hit["explain"] = {"query": weighed} | self._explain_hit(found["row"])
         return hits
 
     @torch.no_grad()
-    def explain(self, protein: Protein, count: int = EXPLAINED) -> list[dict[str, Any]]:
-        """Name the `count` residues that the attention pool of the model weighs most."""
+    def _explain(self, protein: Protein) -> list[dict[str, Any]]:
+        """Name the residues that the attention pool of the model weighs most."""
         structure, letters = protein.structure, protein.sequence or ""
         if structure is None:
-            weights = self.model.explain_sequence(letters)
+            found = self.model.explain_sequence(letters)
+            numbers = tuple(str(i + 1) for i in range(len(letters)))
+            chains = ("",) * len(letters)
         else:
-            weights = self.model.explain_structure(structure)
-        weights = weights.detach().float().cpu()
-        best = torch.sort(weights, descending=True, stable=True).indices[:count].tolist()
+            found = self.model.explain_structure(structure)
+            numbers, chains = structure.author_numbers, structure.chain_ids
+        weights, order = found.detach().float().cpu().sort(descending=True, stable=True)
         return [
-            {
-                "residue": str(i + 1) if structure is None else structure.author_numbers[i],
-                "chain": "" if structure is None else structure.chain_ids[i],
-                "letter": letters[i],
-                "weight": float(weights[i]),
-            }
-            for i in best
+            {"residue": numbers[i], "chain": chains[i], "letter": letters[i], "weight": weight}
+            for weight, i in zip(weights[:EXPLAINED].tolist(), order.tolist(), strict=False)
         ]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -188,27 +177,26 @@ class ProteinRetrievalPipeline(ProteinPipeline):
 
     def _explain_hit(self, row: int) -> dict[str, Any]:
         try:
-            return {"candidate": self.explain(self.index.read(row))}
+            return {"candidate": self._explain(self.index.read(row))}
         except (ValueError, OSError, ImportError) as error:
             return {"candidate": None, "error": str(error)}
 
     def _embed_candidates(self, candidates: Any) -> CandidateList:
         invalid = self.invalid_candidates
-        proteins = list(_read_candidates(candidates, invalid.append))
-        vectors = embed_proteins(self.model, proteins)
-        found = [
-            pair for pair in zip(proteins, vectors, strict=True) if isinstance(pair[1], Tensor)
-        ]
-        for protein, error in zip(proteins, vectors, strict=True):
-            if not isinstance(error, Tensor):
-                invalid.append(InvalidRecord(protein.id, f"it cannot be embedded: {error}"))
+        proteins = list(read_candidates(candidates, invalid.append))
+        kept, vectors = [], []
+        for protein, found in zip(proteins, embed_proteins(self.model, proteins), strict=True):
+            if isinstance(found, Tensor):
+                kept.append(protein)
+                vectors.append(found)
+            else:
+                invalid.append(InvalidRecord(protein.id, f"it cannot be embedded: {found}"))
         for record in invalid:
             logger.warning("%s is left out: %s", record.id, record.reason)
-        if not found:
+        if not kept:
             reasons = "; ".join(f"{record.id}: {record.reason}" for record in invalid[:3])
             raise ValueError(f"there is no candidate that can be searched. {reasons}".strip())
-        kept, rows = zip(*found, strict=True)
-        return CandidateList(kept, torch.stack(rows))
+        return CandidateList(kept, torch.stack(vectors))
 
 
 def embed_proteins(
@@ -216,16 +204,8 @@ def embed_proteins(
 ) -> list[Tensor | Exception]:
     """Embed proteins, each kind by its own side of the model, in batches of like length.
 
-    Args:
-        model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
-        proteins: Sequences and structures, mixed as they come.
-        residues_per_batch: Most residues embedded at once, padding included.
-
     Returns:
         One L2-normalised vector `(width,)` per protein, float32 on the CPU, or what went wrong.
-
-    Raises:
-        ValueError: If the model has no encoder for a kind.
     """
     results: dict[int, Tensor | Exception] = {}
     for kind in KINDS:
@@ -252,17 +232,14 @@ def _embed_batch(model: Any, proteins: Sequence[Protein]) -> list[Tensor | Excep
         if len(proteins) == 1:
             return [error]
         return [found for protein in proteins for found in _embed_batch(model, [protein])]
-    return [
-        vector if bool(vector.isfinite().all()) else ValueError("its vector is not finite")
-        for vector in vectors
-    ]
+    finite = vectors.isfinite().all(dim=-1).tolist()
+    wrong = ValueError("its vector is not finite")
+    return [vector if good else wrong for vector, good in zip(vectors, finite, strict=True)]
 
 
 def _check_encoder(model: Any, kind: str) -> None:
-    """Refuse a model without an encoder for a kind, if it can tell; see `ProtAlignModel`."""
-    check = getattr(model, "check_encoder", None)
-    if check is not None:
-        check(kind)
+    if hasattr(model, "check_encoder"):  # as `ProtAlignModel` has
+        model.check_encoder(kind)
 
 
 def _read(value: Any, name: str) -> Protein:
@@ -272,22 +249,50 @@ def _read(value: Any, name: str) -> Protein:
     return protein
 
 
-def _read_candidates(
+def read_candidates(
     candidates: Any, on_invalid: Callable[[InvalidRecord], object]
 ) -> Iterator[Protein]:
+    """Read proteins from a list, a file or a folder; `on_invalid` is told what is left out."""
     if isinstance(candidates, str | PathLike):
-        yield from read_proteins(Path(candidates), on_invalid)
-        return
-    if isinstance(candidates, Mapping) or not isinstance(candidates, Iterable):
+        records = _read_place(Path(candidates), on_invalid)
+        named: Iterable[tuple[str, str, Any]] = ((p.id, "record", p) for p in records)
+    elif isinstance(candidates, Mapping) or not isinstance(candidates, Iterable):
         raise TypeError(
             f"candidates is a {type(candidates).__name__}; give a list of proteins, a FASTA or "
             "structure file, or a folder with structures."
         )
-    for number, candidate in enumerate(candidates, start=1):
+    else:
+        named = ((f"candidate {n}", f"candidate {n}", one) for n, one in enumerate(candidates, 1))
+    for key, name, value in named:
         try:
-            yield _read(candidate, f"candidate {number}")
+            yield _read(value, name)
         except (ValueError, TypeError, OSError) as error:
-            on_invalid(InvalidRecord(f"candidate {number}", str(error)))
+            on_invalid(InvalidRecord(key, str(error)))
+
+
+def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> Iterator[Protein]:
+    """Read the proteins of a file, or of the structures below a folder, unchecked."""
+    if not place.is_dir():
+        if not Path(split_record(place)[0]).is_file():
+            raise FileNotFoundError(
+                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into "
+                "a list: candidates=['MKVLA']."
+            )
+        yield from read_records(place, BACKBONE_ATOMS)
+        return
+    files = [file for file in sorted(place.rglob("*")) if suffix_of(file) in STRUCTURE_SUFFIXES]
+    if not files:
+        raise ValueError(
+            f"there is no structure file below {str(place)!r}; structures are read from "
+            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
+        )
+    for file in files:
+        name = file.relative_to(place).as_posix()
+        try:
+            for record in read_records(file, BACKBONE_ATOMS):
+                yield replace(record, id=name.removesuffix(file.name) + record.id)
+        except (ValueError, OSError) as error:
+            on_invalid(InvalidRecord(name, str(error)))
 
 
 def _open_index(folder: str | PathLike[str], model: Any) -> Any:
@@ -302,31 +307,21 @@ def _open_index(folder: str | PathLike[str], model: Any) -> Any:
 
 
 class CandidateList:
-    """Find the nearest of a list of proteins in memory.
-
-    Args:
-        records: The candidates.
-        vectors: `(records, width)`, L2-normalised.
-    """
+    """Find the nearest of a list of proteins in memory, with L2-normalised vectors of each."""
 
     def __init__(self, records: Sequence[Protein], vectors: Tensor) -> None:
-        """Keep records and vectors."""
+        """Keep records and vectors, `(records, width)`."""
         self.records = list(records)
         self.vectors = vectors.double().cpu().numpy()
 
     def __len__(self) -> int:
-        """Count the records."""
         return len(self.records)
 
     def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
         """Find the nearest records of each query; see `Index.search`."""
-        check_k(k)
-        results = []
-        for query in unit_rows(vectors, self.vectors.shape[1]):
-            scores = cosines(query, self.vectors)
-            best = stable_top(scores, k)
-            results.append(hits_of(self._about, best, scores[best]))
-        return results
+        queries = unit_rows(vectors, self.vectors.shape[1], k)
+        rows = np.arange(len(self))
+        return [hits_of(query, self.vectors, rows, k, self._about) for query in queries]
 
     def read(self, row: int) -> Protein:
         """Give a record."""
@@ -336,33 +331,8 @@ class CandidateList:
         return {name: getattr(self.records[row], name) for name in ABOUT}
 
 
-def cosines(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Give the cosine of a query `(width,)` with vectors `(n, width)`, all L2-normalised."""
-    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), SCORE_DECIMALS)
-
-
-def stable_top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Give the places of the highest scores, equal ones in their order.
-
-    Example:
-        >>> stable_top(np.array([0.1, 0.9, 0.5, 0.9]), 3).tolist()
-        [1, 3, 2]
-    """
-    return np.argsort(-scores, kind="stable")[:k]
-
-
-def hits_of(
-    about: Callable[[int], Mapping[str, Any]], rows: np.ndarray, scores: np.ndarray
-) -> list[dict[str, Any]]:
-    """Name the hits in these rows, the best first."""
-    return [
-        {"score": float(score), "rank": rank, "row": row} | dict(about(row))
-        for rank, (row, score) in enumerate(zip(rows.tolist(), scores, strict=True), start=1)
-    ]
-
-
-def unit_rows(vectors: Tensor | np.ndarray, width: int) -> np.ndarray:
-    """Return queries `(queries, width)` as L2-normalised float32."""
+def unit_rows(vectors: Tensor | np.ndarray, width: int, k: int) -> np.ndarray:
+    """Return queries `(queries, width)` as L2-normalised float32; refuse to look for no hits."""
     values = vectors.detach().float().cpu().numpy() if isinstance(vectors, Tensor) else vectors
     queries = np.ascontiguousarray(values, dtype=np.float32)
     if queries.ndim != 2 or queries.shape[1] != width:
@@ -370,11 +340,28 @@ def unit_rows(vectors: Tensor | np.ndarray, width: int) -> np.ndarray:
             f"queries have the shape {queries.shape}; give (queries, {width}), as the model that "
             "made the index embeds them."
         )
+    if k < 1:
+        raise ValueError(f"{k} hits are asked for; give at least 1.")
     lengths = np.linalg.norm(queries, axis=1, keepdims=True)
     return queries / np.where(lengths == 0, 1, lengths)
 
 
-def check_k(k: int) -> None:
-    """Refuse to look for no hits."""
-    if k < 1:
-        raise ValueError(f"{k} hits are asked for; give at least 1.")
+def hits_of(
+    query: np.ndarray,
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    k: int,
+    about: Callable[[int], Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Name the `k` rows whose vectors are nearest to a query, the best first.
+
+    Scores are computed in double precision, alike in every batch; equal ones keep their order.
+    """
+    scores = vectors.astype(np.float64, copy=False) @ query.astype(np.float64)
+    scores = np.round(scores, SCORE_DECIMALS)
+    best = np.argsort(-scores, kind="stable")[:k]
+    ranked = enumerate(zip(rows[best].tolist(), scores[best].tolist(), strict=True), start=1)
+    return [
+        {"score": score, "rank": rank, "row": row} | dict(about(row))
+        for rank, (row, score) in ranked
+    ]

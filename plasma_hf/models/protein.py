@@ -41,15 +41,9 @@ STANDARD_RESIDUES = "ARNDCQEGHILKMFPSTWYV"
 RESIDUE_LETTERS = string.ascii_uppercase
 """Every letter is a residue: the twenty, and six with a rule of their own (`LETTER_RULES`)."""
 
-LETTER_RULES = {
-    "U": "C",  # selenocysteine stands where a cysteine would
-    "O": "K",  # pyrrolysine, a lysine derivative
-    "B": "DN",
-    "Z": "EQ",
-    "J": "IL",
-    "X": STANDARD_RESIDUES,
-}
-"""What a letter outside the twenty may stand for; its embedding is the mean over these."""
+# What a letter outside the twenty may stand for; its embedding is the mean over these. U is
+# selenocysteine, in the place of a cysteine, O pyrrolysine, a lysine derivative.
+LETTER_RULES = {"U": "C", "O": "K", "B": "DN", "Z": "EQ", "J": "IL", "X": STANDARD_RESIDUES}
 
 BACKBONE_ATOMS = ("N", "CA", "C", "O")
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
@@ -67,12 +61,8 @@ ACCEPTED = (
 def clean_sequence(sequence: str, name: str = "sequence") -> str:
     """Return a protein sequence in upper case, without white space and trailing stop.
 
-    One residue in, one letter out: nothing but white space and one final `*` is removed, so
-    positions in the result are positions in the residues that were given. Errors call it `name`.
-
-    Raises:
-        TypeError: If `sequence` is not a string.
-        ValueError: If it is empty or holds a character that is no residue.
+    Nothing else is removed, so positions in the result are residues as given. Errors call it
+    `name`.
 
     Example:
         >>> clean_sequence("mkv laX*")
@@ -97,9 +87,7 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
 
 # --- Structures: PDB and mmCIF files, read into backbone atoms chain by chain.
 
-FARTHEST = 9999.0
-"""A coordinate this large (Å) or larger is no measurement: 9999 is what files write for none."""
-
+_FARTHEST = 9999.0  # Å; a coordinate this large is none: 9999 is what files write for that
 _CIF_START = re.compile(r"(?:\s|#.*\n)*data_", re.IGNORECASE)
 _COORDINATE = re.compile(r" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _USUAL = r"(?:(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}){3}"
@@ -114,15 +102,11 @@ class Structure:
     """Residues of one or more protein chains, with their backbone atoms.
 
     Args:
-        id: What to call it: `file.pdb:A` for a chain, `file.pdb:*` for all.
+        id: `file.pdb:A` for a chain, `file.pdb:*` for all.
         sequence: One letter per observed residue; a modified one by its parent, an unknown one X.
-        backbone: N, CA, C and O of each residue, `(residues, 4 atoms, 3)`, float32, Å; NaN for a
-            missing atom.
+        backbone: N, CA, C and O, `(residues, 4 atoms, 3)`, float32, Å; NaN for a missing atom.
         author_numbers: Number and insertion code of each residue as the file has them (`52A`).
         chain_ids: Chain of each residue as its authors call it.
-
-    Raises:
-        ValueError: If these are not of one length.
 
     Example:
         >>> Structure("p", "MK", torch.zeros(2, 4, 3), ("1", "2"), ("A", "A")).residue_mask
@@ -136,7 +120,6 @@ class Structure:
     chain_ids: tuple[str, ...] = field(repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse parts of different length."""
         residues = len(self.sequence)
         shape = (residues, len(BACKBONE_ATOMS), 3)
         lengths = len(self.author_numbers), len(self.chain_ids)
@@ -148,7 +131,6 @@ class Structure:
             )
 
     def __len__(self) -> int:
-        """Return the number of residues."""
         return len(self.sequence)
 
     @property
@@ -159,9 +141,7 @@ class Structure:
 
 def is_structure(value: Any) -> TypeGuard[Structure]:
     """Tell a `Structure` from anything else, also one of another copy; see `is_protein`."""
-    return isinstance(value, Structure) or (
-        hasattr(value, "backbone") and hasattr(value, "author_numbers")
-    )
+    return hasattr(value, "backbone") and hasattr(value, "author_numbers")
 
 
 def read_structures(
@@ -182,10 +162,6 @@ def read_structures(
         atoms: What a residue must have to count as observed; a chain without any such residue is
             left out with a warning. `("CA",)` also keeps C-alpha traces.
 
-    Raises:
-        ImportError: If gemmi is not installed.
-        OSError, ValueError: If the file cannot be read, or has no such model, chain or atoms.
-
     Example:
         >>> [chain.id for chain in read_structures("4cha.pdb.gz")]  # doctest: +SKIP
         ['4cha.pdb.gz:A', '4cha.pdb.gz:B', '4cha.pdb.gz:C']
@@ -194,72 +170,39 @@ def read_structures(
         raise ValueError(
             f"atoms is {atoms!r}; give some of {BACKBONE_ATOMS}, for example ('CA',) for a trace."
         )
-    file = Path(path)
+    file, needed = Path(path), ", ".join(atoms)
     found = _protein_chains(file, model)
-    wanted = dict.fromkeys(
-        found if chains is None else [chains] if isinstance(chains, str) else chains
-    )
+    wanted = [chains] if isinstance(chains, str) else list(found if chains is None else chains)
+    if unknown := [name for name in wanted if name not in found]:
+        raise ValueError(f"{file} has no chain {unknown[0]!r}; it has: {_listed(found)}.")
+    every = [_structure(f"{file.name}:{name}", name, found[name]) for name in wanted]
     columns = [BACKBONE_ATOMS.index(atom) for atom in atoms]
-    structures: list[Structure] = []
-    lacking: list[str] = []
-    for name in wanted:
-        if name not in found:
-            raise ValueError(f"{file} has no chain {name!r}; it has: {_listed(found)}.")
-        structure = _structure(file, name, found[name])
-        observed = structure.backbone[:, columns].isfinite().flatten(1).all(dim=1)
-        if observed.any():
-            structures.append(structure)
-        else:
-            lacking.append(name)
-    if not structures:
+    there = [one.backbone[:, columns].isfinite().flatten(1).all(dim=1).any() for one in every]
+    if not any(there):
         raise ValueError(
-            f"{file} has no residue with the backbone atoms {', '.join(atoms)} in chain "
-            f"{', '.join(wanted)}; give a structure with backbone atoms."
+            f"{file} has no residue with the backbone atoms {needed} in chain {', '.join(wanted)}; "
+            "give a structure with backbone atoms."
         )
-    for name in lacking:
-        needed = ", ".join(atoms)
-        logger.warning("chain %r of %s has no residue with %s and is left out", name, file, needed)
-    return structures
+    for name, observed in zip(wanted, there, strict=True):
+        if not observed:
+            message = "chain %r of %s has no residue with %s and is left out"
+            logger.warning(message, name, file, needed)
+    return list(compress(every, there))
 
 
 def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> Structure:
-    """Read the one protein chain of a file, the one named behind a colon, or all as one.
+    """Read the one protein chain of a file, a named one, or all as one.
 
     Args:
         place: A file with one chain, `file.pdb:A` for one of several chains, or `file.pdb:*` for
             all of them one after another.
         atoms: What a residue must have to count as observed, as for `read_structures`.
-
-    Raises:
-        ImportError: If gemmi is not installed.
-        OSError, ValueError: If the file cannot be read, holds several chains, or not the named one.
-
-    Example:
-        >>> read_structure("1abc.pdb:A").id  # doctest: +SKIP
-        '1abc.pdb:A'
     """
-    file, wanted = split_record(place)
-    chains = None if wanted == "*" else wanted
-    structures = read_structures(file, chains=chains, atoms=atoms)
-    if wanted == "*":
-        return join_structures(f"{Path(file).name}:*", structures)
-    if len(structures) > 1:
-        names = [structure.chain_ids[0] for structure in structures]
-        raise ValueError(
-            f"{file} holds {len(names)} chains: {_listed(names)}; name one, as in "
-            f"'{file}:{names[0]}', or take all as one protein with '{file}:*'."
-        )
-    return structures[0]
+    return _only(_read_chains(place, atoms), place).structure  # type: ignore[return-value]
 
 
 def join_structures(name: str, structures: Sequence[Structure]) -> Structure:
-    """Put structures, one at least, one after another, and call the whole `name`.
-
-    Example:
-        >>> one = Structure("p", "M", torch.zeros(1, 4, 3), ("1",), ("A",))
-        >>> join_structures("both", [one, one]).sequence
-        'MM'
-    """
+    """Put structures, one at least, one after another, and call the whole `name`."""
     if not structures:
         raise ValueError(f"no structures were given to join as {name}; give one at least.")
     return Structure(
@@ -272,12 +215,7 @@ def join_structures(name: str, structures: Sequence[Structure]) -> Structure:
 
 
 def split_record(place: str | Path) -> tuple[str, str | None]:
-    """Split `file:record` into file and record; the record is None where none is named.
-
-    Example:
-        >>> split_record("1abc.pdb:A"), split_record("1abc.pdb")
-        (('1abc.pdb', 'A'), ('1abc.pdb', None))
-    """
+    """Split `file:record` into file and record; the record is None where none is named."""
     text = str(place)
     file, colon, wanted = text.rpartition(":")
     return (file, wanted) if file and colon and not Path(text).exists() else (text, None)
@@ -294,7 +232,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
-    """Return the places of each protein chain of a model, by the chain's name."""
+    """Return the residues of each protein chain of a model, see `_places`, by the chain's name."""
     if gemmi is None:
         raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
     text = _text(file)
@@ -389,23 +327,25 @@ def _is_amino_acid(residue: Any) -> bool:
     return known.is_amino_acid() if known.found() else all(a in residue for a in ("N", "CA", "C"))
 
 
-def _structure(file: Path, chain: str, places: list[list[Any]]) -> Structure:
-    residues = [_most_occupied(place) for place in places]
-    atoms = [_backbone(residue, altloc) for residue, altloc in residues]
+def _structure(name: str, chain: str, places: list[list[Any]]) -> Structure:
+    residues, atoms = zip(*map(_most_occupied, places), strict=True)
     backbone = torch.tensor(atoms, dtype=torch.float32)
-    measured = (backbone.abs() < FARTHEST).all(dim=-1, keepdim=True)
-    letters = (gemmi.find_tabulated_residue(r.name).one_letter_code for r, _ in residues)
+    measured = (backbone.abs() < _FARTHEST).all(dim=-1, keepdim=True)
+    letters = (gemmi.find_tabulated_residue(one.name).one_letter_code for one in residues)
     return Structure(
-        f"{file.name}:{chain}",
+        name,
         "".join(letter.upper() if letter.strip() else "X" for letter in letters),
         backbone.where(measured, math.nan),
-        tuple(_number(residue) for residue, _ in residues),
+        tuple(map(_number, residues)),
         (chain,) * len(residues),
     )
 
 
-def _most_occupied(place: list[Any]) -> tuple[Any, str]:
-    """Choose among alternates one residue and one label, by occupancy; the first of equals."""
+def _most_occupied(place: list[Any]) -> tuple[Any, list[list[float]]]:
+    """Choose among alternates one residue and label, by occupancy, and return its four atoms.
+
+    Of equals it is the first. An atom that lacks the label is the most occupied under another.
+    """
     occupancy: dict[tuple[int, str], float] = {}
     for number, residue in enumerate(place):
         for atom in residue:
@@ -414,18 +354,13 @@ def _most_occupied(place: list[Any]) -> tuple[Any, str]:
                 key = number, atom.altloc
                 occupancy[key] = occupancy.get(key, 0.0) + (atom.occ if atom.occ > 0 else 0.0)
     number, altloc = max(occupancy, key=occupancy.__getitem__, default=(0, "\0"))
-    return place[number], altloc
-
-
-def _backbone(residue: Any, altloc: str) -> list[list[float]]:
-    """Return the four atoms; one that lacks the label as most occupied under another."""
-    atoms = []
+    residue, atoms = place[number], []
     for name in BACKBONE_ATOMS:
         found = list(residue[name]) if name in residue else []
         if len(found) > 1:
             found.sort(key=lambda atom: (atom.altloc != altloc, atom.altloc != "\0", -atom.occ))
         atoms.append(found[0].pos.tolist() if found else [math.nan] * 3)
-    return atoms
+    return residue, atoms
 
 
 # --- Proteins, from whatever a user may give.
@@ -442,9 +377,6 @@ class Protein:
         structure: Backbone atoms of the same residues.
         source: File and record that it was read from, "" if from none.
 
-    Attributes:
-        checked: Whether `read_protein` has checked it and cleaned its letters.
-
     Example:
         >>> protein = Protein("P1", "mkvla")
         >>> protein.kind, len(protein), protein.checked, read_protein(protein).sequence
@@ -456,24 +388,13 @@ class Protein:
     embeddings: Tensor | None = field(default=None, repr=False)
     structure: Structure | None = field(default=None, repr=False)
     source: str = ""
-    checked: bool = field(default=False, init=False, repr=False)
+    checked: bool = field(default=False, init=False, repr=False)  # by `read_protein`, and clean
 
     def __post_init__(self) -> None:
-        """Take the letters of a structure where none are given."""
         if self.sequence is None and self.structure is not None:
             object.__setattr__(self, "sequence", self.structure.sequence)
 
-    @classmethod
-    def of(cls, name: str, content: str | Structure, source: str = "") -> Protein:
-        """Make a protein of letters or of a structure, whichever is given."""
-        if isinstance(content, str):
-            return cls(name, content, source=source)
-        if is_structure(content):
-            return cls(name, structure=content, source=source)
-        raise TypeError(f"{name!r} is a {type(content).__name__}; give {ACCEPTED}.")
-
     def __len__(self) -> int:
-        """Return the number of residues."""
         return len((self.sequence or "") if self.embeddings is None else self.embeddings)
 
     @property
@@ -514,14 +435,8 @@ def is_protein(value: Any) -> TypeGuard[Protein]:
 
     transformers loads the remote code of a model and of its processor as separate packages, each
     with a class `Protein` of its own; between them `isinstance` says no.
-
-    Example:
-        >>> is_protein(Protein("p", "MKV")), is_protein("MKV")
-        (True, False)
     """
-    return isinstance(value, Protein) or (
-        hasattr(value, "id") and hasattr(value, "sequence") and hasattr(value, "embeddings")
-    )
+    return all(hasattr(value, name) for name in ("id", "sequence", "embeddings"))
 
 
 def read_protein(
@@ -537,11 +452,6 @@ def read_protein(
         name: What to call it in an error message, and where it has no id.
         atoms: What a residue of a structure must have to count as observed.
 
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If it is unusable, or the file holds several records.
-        FileNotFoundError: If there is no such file.
-
     Example:
         >>> read_protein({"id": "P1", "sequence": "mkvla"})
         Protein(id='P1', sequence='MKVLA', source='')
@@ -556,7 +466,7 @@ def read_protein(
                 f"{name} is the folder {str(value)!r}, not one protein; give a file in it. What to "
                 "search can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
             )
-        return _check(read_record(value, atoms), name)
+        return _check(_only(read_records(value, atoms), value), name)
     if isinstance(value, Mapping):
         return _read_mapping(value, name, atoms)
     if is_structure(value):
@@ -566,95 +476,22 @@ def read_protein(
     raise TypeError(f"{name} is a {type(value).__name__}; give {ACCEPTED}.")
 
 
-def read_proteins(
-    place: str | Path, on_invalid: Callable[[InvalidRecord], object]
-) -> Iterator[Protein]:
-    """Read all proteins of a FASTA or structure file, or of the structures below a folder.
-
-    Args:
-        place: File or folder; or one record or chain, as `file:record` or `file:chain`.
-        on_invalid: Called with what is left out: records of FASTA, files of a folder.
-
-    Raises:
-        FileNotFoundError: If there is no such place.
-        ValueError: If it holds nothing that can be read.
-    """
-    path = Path(place)
-    inside = path.is_dir()
-    found = sorted(path.rglob("*")) if inside else [path]
-    files = [file for file in found if not inside or suffix_of(file) in STRUCTURE_SUFFIXES]
-    if not files:
-        raise ValueError(
-            f"there is no structure file below {str(place)!r}; structures are read from "
-            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
-        )
-    if not inside and not Path(split_record(place)[0]).is_file():
-        raise FileNotFoundError(
-            f"there is no file or folder {str(place)!r}; check the path. A sequence goes into a "
-            "list: candidates=['MKVLA']."
-        )
-    for file in files:
-        name = file.relative_to(path).as_posix() if inside else file.name
-        try:
-            records = read_records(file, BACKBONE_ATOMS)
-        except (ValueError, OSError) as error:
-            if not inside:
-                raise
-            on_invalid(InvalidRecord(name, str(error)))
-        else:
-            yield from _usable(records, name.removesuffix(file.name), on_invalid)
-
-
-def _usable(
-    records: list[Protein], folder: str, on_invalid: Callable[[InvalidRecord], object]
-) -> Iterator[Protein]:
-    for record in records:
-        try:
-            yield _check(replace(record, id=folder + record.id), "record")
-        except ValueError as error:
-            on_invalid(InvalidRecord(record.id, str(error)))
-
-
-def read_record(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -> Protein:
-    """Read the one protein of a file, or the one named behind a colon, unchecked.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is unreadable, holds several proteins, or not the one named.
-    """
-    file = split_record(place)[0]
-    if suffix_of(file) in STRUCTURE_SUFFIXES:
-        return _of_structure(read_structure(place, atoms), file)
-    records = read_records(place)
-    if len(records) > 1:
-        raise ValueError(
-            f"{file} holds {len(records)} records: {_listed(record.id for record in records)}; "
-            f"name one, as in '{file}:{records[0].id}'."
-        )
-    return records[0]
-
-
 def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -> list[Protein]:
     """Read every protein of a FASTA, PDB or mmCIF file, or the one that is named, unchecked.
 
     A FASTA record is called by the first word of its header, a chain `file:chain`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read as what its name says, or has no such record.
     """
-    path, wanted = split_record(place)
-    file, suffix = Path(path), suffix_of(path)
+    file, wanted = split_record(place)
+    suffix = suffix_of(file)
     if suffix not in FILE_SUFFIXES:
         raise ValueError(
-            f"{path}: files are read by their ending, and this one "
+            f"{file}: files are read by their ending, and this one "
             + (f"has {suffix!r}, which is not one of" if suffix else "has no ending; give one of")
             + f" {', '.join(FILE_SUFFIXES)} (each also with .gz)."
         )
     if suffix in STRUCTURE_SUFFIXES:
-        found = [read_structure(place, atoms)] if wanted else read_structures(file, atoms=atoms)
-        return [_of_structure(structure, file) for structure in found]
-    records = _read_fasta(file)
+        return _read_chains(place, atoms)
+    records = _read_fasta(Path(file))
     if not wanted:
         return records
     named = [record for record in records if wanted in (record.id, record.id.rpartition(":")[2])]
@@ -662,6 +499,31 @@ def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -
         has = _listed(record.id for record in records)
         raise ValueError(f"{file} has no record {wanted!r}; it has: {has}.")
     return named[:1]
+
+
+def _read_chains(place: str | Path, atoms: Sequence[str]) -> list[Protein]:
+    """Read the chains of a structure file, the one named behind a colon, or with `*` all as one."""
+    file, wanted = split_record(place)
+    chains = read_structures(file, chains=None if wanted == "*" else wanted, atoms=atoms)
+    if wanted == "*":
+        chains = [join_structures(f"{Path(file).name}:*", chains)]
+    return [
+        Protein(chain.id, structure=chain, source=f"{file}:{chain.id.rpartition(':')[2]}")
+        for chain in chains
+    ]
+
+
+def _only(found: list[Protein], place: str | Path) -> Protein:
+    """Return the one protein that a file holds; of several, say how to name one."""
+    if len(found) == 1:
+        return found[0]
+    chains = found[0].kind == "structure"
+    names = [protein.id.rpartition(":")[2] if chains else protein.id for protein in found]
+    raise ValueError(
+        f"{place} holds {len(names)} {'chains' if chains else 'records'}: {_listed(names)}; name "
+        f"one, as in '{place}:{names[0]}'"
+        + (f", or take all as one protein with '{place}:*'." if chains else ".")
+    )
 
 
 def _read_fasta(file: Path) -> list[Protein]:
@@ -682,13 +544,6 @@ def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
     """Read FASTA records from lines as they come, unchecked.
 
     A record is called by the first word of its header, or else by the number of its line.
-
-    Raises:
-        ValueError: If a line comes before any header.
-
-    Example:
-        >>> [(p.id, p.sequence) for p in parse_fasta([">one first", "MK", "VL", ">two", "AC"])]
-        [('one', 'MKVL'), ('two', 'AC')]
     """
     name: str | None = None
     parts: list[str] = []
@@ -707,12 +562,7 @@ def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
 
 
 def looks_like_path(text: str) -> bool:
-    """Tell a path from a sequence: a path holds a dot or a slash, a sequence neither.
-
-    Example:
-        >>> looks_like_path("1abc.pdb:A"), looks_like_path("MKVLA")
-        (True, False)
-    """
+    """Tell a path from a sequence: a path holds a dot or a slash, a sequence neither."""
     return "." in text or "/" in text or "\\" in text
 
 
@@ -721,15 +571,6 @@ def with_backbone_atoms(protein: Protein) -> Protein:
 
     A warning names those that are left out. Whatever a residue's name, it stays: ProtSSN's own
     reader gives up on a protein with a modified residue, here it is spelled by its parent.
-
-    Raises:
-        ValueError: If the protein has no atoms, or no residue has all three.
-
-    Example:
-        >>> atoms = torch.tensor([1.0, float("nan")]).expand(4, 3, 2).transpose(0, 2)
-        >>> structure = Structure("p", "MK", atoms.transpose(1, 2), ("1", "2"), ("A", "A"))
-        >>> with_backbone_atoms(Protein("p", structure=structure)).sequence
-        'M'
     """
     structure, atoms = protein.structure, protein.backbone_atoms
     if structure is None or atoms is None:
@@ -737,14 +578,14 @@ def with_backbone_atoms(protein: Protein) -> Protein:
             f"{protein.id} comes without atoms, and a structure encoder such as ProtSSN reads "
             "structures; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
         )
-    complete = atoms.isfinite().all(dim=-1).all(dim=-1)
-    if complete.all():
-        return protein
+    complete = atoms.isfinite().flatten(1).all(dim=1)
     kept, letters = complete.tolist(), protein.sequence or structure.sequence
-    lacking = [f"{letters[i]}{i + 1}" for i, whole in enumerate(kept) if not whole]
+    if all(kept):
+        return protein
     lack = f"lack one of the backbone atoms {', '.join(BACKBONE_ATOMS[:3])}"
     if not any(kept):
         raise ValueError(f"all residues of {protein.id} {lack}; give a complete structure.")
+    lacking = [f"{letters[i]}{i + 1}" for i, whole in enumerate(kept) if not whole]
     logger.warning(
         "%s: %d of %d residues %s and are left out: %s (by their place in the sequence)",
         *(protein.id, len(lacking), len(atoms), lack, _listed(lacking)),
@@ -768,8 +609,7 @@ def _as_checked(protein: Protein) -> Protein:
 
 def _check(protein: Protein, name: str) -> Protein:
     """Return a protein with clean letters and all its parts checked against each other."""
-    name = f"{name} {protein.id!r}"
-    sequence, embeddings = protein.sequence, protein.embeddings
+    name, sequence, embeddings = f"{name} {protein.id!r}", protein.sequence, protein.embeddings
     if embeddings is not None:
         embeddings = _check_embeddings(embeddings, name)
     if embeddings is None or sequence is not None:
@@ -777,8 +617,7 @@ def _check(protein: Protein, name: str) -> Protein:
     residues = len(sequence or "") if embeddings is None else len(embeddings)
     if sequence is not None and len(sequence) != residues:
         raise ValueError(
-            f"{name} has {len(sequence)} residues and embeddings of {residues}; give one per "
-            "residue."
+            f"{name} has {len(sequence)} residues, but {residues} embeddings; give one per residue."
         )
     structure, atoms = getattr(protein, "structure", None), getattr(protein, "backbone_atoms", None)
     if atoms is not None and tuple(atoms.shape) != (residues, 3, 3):
@@ -787,12 +626,10 @@ def _check(protein: Protein, name: str) -> Protein:
             f"give N, CA and C of each residue, ({residues}, 3, 3)."
         )
     if atoms is not None and structure is None:  # of code from before proteins had structures
-        numbers, backbone = (
-            map(str, range(1, residues + 1)),
-            F.pad(atoms, (0, 0, 0, 1), value=math.nan),
-        )
+        numbers = tuple(str(i + 1) for i in range(residues))
+        backbone = F.pad(atoms, (0, 0, 0, 1), value=math.nan)
         letters = sequence or "X" * residues
-        structure = Structure(protein.id, letters, backbone, tuple(numbers), ("A",) * residues)
+        structure = Structure(protein.id, letters, backbone, numbers, ("A",) * residues)
     source = getattr(protein, "source", "")
     return _as_checked(Protein(protein.id, sequence, embeddings, structure, source))
 
@@ -801,9 +638,7 @@ def _check_embeddings(value: Tensor | np.ndarray | list, name: str) -> Tensor:
     try:
         embeddings = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} is not a table of numbers (residues, hidden): {error}."
-        ) from error
+        raise ValueError(f"{name} is not a table of numbers (residues, hidden): {error}") from error
     if embeddings.ndim != 2 or 0 in embeddings.shape or not embeddings.is_floating_point():
         raise ValueError(
             f"{name} is {embeddings.dtype} of shape {tuple(embeddings.shape)}; residue embeddings "
@@ -831,15 +666,9 @@ def _read_mapping(value: Mapping[str, Any], name: str, atoms: Sequence[str]) -> 
     return _as_checked(replace(protein, id=str(value.get("id") or protein.id)))
 
 
-def _of_structure(structure: Structure, file: str | Path) -> Protein:
-    source = f"{file}:{structure.id.rpartition(':')[2]}"
-    return Protein(structure.id, structure=structure, source=source)
-
-
 # --- What the pipelines share: answers in order, computed in batches of like size.
 
-READ_AHEAD = 16
-"""Batches that are looked at together, so that inputs of like size share a batch."""
+_READ_AHEAD = 16  # batches that are looked at together, so that inputs of like size share one
 
 
 class ProteinPipeline(Pipeline):
@@ -855,14 +684,10 @@ class ProteinPipeline(Pipeline):
     size_of: Callable[..., Any]
 
     _load_processor = None  # a model may have none
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_video_processor = False
+    _load_tokenizer = _load_image_processor = _load_video_processor = False
     _load_feature_extractor = False
 
-    def _sanitize_parameters(
-        self, on_error: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _sanitize_parameters(self, on_error: str | None = None) -> tuple[dict, dict, dict]:
         if on_error not in (None, "raise", "report"):
             raise ValueError(f"on_error={on_error!r}; accepted are 'raise' and 'report'.")
         return ({} if on_error is None else {"on_error": on_error}), {}, {}
@@ -886,26 +711,21 @@ class ProteinPipeline(Pipeline):
             return {"error": str(error)}
 
     def get_iterator(
-        self,
-        inputs: Iterable[Any],
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
+        self, inputs: Iterable[Any], num_workers: int, batch_size: int, *params: dict[str, Any]
     ) -> Iterator[Any]:
-        """Yield one answer per input."""
-        prepared = (self.preprocess(one, **preprocess_params) for one in inputs)
-        ahead = batch_size * READ_AHEAD if batch_size > 1 else 1
+        """Yield one answer per input; `params` are those to read, to compute and to answer."""
+        reading, forward, post = params
+        prepared = (self.preprocess(one, **reading) for one in inputs)
+        ahead = batch_size * _READ_AHEAD if batch_size > 1 else 1
         while window := list(islice(prepared, ahead)):
             answers = dict(enumerate(window))  # what is wrong with an input is its answer
             good = [i for i, one in answers.items() if not (type(one) is dict and "error" in one)]
             good.sort(key=lambda i: self.size_of(window[i]))
             for start in range(0, len(good), batch_size):
                 chosen = good[start : start + batch_size]
-                outputs = self.forward([window[i] for i in chosen], **forward_params)
+                outputs = self.forward([window[i] for i in chosen], **forward)
                 for i, output in zip(chosen, outputs, strict=True):
-                    answers[i] = self.postprocess(output, **postprocess_params)
+                    answers[i] = self.postprocess(output, **post)
             yield from answers.values()
 
     def run_single(self, inputs: Any, *params: dict[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..models.pipeline_protein_retrieval import CandidateList
 from .index import (
     Index,
     IndexHeader,
@@ -15,7 +14,6 @@ from .index import (
 )
 
 __all__ = [
-    "CandidateList",
     "Index",
     "IndexHeader",
     "IndexReport",

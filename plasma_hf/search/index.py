@@ -31,24 +31,25 @@ from ..data.store import (
     write_shard,
     writer_lock,
 )
-from ..io.sequences import BadRecord, read_sequences
+from ..io.sequences import read_sequences
 from ..io.structures import read_structure_folder
 from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
     RESIDUES_PER_BATCH,
-    check_k,
-    cosines,
     embed_proteins,
     hits_of,
-    stable_top,
     unit_rows,
 )
 from ..models.protein import (
+    ACCEPTED,
     BACKBONE_ATOMS,
     KINDS,
     STRUCTURE_SUFFIXES,
+    InvalidRecord,
     Protein,
+    Structure,
+    is_structure,
     read_protein,
     suffix_of,
 )
@@ -64,7 +65,7 @@ DATASET = "dataset_info.json"
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """Say which model made vectors: two are the same where weights and input format are."""
+    """Which model made vectors: two are the same where weights and input format are."""
 
     model: str  # Hub id, or name of the folder
     weights: str  # `weights_digest` of the model
@@ -86,17 +87,17 @@ class ModelFingerprint:
             raise ValueError(
                 f"the index {folder} was made by {describe(asdict(self))}, and this model is "
                 f"{describe(asdict(other))}: their vectors cannot be compared. Give the model that "
-                "made it, or build an index with this one: plasma-hf index build INPUT --output "
-                "ANOTHER_FOLDER --model MODEL"
+                "made it, or build another index: plasma-hf index build INPUT --output FOLDER "
+                "--model MODEL"
             )
 
 
 @dataclass(frozen=True)
 class IndexHeader(Header):
-    """Hold what `index.json` says: which model made the index, and which files it is made of.
+    """What `index.json` says: which model made the index, and which files it is made of.
 
-    That file alone decides; what it does not name is no part of the index. It is replaced in one
-    step, so whoever opens the folder finds all of a change or nothing of it.
+    What it does not name is no part of the index. It is replaced in one step, so whoever opens the
+    folder finds all of a change or nothing of it.
     """
 
     FILE = "index.json"
@@ -140,22 +141,16 @@ class _Shard:
         except (SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a shard of an index ({error}); {remedy}.") from error
         self.kinds: dict[str, int] = about["kinds"]
-        self.bad = [BadRecord(*one) for one in about["bad"]]
+        self.bad = [InvalidRecord(*one) for one in about["bad"]]
         if count not in (None, len(self)):
             raise ValueError(f"{path} holds {len(self)} records, not {count}; {remedy}.")
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self, numbers: slice = slice(None)) -> list[dict[str, str]]:
         """Return `ABOUT`, residues and sha of each record."""
-        return [json.loads(line) for line in self._lines()]
-
-    def row(self, number: int) -> dict[str, str]:
-        return json.loads(self._lines()[number])
-
-    def _lines(self) -> list[bytes]:
-        return self._about.numpy().tobytes().splitlines()
+        return [json.loads(line) for line in self._about.numpy().tobytes().splitlines()[numbers]]
 
 
 def _shard_name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -> str:
@@ -178,30 +173,11 @@ def _write_rows(
     write_shard(path, {"vectors": vectors, "about": about}, header)
 
 
-# A record in the index, and back.
-
-
-def _row(record: Protein) -> dict[str, str]:
-    about = {name: getattr(record, name) for name in ABOUT}
-    return about | {"residues": record.sequence or "", "sha": record.sha}
-
-
-def _record(row: dict[str, str]) -> Protein:
-    if row["kind"] == "sequence":
-        return Protein.of(row["id"], row["residues"], row["source"])
-    if not row["source"]:
-        raise ValueError(f"{row['id']} was read from no file, and an index keeps no atoms")
-    record = read_protein(row["source"], row["id"], BACKBONE_ATOMS)
-    if record.sha != row["sha"]:
-        raise ValueError(f"{row['source']} has changed since it was indexed")
-    return replace(record, id=row["id"])
-
-
 # --- Searching.
 
 
 class Index(ShardedStore):
-    """Find the nearest of many proteins, kept in a folder.
+    """The nearest of many proteins, kept in a folder.
 
     Example:
         >>> import tempfile, torch, types
@@ -236,12 +212,9 @@ class Index(ShardedStore):
 
     @classmethod
     def open(cls, folder: str | PathLike[str], model: Any = None) -> Index:
-        """Open an index, for a model to search it; records stay on disk until they are found.
+        """Open an index, for a model to search it; refuse another model than the one that made it.
 
-        Raises:
-            FileNotFoundError: If there is none.
-            ImportError: If its search is approximate, and faiss is not installed.
-            ValueError: If another model made it, naming both, or it is damaged.
+        Records stay on disk until they are found.
         """
         header = IndexHeader.read(folder)
         if model is not None:
@@ -249,7 +222,6 @@ class Index(ShardedStore):
         return cls(folder, header)
 
     def __len__(self) -> int:
-        """Count the records."""
         return self._starts[-1]
 
     @property
@@ -262,39 +234,30 @@ class Index(ShardedStore):
         self.header.made_by.check(model, self.folder)
 
     def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
-        """Find the nearest records of each query.
-
-        Args:
-            vectors: `(queries, width)`, of the model that made the index.
-            k: How many hits a query gets, where there are as many.
+        """Find the `k` nearest records of each query vector, `(queries, width)`.
 
         Returns:
             Hits of each query, best first, `{"id", "score", "rank", "row", "kind", "source"}`. The
             score is the cosine, to six decimals; records of equal score keep the order of the
             index, where `row` counts from 0.
-
-        Raises:
-            ValueError: If the vectors have another width, or `k` is not positive.
         """
-        queries = unit_rows(vectors, self.header.width)
-        check_k(k)
-        results = []
-        for query, rows in zip(queries, self._near(queries, k), strict=True):
-            # Computed anew, in double precision: alike in every batch of queries.
-            scores = cosines(query, self._vectors(rows))
-            best = stable_top(scores, k)
-            results.append(hits_of(self._about, rows[best], scores[best]))
-        return results
+        queries = unit_rows(vectors, self.header.width, k)
+        return [
+            hits_of(query, self._vectors(rows), rows, k, self._about)
+            for query, rows in zip(queries, self._near(queries, k), strict=True)
+        ]
 
     def read(self, row: int) -> Protein:
-        """Read a record again: a sequence from the index, a structure from its file.
-
-        Raises:
-            FileNotFoundError: If the file of a structure is not there any more.
-            ValueError: If the file is not what the index was made of.
-        """
-        shard, place = self._at(row)
-        return _record(shard.row(place))
+        """Read a record again: a sequence from the index, a structure from its file, unchanged."""
+        about = self._row(row)
+        if about["kind"] == "sequence":
+            return Protein(about["id"], about["residues"], source=about["source"])
+        if not about["source"]:
+            raise ValueError(f"{about['id']} was read from no file, and an index keeps no atoms")
+        record = read_protein(about["source"], about["id"], BACKBONE_ATOMS)
+        if record.sha != about["sha"]:
+            raise ValueError(f"{about['source']} has changed since it was indexed")
+        return replace(record, id=about["id"])
 
     def _near(self, queries: np.ndarray, k: int) -> Iterator[np.ndarray]:
         """Yield the rows that may be the best of each query, in order."""
@@ -316,13 +279,15 @@ class Index(ShardedStore):
         return self._shards[number], row - self._starts[number]
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        places = map(self._at, rows.tolist())
-        found = [shard.vectors[place] for shard, place in places]
+        found = [shard.vectors[place] for shard, place in map(self._at, rows.tolist())]
         return np.stack(found) if found else np.zeros((0, self.header.width))
 
-    def _about(self, row: int) -> dict[str, str]:
+    def _row(self, row: int) -> dict[str, str]:
         shard, place = self._at(row)
-        about = shard.row(place)
+        return shard.rows(slice(place, place + 1))[0]
+
+    def _about(self, row: int) -> dict[str, str]:
+        about = self._row(row)
         return {name: about[name] for name in ABOUT}
 
 
@@ -341,7 +306,7 @@ def _import_faiss() -> Any:
 
 
 def read_records(
-    inputs: str | Path | Iterable[str | Path], bad: list[BadRecord], kind: str | None = None
+    inputs: str | Path | Iterable[str | Path], bad: list[InvalidRecord], kind: str | None = None
 ) -> Iterator[Protein]:
     r"""Read records one after the other, leaving out and reporting what is wrong.
 
@@ -351,9 +316,6 @@ def read_records(
         bad: List to which skipped records are added.
         kind: "sequence" to take the sequences of structures, "structure" to refuse whatever has no
             atoms; by default each as it comes.
-
-    Raises:
-        ValueError: If there is no such kind.
 
     Example:
         >>> import pathlib, tempfile
@@ -371,10 +333,10 @@ def read_records(
         try:
             yield from _read_place(Path(place), bad, kind)
         except (ValueError, OSError, ImportError) as error:
-            bad.append(BadRecord(str(place), str(error)))
+            bad.append(InvalidRecord(str(place), str(error)))
 
 
-def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator[Protein]:
+def _read_place(place: Path, bad: list[InvalidRecord], kind: str | None) -> Iterator[Protein]:
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
@@ -389,13 +351,12 @@ def _read_place(place: Path, bad: list[BadRecord], kind: str | None) -> Iterator
         return
     folder = whole if place.is_dir() else whole.parent
     found = read_structure_folder(place, bad.append)
-    values = (
-        (one.id, one.sequence if kind == "sequence" else one, str(folder / one.id)) for one in found
-    )
-    yield from _valid(values, bad)
+    as_sequence = kind == "sequence"
+    rows = ((s.id, s.sequence if as_sequence else s, str(folder / s.id)) for s in found)
+    yield from _valid(rows, bad)
 
 
-def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
+def _valid(values: Iterable[Any], bad: list[InvalidRecord]) -> Iterator[Protein]:
     """Take records, and tuples as `build_index` says; skip and report what cannot be indexed."""
     if isinstance(values, str | Path):
         raise TypeError(
@@ -407,7 +368,7 @@ def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
         try:
             if isinstance(value, tuple | list) and len(value) in (2, 3):
                 name = str(value[0])
-                record = read_protein(Protein.of(name, *value[1:]), "record")
+                record = read_protein(_protein_of(name, *value[1:]), "record")
             else:
                 record = read_protein(value, name, BACKBONE_ATOMS)
             name = record.id
@@ -415,10 +376,18 @@ def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
                 content = "the same" if first[name] == record.sha else "other"
                 raise ValueError(f"this id comes again, with {content} content; the first is kept")
         except (ValueError, TypeError, OSError) as error:
-            bad.append(BadRecord(name, str(error)))
+            bad.append(InvalidRecord(name, str(error)))
             continue
         first[name] = record.sha
         yield record
+
+
+def _protein_of(name: str, content: str | Structure, source: str = "") -> Protein:
+    if isinstance(content, str):
+        return Protein(name, content, source=source)
+    if is_structure(content):
+        return Protein(name, structure=content, source=source)
+    raise TypeError(f"{name!r} is a {type(content).__name__}; give {ACCEPTED}.")
 
 
 # --- Building and changing, so that a kill at any time does no harm.
@@ -426,7 +395,7 @@ def _valid(values: Iterable[Any], bad: list[BadRecord]) -> Iterator[Protein]:
 
 @dataclass
 class IndexReport(EmbeddingReport):
-    """Say what was done to an index."""
+    """What was done to an index."""
 
     replaced: int = 0  # records that took the place of one of the same id
 
@@ -436,7 +405,7 @@ def build_index(
     records: Iterable[Any],
     folder: str | PathLike[str],
     *,
-    bad: Sequence[BadRecord] = (),
+    bad: Sequence[InvalidRecord] = (),
     factory: str | None = None,
     overwrite: bool = False,
     records_per_shard: int = RECORDS_PER_SHARD,
@@ -445,9 +414,10 @@ def build_index(
 ) -> IndexReport:
     """Build an index of exactly these records; a build that was stopped goes on.
 
-    Records are read as they are embedded, some hundreds at a time, and written as one file. A build
-    that was killed is resumed by calling this again with the same input: what is on disk is not
-    embedded again, and the index ends the same, byte for byte, as one built in one go.
+    Records are read as they are embedded, some hundreds at a time; one that is skipped does not
+    stop the others. A build that was killed is resumed by calling this again with the same input:
+    what is on disk is not embedded again, and the index ends the same, byte for byte, as one built
+    in one go.
 
     Args:
         model: With `embed_sequences` and `embed_structures`, such as `ProtAlignModel`.
@@ -457,18 +427,11 @@ def build_index(
         bad: Invalid records to report with the others: the list that `read_records` fills.
         factory: faiss index factory string for approximate search, such as "IVF256,Flat"; by
             default search is exact. Scores are exact either way.
-        overwrite: Take the place of a finished index of other records or of another model.
+        overwrite: Take the place of a finished index of other records or of another model, which
+            is refused otherwise.
         records_per_shard: How many records are read ahead and written together.
         residues_per_batch: Most residues embedded at once, padding included.
         progress: Show it on standard error.
-
-    Returns:
-        What was done; a record that is skipped does not stop the others.
-
-    Raises:
-        ImportError: If a factory is given, and faiss is not installed.
-        ValueError: If the folder holds a finished index of other records or of another model, or
-            somebody else is writing it.
     """
     if factory:
         _import_faiss()
@@ -496,30 +459,15 @@ def add_records(
     model: Any,
     records: Iterable[Any],
     *,
-    bad: Sequence[BadRecord] = (),
+    bad: Sequence[InvalidRecord] = (),
     replace_changed: bool = False,
-    records_per_shard: int = RECORDS_PER_SHARD,
     residues_per_batch: int = RESIDUES_PER_BATCH,
     progress: bool = False,
 ) -> IndexReport:
     """Add records to an index; whoever opens it meanwhile finds it as it was before.
 
     A record that is there with the same content is passed over. One with the id of another content
-    is reported, or takes its place if `replace_changed` says so.
-
-    Args:
-        folder: Folder of the index.
-        model: Model that made it.
-        records: As all that follows, see `build_index`.
-        bad: To be reported with the others.
-        replace_changed: Let new content take the place of old content of the same id.
-        records_per_shard: How many are embedded and written together.
-        residues_per_batch: Most residues embedded at once.
-        progress: Show it on standard error.
-
-    Raises:
-        FileNotFoundError: If there is no finished index.
-        ValueError: If another model made it, naming both, or somebody else is writing it.
+    is reported, or takes its place if `replace_changed` says so. For the rest see `build_index`.
     """
     model.eval()
     report, path = IndexReport(), Path(folder)
@@ -537,11 +485,11 @@ def add_records(
                     f"{path} holds this id with other content, which stays; rename one of the two, "
                     "or let the new one take its place with --replace (replace_changed=True)."
                 )
-                report.bad.append(BadRecord(record.id, reason))
+                report.bad.append(InvalidRecord(record.id, reason))
             return sha is None or (sha != record.sha and replace_changed)
 
         valid = tqdm(_valid(records, report.bad), unit="protein", disable=not progress)
-        sizes = (records_per_shard, residues_per_batch)
+        sizes = (RECORDS_PER_SHARD, residues_per_batch)
         made_by = index.header.made_by
         shards = _embed(path, model, made_by, filter(is_new, valid), sizes, report)
         # Of a record that could not be embedded, the old content is better than none.
@@ -553,19 +501,7 @@ def add_records(
 
 
 def remove_records(folder: str | PathLike[str], ids: Iterable[str]) -> list[str]:
-    """Take records out of an index.
-
-    Args:
-        folder: Folder of the index.
-        ids: Records to take out.
-
-    Returns:
-        Those of the ids that it does not hold.
-
-    Raises:
-        FileNotFoundError: If there is no finished index.
-        ValueError: If somebody else is writing it.
-    """
+    """Take records out of an index; return those of the ids that it does not hold."""
     path = Path(folder)
     IndexHeader.read(path)  # before there is a lock where no index is
     with _lock(path):
@@ -602,15 +538,17 @@ def _embed(
             raise _is_there(folder, finished)
         there = (folder / name).exists()
         if not there:
-            found = list(zip(part, embed_proteins(model, part, residues_per_batch), strict=True))
-            good = [(record, it) for record, it in found if isinstance(it, Tensor)]
-            bad = [
-                (record.id, f"it cannot be embedded: {it}")
-                for record, it in found
-                if not isinstance(it, Tensor)
-            ]
-            vectors = torch.stack([vector for _, vector in good]) if good else torch.zeros(0, 0)
-            _write_rows(folder / name, [_row(record) for record, _ in good], vectors, bad)
+            rows, vectors, bad = [], [], []
+            made = embed_proteins(model, part, residues_per_batch)
+            for record, vector in zip(part, made, strict=True):
+                if isinstance(vector, Tensor):
+                    about = {key: getattr(record, key) for key in ABOUT}
+                    rows.append(about | {"residues": record.sequence or "", "sha": record.sha})
+                    vectors.append(vector)
+                else:
+                    bad.append((record.id, f"it cannot be embedded: {vector}"))
+            stacked = torch.stack(vectors) if vectors else torch.zeros(0, 0)
+            _write_rows(folder / name, rows, stacked, bad)
         shard = _Shard(folder / name)
         shards[name] = len(shard)
         report.bad += shard.bad
@@ -672,11 +610,10 @@ def _write_faiss(folder: Path, header: IndexHeader) -> str | None:
 
 def _sweep(folder: Path, kept: set[str | None]) -> None:
     """Remove what stopped or overtaken jobs have left."""
-    for pattern in ("records-*", "vectors-*"):
-        for file in folder.glob(pattern):
-            if file.name not in kept:
-                with suppress(OSError):  # a reader may hold it open where that matters
-                    file.unlink()
+    for file in (*folder.glob("records-*"), *folder.glob("vectors-*")):
+        if file.name not in kept:
+            with suppress(OSError):  # a reader may hold it open where that matters
+                file.unlink()
 
 
 def _is_there(folder: Path, header: IndexHeader) -> ValueError:

@@ -17,10 +17,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.pairs import ProteinPair
 from ..io.structures import StructurePair
+from ..models.configuration_protalign import ProtAlignConfig
 from ..models.modeling_backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
+from ..models.modeling_substitution import ResidueEncoderModel
 from ..models.processing_protalign import ProtAlignProcessor
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .augmentation import coordinate_noise
@@ -285,6 +287,8 @@ class ProtAlignRun(TrainingRun):
     Attributes:
         preset: a name of `PROTALIGN_PRESETS`, or a `ProtAlignPreset`.
         trained: which encoders train, of `TRAINED`; with "none" embeddings are computed once.
+        residue_steps: batches by which the encoders are trained residue by residue before all else,
+            see `train_encoders`; a language model stays as it is.
         model_class: `ProtAlignModel`, or one with other pools.
     """
 
@@ -292,6 +296,7 @@ class ProtAlignRun(TrainingRun):
 
     preset: str | ProtAlignPreset = "improved"
     trained: Trained = "none"
+    residue_steps: int = 0
     model_class: type[ProtAlignModel] = ProtAlignModel
 
     def train(
@@ -327,6 +332,8 @@ class ProtAlignRun(TrainingRun):
         arguments.per_device_train_batch_size = min(arguments.per_device_train_batch_size, most)
         settings = self._settings(parts)
         checkpoint = checkpoint_to_resume(Path(self.folder) / CHECKPOINTS, settings, resume)
+        if self.residue_steps:
+            self._train_residues(train, backbone, encoder, arguments.use_cpu, resume)
         everything, forms = [*train, *parts.validation, *parts.test], None
         if preset.form_eps and self.trained in ("none", "lora"):
             # A second form of structures; an encoder that trains adds its noise itself.
@@ -362,6 +369,32 @@ class ProtAlignRun(TrainingRun):
         details = {"trained encoders": self.trained, "training pairs": len(train), **parts.details}
         processor = processor_of(model, backbone)
         return self._write(trainer, processor, details, losses=trainer.losses, **settings)
+
+    def _train_residues(
+        self,
+        pairs: Sequence[StructurePair],
+        backbone: Backbone,
+        encoder: ProteinMPNNEncoder,
+        use_cpu: bool,
+        resume: bool,
+    ) -> None:
+        """Train the encoders in place, residue by residue."""
+        from .residue_contrast import ResidueTraining, train_encoders  # it stands on this module
+
+        sizes = backbone.hidden_size, encoder.config.hidden_size
+        config = ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1])
+        model = ProtAlignModel(config)
+        model.attach_backbone(backbone).attach_structure_encoder(encoder)
+        model.processor = processor_of(model, backbone)
+        train_encoders(
+            model,
+            pairs,
+            [pair.family or pair.id for pair in pairs],
+            Path(self.folder) / "residues",
+            ResidueTraining(self.residue_steps, seed=self.seed, device="cpu" if use_cpu else None),
+            sequences=isinstance(backbone.model, ResidueEncoderModel),
+            resume=resume,
+        )
 
     def features(
         self, pairs: Sequence[StructurePair], backbone: Backbone, encoder: ProteinMPNNEncoder

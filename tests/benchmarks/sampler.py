@@ -14,7 +14,10 @@ WAITING = "waiting"
 # The innermost frame that one of these names says what a thread does; functions go before files.
 FUNCTIONS = {
     "at_least_float32": "converting",
-    "match_scores": "score",
+    "_score_matches": "score",
+    "score_plan": "score",
+    "hinge_cost": "cost",
+    "make_plans": "plan",
     "project_each": "projection",
     "project": "projection",
 }
@@ -26,17 +29,8 @@ FILES = {
     "selectors": WAITING,
     "store_": "reading",
     "stored_": "reading",
-    "embedding_store": "reading",
-    "chunks": "reading",
-    "padding": "converting",
-    "cost": "cost",
-    "tile": "cost",
-    "align_": "cost and plan",
-    "plan": "plan",
-    "sinkhorn": "plan",
-    "support": "plan",
-    "diagonal": "score",
-    "score": "score",
+    "store": "reading",
+    "cpu": "cost and plan",
     "published_form": "cost and plan",
 }
 CONVERSIONS = (".to(", ".float(", ".astype(")

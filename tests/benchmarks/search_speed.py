@@ -52,22 +52,15 @@ def search(folder: Path, head_size: int, repeats: int) -> dict:
     residues = sum(store.lengths.values())
     before = memory("VmRSS")
 
-    found = {}
-
-    def run(precision: str = "float32") -> float:
+    def run() -> float:
         start = time.perf_counter()
-        [hits] = model.score_many(
-            [query], store, top_k=TOP_K, return_plans=False, precision=precision
-        )
+        [hits] = model.score_many([query], store, top_k=TOP_K, return_plans=False)
         seconds = time.perf_counter() - start
         assert len(hits) == min(TOP_K, len(store))
-        found[precision] = {hit.key for hit in hits}
         return seconds
 
     first, seconds = run(), [run() for _ in range(repeats)]
     peak = memory("VmHWM")
-    run("uint8")
-    rounded = [run("uint8") for _ in range(repeats)]
     with Sampler() as sampler:
         run()
     files = folder.glob("**/*.safetensors")
@@ -79,8 +72,6 @@ def search(folder: Path, head_size: int, repeats: int) -> dict:
         "threads": torch.get_num_threads(),
         "first_seconds": first,
         "seconds": seconds,
-        "seconds_uint8": rounded,
-        "same_hits_uint8": len(found["uint8"] & found["float32"]) / len(found["float32"]),
         "rss_before": before,
         "rss_peak": peak,
         "anonymous_peak": sampler.anonymous_bytes,

@@ -114,16 +114,13 @@ def _training(figures: dict) -> str:
 
 def _search(figures: dict) -> str:
     rows = figures["search"]
-    head = ["proteins", "width", "store", "pairs/s", "8 bits", "same hits"]
-    head += ["first pass", "peak memory", "no file behind"]
+    head = ["proteins", "width", "store", "pairs/s", "first pass", "peak memory", "no file behind"]
     cells = [
         [
             f"{row['proteins']:,}",
             str(row["width"]),
             f"{row['store_bytes'] / 1e6:,.0f} MB",
             _number(row["proteins"] / median(row["seconds"])),
-            _number(row["proteins"] / median(row["seconds_uint8"])),
-            f"{row['same_hits_uint8']:.0%}",
             f"{row['first_seconds']:.1f} s",
             f"{row['rss_before'] / 1e6:,.0f} + "
             f"{(row['rss_peak'] - row['rss_before']) / 1e6:,.0f} MB",

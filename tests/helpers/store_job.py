@@ -59,7 +59,8 @@ def run(fasta: str | Path, folder: str | Path) -> EmbeddingReport:
     embedder, head = TinyEsm(), make_head()
     store = EmbeddingStore.create(folder, embedder, head, dtype="float16")
     job = store.prepare(fasta, RESIDUES_PER_BATCH)
-    return store.run(job, embedder, head, shard_bytes=SHARD_BYTES)
+    store.shard_bytes = SHARD_BYTES
+    return store.run(job, embedder, head)
 
 
 if __name__ == "__main__":
