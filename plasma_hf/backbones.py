@@ -13,35 +13,20 @@ from transformers.utils import logging
 from .models.modeling_backbone import Backbone, fetch
 from .models.modeling_protssn import ProtSSNModel
 from .models.modeling_tmvec import TMVecModel
-from .models.processing_plasma import (
-    ESM2,
-    INPUT_FORMATS,
-    PROST_T5,
-    PROT_T5,
-    InputFormat,
-    named_input_format,
-)
+from .models.processing_plasma import ESM2, INPUT_FORMATS, PROST_T5, PROT_T5, InputFormat
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class KnownBackbone:
-    """What is known of a published backbone.
+    """What is known of a published backbone."""
 
-    Attributes:
-        model_id: Its id on the Hub; None where it is published elsewhere.
-        family: First part of the names of its input formats.
-        width: Numbers in a residue embedding.
-        licence: Of the weights.
-        files: What to do where there is no id.
-    """
-
-    model_id: str | None
-    family: str
+    model_id: str | None  # on the Hub; None where it is published elsewhere
+    family: str  # first part of the names of its input formats
     width: int
     licence: str
-    files: str = ""
+    files: str = ""  # what to do where there is no id
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -80,37 +65,19 @@ BACKBONES = {
 
 
 def find_backbone(name_or_path: str | PurePath) -> KnownBackbone | None:
-    """Return what is known of a backbone, by the last part of its id or path.
-
-    Example:
-        >>> find_backbone("Rostlab/prot_bert").width
-        1024
-    """
+    """Return what is known of a backbone, by the last part of its id or path."""
     return BACKBONES.get(PurePath(name_or_path).name)
 
 
 def find_input_format(name_or_path: str, input_format: str | None = None) -> InputFormat | None:
-    """Return the input format of a backbone, None where its tokenizer or the model decides.
-
-    Args:
-        name_or_path: Id or path of the backbone.
-        input_format: "native" (the default) or "upstream" for a named backbone, a name of
-            `INPUT_FORMATS` for any, or "generic".
-
-    Raises:
-        ValueError: If there is no such input format.
-
-    Example:
-        >>> find_input_format("facebook/esm2_t6_8M_UR50D", "upstream").special_tokens
-        False
-    """
+    """Return the input format of a backbone, None where its tokenizer or the model decides."""
     known = find_backbone(name_or_path)
     if known is None and input_format is None:
         return None
     name, forms = input_format or "native", known.forms if known is not None else ()
     if known is not None and name in forms:
         name = f"{known.family}/{name}"
-    return named_input_format(name, name_or_path, forms)
+    return InputFormat.named(name, name_or_path, forms)
 
 
 def load_backbone(

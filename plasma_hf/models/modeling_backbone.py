@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -20,22 +20,17 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BatchFeature, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import extract_commit_hash, has_file
 
-from .processing_plasma import (
-    INPUT_FORMATS,
-    PUBLISHERS,
-    InputFormat,
-    PlasmaProcessor,
-    named_input_format,
-)
+from .processing_plasma import INPUT_FORMATS, PUBLISHERS, InputFormat, PlasmaProcessor
 from .protein import Protein
 
 ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
 """Environment variable; with 1, weights that are there as a pickle alone are read."""
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+PADDED_RESIDUES = 8192  # computed together; how many changes last bits at most
 
 
 class WeightsError(OSError):
@@ -74,11 +69,9 @@ def _load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
         safe = True
     try:
         return load(name, *args, **options | {"use_safetensors": safe})
-    except WeightsError:
-        raise
-    # What a reader makes of a damaged file may be an error of any kind.
-    except Exception as error:
-        reason = None if safe is False else _what_is_wrong(name, options)
+    except Exception as error:  # what a reader makes of a damaged file may be of any kind
+        told = safe is False or isinstance(error, WeightsError)
+        reason = None if told else _what_is_wrong(name, options)
         if reason is None:
             raise
         raise WeightsError(reason) from error
@@ -108,21 +101,20 @@ def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
 def _pickle_refusal(name: Any, wanted: str, options: dict[str, Any]) -> str | None:
     """Say why weights are not read if they are a pickle and not the `wanted` file, else None."""
     known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir") and v}
+    pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
     how = f"pass use_safetensors=False (or set {ALLOW_PICKLE}=1)"
-    pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
     if wanted == ADAPTER:
         call = f"model.load_adapter({str(name)!r}, use_safetensors=False)"
-        how, pickled = f"load its base and type {call}", ["adapter_model.bin"]
-    for file in (wanted, *pickled):
+        how, pickles = f"load its base and type {call}", ["adapter_model.bin"]
+    there = []
+    for file in (wanted, *pickles):
         with suppress(OSError, ValueError):
             if has_file(str(name), str(Path(options.get("subfolder") or "", file)), **known):
-                break
-    else:
-        return None
-    if file == wanted:
+                there.append(file)
+    if not there or there[0] == wanted:
         return None
     return (
-        f"{name} has its weights as {file} alone, a pickle, which may run code when it is "
+        f"{name} has its weights as {there[0]} alone, a pickle, which may run code when it is "
         f"read, and {wanted} is what is read here. If you trust where it comes from, {how}: it is "
         "then read with torch.load(weights_only=True), and save_pretrained writes safetensors."
     )
@@ -189,13 +181,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack residue embeddings `(residues, hidden)`, padded with zeros, and mask the residues.
-
-    Example:
-        >>> pad_residues([torch.ones(2, 8), torch.ones(1, 8)])[1]
-        tensor([[ True,  True],
-                [ True, False]])
-    """
+    """Stack residue embeddings `(residues, hidden)`, padded with zeros, and mask the residues."""
     embeddings = pad_sequence(list(proteins), batch_first=True)
     lengths = torch.tensor([len(protein) for protein in proteins], device=embeddings.device)
     position = torch.arange(embeddings.shape[1], device=embeddings.device)
@@ -262,13 +248,12 @@ def _residue_embeddings(
     backbone_atoms: Tensor | None = None,
 ) -> list[Tensor]:
     """Run a backbone on tokens and keep the residues alone, `(residues, hidden)` each."""
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    residues = (attention_mask if residue_mask is None else residue_mask).bool()
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    residues = (mask if residue_mask is None else residue_mask).bool()
     further = {"residue_mask": residues} if getattr(model, "reads_residue_mask", False) else {}
     if backbone_atoms is not None:
         further["backbone_atoms"] = backbone_atoms
-    output = model(input_ids=input_ids, attention_mask=attention_mask, **further)
+    output = model(input_ids=input_ids, attention_mask=mask, **further)
     return [row[kept] for row, kept in zip(output.last_hidden_state, residues, strict=True)]
 
 
@@ -290,38 +275,23 @@ def windows(length: int, limit: int | None) -> list[tuple[int, int, int, int]]:
     return [(s, s + limit, cuts[i], cuts[i + 1]) for i, s in enumerate(starts)]
 
 
+@dataclass(eq=False)
 class Backbone:
     """A language model and the processor that writes sequences for it: proteins in, embeddings out.
 
     A protein longer than `input_format.max_residues` is embedded in overlapping windows; a
     residue takes its embedding from the one in which it is further from the border.
-
-    Args:
-        model: An encoder with one vector per token.
-        processor: Its tokenizer and input format.
-        name: Its id on the Hub, or its folder.
-        revision: Commit of it.
-        digest: `weights_digest` of what was loaded under this name, if known.
-
-    Example:
-        >>> import plasma_hf
-        >>> backbone = plasma_hf.load_backbone("substitution")
-        >>> [tuple(rows.shape) for rows in backbone.embed(["MKVLA", "ac"])]
-        [(5, 420), (2, 420)]
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: PlasmaProcessor,
-        name: str | None = None,
-        revision: str | None = None,
-        digest: str | None = None,
-    ) -> None:
-        """Put model and processor together; the model is made to infer."""
-        self.model, self.processor = model.eval(), processor
-        self.name = name or model.config.name_or_path or type(model).__name__
-        self.revision, self.digest = revision, digest
+    model: Any  # an encoder with one vector per token
+    processor: PlasmaProcessor
+    name: str = ""  # id on the Hub, or folder
+    revision: str | None = None
+    digest: str | None = None  # `weights_digest` of what was loaded under this name
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.name = self.name or self.model.config.name_or_path or type(self.model).__name__
 
     @classmethod
     def from_pretrained(
@@ -342,7 +312,7 @@ class Backbone:
             return cls(model, PlasmaProcessor(), name, digest=weights_digest(model))
         if isinstance(input_format, str):
             family = input_format.split("/")[0]
-            input_format = named_input_format(input_format, of=name)
+            input_format = InputFormat.named(input_format, of=name)
             if family in PUBLISHERS and "/" not in name and not os.path.isdir(name):
                 name = f"{PUBLISHERS[family]}/{name}"  # a released head has the last part alone
         model = model or fetch(load_encoder, name, revision, **options)
@@ -382,17 +352,10 @@ class Backbone:
         }
 
     @torch.no_grad()
-    def embed(
-        self, proteins: Sequence[str | Path | Protein], residues_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def embed(self, proteins: Sequence[str | Path | Protein]) -> list[Tensor]:
         """Embed proteins as `(residues, hidden)` each, float32, on the CPU.
 
-        Args:
-            proteins: Sequences; for a model that reads structures, paths to PDB or mmCIF.
-            residues_per_batch: Padded residues computed together; it changes last bits at most.
-
-        Raises:
-            ValueError: If a protein is unusable, or its embeddings are not finite.
+        They are sequences, or for a model that reads structures paths to PDB or mmCIF.
         """
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
         sequences = [protein.sequence or "" for protein in read]
@@ -401,14 +364,13 @@ class Backbone:
         pieces.sort(key=lambda piece: piece[1] - piece[2])  # longest first
         rows: list[list[Tensor]] = [[] for _ in read]
         while pieces:
-            count = max(1, residues_per_batch // (pieces[0][2] - pieces[0][1]))
+            count = max(1, PADDED_RESIDUES // (pieces[0][2] - pieces[0][1]))
             batch, pieces = pieces[:count], pieces[count:]
             cut = [
                 read[i] if e - s == len(sequences[i]) else Protein(read[i].id, sequences[i][s:e])
                 for i, s, e, *_ in batch
             ]
-            encoded = self.processor.encode(cut)
-            encoded = {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
+            encoded = BatchFeature(self.processor.encode(cut)).to(self.model.device)
             mask = encoded.pop("mask")
             embedded = _residue_embeddings(self.model, residue_mask=mask, **encoded)
             for (i, start, _, first, last), hidden in zip(batch, embedded, strict=True):
@@ -474,22 +436,24 @@ def _load_tokenizer(
     model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     # transformers rebuilds any T5 tokenizer with the text splitting of T5, which puts an unknown
     # token in front of every residue of Ankh; read as plain data, the file says what it means.
+    options: dict[str, Any] = {"revision": revision}
     if model_type == "t5" and has_file(source, "tokenizer.json", revision):
-        return transformers.PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
-    remote = {"trust_remote_code": trust_remote_code}
-    return transformers.AutoTokenizer.from_pretrained(source, revision=revision, **remote)
+        return transformers.PreTrainedTokenizerFast.from_pretrained(source, **options)
+    options["trust_remote_code"] = trust_remote_code
+    return transformers.AutoTokenizer.from_pretrained(source, **options)
 
 
 def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -> int | None:
     """Return how many residues are embedded at once, None for any number."""
     tokenizer, form = processor.tokenizer, processor.input_format
     limits = [max_residues, form.max_residues]
-    # Types that look positions up in a table; some count on from the padding token.
-    if config.model_type in ("bert", "electra", "albert", "esm", "roberta"):
-        if getattr(config, "position_embedding_type", "absolute") == "absolute":
-            on = config.model_type in ("esm", "roberta")
-            first = (config.pad_token_id or 0) + 1 if on else 0
-            limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
+    # Types that look positions up in a table, and whether they count on from the padding token.
+    tables = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
+    counts_on = tables.get(config.model_type)
+    kind = getattr(config, "position_embedding_type", "absolute")
+    if counts_on is not None and kind == "absolute":
+        first = (config.pad_token_id or 0) + 1 if counts_on else 0
+        limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
     tokens = int(tokenizer.model_max_length)
     if form.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
         limits.append(tokens - tokenizer.num_special_tokens_to_add())
@@ -526,9 +490,6 @@ class PreTrainedHead(SafeWeights):
 
         With `load_backbone=False` the model takes embeddings alone; with `use_safetensors=False`
         pickles are read as well. All else is as for `PreTrainedModel`.
-
-        Raises:
-            OSError: If weights are missing, damaged or a pickle, or the backbone is nowhere.
         """
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -546,33 +507,27 @@ class PreTrainedHead(SafeWeights):
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a frozen backbone goes on embedding as in inference."""
         super().train(mode)
-        if self.backbone is not None and not any(
-            p.requires_grad for p in self.backbone.parameters()
-        ):
-            self.backbone.eval()
+        under = self.backbone
+        if under is not None and not any(p.requires_grad for p in under.parameters()):
+            under.eval()
         return self
 
     def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:
         """Load the backbone that the head was made for, and return its processor.
 
-        Args:
-            source: Folder with it, by default the id in the configuration.
-            **options: For `plasma_hf.load_backbone`: revision, trust_remote_code, ...
-
-        Raises:
-            ValueError: If the configuration names no backbone, or this one does not fit.
-            OSError: If it is neither here nor can be fetched.
+        It comes from a folder, `source`, or else by the id in the configuration. The options are
+        those of `plasma_hf.load_backbone`: revision, trust_remote_code, ...
         """
         config, load = self.config, Backbone.from_pretrained
         name = config.plm_name_or_path
-        if source is None and name is None:
-            raise ValueError(
-                "this head does not say which backbone it was made for; give one: "
-                "model.load_backbone('facebook/esm2_t33_650M_UR50D')."
-            )
         if IN_PACKAGE:  # which knows what authors publish as well
             load = import_module("plasma_hf.backbones").load_backbone
         if source is None:
+            if name is None:
+                raise ValueError(
+                    "this head does not say which backbone it was made for; give one: "
+                    "model.load_backbone('facebook/esm2_t33_650M_UR50D')."
+                )
             options["revision"] = options.get("revision") or config.plm_revision
         backbone = load(str(source or name), config.plm_recipe, device=self.device, **options)
         self.attach_backbone(backbone, name if source is not None else None)
@@ -585,12 +540,8 @@ class PreTrainedHead(SafeWeights):
     ) -> Self:
         """Put a backbone under a head-only model, frozen, so that it takes token ids.
 
-        Args:
-            backbone: What `load_backbone` gives, or an encoder with one vector per token.
-            name: Its Hub id or folder; kept in the configuration.
-
-        Raises:
-            ValueError: If the head was made for another width or another backbone.
+        It is what `load_backbone` gives, or an encoder with one vector per token; `name`, its Hub
+        id or folder, is kept in the configuration.
         """
         encoder: Any = backbone.model if isinstance(backbone, Backbone) else backbone
         config, width = self.config, width_of(encoder.config)
@@ -632,11 +583,11 @@ class PreTrainedHead(SafeWeights):
         """Load an adapter, of safetensors; the backbone that it may sit on first."""
         told = vars(kwargs["load_config"]) if kwargs.get("load_config") else {}
         name = peft_model_id or told.get("pretrained_model_name_or_path")
-        if kwargs.get("use_safetensors", told.get("use_safetensors")) is not False and name:
-            options = told.get("download_kwargs", {}) | kwargs
-            options |= kwargs.get("adapter_kwargs") or {}
-            if refusal := _pickle_refusal(name, ADAPTER, options):  # PEFT would take what it finds
-                raise WeightsError(refusal)
+        options = told.get("download_kwargs", {}) | kwargs | (kwargs.get("adapter_kwargs") or {})
+        safe = kwargs.get("use_safetensors", told.get("use_safetensors")) is not False
+        # PEFT would take what it finds.
+        if safe and name and (refusal := _pickle_refusal(name, ADAPTER, options)):
+            raise WeightsError(refusal)
         if self.backbone is None and self.config.plm_config is not None:
             self.load_backbone()
         return super().load_adapter(peft_model_id, *args, **kwargs)
@@ -647,12 +598,9 @@ class PreTrainedHead(SafeWeights):
         """Save the model, and with `save_backbone=True` the weights of its backbone as well.
 
         By default those are saved where they are not, or no longer, those of the backbone's id.
-
-        Raises:
-            ValueError: If `save_backbone=False` would lose weights.
         """
-        fetched = self._fetched and self._fetched.digest
-        changed = self.backbone is not None and fetched != weights_digest(self.backbone)
+        under, fetched = self.backbone, self._fetched and self._fetched.digest
+        changed = under is not None and fetched != weights_digest(under)
         if save_backbone is False and changed:
             raise ValueError(
                 "the weights of the backbone are not those of "
@@ -660,9 +608,9 @@ class PreTrainedHead(SafeWeights):
                 "with save_backbone=True."
             )
         keep = changed if save_backbone is None else save_backbone
-        weights = [] if keep or self.backbone is None else self.backbone.state_dict()
+        weights = [] if keep or under is None else under.state_dict()
         self._keys_to_ignore_on_save = {f"backbone.{name}" for name in weights}
-        self.config.backbone_saved = keep and self.backbone is not None
+        self.config.backbone_saved = keep and under is not None
         super().save_pretrained(save_directory, *args, **kwargs)
         if IN_PACKAGE:
             import_module("plasma_hf.hub.export").bring_code_of_backbone(self, save_directory)

@@ -32,9 +32,6 @@ class PLMEncoderConfig(PreTrainedConfig):
             that takes ready residue embeddings.
         plm_name_or_path: Where the language model's weights come from.
         plm_revision: Which revision of them.
-
-    Raises:
-        ValueError: If the language model has another width.
     """
 
     sub_configs = {"plm_config": AutoConfig}

@@ -24,65 +24,49 @@ from .protein import STANDARD_RESIDUES
 STANDARDISED_FROM = 64
 """The first column of the 93 edge features that is standardised; those before stay 0 or 1."""
 
-
-class EdgeStatistics(NamedTuple):
-    """What standardises the edges of a graph."""
-
-    mean: Tensor  # of the columns 64 to 92, (29,)
-    std: Tensor  # their standard deviation, (29,)
-    position_scale: Tensor  # mean standard deviation of a coordinate, Å, ()
-
-
 # By number of neighbours: position scale, 29 means, 29 standard deviations; measured by the authors
 # on 31,848 CATH domains, `norm/cath_k{10,20,30}_mean_attr.pt` of the repository tyang816/ProtSSN.
 # MIT licence, Copyright (c) 2023 Yang Tan.
 MEASURED = {
     10: """
-8.773371696472168
-0.06532334 0.15621077 0.2617431 0.38582513 0.5132673 0.6303866 0.72896665 0.8065739 0.8647264
-0.90677434 0.93641824 0.95695037 0.9709977 0.9805283 0.9869571 0.9912772 0.83664477 -0.1380628
-0.56486744 0.741643 0.06276783 0.10398891 -0.072692394 0.104939185 0.12797768 -0.14627978
--0.07253796 -0.14690311 0.03408184
-0.20688 0.13944139 0.17304437 0.18693879 0.18022658 0.15844339 0.12955993 0.100234285 0.07438538
-0.053522974 0.037648786 0.026052458 0.017819146 0.01208876 0.008155066 0.0054802233 0.36411515
-3.4588566 3.8873794 3.5812705 0.57400763 0.5482299 0.5788716 0.54758334 0.54377216 0.5784997
-0.5792842 0.57813936 0.5387987
+8.773371696472168 0.06532334 0.15621077 0.2617431 0.38582513 0.5132673 0.6303866 0.72896665
+0.8065739 0.8647264 0.90677434 0.93641824 0.95695037 0.9709977 0.9805283 0.9869571 0.9912772
+0.83664477 -0.1380628 0.56486744 0.741643 0.06276783 0.10398891 -0.072692394 0.104939185 0.12797768
+-0.14627978 -0.07253796 -0.14690311 0.03408184 0.20688 0.13944139 0.17304437 0.18693879 0.18022658
+0.15844339 0.12955993 0.100234285 0.07438538 0.053522974 0.037648786 0.026052458 0.017819146
+0.01208876 0.008155066 0.0054802233 0.36411515 3.4588566 3.8873794 3.5812705 0.57400763 0.5482299
+0.5788716 0.54758334 0.54377216 0.5784997 0.5792842 0.57813936 0.5387987
 """,
     20: """
-8.769831657409668
-0.10703119 0.08116802 0.1441385 0.23196565 0.34153062 0.46230146 0.5806206 0.6855417 0.7715715
-0.8380666 0.8872756 0.92256176 0.9473005 0.96437126 0.9760215 0.983912 0.45783544 -0.070394486
-0.34372634 0.44074914 0.03635744 0.06098849 -0.049693972 0.06213101 0.068117216 -0.07153819
--0.050296992 -0.07115625 0.022343513
-0.26280284 0.124232374 0.17111103 0.20709245 0.22292738 0.21649316 0.19287163 0.16026506 0.12603268
-0.09492839 0.06914975 0.04910582 0.034219094 0.023521481 0.016012471 0.010827549 0.4964923 4.935838
-5.129869 4.9339366 0.58053833 0.5587394 0.5788581 0.5584098 0.5680115 0.58352965 0.57893366
-0.5833946 0.55720305
+8.769831657409668 0.10703119 0.08116802 0.1441385 0.23196565 0.34153062 0.46230146 0.5806206
+0.6855417 0.7715715 0.8380666 0.8872756 0.92256176 0.9473005 0.96437126 0.9760215 0.983912
+0.45783544 -0.070394486 0.34372634 0.44074914 0.03635744 0.06098849 -0.049693972 0.06213101
+0.068117216 -0.07153819 -0.050296992 -0.07115625 0.022343513 0.26280284 0.124232374 0.17111103
+0.20709245 0.22292738 0.21649316 0.19287163 0.16026506 0.12603268 0.09492839 0.06914975 0.04910582
+0.034219094 0.023521481 0.016012471 0.010827549 0.4964923 4.935838 5.129869 4.9339366 0.58053833
+0.5587394 0.5788581 0.5584098 0.5680115 0.58352965 0.57893366 0.5833946 0.55720305
 """,
     30: """
-8.771967887878418
-0.13104936 0.05451412 0.098123714 0.16325907 0.2531865 0.36384362 0.48373568 0.5993729 0.7007326
-0.7832013 0.84662145 0.8933923 0.9268467 0.95025784 0.96639067 0.9773897 0.30628362 -0.027591623
-0.41476277 0.5307502 0.026659517 0.03990914 -0.032829553 0.041649383 0.04889268 -0.042563844
--0.034365926 -0.042685583 0.0212192
-0.28763738 0.10849955 0.15462866 0.19608817 0.22339946 0.23058926 0.21788646 0.1907727 0.15671408
-0.12219153 0.09137733 0.06615045 0.04673222 0.032431167 0.02222335 0.015094663 0.46004045 5.896394
-6.040406 5.860393 0.5837274 0.5621732 0.5775467 0.5613007 0.5742878 0.5840067 0.5781422 0.58332515
-0.5636885
+8.771967887878418 0.13104936 0.05451412 0.098123714 0.16325907 0.2531865 0.36384362 0.48373568
+0.5993729 0.7007326 0.7832013 0.84662145 0.8933923 0.9268467 0.95025784 0.96639067 0.9773897
+0.30628362 -0.027591623 0.41476277 0.5307502 0.026659517 0.03990914 -0.032829553 0.041649383
+0.04889268 -0.042563844 -0.034365926 -0.042685583 0.0212192 0.28763738 0.10849955 0.15462866
+0.19608817 0.22339946 0.23058926 0.21788646 0.1907727 0.15671408 0.12219153 0.09137733 0.06615045
+0.04673222 0.032431167 0.02222335 0.015094663 0.46004045 5.896394 6.040406 5.860393 0.5837274
+0.5621732 0.5775467 0.5613007 0.5742878 0.5840067 0.5781422 0.58332515 0.5636885
 """,
 }
 
 
 @cache
-def published_statistics(k_neighbors: int) -> EdgeStatistics:
-    """Return the published statistics of graphs with 10, 20 or 30 neighbours per residue.
+def published_statistics(k_neighbors: int) -> dict[str, Tensor]:
+    """Return what standardises the edges of graphs with 10, 20 or 30 neighbours per residue.
 
-    Example:
-        >>> round(published_statistics(20).position_scale.item(), 2)
-        8.77
+    These are mean and standard deviation of columns 64 to 92, `(29,)`, and the mean standard
+    deviation of a coordinate (Å).
     """
     numbers = torch.tensor([float(number) for number in MEASURED[k_neighbors].split()])
-    return EdgeStatistics(numbers[1:30], numbers[30:], numbers[0])
+    return {"edge_mean": numbers[1:30], "edge_std": numbers[30:], "position_scale": numbers[0]}
 
 
 @strict
@@ -101,13 +85,6 @@ class ProtSSNConfig(PLMEncoderConfig):
             10, 20 or 30 neighbours.
         initializer_range: Standard deviation of untrained weights.
         plm_config: See `PLMEncoderConfig`, and so for plm_name_or_path and plm_revision.
-
-    Raises:
-        ValueError: If a number is out of range, or the language model has another width.
-
-    Example:
-        >>> ProtSSNConfig(k_neighbors=10, edge_statistics=10).message_size
-        512
     """
 
     model_type = "protssn"
@@ -120,7 +97,6 @@ class ProtSSNConfig(PLMEncoderConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the numbers, then the language model."""
         for name in ("message_size", "num_layers", "k_neighbors"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
@@ -132,22 +108,15 @@ class ProtSSNConfig(PLMEncoderConfig):
         super().__post_init__(**kwargs)
 
 
-FARTHEST_SEPARATION = 64
-"""Residues this far apart in the sequence, or farther, count as equally far."""
-
-CONTACT = 8.0
-"""Distance of two C-alpha atoms in contact at most, Å."""
-
-EDGE_FEATURES = FARTHEST_SEPARATION + 1 + 15 + 1 + 12
+FARTHEST = 64  # residues this far apart in the sequence, or farther, count as equally far
+CONTACT = 8.0  # distance of two C-alpha atoms in contact at most, Å
 
 
 class ProteinGraph(NamedTuple):
     """Directed edges between residues, and what is known of each."""
 
     edge_index: Tensor  # (2, edges); row 0 is a residue, row 1 a neighbour it has chosen
-    # (edges, 93): 65 for the separation in sequence (one-hot), 15 for the distance, 1 for contact,
-    # 12 for position and orientation (see `protein_graph`).
-    edge_attr: Tensor
+    edge_attr: Tensor  # (edges, 93), see `protein_graph`
     distance: Tensor  # between the two C-alpha atoms, Å, (edges,)
 
 
@@ -158,14 +127,10 @@ def protein_graph(
 
     A residue has the neighbours within the radius (Å), in the order of the sequence; where these
     are more than `k_neighbors`, the nearest of them, nearest first; where there is none, the
-    nearest residue of all. The features do not change when the protein is turned or moved. The
-    last twelve are, seen from the neighbour's own frame, where the residue is (Å) and how its
-    three axes point.
-
-    Args:
-        backbone_atoms: N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å.
-        k_neighbors: Neighbours of a residue at most.
-        radius: How far a neighbour is away at most.
+    nearest residue of all. The features, which do not change when the protein is turned or moved,
+    are 65 for the separation in sequence (one-hot), 15 for the distance, 1 for contact, and 12 for
+    where the residue is (Å) and how its three axes point, seen from the neighbour's own frame.
+    `backbone_atoms` are N, CA and C of each residue, `(residues, 3 atoms, 3)`, Å.
 
     Source: ProtSSN (Tan et al., eLife 2025).
 
@@ -181,7 +146,7 @@ def protein_graph(
     alpha = atoms[:, 1]
     edge_index = _nearest(alpha, k_neighbors, radius)
     residue, neighbour = edge_index
-    separation = (residue - neighbour).abs().clamp(max=FARTHEST_SEPARATION)
+    separation = (residue - neighbour).abs().clamp(max=FARTHEST)
     offset = alpha[residue] - alpha[neighbour]
     distance = offset.norm(dim=-1)
     widths = 1.5 ** torch.arange(15, device=atoms.device, dtype=atoms.dtype)
@@ -189,7 +154,7 @@ def protein_graph(
     seen = torch.cat([offset.unsqueeze(1), axes[residue]], dim=1)  # (edges, 4 vectors, 3)
     edge_attr = torch.cat(
         [
-            F.one_hot(separation, FARTHEST_SEPARATION + 1),
+            F.one_hot(separation, FARTHEST + 1),
             torch.exp(-((distance / 4).square().unsqueeze(-1)) / widths),
             (distance <= CONTACT).unsqueeze(-1),
             (seen @ axes[neighbour].transpose(1, 2)).flatten(1),
@@ -205,13 +170,11 @@ def _check_atoms(backbone_atoms: Tensor) -> None:
             f"backbone_atoms has shape {tuple(backbone_atoms.shape)}; give (residues, 3, 3), the "
             "coordinates of N, CA and C of each residue."
         )
-    complete = backbone_atoms.isfinite().all(dim=-1).all(dim=-1)
-    if not complete.all():
-        first = int((~complete).nonzero()[0])
+    wanting = (~backbone_atoms.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if wanting:
         raise ValueError(
-            f"residue {first} (counted from 0) has an atom without coordinates, and so have "
-            f"{int((~complete).sum()) - 1} others; leave them out with "
-            "with_backbone_atoms(protein)."
+            f"residue {wanting[0]} (counted from 0) has an atom without coordinates, and so have "
+            f"{len(wanting) - 1} others; leave them out with with_backbone_atoms(protein)."
         )
 
 
@@ -242,7 +205,7 @@ def _axes(atoms: Tensor) -> Tensor:
     return torch.stack([normal, first, torch.linalg.cross(normal, first)], dim=1)
 
 
-EDGE_WIDTH = EDGE_FEATURES + 1
+EDGE_WIDTH = 94
 """What a layer is told of an edge: its features and the squared distance."""
 
 PUBLISHED = {
@@ -260,15 +223,10 @@ many edges at a time need a tenth of it. With gradients, PyTorch keeps them all 
 
 @dataclass
 class ProtSSNOutput(ModelOutput):
-    """What ProtSSN says about a batch of proteins; zeros outside the residues.
+    """What ProtSSN says about a batch of proteins; zeros outside the residues."""
 
-    Args:
-        last_hidden_state: `(batch, tokens or residues, hidden)`.
-        logits: Of the `STANDARD_RESIDUES`, `(batch, tokens or residues, 20)`.
-    """
-
-    last_hidden_state: Tensor | None = None
-    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None  # (batch, tokens or residues, hidden)
+    logits: Tensor | None = None  # of the STANDARD_RESIDUES, (batch, tokens or residues, 20)
 
 
 class ProtSSNLayer(nn.Module):
@@ -291,13 +249,7 @@ class ProtSSNLayer(nn.Module):
         self.node_output = nn.Linear(2 * width, width)
 
     def forward(self, nodes: Tensor, edge_index: Tensor, edges: Tensor) -> Tensor:
-        """Pass messages along the edges; each residue `(residues, hidden)` takes them in.
-
-        Args:
-            nodes: `(residues, hidden)`.
-            edge_index: `(2, edges)`, from source (row 0) to target (row 1).
-            edges: `(edges, 94)`, what is known of an edge.
-        """
+        """Pass messages from sources (row 0) to targets; nodes are `(residues, hidden)`."""
         by_target, by_source = self.target(nodes), self.source(nodes)
         heard = nodes.new_zeros(len(nodes), self.message.out_features)
         for start in range(0, len(edges), EDGES_AT_ONCE):
@@ -344,14 +296,14 @@ class ProtSSNModel(PLMEncoder):
         self.layers = nn.ModuleList(ProtSSNLayer(config) for _ in range(config.num_layers))
         self.residue_head = nn.Linear(config.hidden_size, len(STANDARD_RESIDUES))
         # Saved with the model: a folder says itself what its edges were standardised by.
-        for name, value in _statistics(config.edge_statistics).items():
+        for name, value in published_statistics(config.edge_statistics).items():
             self.register_buffer(name, value.clone())
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ProtSSNModel):
-            for name, value in _statistics(self.config.edge_statistics).items():
+            for name, value in published_statistics(self.config.edge_statistics).items():
                 init.copy_(getattr(module, name), value)
 
     @classmethod
@@ -372,40 +324,34 @@ class ProtSSNModel(PLMEncoder):
         """
         upstream = from_package("hub.upstream", "the published ProtSSN is read")
         state = upstream.read_checkpoint(pt)
-        config = ProtSSNConfig(
-            **_upstream_sizes(state, pt),
-            k_neighbors=k_neighbors,
-            edge_statistics=k_neighbors if edge_statistics is None else edge_statistics,
-        )
-        model, ours = cls(config), _statistics(config.edge_statistics)
-        cuts = model._published_cuts()
-        wanted: dict[str, Any] = {f"{name}.bias": sizes[:1] for name, (_, sizes) in cuts.items()}
-        for name, (_, (rows, *columns)) in cuts.items():
-            wanted[f"{name}.weight"] = (rows, sum(columns))
-        there = f"in a ProtSSN of width {config.hidden_size}"
+        statistics = k_neighbors if edge_statistics is None else edge_statistics
+        sizes = _upstream_sizes(state, pt) | {"k_neighbors": k_neighbors}
+        model = cls(ProtSSNConfig(**sizes, edge_statistics=statistics))
+        maps, wanted = model._published_maps(), dict[str, Any]()
+        for name, parts in maps.items():
+            columns = sum(part.in_features for part in parts)
+            wanted[f"{name}.weight"] = (parts[0].out_features, columns)
+            wanted[f"{name}.bias"] = (parts[0].out_features,)
+        there = f"in a ProtSSN of width {model.config.hidden_size}"
         if differ := upstream.differences(state, wanted, "here", there):
             raise ValueError(
                 f"{pt} is no published ProtSSN, {differ}; give a file such as "
                 "protssn_k20_h512.pt of the repository tyang816/ProtSSN."
             )
-        for name, (parts, (_, *columns)) in cuts.items():
-            weights = state[f"{name}.weight"].split(columns, dim=1)
-            ours |= {f"{part}.weight": w for part, w in zip(parts, weights, strict=True)}
-            ours[f"{parts[-1]}.bias"] = state[f"{name}.bias"]
-        model.load_state_dict(ours)
+        for name, parts in maps.items():
+            weights = state[f"{name}.weight"].split([part.in_features for part in parts], dim=1)
+            for part, weight in zip(parts, weights, strict=True):
+                part.weight.data.copy_(weight)
+            parts[-1].bias.data.copy_(state[f"{name}.bias"])
         return model.eval()
 
-    def _published_cuts(self) -> dict[str, tuple[list[str], tuple[int, ...]]]:
-        """Name each published linear map, those of ours that it is cut into, rows and columns."""
-        names = {"GNN_model.lin": ["residue_head"]}
-        for i in range(len(self.layers)):
+    def _published_maps(self) -> dict[str, list[nn.Linear]]:
+        """Name each published linear map, and those of ours that it is cut into."""
+        maps: dict[str, list[Any]] = {"GNN_model.lin": [self.residue_head]}
+        for i, layer in enumerate(self.layers):
             for theirs, ours in PUBLISHED.items():
-                names[f"GNN_model.mpnn_layes.{i}.{theirs}"] = [f"layers.{i}.{o}" for o in ours]
-        weights, cuts = self.state_dict(), {}
-        for name, parts in names.items():
-            cut = [weights[f"{part}.weight"] for part in parts]
-            cuts[name] = (parts, (len(cut[0]), *(weight.shape[1] for weight in cut)))
-        return cuts
+                maps[f"GNN_model.mpnn_layes.{i}.{theirs}"] = [getattr(layer, o) for o in ours]
+        return maps
 
     @property
     def saved_format(self) -> str:
@@ -417,15 +363,10 @@ class ProtSSNModel(PLMEncoder):
     ) -> tuple[str, str | None]:
         """Take the graphs of the input format, and load what is missing; see `PLMEncoder`."""
         if input_format is not None and input_format.k_neighbors:
-            self.set_neighbors(input_format.k_neighbors)
+            self.config.k_neighbors = self.config.edge_statistics = input_format.k_neighbors
+            for name, value in published_statistics(input_format.k_neighbors).items():
+                getattr(self, name).copy_(value)
         return super().complete(source, input_format, **options)
-
-    def set_neighbors(self, k_neighbors: int) -> ProtSSNModel:
-        """Take graphs of 10, 20 or 30 neighbours from now on, and the statistics of such graphs."""
-        for name, value in _statistics(k_neighbors).items():
-            getattr(self, name).copy_(value)
-        self.config.k_neighbors = self.config.edge_statistics = k_neighbors
-        return self
 
     def forward(
         self,
@@ -439,17 +380,11 @@ class ProtSSNModel(PLMEncoder):
         """Embed a batch of proteins with their structures.
 
         Args:
-            input_ids: `(batch, tokens)`; for this and the next three see `PLMEncoder.read`.
-            attention_mask: `(batch, tokens)`.
-            residue_mask: `(batch, tokens)` or `(batch, residues)`.
-            inputs_embeds: `(batch, residues, hidden)`.
+            input_ids: For this and the next three see `PLMEncoder.read`.
             backbone_atoms: N, CA and C of each residue, `(batch, residues, 3 atoms, 3)`, Å. Row i
                 belongs to the i-th residue in residue_mask; what lies behind the last is padding
                 and may be anything.
             return_dict: Return a `ProtSSNOutput` (default) or a tuple.
-
-        Raises:
-            ValueError: If proteins are given without atoms, or as `PLMEncoder.read` refuses them.
         """
         embeddings, mask = self.read(input_ids, attention_mask, residue_mask, inputs_embeds)
         edge_index, edges = self._graph(backbone_atoms, mask.sum(1).tolist())
@@ -479,36 +414,22 @@ class ProtSSNModel(PLMEncoder):
             )
         # On the CPU, in double precision: not every accelerator has it, and no tie between
         # neighbours should be broken differently elsewhere.
-        atoms = [
-            protein[:length] for protein, length in zip(backbone_atoms.cpu(), lengths, strict=True)
-        ]
-        graphs = [self._protein_graph(number, protein) for number, protein in enumerate(atoms)]
+        graphs = []
+        for number, (atoms, length) in enumerate(zip(backbone_atoms.cpu(), lengths, strict=True)):
+            try:
+                graphs.append(protein_graph(atoms[:length], self.config.k_neighbors))
+            except ValueError as error:
+                raise ValueError(f"protein {number} of the batch: {error}") from error
         starts = accumulate(lengths, initial=0)
         index = [graph.edge_index + start for graph, start in zip(graphs, starts, strict=False)]
         device = self.edge_mean.device
         features = torch.cat([graph.edge_attr for graph in graphs]).to(device)
         distance = torch.cat([graph.distance for graph in graphs]).to(device)
-        alike, varied = features.split([STANDARDISED_FROM, EDGE_FEATURES - STANDARDISED_FROM], -1)
+        alike, varied = features.tensor_split([STANDARDISED_FROM], dim=-1)
         varied = (varied - self.edge_mean) / self.edge_std
         squared = (distance / self.position_scale).square().unsqueeze(-1)
         edges = torch.cat([alike, varied, squared], dim=-1).to(self.residue_head.weight.dtype)
         return torch.cat(index, dim=1).to(device), edges
-
-    def _protein_graph(self, number: int, atoms: Tensor) -> ProteinGraph:
-        try:
-            return protein_graph(atoms, self.config.k_neighbors)
-        except ValueError as error:
-            raise ValueError(f"protein {number} of the batch: {error}") from error
-
-
-def _statistics(k_neighbors: int) -> dict[str, Tensor]:
-    """Return the published statistics by the names of a model's buffers."""
-    published = published_statistics(k_neighbors)
-    return {
-        "edge_mean": published.mean,
-        "edge_std": published.std,
-        "position_scale": published.position_scale,
-    }
 
 
 def _place(values: Tensor, mask: Tensor) -> Tensor:

@@ -24,10 +24,6 @@ class SubstitutionConfig(PreTrainedConfig):
     Args:
         window: Residues looked at on each side; the embedding has `20 * (2 * window + 1)` numbers.
         decay: Distance in residues at which a neighbour's vector is scaled by `exp(-1/2)`.
-
-    Example:
-        >>> SubstitutionConfig(window=10).hidden_size
-        420
     """
 
     model_type = "substitution_window"
@@ -58,10 +54,6 @@ class ResidueEncoderConfig(SubstitutionConfig):
         kernel: Residues that a convolution looks at, an odd number.
         dilations: Steps between them, one for each block; a residue sees
             `window + (kernel - 1) / 2 * sum(dilations)` residues to each side.
-
-    Example:
-        >>> ResidueEncoderConfig(kernel=5, dilations=[1, 2, 4]).reach
-        24
     """
 
     model_type = "residue_encoder"
@@ -79,11 +71,6 @@ class ResidueEncoderConfig(SubstitutionConfig):
                 "ResidueEncoderConfig(width=128, kernel=5, dilations=[1, 2, 4, 8])."
             )
         super().__post_init__(**kwargs)
-
-    @property
-    def reach(self) -> int:
-        """How many residues to each side an embedding depends on."""
-        return self.window + (self.kernel - 1) // 2 * sum(self.dilations)
 
 
 # Henikoff & Henikoff 1992, half-bits; the lower triangle, row by row, in the order of
@@ -190,11 +177,6 @@ class ResidueEncoderModel(SafeWeights):
     The embedding is `gain * windows + network(windows)`, as wide as the windows. The gain starts
     as 1 and the last layer of the network as 0: an untrained encoder is the substitution encoder,
     and training moves away from it only where that pays.
-
-    Example:
-        >>> model = ResidueEncoderModel(ResidueEncoderConfig(width=16, dilations=[1, 2]))
-        >>> model(torch.tensor([[13, 11, 22]])).last_hidden_state.shape
-        torch.Size([1, 3, 420])
     """
 
     config_class = ResidueEncoderConfig

@@ -176,6 +176,8 @@ class TMVecModel(PLMEncoder):
     _no_split_modules = ["TMVecLayer"]
     trained_on = PROT_T5
 
+    encoder: Any
+
     def __init__(self, config: TMVecConfig) -> None:
         """Build the transformer, and the language model if the configuration has one."""
         super().__init__(config)
@@ -246,7 +248,7 @@ class TMVecModel(PLMEncoder):
         # A NaN in padding would reach the residues, and a softmax over nothing is NaN.
         hidden = embeddings.to(self.mlp.weight.dtype).masked_fill(outside, 0.0)
         attended = mask | ~mask.any(1, keepdim=True)
-        for layer in self.encoder["layers"]:
+        for layer in self.encoder.layers:
             hidden = layer(hidden, attended)
         hidden = hidden.masked_fill(outside, 0.0)
         residues = mask.sum(1, keepdim=True)

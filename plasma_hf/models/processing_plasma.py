@@ -52,35 +52,35 @@ def substitution_tokenizer() -> PreTrainedTokenizerFast:
 class InputFormat:
     """How sequences become tokens, one per residue, and what stands around them.
 
-    Args:
-        name: "family/form" for the named ones, see `INPUT_FORMATS`.
-        text: "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"]).
-        as_x: Letters given as X though the tokenizer may know them; those unknown always are.
-        special_tokens: Whether the language model sees its special tokens.
-        prefix: Token in front of the residues.
-        max_residues: Longer proteins are embedded in overlapping windows of so many.
-        language_model: Which one feeds a model that stands on another (TM-Vec, ProtSSN).
-        k_neighbors: Neighbours in the graph of a model that reads structures.
-
     Example:
         >>> InputFormat("mine", text="spaced", as_x="UZOB").write("MKU")
         'M K X'
     """
 
-    name: str
-    text: str = "raw"
-    as_x: str = ""
-    special_tokens: bool = True
-    prefix: str = ""
-    max_residues: int | None = None
-    language_model: str | None = None
-    k_neighbors: int | None = None
+    name: str  # "family/form" for the named ones
+    text: str = "raw"  # "raw" ("MKV"), "spaced" ("M K V"), or "list" (["M", "K", "V"])
+    as_x: str = ""  # letters given as X though the tokenizer may know them; those unknown are
+    special_tokens: bool = True  # whether the language model sees its special tokens
+    prefix: str = ""  # token in front of the residues
+    max_residues: int | None = None  # longer proteins are embedded in overlapping windows
+    language_model: str | None = None  # which one feeds a model that stands on another
+    k_neighbors: int | None = None  # in the graph of a model that reads structures
 
     def __post_init__(self) -> None:
         if self.text not in TEXT_FORMS:
             raise ValueError(f"text={self.text!r}; accepted are {', '.join(TEXT_FORMS)}.")
         if self.max_residues is not None and self.max_residues < 2:
             raise ValueError(f"max_residues={self.max_residues}; give at least 2, or None.")
+
+    @staticmethod
+    def named(
+        name: str, of: str = "this tokenizer", forms: Sequence[str] = ()
+    ) -> InputFormat | None:
+        """Return a named format, `of` some model; None for "generic": its tokenizer decides."""
+        if name != "generic" and name not in INPUT_FORMATS:
+            accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
+            raise ValueError(f"input_format={name!r} for {of}; accepted are {accepted}.")
+        return INPUT_FORMATS.get(name)
 
     @property
     def reads_structures(self) -> bool:
@@ -129,19 +129,6 @@ PUBLISHERS |= dict.fromkeys(("prot_bert", "prot_t5", "prost_t5"), "Rostlab")
 """Who has the models of a family on the Hub; released heads name the last part of an id alone."""
 
 
-def named_input_format(
-    name: str, of: str = "this tokenizer", forms: Sequence[str] = ()
-) -> InputFormat | None:
-    """Return a named input format, None for "generic", which the tokenizer decides.
-
-    An error names what it is `of`, and the `forms` that would do as well.
-    """
-    if name != "generic" and name not in INPUT_FORMATS:
-        accepted = ", ".join(map(repr, (*forms, "generic", *INPUT_FORMATS)))
-        raise ValueError(f"input_format={name!r} for {of}; accepted are {accepted}.")
-    return INPUT_FORMATS.get(name)
-
-
 class PlasmaProcessor(ProcessorMixin):
     """Turn pairs of sequences into what `PlasmaModel` takes, one token per residue.
 
@@ -149,9 +136,6 @@ class PlasmaProcessor(ProcessorMixin):
         tokenizer: The backbone's tokenizer; None for that of the substitution encoder.
         input_format: An `InputFormat`, its fields, or a name of `INPUT_FORMATS`; None for the
             first text form by which the tokenizer gives one token per residue.
-
-    Raises:
-        ValueError: If the tokenizer does not give one token per residue.
 
     Example:
         >>> processor = PlasmaProcessor()
@@ -170,7 +154,7 @@ class PlasmaProcessor(ProcessorMixin):
         """Keep tokenizer and input format."""
         tokenizer = substitution_tokenizer() if tokenizer is None else tokenizer
         if isinstance(input_format, str):
-            input_format = named_input_format(input_format)
+            input_format = InputFormat.named(input_format)
         elif isinstance(input_format, Mapping):
             input_format = InputFormat(**input_format)
         self.input_format = input_format or _generic_input_format(tokenizer)
@@ -184,14 +168,8 @@ class PlasmaProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Encode pairs as `{query,candidate}_{input_ids,attention_mask,mask}`, see `encode`.
 
-        Args:
-            query: One sequence or several; proteins with atoms for a model that reads structures.
-            candidate: As many.
-            **kwargs: Nothing else is read; transformers passes `return_tensors`, always "pt" here.
-
-        Raises:
-            ValueError: If a sequence is empty, holds a character that is not a residue, or does
-                not get one token per residue.
+        Each side is one sequence or several, or proteins with atoms for a model that reads
+        structures. Nothing else is read: `return_tensors` of transformers is always "pt" here.
         """
         features: dict[str, Tensor] = {}
         for side, given in (("query", query), ("candidate", candidate)):
@@ -210,13 +188,17 @@ class PlasmaProcessor(ProcessorMixin):
     def encode(
         self, proteins: Sequence[str | Protein], name: str = "sequence"
     ) -> dict[str, Tensor]:
-        """Encode sequences (each a `name`), or proteins, whose sequences are clean.
+        """Encode sequences or proteins, each a `name`.
 
         Returns:
             `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
             and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
-        sequences = [_clean_letters(protein, name) for protein in proteins]
+        sequences = []
+        for protein in proteins:
+            letters: Any = protein.sequence or "" if is_protein(protein) else protein
+            clean = getattr(protein, "checked", False)
+            sequences.append(letters if clean else clean_sequence(letters, name))
         rows = [torch.tensor(row) for row in self.token_ids(sequences, name)]
         padding_token = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)
@@ -277,22 +259,19 @@ class PlasmaProcessor(ProcessorMixin):
                 "no token; give the tokenizer of the backbone it was made for, or another input "
                 "format."
             )
-        unknown = [
+        alone = zip(RESIDUE_LETTERS, self._tokenize(RESIDUE_LETTERS, bare=True), strict=True)
+        unknown = "".join(
             letter
-            for letter, ids in zip(
-                RESIDUE_LETTERS, self._tokenize(RESIDUE_LETTERS, bare=True), strict=True
-            )
+            for letter, ids in alone
             if letter != tokenizer.unk_token  # some tokenizers read the unknown as X
             and (len(ids) != 1 or ids[0] == tokenizer.unk_token_id)
-        ]
-        return front, len(full) - len(bare) - front, "".join(unknown)
+        )
+        return front, len(full) - len(bare) - front, unknown
 
     def _tokenize(
         self, sequences: Sequence[str], unknown: str = "", bare: bool = False
     ) -> list[list[int]]:
         """Tokenize; `bare` leaves away special tokens and prefix."""
-        if not sequences:
-            return []
         form = self.input_format
         encoded = self.tokenizer(
             [form.write(sequence, unknown, prefix=not bare) for sequence in sequences],
@@ -338,9 +317,3 @@ def _generic_input_format(tokenizer: Any) -> InputFormat:
         f"{', '.join(TEXT_FORMS)}: residues cannot be told apart. Give a model of single residues, "
         "or the input format it needs, input_format=InputFormat(...)."
     )
-
-
-def _clean_letters(protein: Any, name: str) -> str:
-    letters = protein.sequence or "" if is_protein(protein) else protein
-    # What was read is checked, and its letters are clean.
-    return letters if getattr(protein, "checked", False) else clean_sequence(letters, name)

@@ -47,39 +47,30 @@ class ProtAlignProcessor(PlasmaProcessor):
         structures: str | Path | Structure | Sequence[str | Path | Structure] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode sequences, structures, or pairs of both.
+        """Encode sequences, structures, or pairs of both; nothing else is read.
 
-        Args:
-            sequences: One sequence or several.
-            structures: One structure or several: read already, or files, `file.pdb:A` where a
-                file has several chains, `file.pdb:*` for all of them.
-            **kwargs: Nothing else is read; transformers passes `return_tensors`, always "pt" here.
+        Structures are read already, or files: `file.pdb:A` where a file has several chains,
+        `file.pdb:*` for all of them.
 
         Returns:
             `input_ids`, `attention_mask` and `sequence_mask`, each `(batch, tokens)`; `backbone`
             `(batch, residues, 4, 3)`, `structure_residue_mask`, `residue_index` and `chain_index`,
             each `(batch, residues)`.
-
-        Raises:
-            ValueError: If neither is given, or one of them is unusable.
         """
         features: dict[str, Tensor] = {}
         if sequences is not None:
             features |= self.encode([sequences] if isinstance(sequences, str) else sequences)
             features["sequence_mask"] = features.pop("mask")
         if structures is not None:
-            features |= self.encode_structures(structures)
+            features |= self._encode_structures(structures)
         if not features:
             raise ValueError("there is nothing to encode; give sequences, structures or both.")
         return BatchFeature(features)
 
-    def encode_structures(
-        self, structures: str | Path | Structure | Sequence[str | Path | Structure]
-    ) -> dict[str, Tensor]:
-        """Encode structures, see `__call__`."""
+    def _encode_structures(self, structures: Any) -> dict[str, Tensor]:
         one = isinstance(structures, str | Path) or is_structure(structures)
-        several: Any = [structures] if one else structures
         wanted = {"backbone": BACKBONE_ATOMS, "ca": ("CA",)}[self.atoms]
+        several = [structures] if one else structures
         read = [each if is_structure(each) else read_structure(each, wanted) for each in several]
         batch = structure_batch(read, self.atoms)
         batch["structure_residue_mask"] = batch.pop("residue_mask")
