@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..io.sequences import Source, read_sequences
+from ..models.modeling_backbone import weights_digest
 from ..models.protein import InvalidRecord, clean_sequence
 
 if TYPE_CHECKING:
@@ -450,6 +451,25 @@ class EmbeddingStore(ShardedStore):
         return dict(self.header.backbone)
 
     identity = fingerprint  # as pipelines exported by version 0.1 read it
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model over another backbone, as far as can be told without loading that."""
+        config, made = model.config, self.fingerprint
+        name, wanted = config.plm_name_or_path, config.plm_recipe
+        # A released head knows its backbone by the last part of the id.
+        same = name is None or Path(made["backbone"]).name == Path(name).name
+        if not same or wanted not in (None, made["recipe"]):
+            raise ValueError(
+                f"the store holds embeddings of {made['backbone']} ({made['recipe']}), this model "
+                f"takes those of {name} ({wanted or 'any input format'}); make a store with: "
+                f"plasma-hf embed --backbone {name} --input-format {wanted or 'generic'}."
+            )
+        if model.backbone is not None and weights_digest(model.backbone) != made["weights"]:
+            raise ValueError(
+                f"the store was made by {made['backbone']} with other weights than this model's "
+                "backbone has, which was trained further perhaps; make a store with it: "
+                "plasma-hf embed --model <folder of this model>."
+            )
 
     def check(
         self, fingerprint: Mapping[str, str], head_fingerprint: Mapping[str, str] | None = None

@@ -25,7 +25,7 @@ PIPELINES = {
 CHOICES = {
     "head": ("lrl", "hinge", "residual"),
     "score_form": ("published", "mass", "collinear"),
-    "score_loss_form": ("published", "probability", "affine"),
+    "score_loss_form": ("published", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
 RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
@@ -58,7 +58,7 @@ class PlasmaConfig(PreTrainedConfig):
             is aligned in order, see `collinear_score`).
         threshold: Plan entry above which residues count as matched.
         diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
-        score_loss_form: "published", "probability" or "affine", see `score_loss`.
+        score_loss_form: "published" or "affine", see `score_losses`.
         label_match_form: "published" looks for the candidate's labelled residues, "symmetric"
             for those of both sides, each weighing half.
         label_match_weight: Weight of the label match loss beside the score loss.
@@ -152,12 +152,11 @@ class PlasmaConfig(PreTrainedConfig):
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
-        positive = ("head_size", "kernel_scale", "n_iters", "eps")
-        not_negative = ("support_rounds", "support_window", "support_gap", "order_weight")
-        for name in positive:
+        for name in ("head_size", "kernel_scale", "n_iters", "eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        for name in (*not_negative, "diagonal_window"):
+        window, support = "diagonal_window", ("support_rounds", "support_window", "support_gap")
+        for name in (*support, "order_weight", window):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
 

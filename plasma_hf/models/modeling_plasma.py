@@ -127,11 +127,7 @@ def _blocks(query: Tensor, candidate: Tensor) -> Iterator[tuple[int, slice, Tens
 
 
 def check_widths(query: Tensor, candidate: Tensor) -> None:
-    """Refuse residues of different widths; a compiled kernel would read past the narrower ones.
-
-    Raises:
-        ValueError: If the last axes differ.
-    """
+    """Refuse residues of different widths; a compiled kernel would read past the narrower ones."""
     if query.shape[-1] != candidate.shape[-1]:
         raise ValueError(
             f"query embeddings have width {query.shape[-1]}, candidate embeddings "
@@ -539,11 +535,6 @@ def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor)
     1: the same share is the rarer by chance, the more residues there are to choose from. A small
     share so counts in proportion to the square root of the longer protein, as the standardised
     similarities of embedding-based alignment do (Pantolini et al., Bioinformatics 2024).
-
-    Args:
-        mass: `(batch,)`.
-        query_residues: Lengths, `(batch,)`.
-        candidate_residues: Likewise.
     """
     share = share_of_shorter(mass, query_residues, candidate_residues)
     longer = torch.maximum(query_residues, candidate_residues).clamp(min=1)
@@ -618,8 +609,7 @@ def score_losses(
         scores: Scores in [0, 1], `(batch,)`.
         labels: 1 where query and candidate share a site, `(batch,)`.
         form: "published" reads a score as a logit, so that even a perfect classifier keeps a loss
-            of .503; "probability" reads it as a probability; "affine" as a logit after scaling
-            and shifting.
+            of .503; "affine" reads it so after scaling and shifting.
         affine: Scale and shift of the affine form, `(2,)`.
 
     Returns:
@@ -631,8 +621,6 @@ def score_losses(
         0.3133
     """
     labels = labels.to(scores.dtype)
-    if form == "probability":
-        return F.binary_cross_entropy(scores.clamp(1e-6, 1 - 1e-6), labels, reduction="none")
     if form == "affine":
         if affine is None:
             raise ValueError("the affine form needs its scale and shift; give affine=(2,) tensor.")
@@ -673,12 +661,7 @@ def label_match_losses(
 def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = None) -> Tensor:
     """Mark the pairs that have a label match loss: positive, with a labelled candidate.
 
-    Args:
-        candidate_site_labels: 0/1, `(batch, candidate_residues)`.
-        labels: Pair labels, `(batch,)`; None if every pair is positive.
-
-    Returns:
-        `(batch,)`, bool.
+    Without `labels` every pair is positive.
     """
     counted = candidate_site_labels.sum(-1) > 0
     return counted if labels is None else counted & (labels > 0)
@@ -1066,24 +1049,9 @@ class PlasmaModel(PreTrainedHead):
         return_plans: bool = True,
         progress: bool | None = None,
     ) -> list[list[Any]]:
-        """Score queries against every protein of an embedding store.
+        """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
 
-        Queries are projected once, candidates pass by once for all queries, a batch at a time;
-        plans are made for the hits alone.
-
-        Args:
-            queries: Residue embeddings, `(residues, hidden)`, of one protein or several.
-            store: A `plasma_hf.data.EmbeddingStore`, best with the projections of this head.
-            top_k: Hits to keep for each query.
-            return_plans: Add their plans.
-            progress: Show progress; None where standard error is a terminal.
-
-        Returns:
-            The hits of each query, best first.
-
-        Raises:
-            ValueError: If the store is of another head or of a backbone of another width, or
-                `top_k` is below 1.
+        Returns the `top_k` hits of each query, best first, see `plasma_hf.search.exhaustive`.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
@@ -1138,14 +1106,9 @@ class PlasmaModel(PreTrainedHead):
         """
         tokens = (query_input_ids, query_attention_mask, query_mask, query_backbone_atoms)
         query, query_mask = self._side("query", query_embeddings, query_mask, tokens)
-        tokens = (
-            candidate_input_ids,
-            candidate_attention_mask,
-            candidate_mask,
-            candidate_backbone_atoms,
-        )
+        tokens = (candidate_input_ids, candidate_attention_mask, candidate_mask)
         candidate, candidate_mask = self._side(
-            "candidate", candidate_embeddings, candidate_mask, tokens
+            "candidate", candidate_embeddings, candidate_mask, (*tokens, candidate_backbone_atoms)
         )
         if len(query) != len(candidate):
             raise ValueError(
@@ -1234,14 +1197,7 @@ class PlasmaModel(PreTrainedHead):
     def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
     ) -> AlignedBatch:
-        """Make the plans of a padded batch from what `project` gave.
-
-        Args:
-            query: `(batch, query_residues, head_size)`.
-            candidate: `(batch, candidate_residues, head_size)`.
-            query_mask: True at residues, `(batch, query_residues)`.
-            candidate_mask: True at residues, `(batch, candidate_residues)`.
-        """
+        """Make the plans of a padded batch of projections, `(batch, residues, head_size)` each."""
         cost = hinge_cost(query, candidate)
         kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
         return AlignedBatch(cost, *make_plans(kernel, candidate_mask, self.config))
@@ -1260,15 +1216,8 @@ class PlasmaModel(PreTrainedHead):
             return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)
         if config.score_form == "collinear":
             return collinear_score(plan, query_mask, candidate_mask)
-        return published_score(
-            plan,
-            query,
-            candidate,
-            query_mask,
-            candidate_mask,
-            threshold=config.threshold,
-            diagonal_window=config.diagonal_window,
-        )
+        settings = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
+        return published_score(plan, query, candidate, query_mask, candidate_mask, **settings)
 
 
 def _padded(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

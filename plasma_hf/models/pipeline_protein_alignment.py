@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modeling_backbone import Backbone, weights_digest
+from .modeling_backbone import Backbone
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
 
@@ -152,7 +152,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             self.processor = PlasmaProcessor() if substitution else of_model
         self._check_recipe()
         if store is not None:
-            self._check_store()
+            store.check_model(self.model)
 
     def _sanitize_parameters(
         self, on_error: str | None = None, **options: Any
@@ -268,26 +268,6 @@ class ProteinAlignmentPipeline(ProteinPipeline):
                 f"this head was made for sequences in the input format {wanted!r}, the processor "
                 f"has {self.processor.input_format.name!r}; give "
                 f"processor=PlasmaProcessor(tokenizer, input_format={wanted!r}), or none."
-            )
-
-    def _check_store(self) -> None:
-        """Refuse a store that another backbone made, as far as can be told without loading it."""
-        config, made = self.model.config, self.store.fingerprint
-        name, recipe = config.plm_name_or_path, config.plm_recipe
-        # A released head knows its backbone by the last part of the id.
-        same = name is None or Path(made["backbone"]).name == Path(name).name
-        if not same or recipe not in (None, made["recipe"]):
-            raise ValueError(
-                f"the store holds embeddings of {made['backbone']} ({made['recipe']}), this model "
-                f"takes those of {name} ({recipe or 'any input format'}); make a store with: "
-                f"plasma-hf embed --backbone {name} --input-format {recipe or 'generic'}."
-            )
-        backbone = self.model.backbone
-        if backbone is not None and weights_digest(backbone) != made["weights"]:
-            raise ValueError(
-                f"the store was made by {made['backbone']} with other weights than this model's "
-                "backbone has, which was trained further perhaps; make a store with it: "
-                "plasma-hf embed --model <folder of this model>."
             )
 
     def _embed(self, proteins: list[Protein], seen: _Seen) -> list[Tensor]:

@@ -280,8 +280,7 @@ class ProtAlignRun(TrainingRun):
         arguments.per_device_train_batch_size = min(arguments.per_device_train_batch_size, most)
         settings = self._settings(parts)
         checkpoint = checkpoint_to_resume(Path(arguments.output_dir), settings, resume)
-        if self.residue_steps:
-            self._train_residues(train, backbone, encoder, arguments.use_cpu, resume)
+        self._train_residues(train, backbone, encoder, arguments.use_cpu, resume)
         everything, forms = [*train, *parts.validation, *parts.test], None
         if preset.form_eps and self.trained in ("none", "lora"):
             # A second form of structures; an encoder that trains adds its noise itself.
@@ -328,7 +327,9 @@ class ProtAlignRun(TrainingRun):
         use_cpu: bool,
         resume: bool,
     ) -> None:
-        """Train the encoders in place, residue by residue."""
+        """Train the encoders in place, residue by residue, where that is asked for."""
+        if not self.residue_steps:
+            return
         from .residue_contrast import ResidueTraining, train_encoders  # it stands on this module
 
         sizes = backbone.hidden_size, encoder.config.hidden_size
