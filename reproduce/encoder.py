@@ -264,7 +264,6 @@ class PairSampler:
     """Draw pairs of proteins from `EncoderSources`."""
 
     def __init__(self, sources: EncoderSources) -> None:
-        """Group the proteins by family and sort them by length."""
         self.sources = sources
         groups: dict[str, list[SiteProtein]] = {}
         for protein in sorted(sources.proteins, key=lambda p: (p.uid, p.family)):
@@ -347,7 +346,6 @@ class EncoderBatches(Dataset):
         masked_per_batch: int = 0,
         seed: int = 0,
     ) -> None:
-        """Remember the settings."""
         self.sampler, self.sequences = PairSampler(sources), sources.sequences
         self.steps, self.pairs_per_batch, self.seed = steps, pairs_per_batch, seed
         self.max_residues, self.masked_per_batch = max_residues, masked_per_batch
@@ -511,7 +509,6 @@ class EncoderObjective(nn.Module):
     def __init__(
         self, encoder: ResidueEncoderModel, head: PlasmaModel, weights: ObjectiveWeights
     ) -> None:
-        """Put a guess of masked residues beside the encoder, where it is asked for."""
         super().__init__()
         self.encoder, self.weights = encoder, weights
         self.config = head.config

@@ -236,7 +236,6 @@ class MeanPool(nn.Module):
     """Take the mean of the residues, and a linear map of it; used as `AttentionPool` is."""
 
     def __init__(self, residue_size: int, shared_size: int, standardize: bool = False) -> None:
-        """Build the map."""
         super().__init__()
         self.linear = nn.Linear(residue_size, shared_size)
         self.scale = Standardize(shared_size) if standardize else None
@@ -258,7 +257,6 @@ class MeanPoolModel(ProtAlignModel):
     _auto_class = None  # a baseline is saved without code: it is no model for the Hub
 
     def __init__(self, config: ProtAlignConfig) -> None:
-        """Put means in the place of attention."""
         super().__init__(config)
         sizes = {"sequence": config.sequence_size, "structure": config.structure_size}
         for side, size in sizes.items():

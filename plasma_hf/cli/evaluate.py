@@ -91,7 +91,6 @@ class Aligners:
     not_found: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Load what does not depend on the seed."""
         from ..data.store import EmbeddingStore
         from ..evaluation import StoredEmbeddings
 

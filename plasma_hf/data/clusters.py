@@ -180,7 +180,6 @@ class KmerIndex:
     """Find the sequences that have many 4-mers, of the twenty letters, in common with one."""
 
     def __init__(self, sequences: Sequence[str]) -> None:
-        """List, for every 4-mer, the sequences that have it."""
         found = [_kmers(sequence) for sequence in sequences]
         self.sizes = np.array([len(kmers) for kmers in found], dtype=np.int64)
         kmers = np.concatenate([*found, np.empty(0, dtype=np.int64)])

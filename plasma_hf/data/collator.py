@@ -44,7 +44,6 @@ class PairCollator:
     """
 
     def __init__(self, source: EmbeddingStore | PlasmaProcessor, kind: str = "embeddings") -> None:
-        """Check that the store keeps what is asked for."""
         self.store = source if isinstance(source, EmbeddingStore) else None
         self.processor = source if isinstance(source, PlasmaProcessor) else None
         self.kind = kind

@@ -85,7 +85,6 @@ class ShardedStore:
     HEADER: ClassVar[type[Header]]
 
     def __init__(self, folder: str | PathLike[str], header: Any) -> None:
-        """Use `open`."""
         self.folder, self.header = Path(folder), header
 
     @classmethod
@@ -317,7 +316,6 @@ class StoreHeader(Header):
         )
 
     def __post_init__(self) -> None:
-        """Take the list of a JSON file."""
         object.__setattr__(self, "kinds", tuple(self.kinds))
 
     def text(self) -> str:
@@ -404,7 +402,6 @@ class EmbeddingStore(ShardedStore):
     shard_seconds = 60.0  # how long work may stay unwritten
 
     def __init__(self, folder: str | PathLike[str], header: StoreHeader) -> None:
-        """Read the tables of contents; use `open` or `create`."""
         super().__init__(folder, header)
         self.refresh()
 

@@ -414,7 +414,6 @@ class TMAlign(PairwiseAligner):
     name = "tm-align"
 
     def __init__(self, folder: str | Path) -> None:
-        """Check that tmtools is there."""
         try:
             from tmtools import tm_align
         except ImportError as error:
@@ -456,7 +455,6 @@ class Foldseek:
     name = "foldseek"
 
     def __init__(self, folder: str | Path, binary: str = "foldseek") -> None:
-        """Look for the program."""
         self.folder, self.binary = folder, shutil.which(binary)
         if self.binary is None:
             raise FileNotFoundError(

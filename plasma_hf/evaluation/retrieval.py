@@ -195,7 +195,6 @@ class RetrievalReport:
     """Gather retrievals of the same pairs, and write them as one table."""
 
     def __init__(self, title: str) -> None:
-        """Begin with nothing."""
         self.title = title
         self.rows: dict[str, dict[int, Values]] = {}  # by name and seed
         self.families: dict[int, Sequence[str | None]] = {}  # of the queries, by seed

@@ -107,7 +107,6 @@ class PlasmaConfig(PreTrainedConfig):
     released_metadata: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Resolve the backbone's configuration and check the rest."""
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
         _drop_retired(kwargs)
         if isinstance(self.plm_config, dict):

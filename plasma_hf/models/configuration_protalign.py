@@ -78,7 +78,6 @@ class ProtAlignConfig(PreTrainedConfig):
     structure_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Resolve the encoders' configurations, fill in what the loss decides, check the rest."""
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)

@@ -732,7 +732,6 @@ class LearnedProjection(nn.Module):
     """Project residue embeddings, `LayerNorm(W2 relu(W1 h + b1) + b2)`: the head "lrl"."""
 
     def __init__(self, config: PlasmaConfig) -> None:
-        """Build the layers."""
         super().__init__()
         width: Any = config.embedding_size  # the configuration has checked that there is one
         self.hidden = nn.Linear(width, config.head_size)
@@ -750,7 +749,6 @@ class LayerNormalization(nn.Module):
     placeholder: Tensor
 
     def __init__(self, config: PlasmaConfig) -> None:
-        """Remember whether to normalise at all."""
         super().__init__()
         self.normalize = config.normalize
         # A checkpoint has to hold something, also that of a head alone.
@@ -775,7 +773,6 @@ class ResidualProjection(nn.Module):
     """
 
     def __init__(self, config: PlasmaConfig) -> None:
-        """Build the layers."""
         super().__init__()
         width: Any = config.embedding_size  # the configuration has checked that there is one
         self.hidden = nn.Linear(width, config.head_size)
@@ -792,7 +789,6 @@ class ScoreAffine(nn.Module):
     """Hold the learnt scale and shift from score to logit; adapters save modules alone."""
 
     def __init__(self) -> None:
-        """Start where a score of 1/2 is undecided."""
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([10.0, -5.0]))
 
@@ -883,7 +879,6 @@ class PlasmaModel(PreTrainedHead):
     _supports_sdpa = True
 
     def __init__(self, config: PlasmaConfig) -> None:
-        """Build the head, and the backbone if the configuration has one."""
         super().__init__(config)
         under = config.plm_config if config.backbone_saved else None
         self.backbone = None if under is None else build_backbone(under)

@@ -73,7 +73,6 @@ class PLMEncoder(SafeWeights):
     language_model: Any
 
     def __init__(self, config: Any) -> None:
-        """Build the language model, if the configuration has one."""
         super().__init__(config)
         under = config.plm_config
         self.language_model = None if under is None else build_backbone(under)

@@ -155,7 +155,6 @@ class PairLoss(nn.Module):
     MAX_LOG_SCALE = math.log(100)  # beyond it, a learnt scale runs off
 
     def __init__(self, config: Any) -> None:
-        """Build the parameters, if any are learnt."""
         super().__init__()
         self.config = config
         for name, value in self.starting_values().items():
@@ -214,7 +213,6 @@ class Standardize(nn.BatchNorm1d):
     """
 
     def __init__(self, size: int) -> None:
-        """Build it; nothing of it is learnt by gradient."""
         super().__init__(size, affine=False)
 
     def forward(self, vectors: Tensor, gather: Gather = alone) -> Tensor:
@@ -243,7 +241,6 @@ class AttentionPool(nn.Module):
     """
 
     def __init__(self, config: ProtAlignConfig, residue_size: int) -> None:
-        """Build the pool over residue embeddings of a width."""
         super().__init__()
         width, sizes = config.hidden_size, {"kdim": residue_size, "vdim": residue_size}
         self.query = nn.Parameter(torch.empty(1, config.num_queries, width).normal_(0.0, 0.02))
@@ -360,7 +357,6 @@ class ProtAlignModel(PreTrainedHead):
     structure_encoder: Any
 
     def __init__(self, config: ProtAlignConfig) -> None:
-        """Build the pools, and the encoders that the configuration has."""
         super().__init__(config)
         sequences = config.plm_config if config.backbone_saved else None
         structures: Any = config.structure_config

@@ -50,7 +50,6 @@ class ProteinMPNNConfig(PreTrainedConfig):
     augment_eps: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the numbers and choices."""
         for name in ("hidden_size", "num_layers", "k_neighbors"):
             if (number := getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={number}; give a number above 0.")
@@ -272,7 +271,6 @@ class EdgeEmbedding(nn.Module):
     """Embed what lies between a residue and its neighbour: offset in the chain and shape."""
 
     def __init__(self, config: ProteinMPNNConfig) -> None:
-        """Build the projections."""
         super().__init__()
         width, shape = config.hidden_size, SHAPE_FEATURES[config.atoms]
         self.position = nn.Linear(POSITIONS, POSITION_FEATURES)
@@ -297,7 +295,6 @@ class Message(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
-        """Build the projections."""
         super().__init__()
         self.residue = nn.Linear(width, width, bias=False)
         self.edge = nn.Linear(width, width)
@@ -316,7 +313,6 @@ class ProteinMPNNLayer(nn.Module):
     """Let residues hear from their neighbours, then tell the edges."""
 
     def __init__(self, config: ProteinMPNNConfig) -> None:
-        """Build the two networks of messages and the one of residues."""
         super().__init__()
         width = config.hidden_size
         self.node_message, self.edge_message = Message(width), Message(width)
@@ -369,7 +365,6 @@ class ProteinMPNNEncoder(SafeWeights):
     _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     def __init__(self, config: ProteinMPNNConfig) -> None:
-        """Build the edge embedding and the layers."""
         super().__init__(config)
         self.edges = EdgeEmbedding(config)
         self.layers = nn.ModuleList(ProteinMPNNLayer(config) for _ in range(config.num_layers))

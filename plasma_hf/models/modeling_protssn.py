@@ -237,7 +237,6 @@ class ProtSSNLayer(nn.Module):
     """
 
     def __init__(self, config: ProtSSNConfig) -> None:
-        """Build the two networks, of messages and of residues."""
         super().__init__()
         width, message = config.hidden_size, config.message_size
         inner = 2 * (2 * width + EDGE_WIDTH)
@@ -291,7 +290,6 @@ class ProtSSNModel(PLMEncoder):
     position_scale: Tensor
 
     def __init__(self, config: ProtSSNConfig) -> None:
-        """Build the network, and the language model if the configuration has one."""
         super().__init__(config)
         self.layers = nn.ModuleList(ProtSSNLayer(config) for _ in range(config.num_layers))
         self.residue_head = nn.Linear(config.hidden_size, len(STANDARD_RESIDUES))

@@ -124,7 +124,6 @@ class SubstitutionModel(SafeWeights):
     vectors: Tensor
 
     def __init__(self, config: SubstitutionConfig) -> None:
-        """Build the encoder from its configuration."""
         super().__init__(config)
         # Saved with the model, the vectors do not depend on the reader's linear algebra.
         self.register_buffer("vectors", torch.from_numpy(residue_vectors().copy()))
@@ -155,7 +154,6 @@ class DilatedBlock(nn.Module):
     """Add to every residue what a convolution over half the channels reads around it."""
 
     def __init__(self, width: int, kernel: int, dilation: int) -> None:
-        """Build the block."""
         super().__init__()
         half, padding = width // 2, (kernel - 1) // 2 * dilation
         self.norm, self.down = nn.LayerNorm(width), nn.Linear(width, half)
@@ -186,7 +184,6 @@ class ResidueEncoderModel(SafeWeights):
     _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     def __init__(self, config: ResidueEncoderConfig) -> None:
-        """Build the encoder from its configuration."""
         super().__init__(config)
         size, width = config.hidden_size, config.width
         self.substitution = SubstitutionModel(config)

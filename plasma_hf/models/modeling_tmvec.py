@@ -109,7 +109,6 @@ class TMVecAttention(nn.Module):
     """Let every residue of a protein look at every other one."""
 
     def __init__(self, config: TMVecConfig) -> None:
-        """Build the projections, named as in the published checkpoint."""
         super().__init__()
         width = config.hidden_size
         self.heads, self.dropout = config.num_attention_heads, config.dropout
@@ -137,7 +136,6 @@ class TMVecLayer(nn.Module):
     """
 
     def __init__(self, config: TMVecConfig) -> None:
-        """Build the layer, its parts named as in the published checkpoint."""
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
@@ -179,7 +177,6 @@ class TMVecModel(PLMEncoder):
     encoder: Any
 
     def __init__(self, config: TMVecConfig) -> None:
-        """Build the transformer, and the language model if the configuration has one."""
         super().__init__(config)
         layers = nn.ModuleList(TMVecLayer(config) for _ in range(config.num_hidden_layers))
         self.encoder = nn.ModuleDict({"layers": layers})  # as the published checkpoint has it

@@ -139,7 +139,6 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     def __init__(
         self, *args: Any, store: Any = None, task_head: str | None = None, **kwargs: Any
     ) -> None:
-        """Build the pipeline, see the class; a substitution encoder brings its own processor."""
         if task_head is not None:
             # `pipeline` has loaded the default model by now, whose place a bundled head takes.
             kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)

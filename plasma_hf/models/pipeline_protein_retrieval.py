@@ -74,7 +74,6 @@ class ProteinRetrievalPipeline(ProteinPipeline):
     def __init__(
         self, *args: Any, index: Any = None, candidates: Any = None, **kwargs: Any
     ) -> None:
-        """Build the pipeline, open the index or embed the candidates."""
         if (index is None) == (candidates is None):
             raise ValueError(
                 "give one of index=FOLDER, which `plasma-hf index build` makes, and "
@@ -310,7 +309,6 @@ class CandidateList:
     """Find the nearest of a list of proteins in memory, with L2-normalised vectors of each."""
 
     def __init__(self, records: Sequence[Protein], vectors: Tensor) -> None:
-        """Keep records and vectors, `(records, width)`."""
         self.records = list(records)
         self.vectors = vectors.double().cpu().numpy()
 

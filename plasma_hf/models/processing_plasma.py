@@ -151,7 +151,6 @@ class PlasmaProcessor(ProcessorMixin):
         input_format: InputFormat | Mapping[str, Any] | str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep tokenizer and input format."""
         tokenizer = substitution_tokenizer() if tokenizer is None else tokenizer
         if isinstance(input_format, str):
             input_format = InputFormat.named(input_format)

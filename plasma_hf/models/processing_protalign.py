@@ -37,7 +37,6 @@ class ProtAlignProcessor(PlasmaProcessor):
         atoms: str = "backbone",
         **kwargs: Any,
     ) -> None:
-        """Keep tokenizer, input format and atoms."""
         super().__init__(tokenizer, input_format, **kwargs)
         self.atoms = atoms
 

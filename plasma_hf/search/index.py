@@ -115,7 +115,6 @@ class IndexHeader(Header):
     written_by: str = ""  # plasma_hf version
 
     def __post_init__(self) -> None:
-        """Take the object of a JSON file."""
         if isinstance(self.made_by, dict):
             object.__setattr__(self, "made_by", ModelFingerprint(**self.made_by))
 
@@ -197,7 +196,6 @@ class Index(ShardedStore):
     header: IndexHeader
 
     def __init__(self, folder: str | PathLike[str], header: IndexHeader) -> None:
-        """Map the shards; use `open`."""
         super().__init__(folder, header)
         self._shards = [_Shard(self.folder / name, count) for name, count in header.shards.items()]
         self._starts = list(accumulate(map(len, self._shards), initial=0))

@@ -55,7 +55,6 @@ class PairRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, pairs: Sequence[ProteinPair], correspondences: bool = False) -> None:
-        """Keep the pairs."""
         self.pairs, self.correspondences = pairs, correspondences
 
     @property

@@ -64,7 +64,6 @@ class ChainBatches(Dataset):
         processor: ProtAlignProcessor,
         settings: ResidueTraining,
     ) -> None:
-        """Group the chains by cluster."""
         self.pairs, self.processor, self.settings = pairs, processor, settings
         groups: dict[str, list[int]] = {}
         for number, (pair, cluster) in enumerate(zip(pairs, clusters, strict=True)):
@@ -119,7 +118,6 @@ class ResidueContrast(nn.Module):
     """Two encoders, under ProtAlign whose pools are left alone, and what they are trained for."""
 
     def __init__(self, model: ProtAlignModel, settings: ResidueTraining) -> None:
-        """Put two projections and a guess of amino acids beside the encoders."""
         super().__init__()
         self.model, self.settings = model, settings
         config, shared = model.config, settings.shared_size

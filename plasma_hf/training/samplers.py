@@ -18,7 +18,6 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, about: Sequence[int], batch_size: int, seed: int) -> None:
-        """Keep what the order depends on."""
         self.about, self.batch_size, self.seed, self.epoch = about, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -156,7 +156,6 @@ class StructurePairs(Dataset[dict[str, Any]]):
         groups: Sequence[int] | None = None,
         forms: Sequence[Structure] | None = None,
     ) -> None:
-        """Keep what is numbered alike."""
         self.pairs, self.groups, self.forms = pairs, groups, forms
 
     def __len__(self) -> int:

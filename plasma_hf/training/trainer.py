@@ -42,7 +42,6 @@ class SafeTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Leave out the callback that prints; what it would print is in the log history."""
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
 
@@ -77,7 +76,6 @@ class CardTrainer(SafeTrainer):
     batch_name = "pairs per update"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Begin with no metrics."""
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False  # a pair's columns are the collator's affair
         self.metrics: dict[str, dict[str, float]] = {}
@@ -187,7 +185,6 @@ class PlasmaTrainer(CardTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Fill in what pairs need."""
         kwargs.setdefault("compute_metrics", pair_metrics)
         super().__init__(*args, **kwargs)
         self.label_names = ["labels"]
@@ -303,7 +300,6 @@ class ProtAlignTrainer(CardTrainer):
         view_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        """Fill in what pairs need."""
         kwargs.setdefault("compute_metrics", self._compute_metrics)
         self.left_out, self.cropped, self.view_weight = left_out, cropped, view_weight
         super().__init__(*args, **kwargs)
@@ -389,7 +385,6 @@ class BatchTrainer(SafeTrainer):
     def __init__(
         self, model: nn.Module, folder: Path, batches: Any, settings: Any, options: dict[str, Any]
     ) -> None:
-        """Begin with no parts."""
         fields: dict[str, Any] = {
             "output_dir": str(folder),
             "max_steps": settings.steps,
