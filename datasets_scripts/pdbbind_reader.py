@@ -251,9 +251,7 @@ class PdbbindRelease:
 
 
 def open_pdbbind(
-    root: str | PathLike[str],
-    casf: str | PathLike[str] | None = None,
-    version: str | None = None,
+    root: str | PathLike[str], casf: str | PathLike[str] | None = None, version: str | None = None
 ) -> PdbbindRelease:
     """Look through a download of PDBbind for its index files and complexes.
 
@@ -339,10 +337,7 @@ def _split(
 
 
 def read_complex(
-    release: PdbbindRelease,
-    code: str,
-    chains: ChainChoice = "longest",
-    keep_unknown: bool = False,
+    release: PdbbindRelease, code: str, chains: ChainChoice = "longest", keep_unknown: bool = False
 ) -> StructurePair:
     """Read the protein of one complex.
 

@@ -56,11 +56,7 @@ VARIANTS = {
         PUBLISHED,
         variant("published, batches and schedule", PUBLISHED, arguments=BATCHED),
         variant(
-            "residual head alone",
-            PUBLISHED,
-            arguments=BATCHED,
-            head="residual",
-            kernel_scale=0.2,
+            "residual head alone", PUBLISHED, arguments=BATCHED, head="residual", kernel_scale=0.2
         ),
         IMPROVED,
         variant("without correspondences", correspondences=False),

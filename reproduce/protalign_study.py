@@ -284,8 +284,7 @@ SIGLIP = Variant("SigLIP", {"loss": "siglip"})
 # A value that is swept is not learnt.
 TEMPERATURE_SWEEP = tuple(
     Variant(
-        f"CLIP, tau {tau:g}",
-        {"loss": "clip", "logit_temperature": tau, "learn_temperature": False},
+        f"CLIP, tau {tau:g}", {"loss": "clip", "logit_temperature": tau, "learn_temperature": False}
     )
     for tau in TEMPERATURES
 )

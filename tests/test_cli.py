@@ -324,8 +324,7 @@ def test_compiling_is_announced(
 
 
 @pytest.mark.parametrize(
-    "words",
-    ["--help", "--version", "alig", *(f"{verb} --help" for verb in VERBS)],
+    "words", ["--help", "--version", "alig", *(f"{verb} --help" for verb in VERBS)]
 )
 def test_help_and_typing_errors_import_nothing_heavy(words: str) -> None:
     code = f"import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {RUN}"

@@ -20,12 +20,7 @@ from plasma_hf.metrics.retrieval import best_ranks
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from plasma_hf.models.protein import Structure
 from plasma_hf.training import ProtAlignRun, split_pairs
-from plasma_hf.training.augmentation import (
-    coordinate_noise,
-    crop_structures,
-    mask_spans,
-    mix_up,
-)
+from plasma_hf.training.augmentation import coordinate_noise, crop_structures, mask_spans, mix_up
 from plasma_hf.training.samplers import GroupDisjointSampler
 from plasma_hf.training.structure_data import (
     PairCollation,
@@ -149,8 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, backbone, whole) -> 
 
 
 @pytest.mark.parametrize(
-    ("trained", "moves"),
-    [("none", set()), ("structure", {"structure_encoder"})],
+    ("trained", "moves"), [("none", set()), ("structure", {"structure_encoder"})]
 )
 def test_encoders_train_where_they_are_told_to(tmp_path, backbone, trained, moves) -> None:
     encoder = tiny_encoder()

@@ -43,11 +43,7 @@ def chain(residues, seed=0, name="A", numbers=None):
 
 def moved(structure, backbone):
     return Structure(
-        structure.id,
-        structure.sequence,
-        backbone,
-        structure.author_numbers,
-        structure.chain_ids,
+        structure.id, structure.sequence, backbone, structure.author_numbers, structure.chain_ids
     )
 
 

@@ -127,8 +127,7 @@ def _embed(
 
 @index_app.command(help=REMOVE_HELP)
 def remove(
-    ids: Annotated[list[str], Argument(metavar="ID", help="Records to take out.")],
-    index: Folder,
+    ids: Annotated[list[str], Argument(metavar="ID", help="Records to take out.")], index: Folder
 ) -> None:
     """Take records out; see `REMOVE_HELP`."""
     with one_line_errors() as skipped:
@@ -142,9 +141,7 @@ def remove(
 
 
 @index_app.command(help=INFO_HELP)
-def info(
-    index: Annotated[Path, Argument(metavar="INDEX", help="Folder of the index.")],
-) -> None:
+def info(index: Annotated[Path, Argument(metavar="INDEX", help="Folder of the index.")]) -> None:
     """Describe an index; see `INFO_HELP`."""
     with one_line_errors():
         from ..search import IndexHeader

@@ -80,9 +80,7 @@ KINDS = {
 
 
 def model_card(
-    folder: str | PathLike[str],
-    repository: str = ANY_REPOSITORY,
-    held_out: str | None = None,
+    folder: str | PathLike[str], repository: str = ANY_REPOSITORY, held_out: str | None = None
 ) -> ModelCard:
     """Write the card of a saved model or adapter from the files of its folder.
 

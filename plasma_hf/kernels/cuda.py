@@ -591,10 +591,7 @@ def score_padded_triton(
 
 @torch.no_grad()
 def align_scores_triton(
-    log_kernel: Tensor,
-    query_lengths: Tensor,
-    candidate_lengths: Tensor,
-    config: PlasmaConfig,
+    log_kernel: Tensor, query_lengths: Tensor, candidate_lengths: Tensor, config: PlasmaConfig
 ) -> Matches:
     """Find what is matched by the plan, without gradient.
 

@@ -15,10 +15,7 @@ TIE_SHARE: dict[str, float] = {"midrank": 0.5, "optimistic": 0.0, "pessimistic":
 
 
 def recall_at_k(
-    similarity: ArrayLike,
-    k: int,
-    family_ids: ArrayLike | None = None,
-    ties: Ties = "midrank",
+    similarity: ArrayLike, k: int, family_ids: ArrayLike | None = None, ties: Ties = "midrank"
 ) -> float:
     """Compute the share of queries whose best relevant candidate ranks within the first k.
 

@@ -629,10 +629,7 @@ def score_losses(
 
 
 def label_match_losses(
-    plan: Tensor,
-    query_site_labels: Tensor,
-    candidate_site_labels: Tensor,
-    form: str = "published",
+    plan: Tensor, query_site_labels: Tensor, candidate_site_labels: Tensor, form: str = "published"
 ) -> Tensor:
     """Return the share of a candidate's labelled residues that no labelled query residue reaches.
 

@@ -160,10 +160,7 @@ def _shard_name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -
 
 
 def _write_rows(
-    path: Path,
-    rows: Sequence[dict[str, str]],
-    vectors: Tensor,
-    bad: Sequence[tuple[str, str]] = (),
+    path: Path, rows: Sequence[dict[str, str]], vectors: Tensor, bad: Sequence[tuple[str, str]] = ()
 ) -> None:
     text = "\n".join(json.dumps(row) for row in rows).encode()
     about = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())

@@ -29,10 +29,7 @@ class F1Max(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {
-            "predictions": datasets.Value("float64"),
-            "references": datasets.Value("int64"),
-        }
+        features = {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation="",
