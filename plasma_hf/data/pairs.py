@@ -10,7 +10,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from .sites import SiteProtein, read_site_table  # noqa: F401 -- imported from here elsewhere
+from .sites import SiteProtein
 
 LENGTH_TOLERANCE = 0.05
 # A partner is drawn among so many nearest in length: enough for chance, few enough that

@@ -31,12 +31,9 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """Hold what an aligner says about one pair.
+    """A score, larger for a likelier match, and a plan, `(query_residues, candidate_residues)`.
 
-    Attributes:
-        score: Larger for a likelier match; any finite number.
-        plan: `(query_residues, candidate_residues)`, weights in [0, 1], or None from an aligner
-            that gives scores alone.
+    The plan is None from an aligner that gives scores alone.
     """
 
     score: float
@@ -79,11 +76,7 @@ class StoredEmbeddings:
 
 @dataclass(eq=False)
 class CachedEmbeddings:
-    """Embed a sequence when it is first asked for, and keep those used last.
-
-    Attributes:
-        embedder: The backbone.
-        max_residues: Residues to keep; beyond that, the embeddings unused for longest go.
+    """Embed a sequence when it is first asked for, and keep `max_residues` of those used last.
 
     Example:
         >>> from plasma_hf import load_backbone
@@ -131,9 +124,6 @@ def align_sequences(
 
     Returns:
         The score and the path; without a positive local score 0 and an empty one.
-
-    Raises:
-        ImportError: If biopython is not installed.
 
     Example:
         >>> score, path = align_sequences("MKVLA", "WKVL", "local")

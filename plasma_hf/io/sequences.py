@@ -22,7 +22,6 @@ from ..models.protein import (
 
 logger = logging.getLogger(__name__)
 
-BadRecord = InvalidRecord  # its name of before
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 DATASET_FORMATS = {".parquet": "parquet", ".jsonl": "json"}

@@ -1014,16 +1014,9 @@ def align_pairs_numba(
     config: PlasmaConfig,
     return_plans: bool = False,
 ) -> Matches:
-    """Align `query[p]` with `candidate[p]`.
+    """Align projections, `(residues, channels)` each, query[p] with candidate[p].
 
-    Args:
-        query: Projected proteins, `(residues, channels)` in float32; one may come repeatedly.
-        candidate: As many, likewise.
-        config: How to align, and by what to score.
-        return_plans: Whether to write plans, and to support them.
-
-    Returns:
-        What is matched by the plan without support, and the plan with it.
+    What is matched is of the plan without support, `Matches.plans` has the plan with it.
     """
     known = {id(protein): protein.detach().contiguous().numpy() for protein in (*query, *candidate)}
     pairs = [(known[id(q)], known[id(c)]) for q, c in zip(query, candidate, strict=True)]

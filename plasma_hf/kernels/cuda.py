@@ -593,17 +593,9 @@ def score_padded_triton(
 def align_scores_triton(
     log_kernel: Tensor, query_lengths: Tensor, candidate_lengths: Tensor, config: PlasmaConfig
 ) -> Matches:
-    """Find what is matched by the plan, without gradient.
+    """Find what is matched by the plan of a padded batch, without gradient.
 
     Residues of a protein are the first of its row: nothing is masked in between.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
-        query_lengths: Residues of each query, integers, `(batch,)`.
-        candidate_lengths: Residues of each candidate, integers, `(batch,)`.
-        config: Has eps, iterations, threshold and diagonal window.
-
-    Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
     log_kernel = log_kernel.float().contiguous()
     batch, rows, columns = log_kernel.shape

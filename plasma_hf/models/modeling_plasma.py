@@ -805,12 +805,7 @@ PADDED_PAIRS = 16
 
 @dataclass
 class AlignedPairs:
-    """Hold what PLASMA says about a list of pairs.
-
-    Attributes:
-        scores: One score per pair, `(pairs,)`.
-        plans: `(query_residues, candidate_residues)` each, if they were asked for.
-    """
+    """Scores of pairs, `(pairs,)`, and plans, `(query_residues, candidate_residues)` each."""
 
     scores: Tensor
     plans: list[Tensor] | None = None
@@ -821,16 +816,13 @@ class PlasmaOutput(ModelOutput):
     """What PLASMA says about a batch of pairs.
 
     Args:
-        loss: Mean over pairs of what each would lose alone: score loss plus weighted label match
-            loss plus weighted correspondence loss, of those that labels are given for.
+        loss: Mean over pairs of what each would lose alone: the weighted sum of the three below.
         scores: One score in [0, 1] per pair, `(batch,)`.
         plan: `(batch, query_residues, candidate_residues)`, with `return_plan=True`.
         cost: Same shape, with `return_plan=True`; what the kernel is made of.
         score_loss: Mean over pairs of the loss that comes from pair labels.
-        label_match_loss: Mean over positive pairs of the loss that comes from site labels,
-            unweighted; 0 where no pair is positive.
-        correspondence_loss: Mean over pairs of the loss that comes from residue correspondences,
-            unweighted.
+        label_match_loss: Mean over positive pairs of that from site labels; 0 if none is positive.
+        correspondence_loss: Mean over pairs of that from residue correspondences.
     """
 
     loss: Tensor | None = None
@@ -843,7 +835,7 @@ class PlasmaOutput(ModelOutput):
 
 
 class AlignedBatch(NamedTuple):
-    """Hold cost, plan without support and plan with it, `(batch, query, candidate)` each."""
+    """Cost, plan without support and plan with it, `(batch, query, candidate)` each."""
 
     cost: Any  # a tensor, or None in training, where it is not kept
     first_plan: Tensor
@@ -931,8 +923,7 @@ class PlasmaModel(PreTrainedHead):
     def save_upstream(self, folder: str | Path) -> Path:
         """Write the head in the layout of the released heads and return the folder it is in.
 
-        Raises:
-            ValueError: If the head is of a form that was never released.
+        A head of a form that was never released raises a ValueError.
         """
         upstream = from_package("hub.upstream", "the layout of the released heads is written")
         if self.config.head == "residual":
