@@ -97,7 +97,7 @@ def test_an_adapter_is_small_and_loads_equal(base, trained):
     onto = peft.PeftModel.from_pretrained(PlasmaModel.from_pretrained(folder), adapter)
     alone = AutoModel.from_pretrained(adapter)
     for loaded in (onto, alone):
-        assert (scores(loaded, processor) - wanted).abs().max() == 0.0
+        assert (scores(loaded, processor) - wanted).abs().max() < 1e-6
 
 
 def test_a_merged_adapter(base, trained, tmp_path):
@@ -109,7 +109,7 @@ def test_a_merged_adapter(base, trained, tmp_path):
     assert torch.allclose(scores(merged, processor), wanted, atol=1e-5)
     merged.save_pretrained(tmp_path)  # the backbone changed, so it is saved as well
     again = PlasmaModel.from_pretrained(tmp_path, load_backbone=False)
-    assert torch.equal(scores(again, processor), scores(merged, processor))
+    assert (scores(again, processor) - scores(merged, processor)).abs().max() < 1e-6
 
 
 def test_an_adapter_in_the_pipeline(base, trained):

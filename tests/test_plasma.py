@@ -257,7 +257,7 @@ def test_saved_models_return_equal(tiny_esm, tmp_path):
     model.save_pretrained(tmp_path)
     again = PlasmaModel.from_pretrained(tmp_path)
     batch = processor(query="MKTAYIAK", candidate="MKTAYLAK")
-    assert torch.equal(model(**batch).scores, again(**batch).scores)
+    assert (model(**batch).scores - again(**batch).scores).abs().max() < 1e-6
     affine = make_model("lrl", score_loss_form="affine")
     affine.save_pretrained(tmp_path / "affine")
     loaded = PlasmaModel.from_pretrained(tmp_path / "affine")

@@ -199,7 +199,7 @@ def test_a_published_checkpoint_of_any_size(tmp_path, atoms):
     loaded = ProteinMPNNEncoder.from_upstream(tmp_path / "model.pt")
     assert not loaded.training and loaded.config.k_neighbors == 7 and loaded.config.atoms == atoms
     batch = structure_batch([chain(20)])
-    assert torch.equal(run(loaded, batch), run(model, batch))
+    torch.testing.assert_close(run(loaded, batch), run(model, batch), rtol=0, atol=1e-6)
 
 
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
@@ -406,7 +406,7 @@ def test_save_and_load(tmp_path, atoms):
     assert (loaded.config.k_neighbors, loaded.config.mask_fill) == (5, "rowmax")
     assert loaded.config.atoms == atoms
     batch = structure_batch([chain(9)])
-    assert torch.equal(run(loaded, batch), run(model, batch))
+    torch.testing.assert_close(run(loaded, batch), run(model, batch), rtol=0, atol=1e-6)
     output = loaded(**batch, return_dict=False)
     assert isinstance(output, tuple)
 
