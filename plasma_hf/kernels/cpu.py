@@ -1065,8 +1065,8 @@ def align_and_score_numba(
     return_plans: bool,
 ) -> tuple[Tensor, list[Tensor] | None]:
     """Align queries with candidates; return the scores, `(pairs,)`, and the plans if asked for."""
-    wide = ([protein.float() for protein in side] for side in projected)
-    matches = align_pairs_numba(*wide, config, return_plans)
+    query, candidate = ([protein.float() for protein in side] for side in projected)
+    matches = align_pairs_numba(query, candidate, config, return_plans)
     if config.score_form in ("mass", "collinear"):
         lengths = [torch.tensor([len(protein) for protein in side]) for side in projected]
         collinear = config.score_form == "collinear"
@@ -1076,9 +1076,9 @@ def align_and_score_numba(
     # Few pairs have anything matched, and few residues in them: the others are not even read.
     for p in (matches.mass != 0).nonzero()[:, 0].tolist():
         sent, gate = matches.transported[p], matches.matched[p]
-        query, candidate = proteins[0][p][sent != 0], proteins[1][p][gate != 0]
+        there = proteins[0][p][sent != 0].float(), proteins[1][p][gate != 0].float()
         similarity[p] = plain.matched_similarity(
-            sent[sent != 0], query.float(), gate[gate != 0], candidate.float()
+            sent[sent != 0], there[0], gate[gate != 0], there[1]
         )
     scores = plain.with_window(similarity, matches.window, config.diagonal_window)
     return scores, matches.plans
@@ -1110,9 +1110,9 @@ def take_apart_numba(
         for known in (batch.labels, batch.correspondences)
     )
     parts = []
-    for q, c, *known in zip(*by_protein, labels, correspondences, strict=True):
+    for q, c, label, known in zip(*by_protein, labels, correspondences, strict=True):
         embeddings, masks, site_labels, projections = zip(q, c, strict=True)
-        parts.append(PairBatch(embeddings, masks, site_labels, *known, projections))
+        parts.append(PairBatch(embeddings, masks, site_labels, label, known, projections))
     return parts
 
 

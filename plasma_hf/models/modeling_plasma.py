@@ -1089,9 +1089,9 @@ class PlasmaModel(PreTrainedHead):
         """
         tokens = (query_input_ids, query_attention_mask, query_mask, query_backbone_atoms)
         query, query_mask = self._side("query", query_embeddings, query_mask, tokens)
-        tokens = (candidate_input_ids, candidate_attention_mask, candidate_mask)
+        further = (candidate_attention_mask, candidate_mask, candidate_backbone_atoms)
         candidate, candidate_mask = self._side(
-            "candidate", candidate_embeddings, candidate_mask, (*tokens, candidate_backbone_atoms)
+            "candidate", candidate_embeddings, candidate_mask, (candidate_input_ids, *further)
         )
         if len(query) != len(candidate):
             raise ValueError(
