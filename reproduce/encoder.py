@@ -33,6 +33,7 @@ from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
 from plasma_hf.cli.common import fail, one_line_errors, report
+from plasma_hf.data import SiteProtein, read_site_table
 from plasma_hf.data.alignments import (
     TO_BLOSUM,
     FamilyAlignment,
@@ -41,7 +42,6 @@ from plasma_hf.data.alignments import (
     read_alignments,
 )
 from plasma_hf.data.clusters import nearest_identity
-from plasma_hf.data.pairs import SiteProtein, read_site_table
 from plasma_hf.io.sequences import read_sequences
 from plasma_hf.models.configuration_plasma import PlasmaConfig
 from plasma_hf.models.modeling_plasma import (

@@ -219,6 +219,7 @@ def test_a_real_structure(tiny, full_golden):
     assert len(rows) == len(protein.sequence) == 106
 
 
+@pytest.mark.slow
 @given(st.integers(1, 5000), st.integers(2, 400))
 def test_windows_cover_each_residue_once(length, limit):
     cut = windows(length, limit)

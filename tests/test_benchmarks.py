@@ -66,6 +66,7 @@ def test_structures_are_of_about_the_lengths():
     assert first[0].shape == (len(first[1]), 3)
 
 
+@pytest.mark.slow
 def test_quick_run_measures_everything(tmp_path, capsys):
     speed.main(["--quick", "--out", str(tmp_path)])
     figures = json.loads((tmp_path / "speed.json").read_text())

@@ -253,6 +253,7 @@ def test_formats_are_those_of_the_library() -> None:
     assert choices(OutputFormat) == list(FORMATS) == list(HIT_FORMATS)
 
 
+@pytest.mark.slow
 def test_version() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"plasma-hf {__version__}\n"
 
@@ -284,6 +285,7 @@ RUN = "import sys; sys.argv[0] = 'plasma-hf'; from plasma_hf.cli import app; app
 """What the installed script does."""
 
 
+@pytest.mark.slow
 def test_process_is_quiet_and_ends_quietly(align: Any, checkpoint: str) -> None:
     """Nothing but the result is said, and a reader that leaves early is no error to speak of."""
     Path("many.fasta").write_text("".join(f">p{n}\n{LONG}\n" for n in range(30)))
@@ -340,6 +342,7 @@ def test_help_and_typing_errors_import_nothing_heavy(words: str) -> None:
     assert not {"torch", "transformers", "numpy", "datasets"} & loaded
 
 
+@pytest.mark.slow
 def test_the_package_registers_itself_but_in_the_command_line() -> None:
     code = "import sys; sys.argv[0] = {!r}; import plasma_hf; print('torch' in sys.modules)"
     for name, eager in (("/bin/plasma-hf", "False"), ("/bin/python", "True")):

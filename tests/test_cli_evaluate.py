@@ -90,6 +90,7 @@ def test_the_same_seed_gives_the_same_file(run: Any) -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.slow
 def test_pictures(run: Any) -> None:
     result = run(
         "--sites",

@@ -65,6 +65,7 @@ def trained(run: Any, folder: Path) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_a_card_and_figures(trained: Path, run: Any) -> None:
     written = json.loads((trained / "metrics.json").read_text())
     assert set(written["figures"]) == {"eval", "test"}
@@ -77,6 +78,7 @@ def test_a_run_leaves_a_model_a_card_and_figures(trained: Path, run: Any) -> Non
     assert run("train", "--output", "out", "--resume").exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_structure_encoder_is_trained_by_residues_first(run: Any, folder: Path) -> None:
     result = run("train", "--output", "residues", "--residue-steps", "2", "--epochs", "1")
     assert result.exit_code == 0, result.output

@@ -74,6 +74,7 @@ def test_a_run_leaves_a_model_a_card_and_figures(train: Any) -> None:
     assert EmbeddingStore.open("out/store").header.dtype == "float16"
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_head(train: Any) -> None:
     assert train(*QUICK).exit_code == 0
     assert train(*QUICK, "--output", "again", "--store", "out/store").exit_code == 0
@@ -83,6 +84,7 @@ def test_the_same_command_gives_the_same_head(train: Any) -> None:
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_not_written_over(train: Any) -> None:
     assert train(*QUICK).exit_code == 0
     again = train(*QUICK)

@@ -27,6 +27,7 @@ def train(tmp_path, monkeypatch):
     return lambda *words: CliRunner().invoke(app, [*words, "--device", "cpu", *SMALL])
 
 
+@pytest.mark.slow
 def test_from_files_to_a_backbone(train, tmp_path):
     result = train("--pfam", "pfam", "--sites", "sites.csv", "--out", "encoder")
     assert result.exit_code == 0, result.output
@@ -39,6 +40,7 @@ def test_from_files_to_a_backbone(train, tmp_path):
     assert record["settings"]["steps"] == 3 and record["data"]["site proteins"] == 3
 
 
+@pytest.mark.slow
 def test_a_second_run_needs_resume(train):
     words = ("--pfam", "pfam", "--output", "encoder")
     assert train(*words).exit_code == 0
@@ -47,6 +49,7 @@ def test_a_second_run_needs_resume(train):
     assert train(*words, "--resume").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_bad_row_is_reported_and_the_rest_used(train, tmp_path):
     (tmp_path / "sites.csv").write_text(SITES + 'C1,C,MK,"[0]"\n')
     result = train("--sites", "sites.csv", "--output", "encoder")
@@ -54,6 +57,7 @@ def test_a_bad_row_is_reported_and_the_rest_used(train, tmp_path):
     assert (tmp_path / "encoder" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_excluded_proteins(train, tmp_path):
     (tmp_path / "test.txt").write_text("B1\n")
     words = ("--pfam", "pfam", "--sites", "sites.csv", "--output", "encoder")

@@ -469,6 +469,7 @@ def job() -> Iterator[Jobs]:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "numbers"),
     [
@@ -521,6 +522,7 @@ def test_work_is_kept_when_something_breaks(tmp_path: Path) -> None:
     assert store.run(store.prepare(rows, 5), Letters()).embedded == 1
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(job: Jobs, fasta: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     with job.stopped("plasma_hf.data.store:write_shard", 2, fasta, folder):
@@ -532,6 +534,7 @@ def test_a_second_writer_is_refused(job: Jobs, fasta: Path, tmp_path: Path) -> N
     assert run(fasta, folder).already_there == len(store)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_records(fasta: Path, one_go: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -234,6 +234,7 @@ def train(folder, sources=SOURCES, **changes):
     return train_residue_encoder(sources, folder, settings, TINY, resume=True, disable_tqdm=True)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_is_repeatable(tmp_path):
     options = {"steps": 30, "pairs_per_batch": 4, "learning_rate": 1e-2, "save_steps": 1000}
     encoder, again = train(tmp_path / "a", **options), train(tmp_path / "b", **options)
@@ -248,6 +249,7 @@ def test_training_lowers_the_loss_and_is_repeatable(tmp_path):
     assert losses[1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
     train(tmp_path / "run")
     wanted = load_file(tmp_path / "run" / "model.safetensors")
@@ -279,6 +281,7 @@ train(Path(sys.argv[1]), steps=int(sys.argv[2]), masked_per_batch=1)
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_in_the_same_weights(tmp_path):
     steps = 10
     command = [sys.executable, "-c", JOB, str(tmp_path / "killed"), str(steps)]

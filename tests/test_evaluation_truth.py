@@ -103,6 +103,7 @@ def test_a_pair_that_fails_is_named(write: Any) -> None:
     assert "1 failed" in truth_markdown([run])
 
 
+@pytest.mark.slow
 def test_on_real_alignments() -> None:
     if not ALIGNMENTS.is_dir():
         pytest.skip("the alignments (../shared/data/alignments) are not beside this clone")

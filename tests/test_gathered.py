@@ -13,6 +13,8 @@ from plasma_hf.training.distributed import gather_ranks
 from tests.conftest import GOLDEN as SUBSET
 from tests.helpers.contrastive_ranks import LOSSES, PAIRS, train
 
+pytestmark = pytest.mark.slow
+
 JOB, ROOT = Path(__file__).parent / "helpers" / "contrastive_ranks.py", Path(__file__).parents[1]
 GOLDEN = [SUBSET / "contrastive" / f"{name}.safetensors" for name in ("N7", "N64")]
 

@@ -19,6 +19,8 @@ from plasma_hf.metrics import average_precision, f1_max, label_match_score
 from tests.helpers.hub import run_client, serve
 from tests.helpers.structures import FULL, write_structure
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("evaluate")
 pytest.importorskip("datasets")
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers.hub import run_client, serve
 
+pytestmark = pytest.mark.slow
+
 WAYS = ("installed", "remote", "pipeline")
 WHERE = ("online", "offline")
 

@@ -276,6 +276,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_the_portable_room_runs_alone(tmp_path):
     shutil.copytree(ROOM, tmp_path / "room", ignore=shutil.ignore_patterns("__pycache__"))
     chain = [(name, FULL) for name in ("ALA", "GLY", "LYS", "SER", "TRP", "VAL")]

@@ -7,6 +7,8 @@ import torch
 
 from tests.helpers.hub import run_client, serve
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 KINDS = ("plasma", "protalign", "encoder", "base")

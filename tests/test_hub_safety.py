@@ -54,6 +54,7 @@ def trainer_of(folder, **options):
     return PlasmaTrainer(model, arguments, train_dataset=[row], eval_dataset=[row])
 
 
+@pytest.mark.slow
 def test_what_is_saved_and_exported_holds_no_pickle(tmp_path):
     plasma = PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT)
     protalign = whole_model()
@@ -81,6 +82,7 @@ def test_what_is_saved_and_exported_holds_no_pickle(tmp_path):
     assert pickles_in(tmp_path) == found
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file_of_arguments(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.train()

@@ -79,6 +79,7 @@ def scores(model, processor):
         return model.eval()(**processor(*PAIR)).scores
 
 
+@pytest.mark.slow
 def test_training_learns_and_keeps_the_best(base, trained):
     adapted, trainer, _ = trained
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

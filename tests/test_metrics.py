@@ -157,6 +157,7 @@ labelled_scores = st.lists(
 ).filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
+@pytest.mark.slow
 @given(labelled_scores)
 def test_rank_metrics_ignore_monotone_transforms(rows: list[tuple[bool, int]]) -> None:
     labels, scores = (np.array(column, dtype=float) for column in zip(*rows, strict=True))

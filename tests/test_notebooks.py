@@ -31,11 +31,13 @@ def run(path, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
     run(path, HF_HOME=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_what_is_published_loads_from_a_hub(tmp_path):
     path = ROOT / "notebooks" / "5_publish_and_load.ipynb"
     with serve() as address:

@@ -250,6 +250,7 @@ def test_an_error_in_a_thread_is_raised(threads):
         parallel_for(5, lambda number: 1 // (number - 2))
 
 
+@pytest.mark.slow
 def test_a_forked_process_computes():
     code = """
 import multiprocessing, torch
@@ -265,6 +266,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["numba", "llvmlite"])
 def test_plain_torch_computes_without_numba(missing):
     code = f"""

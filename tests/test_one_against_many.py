@@ -42,6 +42,7 @@ KERNELS = [(name, kernels) for name in CONFIGS for kernels in ("numba", "torch")
 KERNELS += [("published", "triton"), ("mass", "triton")]  # slow in its interpreter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kernels"), KERNELS)
 def test_lists_of_pairs_give_what_forward_gives(name, kernels):
     if kernels != "torch":

@@ -46,6 +46,7 @@ def run(model, batch, kernels, **options):
     return out, [given[name].grad for name in sides] + parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @settings(deadline=None, max_examples=25)
 @example(lengths=[(12, 12), (36, 1)], seed=1)

@@ -56,6 +56,7 @@ def equal(first, second):
     return True
 
 
+@pytest.mark.slow
 def test_every_container_gives_the_same(align):
     alone = align(PAIR)
     named = {"query": QUERY, "candidate": CANDIDATE}

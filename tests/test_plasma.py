@@ -68,6 +68,7 @@ def run(model, pairs, labels, **padding):
     return model(**collate(pairs, **padding), labels=torch.tensor(labels), return_plan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 20), (20, 20), (25, 9), (9, 25)])
 @torch.no_grad()
 def test_a_pair_is_what_the_reference_says(n, m):
@@ -85,6 +86,7 @@ def test_a_pair_is_what_the_reference_says(n, m):
         assert abs(float(out.label_match_loss) - wanted) < 1e-5
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4),
@@ -119,6 +121,7 @@ def test_a_pair_does_not_know_its_batch(shapes, form, head, left, right, data):
     assert abs(wanted - batch.label_match_loss) < 1e-5
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 30), m=st.integers(1, 30), long=st.booleans(), seed=st.integers(0, 99))
 @torch.no_grad()
@@ -141,6 +144,7 @@ def test_what_is_out_of_order_scores_less():
     assert same > 0.9 and out_of_order < 0.5
 
 
+@pytest.mark.slow
 def test_an_all_negative_batch_has_a_finite_loss():
     model = make_model("lrl")
     out = run(model, [make_pair(9, 12), make_pair(5, 5)], [0, 0])
@@ -252,6 +256,7 @@ def test_tokens_and_embeddings_agree_whatever_the_special_tokens(tiny_esm):
             assert (alone.plan[0] - block).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_saved_models_return_equal(tiny_esm, tmp_path):
     model, processor = tiny_esm
     model.save_pretrained(tmp_path)

@@ -52,6 +52,7 @@ def test_changes_go_before_the_recipe(tmp_path):
     assert arguments("published", tmp_path, num_train_epochs=2).num_train_epochs == 2
 
 
+@pytest.mark.slow
 def test_published_preset_follows_the_golden_gradients(golden, tmp_path):
     folder = golden / "plasma_heads"
     described = json.loads((folder / "cases.json").read_text())["cases"]
@@ -88,6 +89,7 @@ def test_published_preset_follows_the_golden_gradients(golden, tmp_path):
     assert seen == 4
 
 
+@pytest.mark.slow
 def test_published_preset_updates_as_a_plain_loop_with_adam(tmp_path):
     torch.manual_seed(0)
     model = PlasmaModel(PRESETS["published"].plasma_config(WIDTH, head_size=32, kernel_scale=0.5))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from plasma_hf import ProtAlignModel
@@ -38,6 +39,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_saved_folder_needs_no_package(tmp_path):
     chain = [(name, FULL) for name in ("ALA", "GLY", "LYS", "SER", "TRP", "VAL")]
     file = write_structure(tmp_path / "one.pdb", {"A": chain})

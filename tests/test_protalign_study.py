@@ -42,6 +42,7 @@ def test_a_baseline_is_saved_and_loaded(tmp_path) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_figures_are_written_with_their_numbers(tmp_path) -> None:
     rng = np.random.default_rng(0)
     before, after = [tuple(rng.normal(size=(2, 8, 4)).astype(np.float32)) for _ in range(2)]
@@ -97,6 +98,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     return lambda *words: main([*quick, "--out", "study", *words])
 
 
+@pytest.mark.slow
 def test_tables_and_figures_train_what_they_need_once(study, capsys) -> None:
     assert study("--seed", "0", "1", "--table", "2", "--figure", "2", "3") == 2
     assert "broken.pdb" in capsys.readouterr().err  # by this file alone
@@ -119,6 +121,7 @@ def test_tables_and_figures_train_what_they_need_once(study, capsys) -> None:
     assert again["figures"][name]["by_seed"]["0"] == first["figures"][name]["by_seed"]["0"]
 
 
+@pytest.mark.slow
 def test_a_ready_model_is_described_without_training(study) -> None:
     with pytest.raises(SystemExit):
         study("--model", "any", "--table", "2")

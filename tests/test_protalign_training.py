@@ -79,6 +79,7 @@ def weights(folder):
     return ProtAlignModel.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.slow
 def test_it_learns_its_training_pairs(tmp_path, backbone) -> None:
     parts = tiny_parts()
     parts = replace(parts, test=parts.train)
@@ -94,6 +95,7 @@ def test_it_learns_its_training_pairs(tmp_path, backbone) -> None:
     assert f"{figures['test']['mrr']:.3f}" in card and "training pairs: 16" in card
 
 
+@pytest.mark.slow
 def test_the_saved_model_embeds_as_the_one_that_was_trained(tmp_path, backbone) -> None:
     parts, run = tiny_parts(), tiny_run(tmp_path, store_dtype="float32")
     encoder = tiny_encoder()
@@ -109,6 +111,7 @@ def test_the_saved_model_embeds_as_the_one_that_was_trained(tmp_path, backbone) 
     assert torch.allclose(features.structure_features, structures, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(
     tmp_path, backbone, whole
 ) -> None:
@@ -122,6 +125,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(
     assert not torch.equal(one["sequence_pool.query"], other["sequence_pool.query"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, backbone, whole) -> None:
     command = [sys.executable, __file__, str(tmp_path / "killed")]
     root = Path(__file__).parents[1]
@@ -143,6 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, backbone, whole) -> 
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "moves"), [("none", set()), ("structure", {"structure_encoder"})]
 )
@@ -157,6 +162,7 @@ def test_encoders_train_where_they_are_told_to(tmp_path, backbone, trained, move
     assert bool(moved) == bool(moves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["all", "lora"])
 def test_sequence_encoders_train_where_they_are_told_to(tmp_path, trained) -> None:
     if trained == "lora":

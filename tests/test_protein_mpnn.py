@@ -335,6 +335,7 @@ def test_positions(numbers, positions):
     assert positions_in_chain(numbers) == positions
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=5), st.integers().map(str)), min_size=1, max_size=9))
 def test_any_numbers_make_increasing_positions(numbers):

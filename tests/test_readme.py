@@ -55,6 +55,7 @@ def commands(page):
                 yield words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if list(commands(p))], ids=lambda p: p.name)
 def test_commands(page, monkeypatch, tmp_path):
     os.symlink(ROOT / "demo", tmp_path / "demo")

@@ -212,6 +212,7 @@ print(json.dumps([score, model.config.plm_name_or_path, model.config.plm_revisio
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub_and_then_without_it(esm, tmp_path):
     folder, plasma = esm
     repositories = {"zhiyuw/plasma": plasma, "facebook/esm2_t33_650M_UR50D": folder}

@@ -72,6 +72,7 @@ def pipe_over(folder, family):
     return pipeline("protein-alignment", model=PlasmaModel(config).attach_backbone(backbone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["default", "esm", "esm2, small", "ankh", "tm_vec"])
 def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
     pipe, whole = align, {}
@@ -98,6 +99,7 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
         assert abs(loaded(PAIRS[0])["score"] - expected[0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_head_alone_loads_as_remote_code(tmp_path):
     PlasmaModel(PlasmaConfig(head="hinge", embedding_size=None)).save_pretrained(tmp_path / "head")
     code = (

@@ -86,6 +86,7 @@ def test_the_loss_in_words():
     assert parts["recovery"].item() == pytest.approx(math.log(20), abs=1)
 
 
+@pytest.mark.slow
 def test_it_learns_and_freezes_both_encoders(tmp_path):
     model = tiny_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -107,6 +108,7 @@ def test_the_sequence_encoder_can_stay(tmp_path):
     assert torch.equal(model.sequence_encoder.gain, before)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_in_the_same_weights(tmp_path):
     whole = run(tmp_path / "whole", save_steps=2, save_total_limit=2)
     last = tmp_path / "whole" / "checkpoint-4"

@@ -293,6 +293,7 @@ print(*(hit["id"] for hit in made(model=model, candidates=files)(query, explain=
 """
 
 
+@pytest.mark.slow
 def test_where_the_package_is_not_installed_files_are_searched_and_an_index_is_refused(
     search: Any, files: Path, index: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def one_go(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "there"),
     [

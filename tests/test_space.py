@@ -346,6 +346,7 @@ def requests_of(browser):
     return {url.hostname for url in asked if url.scheme.startswith(("http", "ws"))}
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1", "::1"])
 @pytest.mark.parametrize("width", [1280, 375])
 def test_a_visitor(open_page, page, align, width):

@@ -48,6 +48,7 @@ def real_files():
     return sorted(f for name in folders for f in (SHARED / name).rglob("*") if f.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TWINS.is_dir(), reason="../shared/data/structures is not beside this clone")
 def test_every_file_is_read_or_refused_with_a_reason():
     # Of the hundreds of plain complexes and chains a few; every kind of file that is awkward.
@@ -183,6 +184,7 @@ BREAKS = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(["x.pdb", "x.cif", "x.pdb.gz", "x"]))
 def test_broken_files_are_read_as_far_as_they_go_or_refused(

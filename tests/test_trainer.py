@@ -83,6 +83,7 @@ def test_a_batch_has_the_mean_gradient_of_its_pairs(pairs, store, head, form):
     assert max(gradient.abs().max() for gradient in batch.values()) > 1e-3
 
 
+@pytest.mark.slow
 def test_accumulated_batches_update_as_one(pairs, store, tmp_path):
     whole = make_trainer(store, tmp_path, pairs, per_device_train_batch_size=4)
     first = weights(whole)
@@ -95,6 +96,7 @@ def test_accumulated_batches_update_as_one(pairs, store, tmp_path):
     assert differ(weights(whole), weights(parts)) < 1e-6
 
 
+@pytest.mark.slow
 def test_two_ranks_update_and_evaluate_as_one(pairs, store, folder, tmp_path):
     alone = make_trainer(store, tmp_path, pairs, per_device_train_batch_size=4)
     alone.train()
@@ -106,6 +108,7 @@ def test_two_ranks_update_and_evaluate_as_one(pairs, store, folder, tmp_path):
         assert metrics[f"eval_{name}"] == pytest.approx(float(shared[f"eval_{name}"]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(pairs, store, tmp_path):
     runs = [make_trainer(store, tmp_path, pairs, **CHECKPOINTED | {"seed": 3}) for _ in range(2)]
     other = make_trainer(store, tmp_path, pairs, **CHECKPOINTED | {"seed": 4})
@@ -117,6 +120,7 @@ def test_the_same_seed_gives_the_same_figures(pairs, store, tmp_path):
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_training_ends_in_the_same_weights(pairs, store, folder, tmp_path):
     whole = make_trainer(store, tmp_path, pairs, **CHECKPOINTED)
     whole.train()
@@ -186,6 +190,7 @@ def test_training_stops_early_and_keeps_the_best(pairs, store, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_leaves_the_head_alone(pairs, store, tmp_path):
     full, half = (
         make_trainer(store, tmp_path, pairs, per_device_train_batch_size=4, bf16=bf16)
@@ -315,6 +320,7 @@ print(json.dumps([type(head).__name__, float(pools.sequence_pool.query.sum())]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_to_the_hub_and_loads_without_the_package(tmp_path):
     with serve() as address:
         hub = {"PLASMA_HF_KERNELS": "torch", "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}

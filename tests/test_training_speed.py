@@ -3,10 +3,13 @@
 import csv
 import json
 
+import pytest
+
 from tests.benchmarks import training_speed
 from tests.helpers.training_job import make_pairs
 
 
+@pytest.mark.slow
 def test_a_small_run_measures_everything(tmp_path, capsys):
     table = tmp_path / "sites.csv"
     with open(table, "w", newline="") as file:

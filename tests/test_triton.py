@@ -116,6 +116,7 @@ def stream(monkeypatch):
     monkeypatch.setattr(cuda, "STREAMED", 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
     ("n", "m", "scale", "n_iters"),
@@ -174,6 +175,7 @@ def test_matches_give_the_scores_of_the_plan(n, m, window):
     torch.testing.assert_close(mass, matched_mass(plan, *masks), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_plain_torch_computes_without_triton():
     code = """
 import sys
@@ -188,6 +190,7 @@ with use_kernels("triton"):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_kernels_compile(tmp_path):
     """The interpreter accepts more than the compiler, which needs no GPU."""
     code = "from tests.test_triton import compile_all; compile_all(90)"
