@@ -50,7 +50,7 @@ class SafeTrainer(Trainer):
         # Nothing reads this pickle of the arguments; what they were is in the card of the run.
         Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **options: Any) -> None:
         """Make the repository; refuse pickles, and a run without a model to export."""
         strategy = HubStrategy(self.args.hub_strategy)
         if strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -64,7 +64,7 @@ class SafeTrainer(Trainer):
                 "push_to_hub out, and after training type "
                 "plasma_hf.push(model, processor, '<org>/<name>')."
             )
-        super().init_hf_repo(token, private)
+        super().init_hf_repo(*args, **options)
 
 
 class CardTrainer(SafeTrainer):
@@ -123,7 +123,9 @@ class CardTrainer(SafeTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            if private is not None:
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
         if not self.is_world_process_zero() or self.hub_model_id is None:
             return None
         with TemporaryDirectory() as folder:
