@@ -1064,20 +1064,13 @@ class PlasmaModel(PreTrainedHead):
         Each side comes as embeddings, or as token ids with a backbone. Masks are True (or 1) at
         residues; `None` means that every position is one.
 
-        Args:
-            query_embeddings: `(batch, query_residues, hidden)`, any floating dtype.
-            candidate_embeddings: `(batch, candidate_residues, hidden)`.
-            query_mask: `(batch, query_residues)`, or over tokens with `query_input_ids`.
-            candidate_mask: The same for the candidate.
-            query_input_ids: `(batch, query_tokens)`.
-            candidate_input_ids: `(batch, candidate_tokens)`.
-            query_attention_mask: `(batch, query_tokens)`.
-            candidate_attention_mask: `(batch, candidate_tokens)`.
-            query_backbone_atoms: N, CA and C in Å, `(batch, query_residues, 3, 3)`, beside the
-                token ids of a backbone that reads structures.
-            candidate_backbone_atoms: The same for the candidate.
-            query_site_labels: 0/1 per residue, `(batch, query_residues)`.
-            candidate_site_labels: 0/1 per residue, `(batch, candidate_residues)`.
+        Args, the first six for `query_` and `candidate_` alike:
+            *_embeddings: `(batch, residues, hidden)`, any floating dtype.
+            *_mask: `(batch, residues)`, or over tokens with `*_input_ids`.
+            *_input_ids, *_attention_mask: `(batch, tokens)`.
+            *_backbone_atoms: N, CA and C in Å, `(batch, residues, 3, 3)`, beside the token ids of
+                a backbone that reads structures.
+            *_site_labels: 0/1 per residue, `(batch, residues)`.
             labels: 1 where the two share a site, `(batch,)`.
             correspondences: Residues (i, j) that are known to correspond, `(batch, n, 2)`; rows
                 of -1 are padding.
