@@ -300,7 +300,7 @@ def _open_index(folder: str | PathLike[str], model: Any) -> Any:
     except ImportError as error:
         raise ImportError(
             f"an index on disk ({folder}) is opened by the package plasma_hf, which is not "
-            "installed here: pip install 'plasma-hf[search]'; or give candidates=[...]."
+            "installed here: pip install plasma-hf; or give candidates=[...]."
         ) from error
     return Index.open(folder, model)
 
