@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
+from ..models.local_alignment import NEVER, Scoring
 from ..models.modeling_plasma import (
     BACKGROUND,
     EXTEND,
@@ -847,7 +848,7 @@ def in_order_numba(plan: Tensor, allowed: Tensor) -> Tensor:
         odds = np.empty(given.shape[1:])
         _write_odds(given[number], longer[number], odds)
         odds *= mask[number]
-        _write_probabilities(odds, found[number])
+        _write_probabilities(odds, BY_GAP, BY_EXTENSION, found[number])
 
     parallel_for(len(given), pair)
     return out
@@ -892,13 +893,13 @@ def _logarithm(x: Number) -> Number:
 
 
 @compiled
-def _write_probabilities(odds: Sums, out: Array) -> None:
+def _write_probabilities(odds: Sums, opened: Number, extended: Number, out: Array) -> None:
     """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
     rows, columns = odds.shape
-    ending, logs = _alignments_ending(odds)
+    ending, logs = _alignments_ending(odds, opened, extended)
     # From the last residues on, what ends with a pair is what begins with it.
-    beginning, other_logs = _alignments_ending(odds[::-1, ::-1].copy())
+    beginning, other_logs = _alignments_ending(odds[::-1, ::-1].copy(), opened, extended)
     every = 0.0
     for i in range(rows):
         every += ending[i].sum() / UNIT * exp(logs[i] - logs[-1])
@@ -914,14 +915,17 @@ def _write_probabilities(odds: Sums, out: Array) -> None:
 
 
 @compiled
-def _alignments_ending(odds: Sums) -> tuple[Sums, Sums]:
+def _alignments_ending(odds: Sums, opened: Number, extended: Number) -> tuple[Sums, Sums]:
     """Sum up the alignments that end with a pair; a sum is `exp(logs[row]) / UNIT` times that."""
     rows, columns = odds.shape
     sums, logs = np.empty((rows, columns)), np.zeros(rows)
     match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
     unit = UNIT
     for i in range(rows):
-        match, largest = sums[i], _next_row(odds[i], unit, match, query_gap, total, sums[i])
+        match, largest = (
+            sums[i],
+            _next_row(odds[i], unit, opened, extended, match, query_gap, total, sums[i]),
+        )
         logs[i] = log(UNIT) - log(unit)
         if largest > UNIT:
             factor = UNIT / largest
@@ -935,21 +939,183 @@ def _alignments_ending(odds: Sums) -> tuple[Sums, Sums]:
 
 @compiled
 def _next_row(
-    odds: Sums, unit: Number, above: Sums, query_gap: Sums, total: Sums, match: Sums
+    odds: Sums,
+    unit: Number,
+    opened: Number,
+    extended: Number,
+    above: Sums,
+    query_gap: Sums,
+    total: Sums,
+    match: Sums,
 ) -> Number:
     """Go on by a query residue, and return the largest sum."""
     prefer_512_bit_vectors()
     before, candidate_gap, opening, largest = 0.0, 0.0, 0.0, 0.0
     for j in range(len(odds)):
         # A local alignment begins anywhere: with a sum of 1 before its first pair.
-        match[j] = odds[j] * (before + unit)
+        gap = above[j] * opened + query_gap[j] * extended
+        match[j] = odds[j] * (before + unit)  # may be the row above, in its place
         before = total[j]
-        query_gap[j] = above[j] * BY_GAP + query_gap[j] * BY_EXTENSION
-        candidate_gap = opening * BY_GAP + candidate_gap * BY_EXTENSION
+        query_gap[j] = gap
+        candidate_gap = opening * opened + candidate_gap * extended
         opening = match[j] + query_gap[j]
         total[j] = opening + candidate_gap
         largest = max(largest, match[j])
     return largest
+
+
+# --- Local alignments over the evidence of residue pairs; without gradient.
+
+
+def aligned_probability_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
+    """Do what `aligned_probability` does."""
+    out = torch.empty(evidence.shape, dtype=torch.float32)
+    found = out.numpy()
+
+    def pair(odds: Sums, number: int) -> None:
+        _write_probabilities(odds, *_gap_odds(scoring), found[number])
+
+    _for_odds(evidence, allowed, scoring, pair)
+    return out
+
+
+def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
+    """Do what `alignment_score` does."""
+    out = torch.empty(len(evidence), dtype=torch.float32)
+
+    def pair(odds: Sums, number: int) -> None:
+        out[number] = _sum_of_alignments(odds, *_gap_odds(scoring)) / log(2)
+
+    _for_odds(evidence, allowed, scoring, pair)
+    return out
+
+
+def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:
+    """Do what `best_stretch` does."""
+    slope, shift, gap_open, gap_extend = map(np.float32, scoring)
+    given = evidence.detach().contiguous().numpy()
+    first, left, last, right = _best_stretch(given, slope, shift, gap_open, gap_extend)
+    return slice(first, last + 1), slice(left, right + 1)
+
+
+def best_in_order_numba(gain: Tensor) -> Tensor:
+    """Do what `best_in_order` does."""
+    return torch.from_numpy(_best_in_order(gain.detach().contiguous().numpy()))
+
+
+def _gap_odds(scoring: Scoring) -> tuple[float, float]:
+    return exp(-scoring.gap_open), exp(-scoring.gap_extend)
+
+
+def _for_odds(
+    evidence: Tensor, allowed: Tensor | None, scoring: Scoring, task: Callable[[Sums, int], None]
+) -> None:
+    """Call `task(odds, number)` with the odds of each pair of a batch."""
+    given = evidence.detach().contiguous().numpy()
+    masks = None if allowed is None else allowed.contiguous().numpy()
+
+    def pair(number: int) -> None:
+        odds = np.empty(given.shape[1:])
+        _write_odds_of(given[number], np.float32(scoring.slope), np.float32(scoring.shift), odds)
+        if masks is not None:
+            odds *= masks[number]
+        task(odds, number)
+
+    parallel_for(len(given), pair)
+
+
+@compiled
+def _write_odds_of(evidence: Array, slope: Number, shift: Number, odds: Sums) -> None:
+    prefer_512_bit_vectors()
+    for i in range(odds.shape[0]):
+        for j in range(odds.shape[1]):
+            odds[i, j] = _exponential(slope * (evidence[i, j] - shift))
+
+
+@compiled
+def _sum_of_alignments(odds: Sums, opened: Number, extended: Number) -> Number:
+    """Return the logarithm of the sum of all local alignments."""
+    columns = odds.shape[1]
+    match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    unit, every = UNIT, 0.0
+    for i in range(len(odds)):
+        largest = _next_row(odds[i], unit, opened, extended, match, query_gap, total, match)
+        every += match.sum()
+        if largest > UNIT:
+            factor = UNIT / largest
+            match *= factor
+            query_gap *= factor
+            total *= factor
+            unit *= factor
+            every *= factor
+    return log(every) - log(unit) if every > 0.0 else NEVER
+
+
+@compiled
+def _best_stretch(
+    evidence: Array, slope: Number, shift: Number, gap_open: Number, gap_extend: Number
+) -> tuple[int, int, int, int]:
+    """Find first and last pair of the local alignment that weighs most.
+
+    Each state takes along where its alignment began, as `row * columns + column`.
+    """
+    rows, columns = evidence.shape
+    never, nothing = np.float32(NEVER), np.float32(0.0)
+    match, gap, best = np.full(columns, never), np.full(columns, never), np.full(columns, never)
+    begins = np.zeros((3, columns), np.int64)
+    match_from, gap_from, best_from = begins[0], begins[1], begins[2]
+    most, end, start = never, 0, 0
+    for i in range(rows):
+        before, before_from = never, 0
+        aside, aside_from, opening, opening_from = never, 0, never, 0
+        for j in range(columns):
+            opened, extended = match[j] - gap_open, gap[j] - gap_extend
+            if opened >= extended:
+                gap[j], gap_from[j] = opened, match_from[j]
+            else:
+                gap[j] = extended
+            if before > nothing:
+                match_from[j] = before_from
+            else:
+                before, match_from[j] = nothing, i * columns + j
+            match[j] = slope * (evidence[i, j] - shift) + before
+            before, before_from = best[j], best_from[j]
+            opened, aside = opening - gap_open, aside - gap_extend
+            if opened >= aside:
+                aside, aside_from = opened, opening_from
+            if match[j] >= gap[j]:
+                opening, opening_from = match[j], match_from[j]
+            else:
+                opening, opening_from = gap[j], gap_from[j]
+            if opening >= aside:
+                best[j], best_from[j] = opening, opening_from
+            else:
+                best[j], best_from[j] = aside, aside_from
+            if match[j] > most:
+                most, end, start = match[j], i * columns + j, match_from[j]
+    return start // columns, start % columns, end // columns, end % columns
+
+
+@compiled
+def _best_in_order(gain: Array) -> Any:
+    """Return the pairs in order that gain most together."""
+    rows, columns = gain.shape
+    best = np.zeros((rows + 1, columns + 1), np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            most = max(best[i, j + 1], best[i + 1, j])
+            best[i + 1, j + 1] = max(most, best[i, j] + gain[i, j])
+    pairs, i, j, count = np.empty((min(rows, columns), 2), np.int64), rows, columns, 0
+    while i > 0 and j > 0:
+        if best[i, j] == best[i - 1, j]:
+            i -= 1
+        elif best[i, j] == best[i, j - 1]:
+            j -= 1
+        else:
+            i, j = i - 1, j - 1
+            pairs[count, 0], pairs[count, 1] = i, j
+            count += 1
+    return pairs[:count][::-1].copy()
 
 
 # --- Whole pairs of any lengths, from projections to what is matched; without gradient.
@@ -1234,7 +1400,7 @@ def _finish(
         if ordered and number == rounds - 1:
             odds = np.empty((rows, columns))
             _write_odds(matrix, max(rows, columns), odds)
-            _write_probabilities(odds, matrix)
+            _write_probabilities(odds, BY_GAP, BY_EXTENSION, matrix)
             _add_logarithms(matrix, columns, settings.order_weight, logs)
         _best_nearby(matrix, settings.support_gap, nearby)
         nearby[:, columns:] = np.float32(0.0)

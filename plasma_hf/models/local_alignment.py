@@ -1,0 +1,331 @@
+"""Local alignments of two proteins: which residues correspond, and whether that is chance.
+
+The evidence of a residue pair is its similarity in standard deviations of unrelated residues. Every
+local alignment, with affine gaps, weighs the product of its pairs' odds; sums over all of them say
+how likely two residues are aligned, and how much more the proteins have in common than others.
+
+Source: pair hidden Markov models (Durbin et al., Biological sequence analysis, 1998, chapter 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    from plasma_hf.kernels import kernel_for
+except ImportError:  # as remote code, plain torch computes
+
+    def kernel_for(form: str, tensor: Tensor) -> Callable[..., Any] | None:
+        """Return no compiled kernel."""
+        return None
+
+
+NEVER = -1e30  # log-odds of what may not be aligned; finite, so that no gradient becomes NaN
+
+
+class Scoring(NamedTuple):
+    """How evidence becomes log-odds, `slope * (evidence - shift)`, and what gaps cost, in nats.
+
+    Attributes:
+        slope: Log-odds of a standard deviation of evidence.
+        shift: Evidence that speaks neither for a pair nor against it.
+        gap_open: Cost of the first residue of a gap.
+        gap_extend: Cost of each further one.
+    """
+
+    slope: float
+    shift: float
+    gap_open: float
+    gap_extend: float
+
+    def log_odds(self, evidence: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Return the log-odds of pairs, `NEVER` where not allowed."""
+        odds = self.slope * (evidence - self.shift)
+        return odds if allowed is None else odds.masked_fill(~allowed, NEVER)
+
+
+READING = Scoring(0.75, 0.25, 5.0, 0.3)
+"""Finds most true partners: also what is weakly alike beside what is surely so counts."""
+SEARCHING = Scoring(1.0, 2.0, 8.0, 0.5)
+"""Tells related from unrelated: long stretches of chance add up to nothing."""
+
+# --- Sums over all local alignments.
+
+
+def aligned_probability(
+    evidence: Tensor, allowed: Tensor | None = None, scoring: Scoring = READING
+) -> Tensor:
+    """Return the probability that two residues are aligned, in [0, 1].
+
+    Every local alignment, in which both residues rise from a pair to the next, weighs the product
+    of the odds of its pairs and of what its gaps cost; a pair's probability is the share of the
+    alignments that have it. Rows and columns sum to at most 1.
+
+    Args:
+        evidence: `(batch, query_residues, candidate_residues)`.
+        allowed: True where both are residues, same shape; elsewhere it is 0.
+        scoring: What evidence and gaps weigh.
+
+    Example:
+        >>> evidence = 4 * torch.eye(12)[None]
+        >>> evidence[0, 5] = evidence[0, :, 5] = 0.0
+        >>> evidence[0, 5, 11] = 4.0  # out of order
+        >>> found = aligned_probability(evidence)[0]
+        >>> found[5, 5] > found[5, 11], found.sum(0).max() < 1.001
+        (tensor(True), tensor(True))
+    """
+    learns = torch.is_grad_enabled() and evidence.requires_grad
+    if not learns and (compiled := kernel_for("aligned_probability", evidence)):
+        return compiled(evidence, allowed, scoring)
+    odds = scoring.log_odds(evidence.double(), allowed)
+    ending = _alignments_ending(odds, scoring)
+    beginning = _alignments_ending(odds.flip(-2, -1), scoring).flip(-2, -1)
+    every = ending.flatten(1).logsumexp(-1)[:, None, None]
+    # A pair is in both halves, and counts once.
+    found = (ending + beginning - odds - every).clamp(max=0.0).exp()
+    found = found if allowed is None else found.masked_fill(~allowed, 0.0)
+    return found.to(evidence.dtype)
+
+
+def alignment_score(
+    evidence: Tensor, allowed: Tensor | None = None, scoring: Scoring = SEARCHING
+) -> Tensor:
+    """Return the logarithm of the sum of all local alignments' weights, in bits, `(batch,)`.
+
+    Args:
+        evidence: `(batch, query_residues, candidate_residues)`.
+        allowed: True where both are residues, same shape.
+        scoring: What evidence and gaps weigh.
+
+    Example:
+        >>> alignment_score(4 * torch.eye(10)[None]).round(decimals=1)
+        tensor([29.3000])
+    """
+    learns = torch.is_grad_enabled() and evidence.requires_grad
+    if not learns and (compiled := kernel_for("alignment_score", evidence)):
+        return compiled(evidence, allowed, scoring)
+    odds = scoring.log_odds(evidence.double(), allowed)
+    total = _alignments_ending(odds, scoring).flatten(1).logsumexp(-1)
+    return (total / math.log(2)).to(evidence.dtype)
+
+
+def _alignments_ending(odds: Tensor, scoring: Scoring, best: bool = False) -> Tensor:
+    """Sum up, in logarithms, the alignments that end with a pair, or take the best; as `odds`."""
+    columns = odds.shape[-1]
+    add = torch.maximum if best else torch.logaddexp
+    opened = -scoring.gap_open
+    extend = -scoring.gap_extend * torch.arange(1, columns + 1, device=odds.device).to(odds)
+    match = query_gap = total = torch.full_like(odds[..., 0, :], NEVER)
+    rows = []
+    for row in odds.unbind(-2):
+        # Before the pair: one residue back on both sides, or nothing, as an alignment is local.
+        before = add(F.pad(total[..., :-1], (1, 0), value=NEVER), odds.new_zeros(()))
+        query_gap = add(match + opened, query_gap - scoring.gap_extend)
+        match = row + before
+        start = F.pad(add(match, query_gap)[..., :-1], (1, 0), value=NEVER) + opened - extend
+        start = start.cummax(-1).values if best else start.logcumsumexp(-1)
+        total = add(add(match, query_gap), start + extend)
+        rows.append(match)
+    return torch.stack(rows, -2)
+
+
+# --- Single alignments of two proteins; `evidence` is `(query_residues, candidate_residues)`.
+
+Box = tuple[slice, slice]  # of the query, of the candidate
+
+
+def best_stretch(evidence: Tensor, scoring: Scoring = SEARCHING) -> Box:
+    """Return where the local alignment that weighs most lies in query and candidate.
+
+    Example:
+        >>> best_stretch(5 * torch.eye(3))
+        (slice(0, 3, None), slice(0, 3, None))
+    """
+    if compiled := kernel_for("best_stretch", evidence):
+        return compiled(evidence, scoring)
+    with torch.enable_grad():  # the gradient of the largest weight is 1 at the pairs it is made of
+        odds = scoring.log_odds(evidence.detach().double()).requires_grad_()
+        weight = _alignments_ending(odds, scoring, best=True).max()
+        pairs = torch.autograd.grad(weight, odds)[0].nonzero()
+    first, last = pairs.amin(0).tolist(), pairs.amax(0).tolist()
+    return slice(first[0], last[0] + 1), slice(first[1], last[1] + 1)
+
+
+def best_in_order(gain: Tensor) -> Tensor:
+    """Return the pairs in order that gain most together, `(pairs, 2)`; what gains nothing is not.
+
+    Args:
+        gain: Of each pair, `(query_residues, candidate_residues)`.
+
+    Example:
+        >>> best_in_order(torch.tensor([[0.9, -0.1, 0.3], [0.2, -0.1, 0.6]])).tolist()
+        [[0, 0], [1, 2]]
+    """
+    if compiled := kernel_for("best_in_order", gain):
+        return compiled(gain)
+    with torch.enable_grad():
+        gain = gain.detach().double().requires_grad_()
+        best = gain.new_zeros(gain.shape[1] + 1)
+        for row in gain:
+            best = torch.cat([best[:1], torch.maximum(best[1:], best[:-1] + row)]).cummax(0).values
+        pairs = torch.autograd.grad(best[-1], gain)[0]
+    return (pairs > 0.5).nonzero().cpu()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A local alignment.
+
+    Attributes:
+        pairs: Residues that are aligned, 0-based, in order, `(pairs, 2)`.
+        weights: Probability of each, given that the stretch is aligned, `(pairs,)`.
+        bits: What is left of the sum over all alignments without those that were found before.
+        p_value: Chance that unrelated proteins of these lengths reach as much; None without a
+            calibration.
+    """
+
+    pairs: Tensor
+    weights: Tensor
+    bits: float
+    p_value: float | None
+
+
+Significance = Callable[[float], float | None]  # from bits to a p-value
+
+
+def find_alignments(
+    evidence: Tensor,
+    p_value_of: Significance,
+    most_p: float = 0.01,
+    max_hits: int = 10,
+    max_gap: int = 30,
+    least: float = 0.1,
+) -> tuple[float, list[Alignment]]:
+    """Find disjoint local alignments until none is significant: every copy, in any order.
+
+    The best stretch is found and taken out, with all pairs of its residues, until what is left is
+    chance. Stretches that rise together on both sides are read together, so that what lies
+    between them is found, others as if these were not there; a gap of more than `max_gap`
+    residues divides an alignment.
+
+    Args:
+        evidence: `(query_residues, candidate_residues)`.
+        p_value_of: Chance of a number of bits; where it is None one alignment is read.
+        most_p: Largest p-value of an alignment.
+        max_hits: Stretches that are looked for.
+        max_gap: Residues that an alignment may leave out on either side.
+        least: Probability above which a pair is aligned.
+
+    Returns:
+        The bits of all, and the alignments, the most significant first.
+    """
+    left, stretches, total = evidence, [], 0.0
+    for number in range(max_hits):
+        bits = float(alignment_score(left[None]))
+        total = bits if number == 0 else total
+        p_value = p_value_of(bits)
+        if (number if p_value is None else p_value > most_p) or bits <= 0:
+            break
+        box = best_stretch(left)
+        stretches.append((box, bits, p_value))
+        left = left.clone() if left is evidence else left
+        left[box] = NEVER
+    found = []
+    for layer in _in_order(stretches):
+        others = [box for box, *_ in stretches if all(box is not one[0] for one in layer)]
+        found += _read_layer(evidence, layer, others, max_gap, least)
+    return total, sorted(found, key=lambda alignment: -alignment.bits)
+
+
+Stretch = tuple[Box, float, "float | None"]
+
+
+def _in_order(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
+    """Put stretches that rise together into one layer, the best one first in each."""
+    layers: list[list[Stretch]] = []
+    for stretch in stretches:
+        for layer in layers:
+            if all(_rises(stretch[0], other[0]) for other in layer):
+                layer.append(stretch)
+                break
+        else:
+            layers.append([stretch])
+    return layers
+
+
+def _rises(one: Box, other: Box) -> bool:
+    """Tell whether one stretch is before the other on both sides."""
+    return all(a.stop <= b.start for a, b in zip(one, other, strict=True)) or all(
+        b.stop <= a.start for a, b in zip(one, other, strict=True)
+    )
+
+
+def _read_layer(
+    evidence: Tensor, layer: list[Stretch], others: list[Box], max_gap: int, least: float
+) -> list[Alignment]:
+    """Read the residues of stretches that rise together, and divide them at long gaps."""
+    if others:
+        evidence = evidence.clone()
+        for box in others:
+            evidence[box] = NEVER
+    found = aligned_probability(evidence[None])[0]
+    pairs = best_in_order(found - least)
+    steps = (pairs[1:] - pairs[:-1]).amax(-1) > max_gap + 1
+    sizes = torch.diff(steps.nonzero()[:, 0] + 1, prepend=torch.tensor([0])).tolist()
+    alignments = []
+    for part in pairs.split([*sizes, len(pairs) - sum(sizes)]):
+        inside = [one for one in layer if _touches(part, one[0])]
+        if inside:
+            weights = found[part[:, 0], part[:, 1]].cpu()
+            alignments.append(Alignment(part, weights, *inside[0][1:]))
+    return alignments
+
+
+def _touches(pairs: Tensor, box: Box) -> bool:
+    """Tell whether any pair lies in a stretch."""
+    first = torch.tensor([side.start for side in box])
+    last = torch.tensor([side.stop for side in box])
+    return bool(((pairs >= first) & (pairs < last)).all(-1).any())
+
+
+# --- What chance gives.
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How many bits unrelated proteins reach, by their lengths: a Gumbel distribution.
+
+    Location and the logarithm of the scale are linear in `features` of the lengths.
+
+    Example:
+        >>> null = Calibration((8.0, 1.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0, 0.0))
+        >>> round(null.p_value(20.0, 150, 150), 4)
+        0.0007
+    """
+
+    location: tuple[float, ...]
+    log_scale: tuple[float, ...]
+
+    @staticmethod
+    def features(query_residues: int, candidate_residues: int) -> tuple[float, ...]:
+        """Describe two lengths; whichever comes first."""
+        first, second = math.log(query_residues), math.log(candidate_residues)
+        both, shorter = first + second - 10, min(first, second) - 5
+        return 1.0, both, shorter, both**2 / 10, shorter**2 / 10
+
+    def p_value(self, bits: float, query_residues: int, candidate_residues: int) -> float:
+        """Return the chance that two unrelated proteins of these lengths reach so many bits."""
+        given = self.features(query_residues, candidate_residues)
+        location, log_scale = (
+            sum(weight * value for weight, value in zip(weights, given, strict=True))
+            for weights in (self.location, self.log_scale)
+        )
+        distance = (bits - location) / math.exp(log_scale)
+        return -math.expm1(-math.exp(min(-distance, 700.0)))
