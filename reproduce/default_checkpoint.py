@@ -89,7 +89,7 @@ def run_pair_in_all_forms(
     scores = {}
     for form in SCORE_FORMS:
         model.config.score_form = form
-        scores[form] = float(model.score_plan(aligned.first_plan, query, candidate, *masks))
+        scores[form] = float(model.score_plan(aligned.first_plan, (query, candidate), masks))
     return scores, label_match(pair, aligned.plan[0]), seconds
 
 

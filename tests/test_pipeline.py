@@ -13,6 +13,7 @@ from transformers import pipeline
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.data import EmbeddingStore
+from plasma_hf.hub import upstream
 from plasma_hf.models import pipeline_protein_alignment, processing_plasma
 from plasma_hf.models import protein as protein_module
 from plasma_hf.models.modeling_backbone import Backbone
@@ -148,7 +149,7 @@ BAD = {
     "protein": ((Protein("p", "MK1"), "MKV"), "character '1'"),
     "three": (("A", "B", "C"), "a pair is a tuple of 3"),
     "key": ({"query": "MKV", "target": "MKV"}, r"has no candidate, only \['query', 'target'\]"),
-    "one protein": ("MKV", "a str is one protein, and an alignment needs two"),
+    "one protein": ("MKV", "cannot align a str, and an alignment needs two proteins: give a pair"),
     "number": (7, "cannot align a int"),
 }
 
@@ -335,7 +336,7 @@ def test_the_default_checkpoint_is_small_and_described(align):
 def test_a_bundled_head_takes_the_place_of_the_default(tmp_path, monkeypatch):
     config = PlasmaConfig(plm_config=SubstitutionConfig(), head="residual", head_size=8)
     PlasmaModel(config).save_pretrained(tmp_path / "plasma_head_zinc_site")
-    monkeypatch.setattr(pipeline_protein_alignment, "BUNDLED", tmp_path)
+    monkeypatch.setattr(upstream, "BUNDLED", tmp_path)
     align = pipeline("protein-alignment", task_head="zinc_site")
     assert align.model.config.head == "residual" and not align.model.training
     assert align(PAIR)["score"] >= 0

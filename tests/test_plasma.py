@@ -309,7 +309,7 @@ def test_inputs_that_do_not_fit(inputs, message):
         ({"order_weight": -2.0}, "order_weight=-2.0; give 0 or more"),
         ({"plm_config": {"model_type": "nonsense"}}, "model_type='nonsense'"),
         ({"head": "mlp"}, "head='mlp'; accepted are 'lrl', 'hinge'"),
-        ({"score_form": "soft"}, 'score_form="soft" is no more; score with "published", "mass" or'),
+        ({"score_form": "soft"}, "score_form='soft'; accepted are 'published', 'mass', '"),
     ],
 )
 def test_configurations_that_cannot_be(options, message):

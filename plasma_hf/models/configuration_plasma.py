@@ -28,8 +28,8 @@ CHOICES = {
     "score_loss_form": ("published", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
+# Fields of configurations that were saved before, with the value that they may still have.
 RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
-"""Fields of configurations that were saved before, with the only value that they still may have."""
 
 
 @strict
@@ -62,10 +62,8 @@ class PlasmaConfig(PreTrainedConfig):
         label_match_form: "published" looks for the candidate's labelled residues, "symmetric"
             for those of both sides, each weighing half.
         label_match_weight: Weight of the label match loss beside the score loss.
-        correspondence_weight: Weight of the correspondence loss, where a batch has residue
-            correspondences.
-        plm_config: The backbone's configuration in full, or as a dict, or None for a head that
-            takes ready embeddings.
+        correspondence_weight: Weight of the correspondence loss.
+        plm_config: The backbone's configuration, or its fields, or None for ready embeddings.
         plm_name_or_path: Where the backbone's weights come from.
         plm_revision: Which revision of them.
         plm_recipe: How sequences are written for the backbone, a name of `INPUT_FORMATS`.
@@ -125,21 +123,11 @@ class PlasmaConfig(PreTrainedConfig):
         """Entropic temperature of the paper, the inverse of `kernel_scale`."""
         return 1 / self.kernel_scale
 
-    @property
-    def uses_support(self) -> bool:
-        """Tell whether plans are solved again with support from what is aligned nearby."""
-        return self.support_rounds > 0 or self.order_weight > 0
-
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
         return super().to_dict() | {"custom_pipelines": PIPELINES}
 
     def _check_choices(self) -> None:
-        if self.score_form == "soft":
-            raise ValueError(
-                'score_form="soft" is no more; score with "published", "mass" or "collinear", of '
-                "which the last two have gradient through every matched residue."
-            )
         for name, accepted in CHOICES.items():
             if (value := getattr(self, name)) not in accepted:
                 choices = ", ".join(map(repr, accepted))
@@ -154,8 +142,8 @@ class PlasmaConfig(PreTrainedConfig):
         for name in ("head_size", "kernel_scale", "n_iters", "eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        window, support = "diagonal_window", ("support_rounds", "support_window", "support_gap")
-        for name in (*support, "order_weight", window):
+        support = ("support_rounds", "support_window", "support_gap", "order_weight")
+        for name in (*support, "diagonal_window"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
 
@@ -166,6 +154,5 @@ def _drop_retired(fields: dict[str, Any]) -> None:
     changed = [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]
     if changed:
         logger.warning_once(
-            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them; plans "
-            "take `n_iters` iterations in the linear domain."
+            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them."
         )

@@ -26,9 +26,7 @@ from transformers.utils.hub import extract_commit_hash, has_file
 from .processing_plasma import INPUT_FORMATS, PUBLISHERS, InputFormat, PlasmaProcessor
 from .protein import Protein
 
-ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
-"""Environment variable; with 1, weights that are there as a pickle alone are read."""
-
+ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"  # variable; with 1, weights in a pickle alone are read
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 PADDED_RESIDUES = 8192  # computed together; how many changes last bits at most
 
@@ -188,8 +186,7 @@ def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return embeddings, position < lengths.unsqueeze(-1)
 
 
-OWN_BACKBONES: dict[str, Any] = {}
-"""Encoders that are not part of transformers, by model type; importing their file adds them."""
+OWN_BACKBONES: dict[str, Any] = {}  # those that are not of transformers; importing them adds them
 
 
 def register_backbone(model_class: Any) -> Any:
@@ -207,8 +204,7 @@ def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
     if model_type not in transformers.CONFIG_MAPPING:
         raise ValueError(
             f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
-            "configuration of a backbone, for example EsmConfig(...) or "
-            "AutoConfig.from_pretrained('facebook/esm2_t6_8M_UR50D')."
+            "configuration of a backbone, for example EsmConfig(...)."
         )
     return transformers.CONFIG_MAPPING[model_type](**fields)
 
@@ -341,8 +337,7 @@ class Backbone:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What an embedding depends on: the model, its weights, and the format of its input."""
-        # A folder may move; the digest of the weights stays.
-        name = Path(self.name).name if Path(self.name).is_dir() else self.name
+        name = Path(self.name).name if Path(self.name).is_dir() else self.name  # a folder may move
         return {
             "backbone": name,
             "revision": self.revision or "",
@@ -399,10 +394,9 @@ def fetch(load: Callable[..., Any], source: str, revision: str | None, **options
     except WeightsError as error:
         raise WeightsError(f"the backbone {source}: {error}") from error
     except OSError as error:
-        at = f" (revision {revision})" if revision else ""
         raise OSError(
-            f"the backbone {source}{at} is no folder here, is not in the cache of the Hub and "
-            f"cannot be fetched. While online, type: {download_command(source, revision)}. "
+            f"the backbone {source} is no folder here, is not in the cache of the Hub and cannot "
+            f"be fetched. While online, type: {download_command(source, revision)}. "
             f"What the loader says: {error}"
         ) from error
 
@@ -549,8 +543,7 @@ class PreTrainedHead(SafeWeights):
             raise ValueError(
                 f"this head takes residue embeddings of width {config.embedding_size}, "
                 f"{type(encoder).__name__} gives {width}; attach the backbone the head was made "
-                f"for, or make a head with {type(config).__name__}"
-                f"({config.attribute_map.get('embedding_size', 'embedding_size')}={width})."
+                f"for, or make a {type(config).__name__} of width {width}."
             )
         name = name or getattr(backbone, "name", None) or encoder.config.name_or_path or None
         made_for = config.plm_name_or_path
@@ -574,8 +567,7 @@ class PreTrainedHead(SafeWeights):
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
-                f"{self.takes_embeddings}, or put its backbone under it with "
-                "model.load_backbone()."
+                f"{self.takes_embeddings}, or type model.load_backbone()."
             )
         return pad_residues(_residue_embeddings(self.backbone, input_ids, *further))
 
@@ -603,9 +595,8 @@ class PreTrainedHead(SafeWeights):
         changed = under is not None and fetched != weights_digest(under)
         if save_backbone is False and changed:
             raise ValueError(
-                "the weights of the backbone are not those of "
-                f"{self.config.plm_name_or_path or 'any id'}; left out they would be lost. Save "
-                "with save_backbone=True."
+                f"the backbone's weights are not of {self.config.plm_name_or_path or 'any id'}; "
+                "left out they would be lost: save with save_backbone=True."
             )
         keep = changed if save_backbone is None else save_backbone
         weights = [] if keep or under is None else under.state_dict()

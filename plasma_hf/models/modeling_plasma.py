@@ -44,10 +44,8 @@ except ImportError:  # as remote code, plain torch computes
 
 # --- The hinge cost of matching a query residue with a candidate residue.
 
-BLOCK = {"cpu": 1 << 21}
-"""Numbers that the plain cost compares at a time, by device: what a cache holds."""
-LARGE_BLOCK = 1 << 26
-"""The same on other devices."""
+# Numbers that the plain cost compares at a time: on a CPU what a cache holds, and elsewhere.
+BLOCK, LARGE_BLOCK = 1 << 21, 1 << 26
 
 
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
@@ -79,9 +77,8 @@ def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     if (compiled := kernel_for("hinge_cost", query)) is not None:
         return compiled(query, candidate)
     batch = torch.broadcast_shapes(query.shape[:1], candidate.shape[:1])
-    return _HingeCost.apply(
-        *(at_least_float32(side).expand(*batch, -1, -1) for side in (query, candidate))
-    )
+    sides = (at_least_float32(side).expand(*batch, -1, -1) for side in (query, candidate))
+    return _HingeCost.apply(*sides)
 
 
 class _HingeCost(torch.autograd.Function):
@@ -117,7 +114,7 @@ class _HingeCost(torch.autograd.Function):
 def _blocks(query: Tensor, candidate: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
     """Yield pairs, some rows of each query, and room to compare them with the candidate in."""
     rows, (columns, channels) = query.shape[1], candidate.shape[1:]
-    entries = BLOCK.get(query.device.type, LARGE_BLOCK)
+    entries = BLOCK if query.device.type == "cpu" else LARGE_BLOCK
     size = min(rows, max(1, entries // max(1, columns * channels)))
     room = query.new_empty(size, columns, channels)
     for pair in range(len(query)):
@@ -135,16 +132,21 @@ def check_widths(query: Tensor, candidate: Tensor) -> None:
         )
 
 
+def check_counts(queries: Sequence[Tensor] | Tensor, candidates: Sequence[Tensor] | Tensor) -> None:
+    """Refuse queries and candidates that are no pairs."""
+    q, c = len(queries), len(candidates)
+    if q != c:
+        raise ValueError(f"{q} queries and {c} candidates; give as many of each.")
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen half precision, which the head does not compute in."""
-    # Costs of some hundreds need the bits.
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 # --- The partial Sinkhorn plan: which query residue goes with which candidate residue.
 
-NEVER = -1e30
-"""Log-kernel of a pair that may not match; finite, so that no gradient becomes NaN."""
+NEVER = -1e30  # log-kernel of a pair that may not match; finite, so that no gradient becomes NaN
 
 
 def log_kernel(
@@ -155,18 +157,13 @@ def log_kernel(
     Args:
         cost: `(batch, query_residues, candidate_residues)`.
         kernel_scale: What multiplies the cost in the exponent, 1 / tau in the paper's notation.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
 
     Returns:
         The log-kernel, shaped like `cost`; `NEVER` where either residue is masked.
     """
-    logs = -kernel_scale * cost
-    # On a CPU it costs little to know that nothing is masked, and saves a pass or two.
-    if cost.device.type == "cpu" and query_mask.all() and candidate_mask.all():
-        return logs
     allowed = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
-    return logs.masked_fill(~allowed, NEVER)
+    return (-kernel_scale * cost).masked_fill(~allowed, NEVER)
 
 
 def sinkhorn(
@@ -210,11 +207,10 @@ def sinkhorn(
 def make_plans(log_kernel: Tensor, candidate_mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
     """Return the plan of a kernel, which is scored, and the plan with support, which is read.
 
-    A transport plan knows no order: a lone residue may match anywhere. In each support round the
-    plan is solved again with `support_weight * diagonal_support` added to the log-kernel, which
-    prefers, among equal matches, the one whose neighbours match as well. A last round, of
-    `order_weight`, looks at whole alignments: its support is that of the probabilities of
-    `in_order`, and their logarithms are added as well.
+    In each support round the plan is solved again with `support_weight * diagonal_support` added
+    to the log-kernel, which prefers, among equal matches, the one whose neighbours match as well.
+    A last round, of `order_weight`, looks at whole alignments: its support is that of the
+    probabilities of `in_order`, and their logarithms are added as well.
 
     Args:
         log_kernel: `(batch, query_residues, candidate_residues)`.
@@ -269,8 +265,7 @@ def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Te
 def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
     """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
 
-    Entries beyond the edges count as zero. A stretch is the difference of two running sums, so
-    the time does not depend on its length.
+    Entries beyond the edges count as zero.
 
     Args:
         matrix: `(batch, query_residues, candidate_residues)`.
@@ -286,13 +281,11 @@ def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
     if not _learns(matrix) and (compiled := kernel_for("diagonal_sums", matrix)):
         return compiled(matrix, before, after)
     rows, columns = matrix.shape[-2:]
-    # float64: a stretch is a small difference of sums that grow with the protein.
-    running = F.pad(_shear(matrix).cumsum(-2, dtype=torch.float64), (0, 0, 1, 0))
-    row = torch.arange(rows, device=matrix.device)
-    last = (row + after + 1).clamp(max=rows)
-    first = (row - before).clamp(min=0)
-    sums = running[..., last, :] - running[..., first, :]
-    return _unshear(sums.to(matrix.dtype), columns)
+    wide = F.pad(matrix, (before, after, before, after))
+    sums = torch.zeros_like(matrix)
+    for k in range(before + after + 1):
+        sums = sums + wide[..., k : k + rows, k : k + columns]
+    return sums
 
 
 def _learns(tensor: Tensor) -> bool:
@@ -300,34 +293,12 @@ def _learns(tensor: Tensor) -> bool:
     return torch.is_grad_enabled() and tensor.requires_grad
 
 
-def _shear(matrix: Tensor) -> Tensor:
-    """Turn diagonals into columns: `(..., rows, columns) -> (..., rows, rows + columns - 1)`."""
-    rows, columns = matrix.shape[-2:]
-    # Reading the rows of a wide frame as if they were one shorter moves row i right by i places;
-    # with the columns reversed, i - j is what stays in place.
-    wide = F.pad(matrix.flip(-1), (0, rows)).flatten(-2)
-    return wide[..., :-rows].unflatten(-1, (rows, rows + columns - 1))
-
-
-def _unshear(sheared: Tensor, columns: int) -> Tensor:
-    """Undo `_shear`."""
-    rows = sheared.shape[-2]
-    wide = F.pad(sheared.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + columns))
-    return wide[..., :columns].flip(-1)
-
-
-FLOOR = 1e-5
-"""Added to every plan entry: none is impossible."""
-BACKGROUND = 0.8
-"""Entry that speaks neither for a pair nor against it, over that of residues all alike."""
-POWER = 0.1
-"""How much of an entry's log-odds counts: neighbours in a plan are no independent witnesses."""
-OPEN, EXTEND = -6.0, -0.3
-"""Log-weights of the first residue of a gap and of each further one."""
-HIGHEST_ODDS = 1000.0
-"""Log-odds that an alignment may sum up to: float64 then holds it and whatever rivals it."""
-UNLIKELY = 1e-3
-"""Added to a probability before its logarithm: what is out of order is never ruled out."""
+FLOOR = 1e-5  # added to every plan entry: none is impossible
+BACKGROUND = 0.8  # speaks neither for a pair nor against it, over the entry of residues all alike
+POWER = 0.1  # how much log-odds count: neighbours in a plan are no independent witnesses
+OPEN, EXTEND = -6.0, -0.3  # log-weights of the first residue of a gap and of each further one
+HIGHEST_ODDS = 1000.0  # log-odds of an alignment; float64 then holds it and whatever rivals it
+UNLIKELY = 1e-3  # added to a probability: what is out of order is never ruled out
 
 
 def in_order(plan: Tensor, allowed: Tensor) -> Tensor:
@@ -399,8 +370,7 @@ def _alignments_ending(odds: Tensor) -> Tensor:
 
 # --- From a plan to one number per pair, in three forms.
 
-USUAL_RESIDUES = 100
-"""Length up to which a collinear score is the share itself."""
+USUAL_RESIDUES = 100  # length up to which a collinear score is the share itself
 
 
 def published_score(
@@ -423,10 +393,8 @@ def published_score(
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query: Query embeddings as the backbone gives them, `(batch, query_residues, hidden)`.
-        candidate: Candidate embeddings, `(batch, candidate_residues, hidden)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query, candidate: Embeddings as the backbone gives them, `(batch, residues, hidden)` each.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
         threshold: Plan entry above which a residue is matched.
         diagonal_window: Steps of the stretch; 0 leaves the collinearity out.
 
@@ -435,16 +403,14 @@ def published_score(
 
     Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
-    query_gate = (plan.amax(-1) > threshold).to(plan.dtype)
-    candidate_gate = (plan.amax(-2) > threshold).to(plan.dtype)
+    query_gate, candidate_gate = ((plan.amax(d) > threshold).to(plan.dtype) for d in (-1, -2))
     sent = query_gate * (plan @ candidate_gate.unsqueeze(-1)).squeeze(-1)  # (batch, query_residues)
-    best = plan.new_zeros(len(plan))
+    query, candidate = query.to(plan.dtype), candidate.to(plan.dtype)
+    similarity = matched_similarity(sent, query, candidate_gate, candidate)
+    best = similarity
     if diagonal_window > 0:
         sums = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
         best = sums.amax((-1, -2))
-    similarity = matched_similarity(
-        sent, query.to(plan.dtype), candidate_gate, candidate.to(plan.dtype)
-    )
     return with_window(similarity, best, diagonal_window)
 
 
@@ -487,8 +453,7 @@ def matched_mass(
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
         threshold: Plan entry above which mass counts.
     """
     mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
@@ -503,15 +468,13 @@ def share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: T
 def collinear_score(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
     """Score by what is aligned in order: `(batch,)`, in [0, 1].
 
-    The largest sum of plan entries (i, j) in which both i and j rise from one to the next. A plan
-    knows no order, so unrelated proteins have lone matches all over it; these do not add up, an
-    alignment does. Gaps cost nothing, and every entry counts, however small. See `of_lengths` for
-    what becomes of the sum. The gradient reaches the entries on the best path.
+    The largest sum of plan entries (i, j) in which both i and j rise from one to the next, see
+    `of_lengths` for what becomes of it. Lone matches of unrelated proteins do not add up, an
+    alignment does. Gaps cost nothing. The gradient reaches the entries on the best path.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
 
     Example:
         >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.ones(1, 2).bool()
@@ -543,7 +506,7 @@ def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor)
 
 # --- A padded batch of pairs.
 
-Project = Callable[[Tensor], Tensor]
+Sides = tuple[Tensor, Tensor]  # query and candidate
 
 
 @dataclass
@@ -559,24 +522,21 @@ class PairBatch:
         projections: What the head makes of embeddings, `(batch, residues, head_size)` each.
     """
 
-    embeddings: tuple[Tensor, Tensor]
-    masks: tuple[Tensor, Tensor]
+    embeddings: Sides
+    masks: Sides
     site_labels: tuple[Tensor | None, Tensor | None] = (None, None)
     labels: Tensor | None = None
     correspondences: Tensor | None = None
     projections: tuple[Any, Any] = (None, None)
 
-    def projected(self, project: Project) -> PairBatch:
+    def projected(self, project: Callable[[Tensor], Tensor]) -> PairBatch:
         """Return the batch with projections; embeddings and projections are 0 at padding."""
-        query, candidate = (
-            side.masked_fill(~mask.unsqueeze(-1), 0.0)
-            for side, mask in zip(self.embeddings, self.masks, strict=True)
+        sides = zip(self.embeddings, self.masks, strict=True)
+        (query, of_query), (candidate, of_candidate) = (
+            _projected(*side, project) for side in sides
         )
-        sides = zip((query, candidate), self.masks, strict=True)
-        projections = [_project_residues(side, mask, project) for side, mask in sides]
-        return replace(
-            self, embeddings=(query, candidate), projections=(projections[0], projections[1])
-        )
+        embeddings, projections = (query, candidate), (of_query, of_candidate)
+        return replace(self, embeddings=embeddings, projections=projections)
 
     def joined(self, matrices: Sequence[Tensor]) -> Tensor:
         """Put matrices of pairs that were taken apart into one, 0 at padding."""
@@ -586,18 +546,18 @@ class PairBatch:
         )
 
 
-def _project_residues(embeddings: Tensor, mask: Tensor, project: Project) -> Tensor:
-    """Project what is no padding: that would be work too."""
+def _projected(embeddings: Tensor, mask: Tensor, project: Any) -> tuple[Tensor, Tensor]:
+    """Return embeddings and projections, 0 at padding, which is not projected."""
     if mask.all():
-        return project(embeddings)
+        return embeddings, project(embeddings)
     rows = project(embeddings[mask])
-    return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
+    projections = rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
+    return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0), projections
 
 
 # --- What a pair is trained on: its label, its site labels, residues known to correspond.
 
-LEAST_MASS = 1e-6
-"""Mass below which a correspondence that was missed costs no more."""
+LEAST_MASS = 1e-6  # below it a correspondence that was missed costs no more
 
 
 def score_losses(
@@ -616,7 +576,6 @@ def score_losses(
         Losses, `(batch,)`.
 
     Example:
-        >>> import torch
         >>> round(score_losses(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
         0.3133
     """
@@ -638,8 +597,7 @@ def label_match_losses(
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query_site_labels: 0/1, `(batch, query_residues)`; 0 at padding.
-        candidate_site_labels: 0/1, `(batch, candidate_residues)`; 0 at padding.
+        query_site_labels, candidate_site_labels: 0/1, `(batch, residues)` each; 0 at padding.
         form: "published", or "symmetric" for the mean of both directions.
 
     Returns:
@@ -656,10 +614,7 @@ def label_match_losses(
 
 
 def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Mark the pairs that have a label match loss: positive, with a labelled candidate.
-
-    Without `labels` every pair is positive.
-    """
+    """Mark pairs that have a label match loss: positive, if labelled, with a candidate's site."""
     counted = candidate_site_labels.sum(-1) > 0
     return counted if labels is None else counted & (labels > 0)
 
@@ -676,7 +631,6 @@ def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
         Losses, `(batch,)`.
 
     Example:
-        >>> import torch
         >>> plan = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
         >>> correspondence_losses(plan, torch.tensor([[[0, 0], [1, 1], [-1, -1]]]))
         tensor([0.3466])
@@ -728,10 +682,9 @@ def _mean_losses(
 class LearnedProjection(nn.Module):
     """Project residue embeddings, `LayerNorm(W2 relu(W1 h + b1) + b2)`: the head "lrl"."""
 
-    def __init__(self, config: PlasmaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        width: Any = config.embedding_size  # the configuration has checked that there is one
-        self.hidden = nn.Linear(width, config.head_size)
+        self.hidden = nn.Linear(config.embedding_size, config.head_size)
         self.output = nn.Linear(config.head_size, config.head_size)
         self.norm = nn.LayerNorm(config.head_size)
 
@@ -753,9 +706,7 @@ class LayerNormalization(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return `(..., hidden)` as it came in shape."""
-        if not self.normalize:
-            return embeddings
-        return nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+        return F.layer_norm(embeddings, embeddings.shape[-1:]) if self.normalize else embeddings
 
 
 class ZeroLinear(nn.Linear):
@@ -763,22 +714,17 @@ class ZeroLinear(nn.Linear):
 
 
 class ResidualProjection(nn.Module):
-    """Correct the parameter-free head, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual".
+    """Correct PLASMA-PF, at first by 0, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual"."""
 
-    x is what the head "hinge" gives. W2 and b2 start at 0, so that an untrained head aligns as
-    PLASMA-PF does.
-    """
-
-    def __init__(self, config: PlasmaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        width: Any = config.embedding_size  # the configuration has checked that there is one
-        self.hidden = nn.Linear(width, config.head_size)
-        self.output = ZeroLinear(config.head_size, width)
-        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(config.embedding_size, config.head_size)
+        self.output = ZeroLinear(config.head_size, config.embedding_size)
+        self.norm = nn.LayerNorm(config.embedding_size)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return `(..., hidden)` as it came in shape."""
-        start = nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+        start = F.layer_norm(embeddings, embeddings.shape[-1:])
         return self.norm(start + self.output(torch.relu(self.hidden(start))))
 
 
@@ -799,8 +745,7 @@ HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": Resi
 
 # --- The model.
 
-PADDED_PAIRS = 16
-"""Pairs that are padded to one batch on a GPU; on a CPU padding costs more than it saves."""
+PADDED_PAIRS = 16  # in one batch on a GPU; on a CPU padding costs more than it saves
 
 
 @dataclass
@@ -921,16 +866,8 @@ class PlasmaModel(PreTrainedHead):
         return model.eval()
 
     def save_upstream(self, folder: str | Path) -> Path:
-        """Write the head in the layout of the released heads and return the folder it is in.
-
-        A head of a form that was never released raises a ValueError.
-        """
+        """Write the head in the layout of the released heads, if it has one; return the folder."""
         upstream = from_package("hub.upstream", "the layout of the released heads is written")
-        if self.config.head == "residual":
-            raise ValueError(
-                'the layout of the released heads has no place for head="residual"; save with '
-                'model.save_pretrained(), or train with head="lrl".'
-            )
         state = self.alignment_head.state_dict(prefix="alignment_head.")
         return upstream.write_released_head(self.config, state, Path(folder))
 
@@ -973,10 +910,7 @@ class PlasmaModel(PreTrainedHead):
             >>> aligned.scores.shape, [plan.shape for plan in aligned.plans]
             (torch.Size([2]), [torch.Size([12, 12]), torch.Size([12, 6])])
         """
-        if len(queries) != len(candidates):
-            raise ValueError(
-                f"{len(queries)} queries and {len(candidates)} candidates; give as many of each."
-            )
+        check_counts(queries, candidates)
         query, candidate = (
             self.project_each(side) if given is None else given
             for side, given in ((queries, query_projections), (candidates, candidate_projections))
@@ -988,12 +922,10 @@ class PlasmaModel(PreTrainedHead):
         if (align := kernel_for("align_and_score", query[0])) is not None:
             proteins, projected = (queries, candidates), (query, candidate)
             return AlignedPairs(*align(proteins, projected, self.config, return_plans))
-        # Padding and masks are for devices that want large batches.
-        alone = query[0].device.type == "cpu" and kernel_for("hinge_cost", query[0]) is None
-        size = 1 if alone else PADDED_PAIRS
+        size = 1 if query[0].device.type == "cpu" else PADDED_PAIRS
         parts = []
         for start in range(0, len(queries), size):
-            part = range(start, min(start + size, len(queries)))
+            part = range(len(queries))[start : start + size]  # a store reads its proteins singly
             some = [[side[p] for p in part] for side in (queries, candidates, query, candidate)]
             parts.append(self._align_padded(some[:2], some[2:], return_plans))
         plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
@@ -1013,13 +945,13 @@ class PlasmaModel(PreTrainedHead):
         return_plans: bool,
     ) -> AlignedPairs:
         """Align a few pairs, queries and candidates, in one padded batch."""
-        embeddings, masks = zip(*map(_padded, proteins), strict=True)
-        projections = [_padded(side)[0] for side in projected]
+        embeddings, masks = zip(*map(pad_residues, proteins), strict=True)
+        projections = [pad_residues(side)[0] for side in projected]
         score = kernel_for("score_padded", projections[0])
         if score and not return_plans and self.config.score_form in ("published", "mass"):
             return AlignedPairs(score(embeddings, projections, masks, self.config))
         aligned = self.align_projected(*projections, *masks)
-        scores = self.score_plan(aligned.first_plan, *embeddings, *masks)
+        scores = self.score_plan(aligned.first_plan, embeddings, masks)
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
@@ -1080,16 +1012,12 @@ class PlasmaModel(PreTrainedHead):
         Raises:
             ValueError: If a side is missing or given twice, or shapes do not fit together.
         """
-        tokens = (query_input_ids, query_attention_mask, query_mask, query_backbone_atoms)
-        query, query_mask = self._side("query", query_embeddings, query_mask, tokens)
-        further = (candidate_attention_mask, candidate_mask, candidate_backbone_atoms)
-        candidate, candidate_mask = self._side(
-            "candidate", candidate_embeddings, candidate_mask, (candidate_input_ids, *further)
-        )
-        if len(query) != len(candidate):
-            raise ValueError(
-                f"{len(query)} queries and {len(candidate)} candidates; give as many of each."
-            )
+        given = (query_embeddings, query_input_ids, query_attention_mask)
+        query, query_mask = self._side("query", *given, query_mask, query_backbone_atoms)
+        given = (candidate_embeddings, candidate_input_ids, candidate_attention_mask)
+        atoms = candidate_backbone_atoms
+        candidate, candidate_mask = self._side("candidate", *given, candidate_mask, atoms)
+        check_counts(query, candidate)
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
             site_labels = (
@@ -1101,22 +1029,21 @@ class PlasmaModel(PreTrainedHead):
         return output.to_tuple() if return_dict is False else output
 
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
-        """Align pairs together, or one by one where padding would be much of the work."""
+        """Align pairs together, or one by one where that is less work."""
         config: Any = self.config
-        take_apart = kernel_for("take_apart", batch.embeddings[0])
-        alone = take_apart(batch, self.project) if take_apart else None
+        first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
+        take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
+        alone = take_apart(batch, self.project, no_cost) if take_apart else None
         parts = alone or [batch.projected(self.project)]
-        compiled = kernel_for("pair_plans", batch.embeddings[0]) if alone else None
-        if compiled and not return_plan and not config.uses_support:  # no cost is kept
-            query, candidate = zip(*(part.projections for part in parts), strict=True)
-            plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
+        if alone and no_cost and score:
+            scores, plans = score(parts, config)
             aligned = [AlignedBatch(None, plan, plan) for plan in plans]
         else:
-            aligned = [self.align_projected(*part.projections, *part.masks) for part in parts]
-        scores = [
-            self.score_plan(a.first_plan, *part.embeddings, *part.masks)
-            for a, part in zip(aligned, parts, strict=True)
-        ]
+            aligned = self._align_parts(parts, bool(alone) and not return_plan)
+            scores = [
+                self.score_plan(a.first_plan, part.embeddings, part.masks)
+                for a, part in zip(aligned, parts, strict=True)
+            ]
         affine = self.score_affine() if config.score_loss_form == "affine" else None
         losses = [
             _pair_losses(part, score, a.plan, config, affine)
@@ -1130,22 +1057,33 @@ class PlasmaModel(PreTrainedHead):
             **_mean_losses(all_losses, batch, config),
         )
 
+    def _align_parts(self, parts: Sequence[PairBatch], plans_alone: bool) -> list[AlignedBatch]:
+        """Align parts of a batch; where plans are enough, pairs on their own keep no cost."""
+        config = self.config
+        compiled = kernel_for("pair_plans", parts[0].embeddings[0]) if plans_alone else None
+        if compiled is None or config.support_rounds or config.order_weight:
+            return [self.align_projected(*part.projections, *part.masks) for part in parts]
+        query, candidate = zip(*(part.projections for part in parts), strict=True)
+        plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
+        return [AlignedBatch(None, plan, plan) for plan in plans]
+
     def _side(
         self,
         side: str,
         embeddings: Tensor | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
         mask: Tensor | None,
-        tokens: tuple[Tensor | None, ...],
+        atoms: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return embeddings, whatever stands at padding, and residue mask of one side."""
-        input_ids, *further = tokens
         if (embeddings is None) == (input_ids is None):
             raise ValueError(
                 f"give the {side} either as {side}_embeddings or as {side}_input_ids"
                 + (", not as both." if embeddings is not None else "; neither is here.")
             )
         if input_ids is not None:
-            embeddings, mask = self.embed(input_ids, *further)
+            embeddings, mask = self.embed(input_ids, attention_mask, mask, atoms)
         assert embeddings is not None
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
@@ -1162,7 +1100,7 @@ class PlasmaModel(PreTrainedHead):
         if width is not None and embeddings.shape[-1] != width:
             raise ValueError(
                 f"{side}_embeddings has width {embeddings.shape[-1]}, this head takes {width}; "
-                "use the backbone the head was made for, or a head made for this backbone."
+                "use the backbone the head was made for."
             )
         if mask.shape != embeddings.shape[:2]:
             raise ValueError(
@@ -1178,30 +1116,15 @@ class PlasmaModel(PreTrainedHead):
         kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
         return AlignedBatch(cost, *make_plans(kernel, candidate_mask, self.config))
 
-    def score_plan(
-        self,
-        plan: Tensor,
-        query: Tensor,
-        candidate: Tensor,
-        query_mask: Tensor,
-        candidate_mask: Tensor,
-    ) -> Tensor:
+    def score_plan(self, plan: Tensor, embeddings: Sides, masks: Sides) -> Tensor:
         """Score a padded batch, `(batch,)`, by its first plans and the backbone's embeddings."""
         config = self.config
         if config.score_form == "mass":
-            return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)
+            return matched_mass(plan, *masks, threshold=config.threshold)
         if config.score_form == "collinear":
-            return collinear_score(plan, query_mask, candidate_mask)
+            return collinear_score(plan, *masks)
         settings = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
-        return published_score(plan, query, candidate, query_mask, candidate_mask, **settings)
-
-
-def _padded(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad proteins to a batch, and return it with its residue mask; one alone is not copied."""
-    if len(proteins) > 1:
-        return pad_residues(proteins)
-    alone = proteins[0].unsqueeze(0)
-    return alone, torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
+        return published_score(plan, *embeddings, *masks, **settings)
 
 
 def _masked_labels(side: str, labels: Tensor | None, mask: Tensor) -> Tensor | None:

@@ -34,8 +34,8 @@ class SubstitutionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: object) -> None:
         if self.window < 0 or self.decay <= 0:
             raise ValueError(
-                f"window={self.window}, decay={self.decay}: give a window of 0 or more residues "
-                "and a decay above 0, for example SubstitutionConfig(window=10, decay=7.0)."
+                f"window={self.window}, decay={self.decay}; give a window of 0 or more residues "
+                "and a decay above 0."
             )
         super().__post_init__(**kwargs)
 
@@ -67,8 +67,7 @@ class ResidueEncoderConfig(SubstitutionConfig):
         if self.width < 2 or self.kernel < 1 or self.kernel % 2 == 0 or smallest < 1:
             raise ValueError(
                 f"width={self.width}, kernel={self.kernel}, dilations={self.dilations}: give a "
-                "width of 2 or more, an odd kernel and dilations of 1 or more, for example "
-                "ResidueEncoderConfig(width=128, kernel=5, dilations=[1, 2, 4, 8])."
+                "width of 2 or more, an odd kernel and dilations of 1 or more."
             )
         super().__post_init__(**kwargs)
 
@@ -106,8 +105,7 @@ class SubstitutionModel(SafeWeights):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
 
     The embedding of residue i is the concatenation over offsets k = -window..window of the vector
-    of residue i + k times `exp(-(k / decay)^2 / 2)`, zeros beyond either end. There is no trained
-    parameter, so it is a floor that a learned backbone has to beat, and free to compute.
+    of residue i + k times `exp(-(k / decay)^2 / 2)`, zeros beyond either end. Nothing is trained.
 
     Example:
         >>> model = SubstitutionModel(SubstitutionConfig())
@@ -207,10 +205,9 @@ class ResidueEncoderModel(SafeWeights):
     def network(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the channels `(batch, residues, width)` that the residual is read from."""
         present = windows.new_ones(windows.shape[:2]) if mask is None else mask.to(windows.dtype)
-        present = present.unsqueeze(-1)
         hidden = self.read_windows(windows)
         for block in self.blocks:
-            hidden = block(hidden, present)
+            hidden = block(hidden, present.unsqueeze(-1))
         return self.norm(hidden)
 
     def forward(
