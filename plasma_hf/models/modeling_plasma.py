@@ -714,10 +714,7 @@ class ZeroLinear(nn.Linear):
 
 
 class ResidualProjection(nn.Module):
-    """Correct what the head "hinge" gives, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual".
-
-    W2 and b2 start at 0: an untrained head aligns as PLASMA-PF does.
-    """
+    """Correct PLASMA-PF, at first by 0, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual"."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -928,7 +925,8 @@ class PlasmaModel(PreTrainedHead):
         size = 1 if query[0].device.type == "cpu" else PADDED_PAIRS
         parts = []
         for start in range(0, len(queries), size):
-            some = [side[start : start + size] for side in (queries, candidates, query, candidate)]
+            part = range(len(queries))[start : start + size]  # a store reads its proteins singly
+            some = [[side[p] for p in part] for side in (queries, candidates, query, candidate)]
             parts.append(self._align_padded(some[:2], some[2:], return_plans))
         plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
         return AlignedPairs(torch.cat([part.scores for part in parts]), plans)
