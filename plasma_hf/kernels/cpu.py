@@ -990,6 +990,30 @@ def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Sco
     return out
 
 
+def read_evidence_numba(
+    evidence: Sequence[Tensor], reading: Scoring, searching: Scoring
+) -> tuple[Tensor, list[Tensor]]:
+    """Do what `read_evidence` does."""
+    given = [one.detach().float().contiguous().numpy() for one in evidence]
+    bits, plans = torch.empty(len(given)), [torch.empty(one.shape) for one in given]
+    ways = [
+        (np.float32(way.slope), np.float32(way.shift), *_gap_odds(way))
+        for way in (reading, searching)
+    ]
+
+    def pair(number: int) -> None:
+        (slope, shift, *gaps), (steep, far, *costs) = ways
+        odds = np.empty(given[number].shape)
+        _write_odds_of(given[number], steep, far, odds)
+        bits[number] = _sum_of_alignments(odds, *costs) / log(2)
+        _write_odds_of(given[number], slope, shift, odds)
+        if odds.size:
+            _write_probabilities(odds, *gaps, plans[number].numpy())
+
+    parallel_for(len(given), pair)
+    return bits, plans
+
+
 def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:
     """Do what `best_stretch` does."""
     slope, shift, gap_open, gap_extend = map(np.float32, scoring)

@@ -24,12 +24,17 @@ PIPELINES = {
 
 CHOICES = {
     "head": ("lrl", "hinge", "residual"),
-    "score_form": ("published", "mass", "collinear"),
+    "reading": ("plan", "posterior"),
+    "score_form": ("published", "mass"),
     "score_loss_form": ("published", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
 # Fields of configurations that were saved before, with the value that they may still have.
-RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
+RETIRED = {
+    **{"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05},
+    **{"support_rounds": 0, "support_window": 25, "support_gap": 3, "support_weight": 16.0},
+    "order_weight": 0.0,
+}
 
 
 @strict
@@ -47,16 +52,12 @@ class PlasmaConfig(PreTrainedConfig):
             calls it "temperature", the paper its inverse tau.
         n_iters: Sinkhorn iterations.
         eps: Slack of a residue; staying unmatched costs `-log(eps)` in the exponent.
-        support_rounds: Rounds in which the plan is solved again with support from the diagonal;
-            they shape the plan, the score is read from the plan without them.
-        support_window: Residues to each side whose matches count as support.
-        support_gap: Insertions and deletions that support tolerates.
-        support_weight: Bonus in the exponent for a pair with perfect support.
-        order_weight: Weight of a last round that prefers what is aligned in order, see `in_order`;
-            0 leaves it out. Stretches that match in another order stay where they are sure.
-        score_form: "published", "mass" (matched share of the shorter protein) or "collinear" (what
-            is aligned in order, see `collinear_score`).
-        threshold: Plan entry above which residues count as matched.
+        reading: "plan" takes residues and score from the Sinkhorn plan; "posterior" from sums
+            over local alignments, by the cosine of projections, with bits and p-values.
+        calibration: What unrelated proteins reach, made by `plasma_hf.calibrate`: `location` and
+            `log_scale`, see `Calibration`, and what they were measured on.
+        score_form: "published" or "mass" (matched share of the shorter protein), of a plan.
+        threshold: Plan entry, or probability, above which residues count as matched.
         diagonal_window: Length of the stretch that measures collinearity; 0 leaves it out.
         score_loss_form: "published" or "affine", see `score_losses`.
         label_match_form: "published" looks for the candidate's labelled residues, "symmetric"
@@ -85,11 +86,8 @@ class PlasmaConfig(PreTrainedConfig):
     kernel_scale: float | int = 0.1
     n_iters: int = 20
     eps: float | int = 1e-8
-    support_rounds: int = 0
-    support_window: int = 25
-    support_gap: int = 3
-    support_weight: float | int = 16.0
-    order_weight: float | int = 0.0
+    reading: str = "plan"
+    calibration: dict[str, Any] | None = None
     score_form: str = "published"
     threshold: float | int = 0.5
     diagonal_window: int = 10
@@ -128,6 +126,9 @@ class PlasmaConfig(PreTrainedConfig):
         return super().to_dict() | {"custom_pipelines": PIPELINES}
 
     def _check_choices(self) -> None:
+        if self.score_form == "collinear":  # of heads that were read with support and order
+            self.score_form = "mass"
+            logger.warning_once('score_form="collinear" is no more; "mass" takes its place.')
         for name, accepted in CHOICES.items():
             if (value := getattr(self, name)) not in accepted:
                 choices = ", ".join(map(repr, accepted))
@@ -142,10 +143,8 @@ class PlasmaConfig(PreTrainedConfig):
         for name in ("head_size", "kernel_scale", "n_iters", "eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        support = ("support_rounds", "support_window", "support_gap", "order_weight")
-        for name in (*support, "diagonal_window"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
+        if self.diagonal_window < 0:
+            raise ValueError(f"diagonal_window={self.diagonal_window}; give 0 or more.")
 
 
 def _drop_retired(fields: dict[str, Any]) -> None:

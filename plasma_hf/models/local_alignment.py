@@ -116,6 +116,28 @@ def alignment_score(
     return (total / math.log(2)).to(evidence.dtype)
 
 
+def read_evidence(evidence: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the bits of pairs, `(pairs,)`, and how likely their residues are aligned.
+
+    Args:
+        evidence: `(query_residues, candidate_residues)` of each pair.
+    """
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in evidence)
+    if not learns and (compiled := kernel_for("read_evidence", evidence[0])):
+        return compiled(evidence, READING, SEARCHING)
+    sizes = [one.shape for one in evidence]
+    rows, columns = (max(size[side] for size in sizes) for side in (0, 1))
+    padded = [F.pad(e, (0, columns - e.shape[1], 0, rows - e.shape[0])) for e in evidence]
+    allowed = [
+        F.pad(torch.ones_like(e), (0, columns - m, 0, rows - n)).bool()
+        for e, (n, m) in zip(evidence, sizes, strict=True)
+    ]
+    whole, there = torch.stack(padded), torch.stack(allowed)
+    found = aligned_probability(whole, there)
+    plans = [plan[:n, :m] for plan, (n, m) in zip(found, sizes, strict=True)]
+    return alignment_score(whole, there), plans
+
+
 def _alignments_ending(odds: Tensor, scoring: Scoring, best: bool = False) -> Tensor:
     """Sum up, in logarithms, the alignments that end with a pair, or take the best; as `odds`."""
     columns = odds.shape[-1]

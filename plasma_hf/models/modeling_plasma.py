@@ -1,9 +1,10 @@
 """PLASMA: residue embeddings of two proteins in, an alignment plan and one score out.
 
 In the order of the computation: the hinge cost of matching two residues, the partial Sinkhorn plan
-over it, support from what is aligned nearby or in order, scores of a plan, losses, the heads, and
-the model that puts them together. What is here is plain torch and says what is computed; where the
-package `plasma_hf` is installed, its compiled kernels compute the same.
+over it, scores of a plan, losses, the heads, and the model that puts them together. A model that
+reads by "posterior" compares residues by the cosine of what the head makes of them instead, and
+sums over local alignments (`local_alignment`). What is here is plain torch and says what is
+computed; where the package `plasma_hf` is installed, its compiled kernels compute the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
+from .local_alignment import NEVER, Alignment, Calibration, find_alignments, read_evidence
 from .modeling_backbone import (
     PreTrainedHead,
     build_backbone,
@@ -146,8 +148,6 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 # --- The partial Sinkhorn plan: which query residue goes with which candidate residue.
 
-NEVER = -1e30  # log-kernel of a pair that may not match; finite, so that no gradient becomes NaN
-
 
 def log_kernel(
     cost: Tensor, kernel_scale: float, query_mask: Tensor, candidate_mask: Tensor
@@ -204,173 +204,7 @@ def sinkhorn(
     return query.unsqueeze(-1) * kernel * candidate.unsqueeze(-2)
 
 
-def make_plans(log_kernel: Tensor, candidate_mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """Return the plan of a kernel, which is scored, and the plan with support, which is read.
-
-    In each support round the plan is solved again with `support_weight * diagonal_support` added
-    to the log-kernel, which prefers, among equal matches, the one whose neighbours match as well.
-    A last round, of `order_weight`, looks at whole alignments: its support is that of the
-    probabilities of `in_order`, and their logarithms are added as well.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        config: The `PlasmaConfig`, with eps, iterations and the settings of support.
-    """
-
-    def solve(log_kernel: Tensor) -> Tensor:
-        return sinkhorn(log_kernel, candidate_mask, eps=config.eps, n_iters=config.n_iters)
-
-    def support(plan: Tensor) -> Tensor:
-        nearby = diagonal_support(plan, allowed, config.support_window, config.support_gap)
-        return config.support_weight * nearby
-
-    first_plan = plan = solve(log_kernel)
-    allowed = log_kernel > NEVER / 2
-    for _ in range(config.support_rounds):
-        plan = solve(log_kernel + support(plan))
-    if config.order_weight:
-        ordered = in_order(plan, allowed)
-        order = config.order_weight * (ordered + UNLIKELY).log()
-        plan = solve(log_kernel + support(ordered) + order)
-    return first_plan, plan
-
-
-# --- Support: what is aligned nearby along the diagonal, or in order along both proteins.
-
-
-def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Tensor:
-    """Measure how well the surroundings of a residue pair are aligned, between 0 and 1.
-
-    The mean of the plan over `window` steps along the diagonal in each direction, where each step
-    may look up to `gap` residues aside. It looks aside once along the query and once along the
-    candidate and averages both, so that support of (b, a) is the transpose of that of (a, b).
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        allowed: True where both are residues, same shape; elsewhere nothing is found, as beyond
-            the ends.
-        window: Steps to each side.
-        gap: Residues aside, the insertions and deletions that are tolerated.
-    """
-    if not _learns(plan) and (compiled := kernel_for("diagonal_support", plan)):
-        return compiled(plan, allowed, window, gap)
-    kernel = 2 * gap + 1
-    along_candidate = F.max_pool2d(plan, (1, kernel), stride=1, padding=(0, gap))
-    along_query = F.max_pool2d(plan, (kernel, 1), stride=1, padding=(gap, 0))
-    best = ((along_candidate + along_query) / 2).masked_fill(~allowed, 0.0)
-    return diagonal_sums(best, window, window) / (2 * window + 1)
-
-
-def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
-    """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
-
-    Entries beyond the edges count as zero.
-
-    Args:
-        matrix: `(batch, query_residues, candidate_residues)`.
-        before: Steps taken towards the first residues.
-        after: Steps taken towards the last residues.
-
-    Example:
-        >>> diagonal_sums(torch.eye(3)[None], 0, 1)
-        tensor([[[2., 0., 0.],
-                 [0., 2., 0.],
-                 [0., 0., 1.]]])
-    """
-    if not _learns(matrix) and (compiled := kernel_for("diagonal_sums", matrix)):
-        return compiled(matrix, before, after)
-    rows, columns = matrix.shape[-2:]
-    wide = F.pad(matrix, (before, after, before, after))
-    sums = torch.zeros_like(matrix)
-    for k in range(before + after + 1):
-        sums = sums + wide[..., k : k + rows, k : k + columns]
-    return sums
-
-
-def _learns(tensor: Tensor) -> bool:
-    """Tell whether gradient is wanted, which not all compiled kernels have."""
-    return torch.is_grad_enabled() and tensor.requires_grad
-
-
-FLOOR = 1e-5  # added to every plan entry: none is impossible
-BACKGROUND = 0.8  # speaks neither for a pair nor against it, over the entry of residues all alike
-POWER = 0.1  # how much log-odds count: neighbours in a plan are no independent witnesses
-OPEN, EXTEND = -6.0, -0.3  # log-weights of the first residue of a gap and of each further one
-HIGHEST_ODDS = 1000.0  # log-odds of an alignment; float64 then holds it and whatever rivals it
-UNLIKELY = 1e-3  # added to a probability: what is out of order is never ruled out
-
-
-def in_order(plan: Tensor, allowed: Tensor) -> Tensor:
-    """Return the probability that two residues are aligned: `plan`'s shape, in [0, 1].
-
-    A plan knows no order. Here every local alignment in which both residues rise from a pair to
-    the next weighs the product of its pairs' odds, which the plan gives, and of what its gaps
-    cost; a pair's probability is the share of the alignments that have it. The sum over a row or
-    a column is at most 1.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        allowed: True where both are residues, same shape; elsewhere it is 0.
-
-    Source: posterior probabilities of a pair hidden Markov model (Durbin et al., Biological
-    sequence analysis, 1998, chapter 4), with affine gaps.
-
-    Example:
-        >>> plan = torch.eye(12)[None]
-        >>> plan[0, 5] = plan[0, :, 5] = 0.0
-        >>> plan[0, 5, 11] = 0.9  # out of order
-        >>> found = in_order(plan, torch.ones(1, 12, 12).bool())[0]
-        >>> found[5, 5] > found[5, 11], found.sum(0).max() < 1.001
-        (tensor(True), tensor(True))
-    """
-    if not _learns(plan) and (compiled := kernel_for("in_order", plan)):
-        return compiled(plan, allowed)
-    odds = log_odds(plan.double(), allowed)
-    ending = _alignments_ending(odds)
-    beginning = _alignments_ending(odds.flip(-2, -1)).flip(-2, -1)
-    every = ending.flatten(1).logsumexp(-1)[:, None, None]
-    # A pair is in both halves, and counts once.
-    found = (ending + beginning - odds - every).clamp(max=0.0).exp()
-    return found.masked_fill(~allowed, 0.0).to(plan.dtype)
-
-
-def log_odds(plan: Tensor, allowed: Tensor) -> Tensor:
-    """Return what pairs say for themselves: `plan`'s shape, `NEVER` where none is allowed."""
-    background = BACKGROUND / longer_of(allowed)[:, None, None]
-    odds = POWER * ((plan + FLOOR) / background).log()
-    gain = odds.masked_fill(~allowed, 0.0).clamp(min=0.0)
-    bound = torch.minimum(gain.amax(-1).sum(-1), gain.amax(-2).sum(-1))
-    odds = odds * (HIGHEST_ODDS / bound.clamp(min=HIGHEST_ODDS))[:, None, None]
-    return odds.masked_fill(~allowed, NEVER)
-
-
-def longer_of(allowed: Tensor) -> Tensor:
-    """Count the residues of the longer protein, `(batch,)`, from where both have one."""
-    return torch.maximum(allowed.any(-1).sum(-1), allowed.any(-2).sum(-1)).clamp(min=1)
-
-
-def _alignments_ending(odds: Tensor) -> Tensor:
-    """Sum up, in logarithms, the alignments that end with a pair, shaped like `odds`."""
-    batch, _, columns = odds.shape
-    extend = EXTEND * torch.arange(1, columns + 1, device=odds.device, dtype=odds.dtype)
-    match = query_gap = total = odds.new_full((batch, columns), NEVER)
-    rows = []
-    for row in odds.unbind(-2):
-        # Before the pair: one residue back on both sides, or nothing, as an alignment is local.
-        before = F.pad(total[:, :-1], (1, 0), value=NEVER).logaddexp(odds.new_zeros(()))
-        query_gap = (match + OPEN).logaddexp(query_gap + EXTEND)
-        match = row + before
-        opened = F.pad(match.logaddexp(query_gap)[:, :-1], (1, 0), value=NEVER) + OPEN
-        candidate_gap = (opened - extend).logcumsumexp(-1) + extend
-        total = match.logaddexp(query_gap).logaddexp(candidate_gap)
-        rows.append(match)
-    return torch.stack(rows, -2)
-
-
-# --- From a plan to one number per pair, in three forms.
-
-USUAL_RESIDUES = 100  # length up to which a collinear score is the share itself
+# --- From a plan to one number per pair, in two forms.
 
 
 def published_score(
@@ -432,7 +266,10 @@ def _window_sums(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor, windo
     """Sum diagonal stretches that start at (i, j); `NEVER` where one does not fit into the pair."""
     starts = _window_starts(query_mask, window).unsqueeze(-1)
     starts = starts & _window_starts(candidate_mask, window).unsqueeze(-2)
-    return diagonal_sums(plan, 0, window - 1).masked_fill(~starts, NEVER)
+    sums = plan.clone()
+    for step in range(1, window):
+        sums[..., :-step, :-step] += plan[..., step:, step:]
+    return sums.masked_fill(~starts, NEVER)
 
 
 def _window_starts(mask: Tensor, window: int) -> Tensor:
@@ -463,45 +300,6 @@ def matched_mass(
 def share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
     """Divide a mass by the residues of the shorter protein, `(batch,)` each."""
     return (mass / torch.minimum(query_residues, candidate_residues).clamp(min=1)).clamp(0, 1)
-
-
-def collinear_score(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
-    """Score by what is aligned in order: `(batch,)`, in [0, 1].
-
-    The largest sum of plan entries (i, j) in which both i and j rise from one to the next, see
-    `of_lengths` for what becomes of it. Lone matches of unrelated proteins do not add up, an
-    alignment does. Gaps cost nothing. The gradient reaches the entries on the best path.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
-
-    Example:
-        >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.ones(1, 2).bool()
-        >>> collinear_score(plan, every, every), collinear_score(plan.flip(1), every, every)
-        (tensor([1.]), tensor([0.5000]))
-    """
-    there = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
-    plan = plan.masked_fill(~there, 0.0)
-    # best[j]: the best path that ends among the rows so far, before candidate residue j.
-    best = plan.new_zeros(plan.shape[0], plan.shape[2] + 1)
-    for row in plan.unbind(-2):
-        ahead = torch.maximum(best[:, :-1] + row, best[:, 1:])
-        best = F.pad(ahead.cummax(-1).values, (1, 0))
-    return of_lengths(best[:, -1], query_mask.sum(-1), candidate_mask.sum(-1))
-
-
-def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor) -> Tensor:
-    """Relate a collinear mass to the lengths of both proteins: `(batch,)`, in [0, 1].
-
-    The share s of the shorter protein becomes 1 - (1 - s)^p with p = sqrt(longer / 100), at least
-    1: the same share is the rarer by chance, the more residues there are to choose from. A small
-    share so counts in proportion to the square root of the longer protein, as the standardised
-    similarities of embedding-based alignment do (Pantolini et al., Bioinformatics 2024).
-    """
-    share = share_of_shorter(mass, query_residues, candidate_residues)
-    longer = torch.maximum(query_residues, candidate_residues).clamp(min=1)
-    return 1 - (1 - share) ** (longer / USUAL_RESIDUES).sqrt().clamp(min=1)
 
 
 # --- A padded batch of pairs.
@@ -544,6 +342,12 @@ class PairBatch:
         return torch.cat(
             [F.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1])) for m in matrices]
         )
+
+    def padded(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Put matrices of pairs, over their residues alone, where the masks have them."""
+        allowed = self.masks[0].unsqueeze(-1) & self.masks[1].unsqueeze(-2)
+        values = torch.cat([matrix.flatten() for matrix in matrices])
+        return values.new_zeros(allowed.shape).masked_scatter(allowed, values)
 
 
 def _projected(embeddings: Tensor, mask: Tensor, project: Any) -> tuple[Tensor, Tensor]:
@@ -740,6 +544,29 @@ class ScoreAffine(nn.Module):
         return self.weight
 
 
+class Background(nn.Module):
+    """Hold what residues of unrelated proteins look like: their mean, and moments of similarity.
+
+    Nothing is known before `calibrate`; then a pair is its own background.
+    """
+
+    centre: Tensor
+    moments: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("moments", torch.zeros(2))
+
+    def forward(self, query: Tensor, candidate: Tensor) -> Tensor:
+        """Return evidence, similarity in standard deviations, of unit vectors `(residues, x)`."""
+        similarity = query @ candidate.mT
+        mean, deviation = self.moments
+        if deviation == 0:
+            mean, deviation = similarity.mean(), similarity.std(correction=0).clamp(min=1e-6)
+        return (similarity - mean) / deviation
+
+
 HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": ResidualProjection}
 
 
@@ -750,10 +577,15 @@ PADDED_PAIRS = 16  # in one batch on a GPU; on a CPU padding costs more than it 
 
 @dataclass
 class AlignedPairs:
-    """Scores of pairs, `(pairs,)`, and plans, `(query_residues, candidate_residues)` each."""
+    """Scores of pairs, `(pairs,)`, and plans, `(query_residues, candidate_residues)` each.
+
+    Read by "posterior" there are bits, `(pairs,)`, and evidence, shaped like the plans, as well.
+    """
 
     scores: Tensor
     plans: list[Tensor] | None = None
+    bits: Tensor | None = None
+    evidence: list[Tensor] | None = None
 
 
 @dataclass
@@ -763,6 +595,7 @@ class PlasmaOutput(ModelOutput):
     Args:
         loss: Mean over pairs of what each would lose alone: the weighted sum of the three below.
         scores: One score in [0, 1] per pair, `(batch,)`.
+        bits: What the pair has in common, `(batch,)`, read by "posterior" alone.
         plan: `(batch, query_residues, candidate_residues)`, with `return_plan=True`.
         cost: Same shape, with `return_plan=True`; what the kernel is made of.
         score_loss: Mean over pairs of the loss that comes from pair labels.
@@ -772,6 +605,7 @@ class PlasmaOutput(ModelOutput):
 
     loss: Tensor | None = None
     scores: Tensor | None = None
+    bits: Tensor | None = None
     plan: Tensor | None = None
     cost: Tensor | None = None
     score_loss: Tensor | None = None
@@ -780,10 +614,9 @@ class PlasmaOutput(ModelOutput):
 
 
 class AlignedBatch(NamedTuple):
-    """Cost, plan without support and plan with it, `(batch, query, candidate)` each."""
+    """Cost and plan, `(batch, query_residues, candidate_residues)` each."""
 
     cost: Any  # a tensor, or None in training, where it is not kept
-    first_plan: Tensor
     plan: Tensor
 
 
@@ -817,6 +650,9 @@ class PlasmaModel(PreTrainedHead):
         under = config.plm_config if config.backbone_saved else None
         self.backbone = None if under is None else build_backbone(under)
         self.alignment_head = HEADS[config.head](config)
+        if config.reading == "posterior":
+            lrl = config.head == "lrl"
+            self.background = Background(config.head_size if lrl else config.embedding_size or 1)
         if config.score_loss_form == "affine":
             self.score_affine = ScoreAffine()
         self.post_init()
@@ -835,6 +671,9 @@ class PlasmaModel(PreTrainedHead):
             init.zeros_(module.bias)
         elif isinstance(module, LayerNormalization):
             init.zeros_(module.placeholder)
+        elif isinstance(module, Background):
+            init.zeros_(module.centre)
+            init.zeros_(module.moments)
         elif isinstance(module, ScoreAffine):
             init.copy_(module.weight, torch.tensor([10.0, -5.0]))
 
@@ -872,14 +711,20 @@ class PlasmaModel(PreTrainedHead):
         return upstream.write_released_head(self.config, state, Path(folder))
 
     def project(self, embeddings: Tensor) -> Tensor:
-        """Project residue embeddings `(..., hidden)` to what the cost compares, in float32."""
-        return self.alignment_head(at_least_float32(embeddings))
+        """Project residue embeddings `(..., hidden)` to what is compared, in float32."""
+        projected = self.alignment_head(at_least_float32(embeddings))
+        if self.config.reading == "plan":
+            return projected
+        return F.normalize(projected - self.background.centre, dim=-1)
 
     @property
     def head_identity(self) -> dict[str, str]:
         """What projections depend on: the form of the head and a digest of its parameters."""
         config, digest = self.config, weights_digest(self.alignment_head)
-        return {"head": config.head, "normalize": str(config.normalize), "weights": digest}
+        known = {"head": config.head, "normalize": str(config.normalize), "weights": digest}
+        if config.reading == "posterior":
+            known["background"] = weights_digest(self.background)
+        return known
 
     @torch.no_grad()
     def align_pairs(
@@ -919,6 +764,8 @@ class PlasmaModel(PreTrainedHead):
             check_widths(*sides)
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
+        if self.config.reading == "posterior":
+            return self._read(query, candidate)
         if (align := kernel_for("align_and_score", query[0])) is not None:
             proteins, projected = (queries, candidates), (query, candidate)
             return AlignedPairs(*align(proteins, projected, self.config, return_plans))
@@ -948,10 +795,10 @@ class PlasmaModel(PreTrainedHead):
         embeddings, masks = zip(*map(pad_residues, proteins), strict=True)
         projections = [pad_residues(side)[0] for side in projected]
         score = kernel_for("score_padded", projections[0])
-        if score and not return_plans and self.config.score_form in ("published", "mass"):
+        if score and not return_plans:
             return AlignedPairs(score(embeddings, projections, masks, self.config))
         aligned = self.align_projected(*projections, *masks)
-        scores = self.score_plan(aligned.first_plan, embeddings, masks)
+        scores = self.score_plan(aligned.plan, embeddings, masks)
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
@@ -1031,17 +878,19 @@ class PlasmaModel(PreTrainedHead):
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
         """Align pairs together, or one by one where that is less work."""
         config: Any = self.config
+        if config.reading == "posterior":
+            return self._read_batch(batch, return_plan)
         first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
         take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
         alone = take_apart(batch, self.project, no_cost) if take_apart else None
         parts = alone or [batch.projected(self.project)]
         if alone and no_cost and score:
             scores, plans = score(parts, config)
-            aligned = [AlignedBatch(None, plan, plan) for plan in plans]
+            aligned = [AlignedBatch(None, plan) for plan in plans]
         else:
             aligned = self._align_parts(parts, bool(alone) and not return_plan)
             scores = [
-                self.score_plan(a.first_plan, part.embeddings, part.masks)
+                self.score_plan(a.plan, part.embeddings, part.masks)
                 for a, part in zip(aligned, parts, strict=True)
             ]
         affine = self.score_affine() if config.score_loss_form == "affine" else None
@@ -1061,11 +910,55 @@ class PlasmaModel(PreTrainedHead):
         """Align parts of a batch; where plans are enough, pairs on their own keep no cost."""
         config = self.config
         compiled = kernel_for("pair_plans", parts[0].embeddings[0]) if plans_alone else None
-        if compiled is None or config.support_rounds or config.order_weight:
+        if compiled is None:
             return [self.align_projected(*part.projections, *part.masks) for part in parts]
         query, candidate = zip(*(part.projections for part in parts), strict=True)
         plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
-        return [AlignedBatch(None, plan, plan) for plan in plans]
+        return [AlignedBatch(None, plan) for plan in plans]
+
+    def _read_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
+        """Read pairs by their local alignments, without padding."""
+        query, candidate = (
+            self.project(embeddings[mask]).split(mask.sum(-1).tolist())
+            for embeddings, mask in zip(batch.embeddings, batch.masks, strict=True)
+        )
+        read = self._read(query, candidate)
+        affine = self.score_affine() if self.config.score_loss_form == "affine" else None
+        plan, evidence = (
+            batch.padded(matrices) for matrices in (read.plans or [], read.evidence or [])
+        )
+        losses = _pair_losses(batch, read.scores, plan, self.config, affine)
+        return PlasmaOutput(
+            scores=read.scores,
+            bits=read.bits,
+            plan=plan if return_plan else None,
+            cost=-evidence if return_plan else None,
+            **_mean_losses(losses, batch, self.config),
+        )
+
+    def _read(self, query: Sequence[Tensor], candidate: Sequence[Tensor]) -> AlignedPairs:
+        """Read pairs of projections `(residues, x)` by their local alignments."""
+        evidence = [self.background(q, c) for q, c in zip(query, candidate, strict=True)]
+        bits, plans = read_evidence(evidence)
+        shares = [plan.sum() / max(1, min(plan.shape)) for plan in plans]
+        return AlignedPairs(torch.stack(shares).clamp(max=1.0), plans, bits, evidence)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What unrelated proteins reach; None before `calibrate`."""
+        known = self.config.calibration
+        fields = ("location", "log_scale")
+        return known and Calibration(*(tuple(known[name]) for name in fields))
+
+    def find_alignments(self, evidence: Tensor, **options: Any) -> list[Alignment]:
+        """Find the significant local alignments of a pair, see `find_alignments`."""
+        null = self.calibration
+        size = evidence.shape
+
+        def p_value(bits: float) -> float | None:
+            return None if null is None else null.p_value(bits, *size)
+
+        return find_alignments(evidence, p_value, **options)
 
     def _side(
         self,
@@ -1114,15 +1007,14 @@ class PlasmaModel(PreTrainedHead):
         """Make the plans of a padded batch of projections, `(batch, residues, head_size)` each."""
         cost = hinge_cost(query, candidate)
         kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
-        return AlignedBatch(cost, *make_plans(kernel, candidate_mask, self.config))
+        settings = {"eps": self.config.eps, "n_iters": self.config.n_iters}
+        return AlignedBatch(cost, sinkhorn(kernel, candidate_mask, **settings))
 
     def score_plan(self, plan: Tensor, embeddings: Sides, masks: Sides) -> Tensor:
-        """Score a padded batch, `(batch,)`, by its first plans and the backbone's embeddings."""
+        """Score a padded batch, `(batch,)`, by its plans and the backbone's embeddings."""
         config = self.config
         if config.score_form == "mass":
             return matched_mass(plan, *masks, threshold=config.threshold)
-        if config.score_form == "collinear":
-            return collinear_score(plan, *masks)
         settings = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
         return published_score(plan, *embeddings, *masks, **settings)
 
