@@ -1,4 +1,4 @@
-"""The kernels of a CPU, compiled by numba: cost, plan, support, order, and whole pairs at once.
+"""The kernels of a CPU, compiled by numba: cost, plan, local alignments, and whole pairs at once.
 
 They compute what the functions of `modeling_plasma` with the same names compute in plain torch.
 Numba's own parallel loops are not used: their thread pools may not be entered by two threads at
@@ -32,17 +32,7 @@ from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
 from ..models.local_alignment import NEVER, Scoring
-from ..models.modeling_plasma import (
-    BACKGROUND,
-    EXTEND,
-    FLOOR,
-    HIGHEST_ODDS,
-    OPEN,
-    POWER,
-    UNLIKELY,
-    PairBatch,
-    longer_of,
-)
+from ..models.modeling_plasma import PairBatch
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -482,131 +472,6 @@ def _accumulate_gradient(
     return types.void(*kinds), emit
 
 
-# --- Sums along diagonals and the support made of them; without gradient.
-
-
-def diagonal_sums_numba(matrix: Tensor, before: int, after: int) -> Tensor:
-    """Sum a stretch of diagonal, as `diagonal_sums` does; without gradient.
-
-    Args:
-        matrix: `(batch, query_residues, candidate_residues)` in float32.
-        before: Steps taken towards the first residues.
-        after: Steps taken towards the last residues.
-
-    Returns:
-        The sums, shaped like `matrix`.
-    """
-    given = matrix.detach().contiguous()
-    out = torch.empty_like(given)
-    entries, sums = given.numpy(), out.numpy()
-    parallel_for(len(given), lambda pair: _diagonal_sums(entries[pair], before, after, sums[pair]))
-    return out
-
-
-def diagonal_support_numba(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Tensor:
-    """Measure how well the surroundings are aligned, as `diagonal_support` does; without gradient.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)` in float32.
-        allowed: True where both are residues, same shape.
-        window: Steps to each side.
-        gap: Residues aside.
-
-    Returns:
-        The support, shaped like `plan`.
-    """
-    given = plan.detach().contiguous()
-    best, out = torch.empty_like(given), torch.empty_like(given)
-    entries, nearby, sums = given.numpy(), best.numpy(), out.numpy()
-
-    def pair_best(pair: int) -> None:
-        _best_nearby(entries[pair], gap, nearby[pair])
-
-    parallel_for(len(given), pair_best)
-    best.masked_fill_(~allowed, 0.0)
-    parallel_for(len(given), lambda pair: _diagonal_sums(nearby[pair], window, window, sums[pair]))
-    return out.div_(2 * window + 1)
-
-
-@compiled
-def _add_row(sums: Sums, row: Array, place: int, sign: Number) -> None:
-    """Add a row of a matrix to the running sums of its diagonals, or subtract it."""
-    prefer_512_bit_vectors()
-    # float64: a stretch is a small difference of sums that grow with the protein.
-    mine = sums[place : place + len(row)]  # sliced, since an index that may be negative is slow
-    for j in range(len(row)):
-        mine[j] += sign * np.float64(row[j])
-
-
-@compiled
-def _move_to_row(sums: Sums, matrix: Array, i: int, before: int, after: int) -> None:
-    """Move running sums from row `i - 1` to row `i`: rows `i - before .. i + after` are in."""
-    prefer_512_bit_vectors()
-    rows = len(matrix)
-    for new in range(0 if i == 0 else i + after, min(i + after + 1, rows)):
-        _add_row(sums, matrix[new], rows - 1 - new, 1.0)
-    if i - before - 1 >= 0:
-        _add_row(sums, matrix[i - before - 1], rows - i + before, -1.0)
-
-
-@compiled
-def _diagonal_sums(matrix: Array, before: int, after: int, out: Array) -> None:
-    prefer_512_bit_vectors()
-    rows, columns = matrix.shape
-    sums = np.zeros(rows + columns, np.float64)
-    for i in range(rows):
-        _move_to_row(sums, matrix, i, before, after)
-        mine = sums[rows - 1 - i : rows - 1 - i + columns]
-        for j in range(columns):
-            out[i, j] = mine[j]
-
-
-@compiled
-def _best_window(plan: Array, columns: int, window: int) -> Number:
-    """Return the largest sum of a diagonal stretch that fits into the pair."""
-    prefer_512_bit_vectors()
-    rows = len(plan)
-    sums = np.zeros(rows + plan.shape[1], np.float64)
-    starts = max(columns - window + 1, 1)
-    # One maximum a column: a loop over these becomes vectors, one over a lone maximum does not.
-    largest = np.full(starts, -np.inf)
-    for i in range(max(rows - window + 1, 1)):
-        _move_to_row(sums, plan, i, 0, window - 1)
-        reached = sums[rows - 1 - i : rows - 1 - i + starts]
-        for j in range(starts):
-            largest[j] = reached[j] if reached[j] > largest[j] else largest[j]
-    return largest.max()
-
-
-@compiled
-def _best_nearby(plan: Array, gap: int, out: Array) -> None:
-    """Average the best entries up to `gap` residues aside, along the candidate and the query."""
-    prefer_512_bit_vectors()
-    rows, columns = plan.shape
-    along_query = np.empty(columns, np.float32)
-    along_candidate = np.empty(columns, np.float32)
-    for i in range(rows):
-        along_query[:] = plan[i]
-        along_candidate[:] = plan[i]
-        for k in range(1, gap + 1):
-            if i >= k:
-                _raise_to(along_query, plan[i - k])
-            if i + k < rows:
-                _raise_to(along_query, plan[i + k])
-            if k < columns:
-                _raise_to(along_candidate[k:], plan[i, : columns - k])
-                _raise_to(along_candidate[: columns - k], plan[i, k:])
-        for j in range(columns):
-            out[i, j] = (along_candidate[j] + along_query[j]) * np.float32(0.5)
-
-
-@compiled
-def _raise_to(values: Array, others: Array) -> None:
-    prefer_512_bit_vectors()
-    for j in range(len(values)):
-        values[j] = values[j] if values[j] > others[j] else others[j]
-
-
 # --- The partial Sinkhorn plan.
 
 TOGETHER = 4
@@ -822,149 +687,12 @@ def _gather_row(
         out[j] *= kernel[j]
 
 
-# --- How likely residues are aligned in order; without gradient.
-
-UNIT = 1e300
-"""How a sum of 1 is written at first, so that small sums beside large ones have the range."""
-BY_GAP, BY_EXTENSION = exp(OPEN), exp(EXTEND)
-
-
-def in_order_numba(plan: Tensor, allowed: Tensor) -> Tensor:
-    """Do what `in_order` does; without gradient.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)` in float32.
-        allowed: True where both are residues, same shape.
-
-    Returns:
-        The probabilities, shaped like `plan`.
-    """
-    given = plan.detach().masked_fill(~allowed, 0.0).contiguous().numpy()
-    mask, longer = allowed.contiguous().numpy(), longer_of(allowed).tolist()
-    out = torch.empty(plan.shape)
-    found = out.numpy()
-
-    def pair(number: int) -> None:
-        odds = np.empty(given.shape[1:])
-        _write_odds(given[number], longer[number], odds)
-        odds *= mask[number]
-        _write_probabilities(odds, BY_GAP, BY_EXTENSION, found[number])
-
-    parallel_for(len(given), pair)
-    return out
-
-
-@compiled
-def _write_odds(plan: Array, longer: int, odds: Sums) -> None:
-    """Write what the entries of a plan say for their pairs; 1 says nothing."""
-    prefer_512_bit_vectors()
-    rows, columns = odds.shape
-    of_query, of_candidate = 0.0, np.zeros(columns, np.float32)
-    logs = np.empty((rows, columns), np.float32)
-    background = np.float32(POWER * log(BACKGROUND / longer))
-    for i in range(rows):
-        for j in range(columns):
-            logs[i, j] = np.float32(POWER) * _logarithm(plan[i, j] + np.float32(FLOOR))
-            logs[i, j] -= background
-            of_candidate[j] = max(of_candidate[j], logs[i, j])
-        of_query += max(logs[i].max(), np.float32(0.0))
-    bound = max(min(of_query, np.float64(of_candidate.sum())), HIGHEST_ODDS)
-    factor = np.float32(HIGHEST_ODDS / bound)
-    for i in range(rows):
-        for j in range(columns):
-            odds[i, j] = _exponential(factor * logs[i, j])
-
-
-@compiled(fastmath=("contract",))
-def _logarithm(x: Number) -> Number:
-    """Return `log(x)` of a positive normal number to about 1e-7; loops over it become vectors."""
-    bits = np.float32(x).view(np.int32)
-    # The number is 2^power times a fraction from 0.71 to 1.41.
-    power = np.int32((bits - np.int32(0x3F3504F3)) >> np.int32(23))
-    fraction = np.int32(bits - (power << np.int32(23))).view(np.float32)
-    ratio = (fraction - np.float32(1.0)) / (fraction + np.float32(1.0))
-    square = ratio * ratio
-    series = np.float32(2 / 9)
-    series = series * square + np.float32(2 / 7)
-    series = series * square + np.float32(2 / 5)
-    series = series * square + np.float32(2 / 3)
-    series = series * square + np.float32(2.0)
-    return series * ratio + np.float32(power) * np.float32(0.693147181)
-
-
-@compiled
-def _write_probabilities(odds: Sums, opened: Number, extended: Number, out: Array) -> None:
-    """Write the probabilities that pairs are aligned."""
-    prefer_512_bit_vectors()
-    rows, columns = odds.shape
-    ending, logs = _alignments_ending(odds, opened, extended)
-    # From the last residues on, what ends with a pair is what begins with it.
-    beginning, other_logs = _alignments_ending(odds[::-1, ::-1].copy(), opened, extended)
-    every = 0.0
-    for i in range(rows):
-        every += ending[i].sum() / UNIT * exp(logs[i] - logs[-1])
-    every = log(every) + logs[-1]
-    for i in range(rows):
-        # The factor in halves: a row may have sums that are large, but not in one alignment.
-        half = exp((logs[i] + other_logs[rows - 1 - i] - every) / 2) / UNIT
-        backwards = beginning[rows - 1 - i, ::-1]
-        for j in range(columns):
-            # A pair is in both, and counts once.
-            both = (ending[i, j] * half) * (backwards[j] * half)
-            out[i, j] = min(both / odds[i, j], 1.0) if odds[i, j] > 0.0 else 0.0
-
-
-@compiled
-def _alignments_ending(odds: Sums, opened: Number, extended: Number) -> tuple[Sums, Sums]:
-    """Sum up the alignments that end with a pair; a sum is `exp(logs[row]) / UNIT` times that."""
-    rows, columns = odds.shape
-    sums, logs = np.empty((rows, columns)), np.zeros(rows)
-    match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-    unit = UNIT
-    for i in range(rows):
-        match, largest = (
-            sums[i],
-            _next_row(odds[i], unit, opened, extended, match, query_gap, total, sums[i]),
-        )
-        logs[i] = log(UNIT) - log(unit)
-        if largest > UNIT:
-            factor = UNIT / largest
-            match *= factor
-            query_gap *= factor
-            total *= factor
-            unit *= factor
-            logs[i] -= log(factor)
-    return sums, logs
-
-
-@compiled
-def _next_row(
-    odds: Sums,
-    unit: Number,
-    opened: Number,
-    extended: Number,
-    above: Sums,
-    query_gap: Sums,
-    total: Sums,
-    match: Sums,
-) -> Number:
-    """Go on by a query residue, and return the largest sum."""
-    prefer_512_bit_vectors()
-    before, candidate_gap, opening, largest = 0.0, 0.0, 0.0, 0.0
-    for j in range(len(odds)):
-        # A local alignment begins anywhere: with a sum of 1 before its first pair.
-        gap = above[j] * opened + query_gap[j] * extended
-        match[j] = odds[j] * (before + unit)  # may be the row above, in its place
-        before = total[j]
-        query_gap[j] = gap
-        candidate_gap = opening * opened + candidate_gap * extended
-        opening = match[j] + query_gap[j]
-        total[j] = opening + candidate_gap
-        largest = max(largest, match[j])
-    return largest
-
-
 # --- Local alignments over the evidence of residue pairs; without gradient.
+
+UNIT = 1e200
+"""How a sum of 1 is written at first, so that small sums beside large ones have the range."""
+HIGHEST_ODDS = np.float32(60.0)
+"""Log-odds of one pair, at most."""
 
 
 def aligned_probability_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
@@ -1049,11 +777,85 @@ def _for_odds(
 
 
 @compiled
+def _write_probabilities(odds: Sums, opened: Number, extended: Number, out: Array) -> None:
+    """Write the probabilities that pairs are aligned."""
+    prefer_512_bit_vectors()
+    rows, columns = odds.shape
+    ending, logs = _alignments_ending(odds, opened, extended)
+    # From the last residues on, what ends with a pair is what begins with it.
+    beginning, other_logs = _alignments_ending(odds[::-1, ::-1].copy(), opened, extended)
+    every = 0.0
+    for i in range(rows):
+        every += ending[i].sum() / UNIT * exp(logs[i] - logs[-1])
+    every = log(every) + logs[-1]
+    for i in range(rows):
+        # The factor in halves: a row may have sums that are large, but not in one alignment.
+        half = exp((logs[i] + other_logs[rows - 1 - i] - every) / 2) / UNIT
+        backwards = beginning[rows - 1 - i, ::-1]
+        for j in range(columns):
+            # A pair is in both, and counts once.
+            both = (ending[i, j] * half) * (backwards[j] * half)
+            out[i, j] = min(both / odds[i, j], 1.0) if odds[i, j] > 0.0 else 0.0
+
+
+@compiled
+def _alignments_ending(odds: Sums, opened: Number, extended: Number) -> tuple[Sums, Sums]:
+    """Sum up the alignments that end with a pair; a sum is `exp(logs[row]) / UNIT` times that."""
+    rows, columns = odds.shape
+    sums, logs = np.empty((rows, columns)), np.zeros(rows)
+    match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    unit = UNIT
+    for i in range(rows):
+        match, largest = (
+            sums[i],
+            _next_row(odds[i], unit, opened, extended, match, query_gap, total, sums[i]),
+        )
+        logs[i] = log(UNIT) - log(unit)
+        if largest > UNIT:
+            factor = UNIT / largest
+            match *= factor
+            query_gap *= factor
+            total *= factor
+            unit *= factor
+            logs[i] -= log(factor)
+    return sums, logs
+
+
+@compiled
+def _next_row(
+    odds: Sums,
+    unit: Number,
+    opened: Number,
+    extended: Number,
+    above: Sums,
+    query_gap: Sums,
+    total: Sums,
+    match: Sums,
+) -> Number:
+    """Go on by a query residue, and return the largest sum; `match` may be the row above."""
+    prefer_512_bit_vectors()
+    columns = len(odds)
+    for j in range(columns):
+        query_gap[j] = above[j] * opened + query_gap[j] * extended
+    # A local alignment begins anywhere: with a sum of 1 before its first pair.
+    match[0] = odds[0] * unit
+    for j in range(1, columns):
+        match[j] = odds[j] * (total[j - 1] + unit)
+    candidate_gap, largest = 0.0, 0.0
+    for j in range(columns):
+        largest = max(largest, match[j])
+        both = match[j] + query_gap[j]
+        total[j] = both + candidate_gap
+        candidate_gap = both * opened + candidate_gap * extended
+    return largest
+
+
+@compiled
 def _write_odds_of(evidence: Array, slope: Number, shift: Number, odds: Sums) -> None:
     prefer_512_bit_vectors()
     for i in range(odds.shape[0]):
         for j in range(odds.shape[1]):
-            odds[i, j] = _exponential(slope * (evidence[i, j] - shift))
+            odds[i, j] = _exponential(min(slope * (evidence[i, j] - shift), HIGHEST_ODDS))
 
 
 @compiled
@@ -1076,6 +878,12 @@ def _sum_of_alignments(odds: Sums, opened: Number, extended: Number) -> Number:
 
 
 @compiled
+def _better(one: Number, of_one: int, other: Number, of_other: int) -> tuple[Number, int]:
+    """Return the larger number, and what belongs to it."""
+    return (one, of_one) if one >= other else (other, of_other)
+
+
+@compiled
 def _best_stretch(
     evidence: Array, slope: Number, shift: Number, gap_open: Number, gap_extend: Number
 ) -> tuple[int, int, int, int]:
@@ -1090,31 +898,17 @@ def _best_stretch(
     match_from, gap_from, best_from = begins[0], begins[1], begins[2]
     most, end, start = never, 0, 0
     for i in range(rows):
-        before, before_from = never, 0
-        aside, aside_from, opening, opening_from = never, 0, never, 0
+        before, aside, opening = (never, 0), (never, 0), (never, 0)
         for j in range(columns):
-            opened, extended = match[j] - gap_open, gap[j] - gap_extend
-            if opened >= extended:
-                gap[j], gap_from[j] = opened, match_from[j]
-            else:
-                gap[j] = extended
-            if before > nothing:
-                match_from[j] = before_from
-            else:
-                before, match_from[j] = nothing, i * columns + j
-            match[j] = slope * (evidence[i, j] - shift) + before
-            before, before_from = best[j], best_from[j]
-            opened, aside = opening - gap_open, aside - gap_extend
-            if opened >= aside:
-                aside, aside_from = opened, opening_from
-            if match[j] >= gap[j]:
-                opening, opening_from = match[j], match_from[j]
-            else:
-                opening, opening_from = gap[j], gap_from[j]
-            if opening >= aside:
-                best[j], best_from[j] = opening, opening_from
-            else:
-                best[j], best_from[j] = aside, aside_from
+            gap[j], gap_from[j] = _better(
+                match[j] - gap_open, match_from[j], gap[j] - gap_extend, gap_from[j]
+            )
+            before = _better(nothing, i * columns + j, *before)
+            match[j], match_from[j] = slope * (evidence[i, j] - shift) + before[0], before[1]
+            before = best[j], best_from[j]
+            aside = _better(opening[0] - gap_open, opening[1], aside[0] - gap_extend, aside[1])
+            opening = _better(match[j], match_from[j], gap[j], gap_from[j])
+            best[j], best_from[j] = _better(*opening, *aside)
             if match[j] > most:
                 most, end, start = match[j], i * columns + j, match_from[j]
     return start // columns, start % columns, end // columns, end % columns
@@ -1151,31 +945,19 @@ class Settings(NamedTuple):
     kernel_scale: np.float32
     eps: np.float32
     n_iters: int
-    support_rounds: int
-    support_window: int
-    support_gap: int
-    support_weight: np.float32
-    order_weight: np.float32
     threshold: np.float32
     diagonal_window: int
-    collinear: bool
 
     @classmethod
-    def of(cls, config: PlasmaConfig, plans: bool) -> Settings:
-        """Read a configuration; without plans nothing is supported, since scores are not."""
+    def of(cls, config: PlasmaConfig) -> Settings:
+        """Read a configuration."""
         own = SimpleNamespace(**vars(config))  # a configuration takes microseconds per attribute
         return cls(
             np.float32(own.kernel_scale),
             np.float32(own.eps),
             own.n_iters,
-            own.support_rounds if plans else 0,
-            own.support_window,
-            own.support_gap,
-            np.float32(own.support_weight),
-            np.float32(own.order_weight if plans else 0.0),
             np.float32(own.threshold),
             own.diagonal_window,
-            own.score_form == "collinear",
         )
 
 
@@ -1189,15 +971,13 @@ class Matches:
         matched: 1 where a candidate residue is matched, `(candidate_residues,)`.
         window: Largest sum over a diagonal window of the plan, `(pairs,)`.
         mass: Sum of plan entries above the threshold, `(pairs,)`.
-        collinear: Largest sum of plan entries in order, `(pairs,)`; 0 if it was not asked for.
-        plans: Plans with support, `(query_residues, candidate_residues)`, if asked for.
+        plans: `(query_residues, candidate_residues)` each, if asked for.
     """
 
     transported: list[Tensor]
     matched: list[Tensor]
     window: Tensor
     mass: Tensor
-    collinear: Tensor
     plans: list[Tensor] | None
 
 
@@ -1207,26 +987,22 @@ def align_pairs_numba(
     config: PlasmaConfig,
     return_plans: bool = False,
 ) -> Matches:
-    """Align projections, `(residues, channels)` each, query[p] with candidate[p].
-
-    What is matched is of the plan without support, `Matches.plans` has the plan with it.
-    """
+    """Align projections, `(residues, channels)` each, query[p] with candidate[p]."""
     known = {id(protein): protein.detach().contiguous().numpy() for protein in (*query, *candidate)}
     pairs = [(known[id(q)], known[id(c)]) for q, c in zip(query, candidate, strict=True)]
-    settings = Settings.of(config, return_plans)
+    settings = Settings.of(config)
     transported, matched = (
         list(torch.zeros(sum(sizes)).split(sizes))
         for sizes in ([len(q) for q, _ in pairs], [len(c) for _, c in pairs])
     )
     plans = [torch.zeros(len(q), len(c)) for q, c in pairs] if return_plans else None
-    numbers, none = np.zeros((len(pairs), 3)), np.empty((0, 0), np.float32)
+    numbers, none = np.zeros((len(pairs), 2)), np.empty((0, 0), np.float32)
     # The largest first: then the threads end at about the same time.
     order = sorted(
         (p for p, sides in enumerate(pairs) if all(map(len, sides))),
         key=lambda p: -len(pairs[p][0]) * len(pairs[p][1]),
     )
-    matrices = 3 if settings.support_rounds or settings.order_weight else 1
-    room = matrices * max((_area(*pairs[p]) for p in order), default=0)
+    room = max((_area(*pairs[p]) for p in order), default=0)
 
     def finish(pair: int, scratch: Array) -> None:
         plan = none if plans is None else plans[pair].numpy()
@@ -1247,8 +1023,7 @@ def align_pairs_numba(
             lambda n: _write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
         )
         finish(order[0], scratch)
-    window, mass, collinear = torch.from_numpy(numbers).float().unbind(-1)
-    return Matches(transported, matched, window, mass, collinear, plans)
+    return Matches(transported, matched, *torch.from_numpy(numbers).float().unbind(-1), plans)
 
 
 def align_and_score_numba(
@@ -1260,11 +1035,9 @@ def align_and_score_numba(
     """Align queries with candidates; return the scores, `(pairs,)`, and the plans if asked for."""
     query, candidate = ([protein.float() for protein in side] for side in projected)
     matches = align_pairs_numba(query, candidate, config, return_plans)
-    if config.score_form in ("mass", "collinear"):
+    if config.score_form == "mass":
         lengths = [torch.tensor([len(protein) for protein in side]) for side in projected]
-        collinear = config.score_form == "collinear"
-        score = plain.of_lengths if collinear else plain.share_of_shorter
-        return score(matches.collinear if collinear else matches.mass, *lengths), matches.plans
+        return plain.share_of_shorter(matches.mass, *lengths), matches.plans
     similarity = torch.zeros(len(matches.mass))
     # Few pairs have anything matched, and few residues in them: the others are not even read.
     for p in (matches.mass != 0).nonzero()[:, 0].tolist():
@@ -1396,40 +1169,21 @@ def _finish(
     Args:
         query: `(query_residues, channels)`.
         candidate: `(candidate_residues, channels)`.
-        scratch: What `_write_sums` wrote, and room for as much twice more with support.
+        scratch: What `_write_sums` wrote.
         settings: How to align.
         transported: `(query_residues,)`, to be written.
         matched: `(candidate_residues,)`, to be written.
-        numbers: Window, mass and collinear mass, to be written.
+        numbers: Window and mass, to be written.
         plan: `(query_residues, candidate_residues)`, to be written if not empty.
     """
     prefer_512_bit_vectors()
     rows, columns = len(query), len(candidate)
     matrix = _matrix(scratch, 0, rows, columns)[:rows]
     _to_exponents(query, candidate, matrix, settings.kernel_scale)
-    logs, nearby = matrix, matrix
-    ordered = settings.order_weight > 0.0
-    rounds = settings.support_rounds + ordered
-    if rounds > 0:
-        logs = _matrix(scratch, 1, rows, columns)[:rows]
-        nearby = _matrix(scratch, 2, rows, columns)[:rows]
-        logs[:] = matrix
     _solve(matrix, columns, settings)
     numbers[1] = _match(matrix, settings.threshold, transported, matched)
     if settings.diagonal_window > 0:
         numbers[0] = _best_window(matrix, columns, settings.diagonal_window)
-    if settings.collinear:
-        numbers[2] = _collinear(matrix, columns)
-    for number in range(rounds):
-        if ordered and number == rounds - 1:
-            odds = np.empty((rows, columns))
-            _write_odds(matrix, max(rows, columns), odds)
-            _write_probabilities(odds, BY_GAP, BY_EXTENSION, matrix)
-            _add_logarithms(matrix, columns, settings.order_weight, logs)
-        _best_nearby(matrix, settings.support_gap, nearby)
-        nearby[:, columns:] = np.float32(0.0)
-        _add_support(logs, nearby, settings.support_window, settings.support_weight, matrix)
-        _solve(matrix, columns, settings)
     if plan.size:
         plan[:] = matrix[:, :columns]
 
@@ -1484,18 +1238,21 @@ def _match(plan: Array, threshold: Number, transported: Array, matched: Array) -
 
 
 @compiled
-def _collinear(plan: Array, columns: int) -> Number:
-    """Sum the plan along its best path, see `collinear_score`."""
+def _best_window(plan: Array, columns: int, window: int) -> Number:
+    """Return the largest sum of a diagonal stretch that fits into the pair."""
     prefer_512_bit_vectors()
-    best, ahead = np.zeros(columns + 1, np.float32), np.empty(columns, np.float32)
-    for i in range(len(plan)):
-        for j in range(columns):
-            ahead[j] = max(best[j] + plan[i, j], best[j + 1])
-        furthest = np.float32(0.0)
-        for j in range(columns):
-            furthest = max(furthest, ahead[j])
-            best[j + 1] = furthest
-    return best[columns]
+    rows, starts = len(plan), max(columns - window + 1, 1)
+    # One maximum a column: a loop over these becomes vectors, one over a lone maximum does not.
+    largest, sums = np.full(starts, -np.inf), np.empty(starts)
+    for i in range(max(rows - window + 1, 1)):
+        sums[:] = 0.0
+        for step in range(min(window, rows - i)):
+            row = plan[i + step, step:]
+            for j in range(min(starts, len(row))):
+                sums[j] += row[j]
+        for j in range(starts):
+            largest[j] = sums[j] if sums[j] > largest[j] else largest[j]
+    return largest.max()
 
 
 @compiled(fastmath=SUMS)
@@ -1517,27 +1274,6 @@ def _dot(row: Array, weights: Array) -> Number:
     for j in range(len(row)):
         total += row[j] * weights[j]
     return total
-
-
-@compiled
-def _add_logarithms(probabilities: Array, columns: int, weight: Number, logs: Array) -> None:
-    prefer_512_bit_vectors()
-    for i in range(len(logs)):
-        for j in range(columns):
-            logs[i, j] += weight * _logarithm(probabilities[i, j] + np.float32(UNLIKELY))
-
-
-@compiled
-def _add_support(logs: Array, nearby: Array, window: int, weight: Number, out: Array) -> None:
-    prefer_512_bit_vectors()
-    rows, width = logs.shape
-    sums = np.zeros(rows + width, np.float64)
-    share = np.float64(weight) / (2 * window + 1)
-    for i in range(rows):
-        _move_to_row(sums, nearby, i, window, window)
-        mine = sums[rows - 1 - i : rows - 1 - i + width]
-        for j in range(width):
-            out[i, j] = logs[i, j] + np.float32(share * mine[j])
 
 
 # --- Plans of pairs of any lengths with their gradients: for training.

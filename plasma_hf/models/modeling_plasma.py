@@ -22,7 +22,14 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
-from .local_alignment import NEVER, Alignment, Calibration, find_alignments, read_evidence
+from .local_alignment import (
+    NEVER,
+    Alignment,
+    Calibration,
+    alignment_score,
+    find_alignments,
+    read_evidence,
+)
 from .modeling_backbone import (
     PreTrainedHead,
     build_backbone,
@@ -942,6 +949,10 @@ class PlasmaModel(PreTrainedHead):
         bits, plans = read_evidence(evidence)
         shares = [plan.sum() / max(1, min(plan.shape)) for plan in plans]
         return AlignedPairs(torch.stack(shares).clamp(max=1.0), plans, bits, evidence)
+
+    def align_bits(self, query: Tensor, candidate: Tensor) -> Tensor:
+        """Return the bits of a pair of projections, `(residues, x)` each."""
+        return alignment_score(self.background(query, candidate)[None])[0]
 
     @property
     def calibration(self) -> Calibration | None:

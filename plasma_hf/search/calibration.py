@@ -1,0 +1,146 @@
+"""What unrelated proteins reach: the background of residues, and the bits that chance gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from ..models.local_alignment import Calibration
+
+if TYPE_CHECKING:
+    from ..models.modeling_plasma import PlasmaModel
+
+logger = logging.get_logger(__name__)
+
+PEPTIDES = (10, 15, 22, 35, 60, 100)
+"""Lengths of the short ones among the proteins that chance is measured with."""
+Embed = Callable[[Sequence[str]], Sequence[Tensor]]
+Family = str
+
+
+@torch.no_grad()
+def calibrate(
+    model: PlasmaModel,
+    proteins: Sequence[tuple[Family, str]],
+    embed: Embed,
+    pairs: int = 20_000,
+    seed: int = 0,
+) -> Calibration:
+    """Measure what unrelated proteins reach, and keep it in the model and its configuration.
+
+    Half of the pairs are real proteins of different families, a quarter a real one and a shuffled
+    one, a quarter a real one and a peptide cut from another or made of its residues.
+
+    Args:
+        model: Read by "posterior"; its `background` and `config.calibration` are set.
+        proteins: Family and sequence of a few hundred proteins; of those in one family no pair is
+            taken as unrelated.
+        embed: Makes residue embeddings of sequences, for example `load_backbone(...).embed`.
+        pairs: How many are measured.
+        seed: Draws pairs, shuffles and peptides.
+
+    Raises:
+        ValueError: If the model reads plans, or there are fewer than ten families.
+    """
+    if model.config.reading != "posterior":
+        raise ValueError('only a model with reading="posterior" has statistics; configure one.')
+    families = np.array([family for family, _ in proteins])
+    if len(set(families)) < 10:
+        raise ValueError(f"{len(set(families))} families; give proteins of ten at least.")
+    rng = np.random.default_rng(seed)
+    real = [sequence for _, sequence in proteins]
+    made = [_shuffled(sequence, rng) for sequence in real]
+    short = [_peptide(real[rng.integers(len(real))], rng) for _ in range(len(real))]
+    measure_background(model, embed(real))
+    sides = [model.project_each(list(embed(some))) for some in (real, made, short)]
+    lengths, bits = [], []
+    for kind, one, other in _draw(families, pairs, rng):
+        query, candidate = sides[0][one], sides[kind][other]
+        lengths.append((len(query), len(candidate)))
+        bits.append(float(model.align_bits(query, candidate)))
+    found = fit(np.array(lengths), np.array(bits))
+    model.config.calibration = {
+        "location": list(found.location),
+        "log_scale": list(found.log_scale),
+        "pairs": pairs,
+        "proteins": len(real),
+        "families": len(set(families)),
+    }
+    return found
+
+
+def measure_background(model: PlasmaModel, embeddings: Sequence[Tensor]) -> None:
+    """Set the mean of residues, and the moments of similarity across different proteins."""
+    background = model.background
+    background.centre.zero_()
+    background.moments.zero_()
+    projected = [model.alignment_head(one.to(model.device).float()) for one in embeddings]
+    background.centre.copy_(torch.cat(projected).mean(0))
+    units = [model.project(one.to(model.device)) for one in embeddings]
+    values = torch.cat([(a @ b.T).flatten() for a, b in zip(units, units[1:], strict=False)])
+    background.moments.copy_(torch.stack([values.mean(), values.std()]))
+
+
+def _draw(
+    families: np.ndarray, pairs: int, rng: np.random.Generator
+) -> Iterator[tuple[int, int, int]]:
+    """Yield pairs: the kind of the candidate, the query's number and the candidate's."""
+    drawn = 0
+    while drawn < pairs:
+        one, other = rng.integers(len(families), size=2)
+        if families[one] != families[other]:
+            yield (0, 0, 1, 2)[drawn % 4], one, other
+            drawn += 1
+
+
+def _shuffled(sequence: str, rng: np.random.Generator) -> str:
+    return "".join(rng.permutation(list(sequence)))
+
+
+def _peptide(sequence: str, rng: np.random.Generator) -> str:
+    """Cut a peptide out, or make one of the protein's residues."""
+    size = min(int(rng.choice(PEPTIDES)), len(sequence))
+    start = int(rng.integers(len(sequence) - size + 1))
+    cut = sequence[start : start + size]
+    return cut if rng.random() < 0.5 else "".join(rng.choice(list(sequence), size))
+
+
+def fit(lengths: np.ndarray, bits: np.ndarray) -> Calibration:
+    """Fit location and scale of a Gumbel distribution to bits, by greatest likelihood.
+
+    Args:
+        lengths: Residues of both proteins, `(pairs, 2)`.
+        bits: What each pair reaches, `(pairs,)`.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> found = fit(np.full((2000, 2), 150), rng.gumbel(8.0, 1.5, 2000))
+        >>> abs(found.p_value(11.0, 150, 150) - 0.1266) < 0.02
+        True
+    """
+    given = torch.tensor([Calibration.features(*pair) for pair in lengths.tolist()]).double()
+    values = torch.from_numpy(bits).double()
+    location = torch.linalg.lstsq(given, values.unsqueeze(-1), driver="gelsd").solution[:, 0]
+    log_scale = torch.zeros_like(location)
+    log_scale[0] = math.log(float((values - given @ location).std()) * math.sqrt(6) / math.pi)
+    location[0] -= 0.5772 * math.exp(log_scale[0])
+    weights = [location.requires_grad_(), log_scale.requires_grad_()]
+    optimizer = torch.optim.LBFGS(weights, max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logs = given @ weights[1]
+        distance = (values - given @ weights[0]) / logs.exp()
+        total = (logs + distance + (-distance).clamp(max=50).exp()).mean()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return Calibration(*(tuple(side.detach().tolist()) for side in weights))
