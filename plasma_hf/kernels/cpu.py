@@ -712,34 +712,34 @@ def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Sco
     out = torch.empty(len(evidence), dtype=torch.float32)
 
     def pair(odds: Sums, number: int) -> None:
-        out[number] = _sum_of_alignments(odds, *_gap_odds(scoring)) / log(2)
+        out[number] = _sum_of_alignments(odds, *_gap_odds(scoring))
 
     _for_odds(evidence, allowed, scoring, pair)
     return out
 
 
 def read_evidence_numba(
-    evidence: Sequence[Tensor], reading: Scoring, searching: Scoring
+    pairs: Sequence[tuple[Tensor, Tensor]], reading: Scoring, searching: Scoring
 ) -> tuple[Tensor, list[Tensor]]:
     """Do what `read_evidence` does."""
-    given = [one.detach().float().contiguous().numpy() for one in evidence]
-    bits, plans = torch.empty(len(given)), [torch.empty(one.shape) for one in given]
-    ways = [
+    given = [[one.detach().float().contiguous().numpy() for one in pair] for pair in pairs]
+    scores, plans = torch.empty(len(given)), [torch.empty(one.shape) for one, _ in given]
+    (slope, shift, *gaps), (steep, far, *costs) = (
         (np.float32(way.slope), np.float32(way.shift), *_gap_odds(way))
         for way in (reading, searching)
-    ]
+    )
 
     def pair(number: int) -> None:
-        (slope, shift, *gaps), (steep, far, *costs) = ways
-        odds = np.empty(given[number].shape)
-        _write_odds_of(given[number], steep, far, odds)
-        bits[number] = _sum_of_alignments(odds, *costs) / log(2)
-        _write_odds_of(given[number], slope, shift, odds)
+        read, scored = given[number]
+        odds = np.empty(read.shape)
+        _write_odds_of(scored, steep, far, odds)
+        scores[number] = _sum_of_alignments(odds, *costs)
+        _write_odds_of(read, slope, shift, odds)
         if odds.size:
             _write_probabilities(odds, *gaps, plans[number].numpy())
 
     parallel_for(len(given), pair)
-    return bits, plans
+    return scores, plans
 
 
 def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:
@@ -804,20 +804,18 @@ def _alignments_ending(odds: Sums, opened: Number, extended: Number) -> tuple[Su
     rows, columns = odds.shape
     sums, logs = np.empty((rows, columns)), np.zeros(rows)
     match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-    unit = UNIT
+    unit, carried = UNIT, 0.0
     for i in range(rows):
-        match, largest = (
-            sums[i],
-            _next_row(odds[i], unit, opened, extended, match, query_gap, total, sums[i]),
-        )
-        logs[i] = log(UNIT) - log(unit)
+        largest = _next_row(odds[i], unit, opened, extended, match, query_gap, total, sums[i])
+        match = sums[i]
         if largest > UNIT:
             factor = UNIT / largest
             match *= factor
             query_gap *= factor
             total *= factor
             unit *= factor
-            logs[i] -= log(factor)
+            carried -= log(factor)
+        logs[i] = carried
     return sums, logs
 
 
@@ -863,7 +861,7 @@ def _sum_of_alignments(odds: Sums, opened: Number, extended: Number) -> Number:
     """Return the logarithm of the sum of all local alignments."""
     columns = odds.shape[1]
     match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-    unit, every = UNIT, 0.0
+    unit, every, carried = UNIT, 0.0, 0.0
     for i in range(len(odds)):
         largest = _next_row(odds[i], unit, opened, extended, match, query_gap, total, match)
         every += match.sum()
@@ -874,7 +872,8 @@ def _sum_of_alignments(odds: Sums, opened: Number, extended: Number) -> Number:
             total *= factor
             unit *= factor
             every *= factor
-    return log(every) - log(unit) if every > 0.0 else NEVER
+            carried -= log(factor)
+    return log(every) - log(UNIT) + carried if every > 0.0 else NEVER
 
 
 @compiled

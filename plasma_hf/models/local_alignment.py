@@ -97,7 +97,7 @@ def aligned_probability(
 def alignment_score(
     evidence: Tensor, allowed: Tensor | None = None, scoring: Scoring = SEARCHING
 ) -> Tensor:
-    """Return the logarithm of the sum of all local alignments' weights, in bits, `(batch,)`.
+    """Return the raw score: the logarithm of the sum of all alignments' weights, `(batch,)`.
 
     Args:
         evidence: `(batch, query_residues, candidate_residues)`.
@@ -106,36 +106,37 @@ def alignment_score(
 
     Example:
         >>> alignment_score(4 * torch.eye(10)[None]).round(decimals=1)
-        tensor([29.3000])
+        tensor([20.3000])
     """
     learns = torch.is_grad_enabled() and evidence.requires_grad
     if not learns and (compiled := kernel_for("alignment_score", evidence)):
         return compiled(evidence, allowed, scoring)
     odds = scoring.log_odds(evidence.double(), allowed)
     total = _alignments_ending(odds, scoring).flatten(1).logsumexp(-1)
-    return (total / math.log(2)).to(evidence.dtype)
+    return total.to(evidence.dtype)
 
 
-def read_evidence(evidence: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return the bits of pairs, `(pairs,)`, and how likely their residues are aligned.
+Evidence = tuple[Tensor, Tensor]  # as it is read, and less what is common, as it is scored
+
+
+def read_evidence(pairs: Sequence[Evidence]) -> tuple[Tensor, list[Tensor]]:
+    """Return the raw scores of pairs, `(pairs,)`, and how likely their residues are aligned.
 
     Args:
-        evidence: `(query_residues, candidate_residues)` of each pair.
+        pairs: Evidence of each, `(query_residues, candidate_residues)` twice.
     """
-    learns = torch.is_grad_enabled() and any(one.requires_grad for one in evidence)
-    if not learns and (compiled := kernel_for("read_evidence", evidence[0])):
-        return compiled(evidence, READING, SEARCHING)
-    sizes = [one.shape for one in evidence]
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one, _ in pairs)
+    if not learns and (compiled := kernel_for("read_evidence", pairs[0][0])):
+        return compiled(pairs, READING, SEARCHING)
+    sizes = [one.shape for one, _ in pairs]
     rows, columns = (max(size[side] for size in sizes) for side in (0, 1))
-    padded = [F.pad(e, (0, columns - e.shape[1], 0, rows - e.shape[0])) for e in evidence]
-    allowed = [
-        F.pad(torch.ones_like(e), (0, columns - m, 0, rows - n)).bool()
-        for e, (n, m) in zip(evidence, sizes, strict=True)
-    ]
-    whole, there = torch.stack(padded), torch.stack(allowed)
-    found = aligned_probability(whole, there)
-    plans = [plan[:n, :m] for plan, (n, m) in zip(found, sizes, strict=True)]
-    return alignment_score(whole, there), plans
+    read, scored, allowed = (
+        torch.stack([F.pad(m, (0, columns - m.shape[1], 0, rows - m.shape[0])) for m in matrices])
+        for matrices in zip(*((*pair, torch.ones_like(pair[0])) for pair in pairs), strict=True)
+    )
+    plans = aligned_probability(read, allowed > 0)
+    plans = [plan[:n, :m] for plan, (n, m) in zip(plans, sizes, strict=True)]
+    return alignment_score(scored, allowed > 0), plans
 
 
 def _alignments_ending(odds: Tensor, scoring: Scoring, best: bool = False) -> Tensor:
@@ -208,28 +209,22 @@ class Alignment:
     Attributes:
         pairs: Residues that are aligned, 0-based, in order, `(pairs, 2)`.
         weights: Probability of each, given that the stretch is aligned, `(pairs,)`.
-        bits: What is left of the sum over all alignments without those that were found before.
-        p_value: Chance that unrelated proteins of these lengths reach as much; None without a
-            calibration.
+        raw_score: `alignment_score` without the stretches that were found before.
     """
 
     pairs: Tensor
     weights: Tensor
-    bits: float
-    p_value: float | None
-
-
-Significance = Callable[[float], float | None]  # from bits to a p-value
+    raw_score: float
 
 
 def find_alignments(
-    evidence: Tensor,
-    p_value_of: Significance,
-    most_p: float = 0.01,
+    evidence: Evidence,
+    probability: Tensor,
+    is_significant: Callable[[float], bool],
     max_hits: int = 10,
     max_gap: int = 30,
     least: float = 0.1,
-) -> tuple[float, list[Alignment]]:
+) -> list[Alignment]:
     """Find disjoint local alignments until none is significant: every copy, in any order.
 
     The best stretch is found and taken out, with all pairs of its residues, until what is left is
@@ -238,35 +233,37 @@ def find_alignments(
     residues divides an alignment.
 
     Args:
-        evidence: `(query_residues, candidate_residues)`.
-        p_value_of: Chance of a number of bits; where it is None one alignment is read.
-        most_p: Largest p-value of an alignment.
+        evidence: As it is read and as it is scored, `(query_residues, candidate_residues)` each.
+        probability: What `aligned_probability` makes of the first.
+        is_significant: Tells whether what is left, by its raw score, is more than chance.
         max_hits: Stretches that are looked for.
         max_gap: Residues that an alignment may leave out on either side.
         least: Probability above which a pair is aligned.
 
     Returns:
-        The bits of all, and the alignments, the most significant first.
+        The alignments, the most significant first.
     """
-    left, stretches, total = evidence, [], 0.0
-    for number in range(max_hits):
-        bits = float(alignment_score(left[None]))
-        total = bits if number == 0 else total
-        p_value = p_value_of(bits)
-        if (number if p_value is None else p_value > most_p) or bits <= 0:
+    read, left = evidence
+    stretches: list[Stretch] = []
+    while len(stretches) < max_hits:
+        raw_score = float(alignment_score(left[None]))
+        if not is_significant(raw_score):
             break
-        box = best_stretch(left)
-        stretches.append((box, bits, p_value))
-        left = left.clone() if left is evidence else left
+        stretches.append((box := best_stretch(left), raw_score))
+        left = left.clone() if left is evidence[1] else left
         left[box] = NEVER
-    found = []
-    for layer in _in_order(stretches):
-        others = [box for box, *_ in stretches if all(box is not one[0] for one in layer)]
-        found += _read_layer(evidence, layer, others, max_gap, least)
-    return total, sorted(found, key=lambda alignment: -alignment.bits)
+    found, layers = [], _in_order(stretches)
+    for layer in layers:
+        if len(layers) > 1:
+            others = read.clone()
+            for box in (box for other in layers if other is not layer for box, _ in other):
+                others[box] = NEVER
+            probability = aligned_probability(others[None])[0]
+        found += _divide(probability, layer, max_gap, least)
+    return sorted(found, key=lambda alignment: -alignment.raw_score)
 
 
-Stretch = tuple[Box, float, "float | None"]
+Stretch = tuple[Box, float]  # with its raw score
 
 
 def _in_order(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
@@ -289,15 +286,8 @@ def _rises(one: Box, other: Box) -> bool:
     )
 
 
-def _read_layer(
-    evidence: Tensor, layer: list[Stretch], others: list[Box], max_gap: int, least: float
-) -> list[Alignment]:
+def _divide(found: Tensor, layer: list[Stretch], max_gap: int, least: float) -> list[Alignment]:
     """Read the residues of stretches that rise together, and divide them at long gaps."""
-    if others:
-        evidence = evidence.clone()
-        for box in others:
-            evidence[box] = NEVER
-    found = aligned_probability(evidence[None])[0]
     pairs = best_in_order(found - least)
     steps = (pairs[1:] - pairs[:-1]).amax(-1) > max_gap + 1
     sizes = torch.diff(steps.nonzero()[:, 0] + 1, prepend=torch.tensor([0])).tolist()
@@ -306,7 +296,7 @@ def _read_layer(
         inside = [one for one in layer if _touches(part, one[0])]
         if inside:
             weights = found[part[:, 0], part[:, 1]].cpu()
-            alignments.append(Alignment(part, weights, *inside[0][1:]))
+            alignments.append(Alignment(part, weights, inside[0][1]))
     return alignments
 
 
@@ -322,7 +312,7 @@ def _touches(pairs: Tensor, box: Box) -> bool:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How many bits unrelated proteins reach, by their lengths: a Gumbel distribution.
+    """What raw scores unrelated proteins reach, by their lengths: a Gumbel distribution.
 
     Location and the logarithm of the scale are linear in `features` of the lengths.
 
@@ -342,12 +332,21 @@ class Calibration:
         both, shorter = first + second - 10, min(first, second) - 5
         return 1.0, both, shorter, both**2 / 10, shorter**2 / 10
 
-    def p_value(self, bits: float, query_residues: int, candidate_residues: int) -> float:
-        """Return the chance that two unrelated proteins of these lengths reach so many bits."""
+    def distance(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
+        """Say how far a raw score is from what chance gives, in the scale of that; in nats."""
         given = self.features(query_residues, candidate_residues)
         location, log_scale = (
             sum(weight * value for weight, value in zip(weights, given, strict=True))
             for weights in (self.location, self.log_scale)
         )
-        distance = (bits - location) / math.exp(log_scale)
+        return (raw_score - location) / math.exp(log_scale)
+
+    def p_value(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
+        """Return the chance that two unrelated proteins of these lengths reach a raw score."""
+        distance = self.distance(raw_score, query_residues, candidate_residues)
         return -math.expm1(-math.exp(min(-distance, 700.0)))
+
+    def bits(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
+        """Return bits, of which `query_residues * candidate_residues / 2**bits` is E of a pair."""
+        distance = self.distance(raw_score, query_residues, candidate_residues)
+        return (distance + math.log(query_residues * candidate_residues)) / math.log(2)

@@ -22,14 +22,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
-from .local_alignment import (
-    NEVER,
-    Alignment,
-    Calibration,
-    alignment_score,
-    find_alignments,
-    read_evidence,
-)
+from .local_alignment import NEVER, Calibration, alignment_score, read_evidence
 from .modeling_backbone import (
     PreTrainedHead,
     build_backbone,
@@ -565,13 +558,24 @@ class Background(nn.Module):
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("moments", torch.zeros(2))
 
-    def forward(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return evidence, similarity in standard deviations, of unit vectors `(residues, x)`."""
+    def forward(self, query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare unit vectors `(residues, x)`, in standard deviations of unrelated residues.
+
+        Returns:
+            The evidence, `(query_residues, candidate_residues)`, and the same less what a residue
+            has in common with its own protein: repeats of few letters are like one another in
+            any two proteins.
+        """
         similarity = query @ candidate.mT
         mean, deviation = self.moments
         if deviation == 0:
             mean, deviation = similarity.mean(), similarity.std(correction=0).clamp(min=1e-6)
-        return (similarity - mean) / deviation
+        evidence = (similarity - mean) / deviation
+        first, second = (
+            (((side @ side.sum(0) - 1) / max(1, len(side) - 1) - mean) / deviation).clamp(min=0.0)
+            for side in (query, candidate)
+        )
+        return evidence, evidence - (first.unsqueeze(-1) + second) / 2
 
 
 HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": ResidualProjection}
@@ -586,13 +590,13 @@ PADDED_PAIRS = 16  # in one batch on a GPU; on a CPU padding costs more than it 
 class AlignedPairs:
     """Scores of pairs, `(pairs,)`, and plans, `(query_residues, candidate_residues)` each.
 
-    Read by "posterior" there are bits, `(pairs,)`, and evidence, shaped like the plans, as well.
+    Read by "posterior" there are raw scores, `(pairs,)`, and what `Background` says of each pair.
     """
 
     scores: Tensor
     plans: list[Tensor] | None = None
-    bits: Tensor | None = None
-    evidence: list[Tensor] | None = None
+    raw_scores: Tensor | None = None
+    evidence: list[tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass
@@ -602,7 +606,7 @@ class PlasmaOutput(ModelOutput):
     Args:
         loss: Mean over pairs of what each would lose alone: the weighted sum of the three below.
         scores: One score in [0, 1] per pair, `(batch,)`.
-        bits: What the pair has in common, `(batch,)`, read by "posterior" alone.
+        raw_scores: Of local alignments, `(batch,)`, read by "posterior" alone; see `Calibration`.
         plan: `(batch, query_residues, candidate_residues)`, with `return_plan=True`.
         cost: Same shape, with `return_plan=True`; what the kernel is made of.
         score_loss: Mean over pairs of the loss that comes from pair labels.
@@ -612,7 +616,7 @@ class PlasmaOutput(ModelOutput):
 
     loss: Tensor | None = None
     scores: Tensor | None = None
-    bits: Tensor | None = None
+    raw_scores: Tensor | None = None
     plan: Tensor | None = None
     cost: Tensor | None = None
     score_loss: Tensor | None = None
@@ -931,13 +935,12 @@ class PlasmaModel(PreTrainedHead):
         )
         read = self._read(query, candidate)
         affine = self.score_affine() if self.config.score_loss_form == "affine" else None
-        plan, evidence = (
-            batch.padded(matrices) for matrices in (read.plans or [], read.evidence or [])
-        )
+        evidence = [pair[0] for pair in read.evidence or ()]
+        plan, evidence = (batch.padded(matrices) for matrices in (read.plans or [], evidence))
         losses = _pair_losses(batch, read.scores, plan, self.config, affine)
         return PlasmaOutput(
             scores=read.scores,
-            bits=read.bits,
+            raw_scores=read.raw_scores,
             plan=plan if return_plan else None,
             cost=-evidence if return_plan else None,
             **_mean_losses(losses, batch, self.config),
@@ -946,30 +949,19 @@ class PlasmaModel(PreTrainedHead):
     def _read(self, query: Sequence[Tensor], candidate: Sequence[Tensor]) -> AlignedPairs:
         """Read pairs of projections `(residues, x)` by their local alignments."""
         evidence = [self.background(q, c) for q, c in zip(query, candidate, strict=True)]
-        bits, plans = read_evidence(evidence)
+        raw_scores, plans = read_evidence(evidence)
         shares = [plan.sum() / max(1, min(plan.shape)) for plan in plans]
-        return AlignedPairs(torch.stack(shares).clamp(max=1.0), plans, bits, evidence)
+        return AlignedPairs(torch.stack(shares).clamp(max=1.0), plans, raw_scores, evidence)
 
-    def align_bits(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the bits of a pair of projections, `(residues, x)` each."""
-        return alignment_score(self.background(query, candidate)[None])[0]
+    def raw_score(self, query: Tensor, candidate: Tensor) -> Tensor:
+        """Return the raw score of a pair of projections, `(residues, x)` each."""
+        return alignment_score(self.background(query, candidate)[1][None])[0]
 
     @property
     def calibration(self) -> Calibration | None:
         """What unrelated proteins reach; None before `calibrate`."""
-        known = self.config.calibration
-        fields = ("location", "log_scale")
+        known, fields = self.config.calibration, ("location", "log_scale")
         return known and Calibration(*(tuple(known[name]) for name in fields))
-
-    def find_alignments(self, evidence: Tensor, **options: Any) -> list[Alignment]:
-        """Find the significant local alignments of a pair, see `find_alignments`."""
-        null = self.calibration
-        size = evidence.shape
-
-        def p_value(bits: float) -> float | None:
-            return None if null is None else null.p_value(bits, *size)
-
-        return find_alignments(evidence, p_value, **options)
 
     def _side(
         self,

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .local_alignment import Alignment, find_alignments
 from .modeling_backbone import Backbone, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
@@ -68,6 +69,11 @@ def describe_segment(pairs: list[tuple[int, int, float]]) -> dict[str, Any]:
         "score": min(1.0, sum([weight for *_, weight in pairs]) / longer),
         "pairs": [list(pair) for pair in pairs],
     }
+
+
+def _weighed(alignment: Alignment) -> list[tuple[int, int, float]]:
+    columns = *alignment.pairs.T.tolist(), alignment.weights.tolist()
+    return list(zip(*columns, strict=True))
 
 
 def _best_pairs(plan: Tensor, threshold: float) -> list[tuple[int, int, float]]:
@@ -154,7 +160,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     def _sanitize_parameters(
         self, on_error: str | None = None, **options: Any
     ) -> tuple[dict, dict, dict]:
-        if unknown := options.keys() - {"return_plan", "threshold", "max_gap", "min_pairs"}:
+        known = {"return_plan", "threshold", "max_gap", "min_pairs"}
+        if unknown := options.keys() - known - {"evalue", "database_size", "max_hits"}:
             raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}.")
         reading, forward, _ = super()._sanitize_parameters(on_error)
         return reading, forward, {k: value for k, value in options.items() if value is not None}
@@ -195,23 +202,63 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def _forward(
         self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
-    ) -> list[tuple[float, Tensor]]:
+    ) -> list[tuple[Any, ...]]:
         rows = self._embed([pair[side] for side in SIDES for pair in pairs], seen or _Seen())
         aligned = self.model.align_pairs(rows[: len(pairs)], rows[len(pairs) :])
-        return list(zip(aligned.scores.tolist(), aligned.plans, strict=True))
+        columns: list[Any] = [aligned.scores.tolist(), aligned.plans]
+        if aligned.raw_scores is not None:
+            columns += [aligned.raw_scores.tolist(), aligned.evidence]
+        return list(zip(*columns, strict=True))
 
     def postprocess(
         self,
-        output: tuple[float, Tensor],
+        output: tuple[Any, ...],
         return_plan: bool = False,
         threshold: float | None = None,
+        evalue: float = 0.01,
+        database_size: int | None = None,
+        max_hits: int = 10,
         **options: int,
     ) -> dict[str, Any]:
-        """Turn score and plan of one pair into its result."""
-        score, plan = output
+        """Turn what was computed for one pair into its result."""
+        score, plan, *read = output
         threshold = self.model.config.threshold if threshold is None else threshold
-        result = {"score": score, "segments": find_segments(plan, threshold, **options)}
+        result: dict[str, Any] = {"score": score}
+        if read:
+            size = database_size or 1
+            result |= self._significance(read[0], plan.shape, database_size)
+
+            def is_significant(raw_score: float) -> bool:
+                p_value = self._significance(raw_score, plan.shape)["p_value"]
+                return p_value is None or p_value * size <= evalue
+
+            most = max_hits if self.model.calibration else 1
+            found = find_alignments(
+                read[1], plan, is_significant, most, options.get("max_gap", 30), threshold
+            )
+            least = options.get("min_pairs", 3)
+            result["segments"] = [
+                describe_segment(_weighed(one))
+                | self._significance(one.raw_score, plan.shape, database_size)
+                for one in found
+                if len(one.pairs) >= least
+            ]
+        else:
+            result["segments"] = find_segments(plan, threshold, **options)
         return result | {"plan": plan.clone()} if return_plan else result
+
+    def _significance(
+        self, raw_score: float, shape: Sequence[int], database_size: int | None = None
+    ) -> dict[str, float | None]:
+        """Say what a raw score means, None where the model was not calibrated."""
+        null, names = self.model.calibration, ["bits", "p_value"]
+        values: list[float | None] = [None, None]
+        if null is not None:
+            values = [null.bits(raw_score, *shape), null.p_value(raw_score, *shape)]
+        if database_size is not None:
+            names.append("evalue")
+            values.append(None if values[1] is None else values[1] * database_size)
+        return dict(zip(names, values, strict=True))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save model and processor in one folder that loads on its own."""

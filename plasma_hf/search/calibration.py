@@ -1,4 +1,4 @@
-"""What unrelated proteins reach: the background of residues, and the bits that chance gives."""
+"""What unrelated proteins reach: the background of residues, and the scores that chance gives."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def calibrate(
     short = [_peptide(real[rng.integers(len(real))], rng) for _ in range(len(real))]
     measure_background(model, embed(real))
     sides = [model.project_each(list(embed(some))) for some in (real, made, short)]
-    lengths, bits = [], []
+    lengths, scores = [], []
     for kind, one, other in _draw(families, pairs, rng):
         query, candidate = sides[0][one], sides[kind][other]
         lengths.append((len(query), len(candidate)))
-        bits.append(float(model.align_bits(query, candidate)))
-    found = fit(np.array(lengths), np.array(bits))
+        scores.append(float(model.raw_score(query, candidate)))
+    found = fit(np.array(lengths), np.array(scores))
     model.config.calibration = {
         "location": list(found.location),
         "log_scale": list(found.log_scale),
@@ -111,12 +111,12 @@ def _peptide(sequence: str, rng: np.random.Generator) -> str:
     return cut if rng.random() < 0.5 else "".join(rng.choice(list(sequence), size))
 
 
-def fit(lengths: np.ndarray, bits: np.ndarray) -> Calibration:
-    """Fit location and scale of a Gumbel distribution to bits, by greatest likelihood.
+def fit(lengths: np.ndarray, scores: np.ndarray) -> Calibration:
+    """Fit location and scale of a Gumbel distribution to raw scores, by greatest likelihood.
 
     Args:
         lengths: Residues of both proteins, `(pairs, 2)`.
-        bits: What each pair reaches, `(pairs,)`.
+        scores: What each pair reaches, `(pairs,)`.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def fit(lengths: np.ndarray, bits: np.ndarray) -> Calibration:
         True
     """
     given = torch.tensor([Calibration.features(*pair) for pair in lengths.tolist()]).double()
-    values = torch.from_numpy(bits).double()
+    values = torch.from_numpy(scores).double()
     location = torch.linalg.lstsq(given, values.unsqueeze(-1), driver="gelsd").solution[:, 0]
     log_scale = torch.zeros_like(location)
     log_scale[0] = math.log(float((values - given @ location).std()) * math.sqrt(6) / math.pi)
