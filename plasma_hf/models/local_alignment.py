@@ -51,7 +51,7 @@ class Scoring(NamedTuple):
         return odds if allowed is None else odds.masked_fill(~allowed, NEVER)
 
 
-READING = Scoring(0.75, 0.25, 5.0, 0.3)
+READING = Scoring(0.35, 0.0, 4.0, 0.2)
 """Finds most true partners: also what is weakly alike beside what is surely so counts."""
 SEARCHING = Scoring(1.0, 2.0, 8.0, 0.5)
 """Tells related from unrelated: long stretches of chance add up to nothing."""
@@ -223,7 +223,7 @@ def find_alignments(
     is_significant: Callable[[float], bool],
     max_hits: int = 10,
     max_gap: int = 30,
-    least: float = 0.1,
+    least: float = 0.2,
 ) -> list[Alignment]:
     """Find disjoint local alignments until none is significant: every copy, in any order.
 
