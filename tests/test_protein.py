@@ -120,9 +120,9 @@ def test_embeddings_are_left_out_with_their_residues():
 
 
 def test_no_atoms_at_all():
-    with pytest.raises(ValueError, match=r"p comes without atoms, .*give the path of a PDB"):
+    with pytest.raises(ValueError, match=r"p has no residue with N, CA.*give the path of a PDB"):
         with_backbone_atoms(Protein("p", "MKV"))
-    with pytest.raises(ValueError, match="all residues of p lack one of the backbone atoms N, CA"):
+    with pytest.raises(ValueError, match="p has no residue with N, CA and C"):
         nothing = structure_of("M", torch.full((1, 3, 3), math.nan))
         with_backbone_atoms(Protein("p", structure=nothing))
 

@@ -567,39 +567,24 @@ def looks_like_path(text: str) -> bool:
 
 
 def with_backbone_atoms(protein: Protein) -> Protein:
-    """Keep the residues that have all of N, CA and C, as a structure encoder needs them.
-
-    A warning names those that are left out. Whatever a residue's name, it stays: ProtSSN's own
-    reader gives up on a protein with a modified residue, here it is spelled by its parent.
-    """
+    """Keep the residues that have all of N, CA and C; a warning names the others."""
     structure, atoms = protein.structure, protein.backbone_atoms
-    if structure is None or atoms is None:
+    if structure is None or atoms is None or not (whole := atoms.isfinite().all(-1).all(-1)).any():
         raise ValueError(
-            f"{protein.id} comes without atoms, and a structure encoder such as ProtSSN reads "
-            "structures; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
+            f"{protein.id} has no residue with N, CA and C, which a structure encoder such as "
+            "ProtSSN reads; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
         )
-    complete = atoms.isfinite().flatten(1).all(dim=1)
-    kept, letters = complete.tolist(), protein.sequence or structure.sequence
-    if all(kept):
+    if whole.all():
         return protein
-    lack = f"lack one of the backbone atoms {', '.join(BACKBONE_ATOMS[:3])}"
-    if not any(kept):
-        raise ValueError(f"all residues of {protein.id} {lack}; give a complete structure.")
-    lacking = [f"{letters[i]}{i + 1}" for i, whole in enumerate(kept) if not whole]
-    logger.warning(
-        "%s: %d of %d residues %s and are left out: %s (by their place in the sequence)",
-        *(protein.id, len(lacking), len(atoms), lack, _listed(lacking)),
-    )
-    rest = Structure(
-        structure.id,
-        "".join(compress(structure.sequence, kept)),
-        structure.backbone[complete],
-        tuple(compress(structure.author_numbers, kept)),
-        tuple(compress(structure.chain_ids, kept)),
-    )
-    embeddings = None if protein.embeddings is None else protein.embeddings[complete]
-    letters = "".join(compress(letters, kept))
-    return _as_checked(Protein(protein.id, letters, embeddings, rest, protein.source))
+    lacking = [f"{structure.sequence[i]}{i + 1}" for i in (~whole).nonzero().flatten().tolist()]
+    message = "%s: %d of %d residues lack N, CA or C and are left out: %s (place in the sequence)"
+    logger.warning(message, protein.id, len(lacking), len(whole), _listed(lacking))
+    parts = (structure.sequence, structure.author_numbers, structure.chain_ids)
+    letters, *names = (tuple(compress(part, whole)) for part in parts)
+    rest = Structure(structure.id, "".join(letters), structure.backbone[whole], *names)
+    embeddings = None if protein.embeddings is None else protein.embeddings[whole]
+    kept = replace(protein, sequence=rest.sequence, embeddings=embeddings, structure=rest)
+    return _as_checked(kept)
 
 
 def _as_checked(protein: Protein) -> Protein:
