@@ -16,7 +16,7 @@ import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import chain as chained
 from itertools import compress, count, islice, pairwise
 from pathlib import Path
@@ -97,19 +97,16 @@ _CIF_START = re.compile(r"(?:\s|#.*\n)*data_", re.IGNORECASE)
 _COORDINATE = re.compile(r" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _USUAL = r"(?:(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}){3}"
 _UNUSUAL_ATOM_LINE = re.compile(rf"^((?:ATOM  |HETATM).{{24}})(?!{_USUAL})(.{{24}})", re.MULTILINE)
-_LONG_NAME = re.compile(r"^((?:ATOM  |HETATM).{11})(\S{4})", re.MULTILINE)
-# Chain, number and segment of each N and CA; or the end of a chain, of a file, of atoms there are.
+# Chain, number and segment of each N and CA.
 _PDB_ROW = re.compile(
-    r"^(?:(?:ATOM  |HETATM)(?=.{6} ?(?:N|CA) ).{14}(..)( *-?\d+)(?<=^.{26})(?:.{46}(.{1,4}))?"
-    r"|TER|END *$)",
-    re.MULTILINE,
+    r"^(?:ATOM  |HETATM)(?=.{6} ?(?:N|CA) ).{14}(..)( *-?\d+)(?<=^.{26})(?:.{46}(.{1,4}))?", re.M
 )
-
-# What force fields call residues by their protons.
-_STATES = """
-ARG ARN ARGN|ASP ASH ASPH ASPP|CYS CYM CYX CYS1 CYS2 CYSH|GLU GLH GLUH GLUP|LYS LSN LYN LYSH|TYR TYM
-|HIS HID HIE HIP HSD HSE HSP HIS1 HIS2 HISA HISB HISD HISE HISH"""
+# What force fields call the twenty by their protons, and with N or C before it at a chain's ends.
+_STATES = """ALA|ARG ARN ARGN|ASN|ASP ASH ASPH ASPP|CYS CYM CYX CYS1 CYS2 CYSH|GLN|GLU GLH GLUH
+ GLUP|GLY|HIS HID HIE HIP HSD HSE HSP HIS1 HIS2 HISA HISB HISD HISE HISH|ILE|LEU|LYS LSN LYN LYSH
+|MET|PHE|PRO|SER|THR|TRP|TYR TYM|VAL"""
 _STANDARD = {name: names.split()[0] for names in _STATES.split("|") for name in names.split()}
+_STANDARD |= {end + name: _STANDARD[name] for end in "NC" for name in _STANDARD if len(name) == 3}
 # Columns of mmCIF that gemmi needs, and a file may lack.
 _COLUMNS = ("id", "type_symbol", "label_alt_id", "label_asym_id", "occupancy")
 
@@ -270,7 +267,20 @@ def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
     """Return the residues of each protein chain of a model, see `_places`, by the chain's name."""
     if gemmi is None:
         raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
-    text = re.sub("\r\n?", "\n", _text(file))
+    structure = _parse(file, re.sub("\r\n?", "\n", _text(file)))
+    if not 1 <= model <= len(structure):
+        has = f"has no model {model}; it has {len(structure)}, counted from 1."
+        raise ValueError(f"{file} {has if len(structure) else 'holds no atoms.'}")
+    chains = _gathered(structure[model - 1])
+    if not chains:
+        raise ValueError(f"{file} holds no protein chain.")
+    if copies := chains.keys() - {part.name for part in structure[model - 1]}:
+        message = "%s has several chains of one name; others than the first are called %s"
+        logger.warning(message, file, _listed(sorted(copies)))
+    return {name: _places(residues) for name, residues in chains.items()}
+
+
+def _parse(file: Path, text: str) -> Any:
     is_cif = "_atom_site." in text or _CIF_START.match(text)
     if not is_cif and not re.search("^(ATOM  |HETATM)", text, re.MULTILINE):
         raise ValueError(
@@ -283,39 +293,30 @@ def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
         logger.warning("%s is cut off in its last line, behind %s", file, before[12:27])
         text = text[: -len(last)]
     try:
-        models, structure = (_parse_cif if is_cif else _parse_pdb)(text, model)
+        structure = _parse_cif(text) if is_cif else _parse_pdb(text)
         for one in chained.from_iterable(chained.from_iterable(structure)):
-            one.name = _standard(one.name)
+            one.name = _STANDARD.get(one.name, one.name)
         structure.setup_entities()
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).replace("in the loop", "in the loop, as where a file is cut off")
         raise ValueError(f"{file} is not a valid structure file: {reason}.") from error
-    if not 1 <= model <= models:
-        has = f"has no model {model}; it has {models}, counted from 1."
-        raise ValueError(f"{file} {has if models else 'holds no atoms.'}")
-    parts = list(chained.from_iterable([structure[model - 1]] if is_cif else structure))
-    chains = _gathered(parts)
-    if not chains:
-        raise ValueError(f"{file} holds no protein chain.")
-    if copies := chains.keys() - {part.name for part in parts}:
-        message = "%s has several chains of one name; others than the first are called %s"
-        logger.warning(message, file, _listed(sorted(copies)))
-    return {name: _places(residues) for name, residues in chains.items()}
+    return structure
 
 
-def _gathered(parts: list[Any]) -> dict[str, list[Any]]:
+def _gathered(parts: Iterable[Any]) -> dict[str, list[Any]]:
     """Gather the amino acids of each chain; another of the same name is `A2`, then `A3`, ..."""
     chains: dict[str, list[Any]] = {}
     last: dict[str, str] = {}
     for part in parts:
-        name, residues = last.setdefault(part.name, part.name), []
+        name = last.setdefault(part.name, part.name)
+        residues = chains.get(name, [])[-1:]
         # Behind a chain are its ligands; of those it has what is bound to its end.
-        polymer = name not in chains or any(one.het_flag != "H" for one in part)
+        polymer = not residues or any(one.het_flag != "H" for one in part)
         for one in filter(_is_amino_acid, part):
-            before = residues or chains.get(name)
-            bound = before and _apart(before[-1], "C", one, "N") < _BOND
-            if bound or (polymer and one.entity_type == gemmi.EntityType.Polymer):
+            is_polymer = polymer and one.entity_type == gemmi.EntityType.Polymer
+            if is_polymer or (residues and _apart(residues[-1], one) < _BOND):
                 residues.append(one)
+        residues = residues[name in chains :]
         if residues and name in chains and not _goes_on(chains[name], residues):
             taken = {part.name for part in parts}.union(chains)
             name = next(n for k in count(2) if (n := f"{part.name}{k}") not in taken)
@@ -328,7 +329,7 @@ def _gathered(parts: list[Any]) -> dict[str, list[Any]]:
 def _goes_on(chain: list[Any], part: list[Any]) -> bool:
     """Tell whether residues go on with a chain of the same name, or are a copy of it."""
     end, start = chain[-1], part[0]
-    if _apart(end, "C", start, "N") < _BOND:
+    if _apart(end, start) < _BOND:
         return True
     there = {(_number(one), atom.altloc) for one in chain for atom in one}
     again = any((_number(one), atom.altloc) in there for one in part for atom in one)
@@ -336,14 +337,12 @@ def _goes_on(chain: list[Any], part: list[Any]) -> bool:
         return False
     step = (start.seqid.num or 0) - (end.seqid.num or 0)
     # As far as what is missing between them reaches; where numbers go back, that is unknown.
-    return not _apart(end, "CA", start, "CA") > (10 + 3.8 * step if step > 0 else 25)
+    return not _apart(end, start) > (10 + 3.8 * step if step > 0 else 25)
 
 
-def _apart(one: Any, atom: str, other: Any, neighbour: str) -> float:
-    """Return the distance between atoms of two residues, in Å; NaN where one is missing."""
-    if atom not in one or neighbour not in other:
-        return math.nan
-    return one[atom][0].pos.dist(other[neighbour][0].pos)
+def _apart(one: Any, following: Any) -> float:
+    """Return the distance from C of a residue to N of another, in Å; NaN without them."""
+    return math.dist(_most_occupied([one])[1][2], _most_occupied([following])[1][0])
 
 
 def _text(file: Path) -> str:
@@ -364,13 +363,12 @@ def _text(file: Path) -> str:
     return data.decode("ascii", errors="replace").replace("\ufffd", "?").replace("\0", "?")
 
 
-def _parse_pdb(text: str, model: int) -> tuple[int, Any]:
-    """Parse one of the models of a PDB file; return how many there are, and that one in parts.
+def _parse_pdb(text: str) -> Any:
+    """Parse a PDB file; a TER is where a chain's numbers go back or its segment is another.
 
-    gemmi mixes residues of one chain, name and number; where a chain's numbers go back or another
-    may begin, a part does. It stops at END and takes coordinates that are no numbers for zero;
-    those are marked as absent. Of a line it sees what comes before element and charge (column 77),
-    where older files have other things; the atom's name tells the element.
+    gemmi mixes residues of one chain, name and number, stops at END, and takes coordinates that are
+    no numbers for zero; those are marked as absent. Of a line it sees what comes before element and
+    charge (column 77), where older files have other things; the atom's name tells the element.
     """
 
     def cleaned(line: re.Match[str]) -> str:
@@ -378,35 +376,27 @@ def _parse_pdb(text: str, model: int) -> tuple[int, Any]:
         known = all(_COORDINATE.fullmatch(place, start, start + 8) for start in (0, 8, 16))
         return atom + (place if known else "9999.999" * 3)
 
-    models = re.split(r"^(?:MODEL |ENDMDL).*\n?", text, flags=re.MULTILINE)
-    models = [one for one in models if re.search("^(ATOM  |HETATM)", one, re.MULTILINE)]
-    text = _UNUSUAL_ATOM_LINE.sub(cleaned, "".join(models[model - 1 : model]))
-    text = _LONG_NAME.sub(lambda line: line[1] + f"{_standard(line[2]):4}", text)
-    starts, ends = [0], 0
-    last: dict[str, tuple[Any, int]] = {}
+    text = re.sub("^END *$", "TER", _UNUSUAL_ATOM_LINE.sub(cleaned, text), flags=re.MULTILINE)
+    long_name = r"^((?:ATOM  |HETATM).{11})(\S{4})"
+    text = re.sub(long_name, lambda m: f"{m[1]}{_STANDARD.get(m[2], m[2]):4}", text, flags=re.M)
+    starts = [0]
+    last: dict[str, tuple[str, int]] = {}
     for row in _PDB_ROW.finditer(text):
-        if row[1] is None:
-            ends += 1
-            continue
-        chain, said, number = row[1], (ends, row[3]), int(row[2])
-        before = last.get(chain, (said, number))
-        if before[0] != said or number < before[1]:
+        chain, number, segment = row[1], int(row[2]), row[3]
+        before = last.get(chain, (segment, number))
+        if segment != before[0] or number < before[1]:
             starts.append(row.start())
-            last.clear()
-        last[chain] = said, number
-    pieces = [text[start:stop] for start, stop in pairwise([*starts, len(text)])]
-    text = re.sub("^END *$", "", "ENDMDL\n".join(pieces), flags=re.MULTILINE)
-    structure = gemmi.read_pdb_string(text, max_line_length=76)
-    structure.merge_chain_parts()
-    return len(models), structure
+        last[chain] = segment, number
+    text = "TER\n".join(text[start:stop] for start, stop in pairwise([*starts, len(text)]))
+    return gemmi.read_pdb_string(text, max_line_length=76, split_chain_on_ter=True)
 
 
-def _parse_cif(text: str, model: int) -> tuple[int, Any]:
-    """Parse an mmCIF file; return how many models it has, and all of them, in parts as above."""
+def _parse_cif(text: str) -> Any:
+    """Parse an mmCIF file; a chain ends where its numbers go back or its label is another."""
     document = gemmi.cif.read_string(text)
     blocks = [one for one in document if one.find_mmcif_category("_atom_site.").loop]
     if not blocks:
-        return 0, gemmi.Structure()
+        return gemmi.Structure()
     if len(blocks) > 1:
         raise ValueError(f"{len(blocks)} of its data blocks have atoms; give a file for each")
 
@@ -430,15 +420,7 @@ def _parse_cif(text: str, model: int) -> tuple[int, Any]:
     structure = gemmi.make_structure_from_block(blocks[0])
     for chain in chained.from_iterable(structure):
         chain.name = chain.name.partition("\x1f")[0]
-    return len(structure), structure
-
-
-@cache
-def _standard(name: str) -> str:
-    """Return a residue's name without what force fields mark in it: protons, an end of a chain."""
-    inner = name[1:] if len(name) == 4 and name[0] in "NC" else name
-    known = inner in _STANDARD or gemmi.find_tabulated_residue(inner).is_amino_acid()
-    return _STANDARD.get(inner, inner) if known else _STANDARD.get(name, name)
+    return structure
 
 
 def _places(residues: list[Any]) -> list[list[Any]]:
