@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain as chained
 from itertools import compress, count, islice, pairwise
+from operator import not_
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -97,9 +98,10 @@ _CIF_START = re.compile(r"(?:\s|#.*\n)*data_", re.IGNORECASE)
 _COORDINATE = re.compile(r" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _USUAL = r"(?:(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}){3}"
 _UNUSUAL_ATOM_LINE = re.compile(rf"^((?:ATOM  |HETATM).{{24}})(?!{_USUAL})(.{{24}})", re.MULTILINE)
-# Chain, number and segment of each N and CA.
+# Chain, number and segment of each backbone atom.
 _PDB_ROW = re.compile(
-    r"^(?:ATOM  |HETATM)(?=.{6} ?(?:N|CA) ).{14}(..)( *-?\d+)(?<=^.{26})(?:.{46}(.{1,4}))?", re.M
+    r"^(?:ATOM  |HETATM)(?=.{6} ?(?:N|CA|C|O) ).{14}(..)( *-?\d+)(?<=^.{26})(?:.{46}(.{1,4}))?",
+    re.M,
 )
 # What force fields call the twenty by their protons, and with N or C before it at a chain's ends.
 _STATES = """ALA|ARG ARN ARGN|ASN|ASP ASH ASPH ASPP|CYS CYM CYX CYS1 CYS2 CYSH|GLN|GLU GLH GLUH
@@ -307,22 +309,24 @@ def _gathered(parts: Iterable[Any]) -> dict[str, list[Any]]:
     """Gather the amino acids of each chain; another of the same name is `A2`, then `A3`, ..."""
     chains: dict[str, list[Any]] = {}
     last: dict[str, str] = {}
+    taken = {part.name for part in parts}
     for part in parts:
-        name = last.setdefault(part.name, part.name)
-        residues = chains.get(name, [])[-1:]
-        # Behind a chain are its ligands; of those it has what is bound to its end.
-        polymer = not residues or any(one.het_flag != "H" for one in part)
-        for one in filter(_is_amino_acid, part):
-            is_polymer = polymer and one.entity_type == gemmi.EntityType.Polymer
-            if is_polymer or (residues and _apart(residues[-1], one) < _BOND):
-                residues.append(one)
-        residues = residues[name in chains :]
-        if residues and name in chains and not _goes_on(chains[name], residues):
-            taken = {part.name for part in parts}.union(chains)
-            name = next(n for k in count(2) if (n := f"{part.name}{k}") not in taken)
-        if residues:
-            last[part.name] = name
-            chains.setdefault(name, []).extend(residues)
+        chain, acids = chains.get(last.get(part.name, "")), list(filter(_is_amino_acid, part))
+        # Behind a chain are its ligands; of those it has what is bound to it, where that is.
+        polymer = not chain or any(one.het_flag != "H" for one in part)
+        sure = [polymer and one.entity_type == gemmi.EntityType.Polymer for one in acids]
+        residues = list(compress(acids, sure))
+        if residues and not (chain and _goes_on(chain, residues)):
+            copies = (f"{part.name}{k}" for k in count(2))
+            name = next(n for n in copies if n not in taken) if chain else part.name
+            last[part.name], chain = name, chains.setdefault(name, [])
+            taken.add(name)
+        chain = [] if chain is None else chain
+        chain += residues
+        for one in compress(acids, map(not_, sure)):
+            bound = (i for i, other in enumerate(chain, 1) if _apart(other, one) < _BOND)
+            if at := next(bound, 0):
+                chain.insert(at, one)
     return chains
 
 
@@ -447,8 +451,8 @@ def _number(residue: Any) -> str:
 
 def _is_amino_acid(residue: Any) -> bool:
     """Tell a residue of a protein from a ligand, and from a cap of the chain."""
-    known = gemmi.find_tabulated_residue(residue.name)
-    return known.is_amino_acid() if known.found() else all(a in residue for a in ("N", "CA", "C"))
+    known = gemmi.find_tabulated_residue(residue.name).is_amino_acid()
+    return known or all(atom in residue for atom in ("N", "CA", "C"))
 
 
 def _letter(name: str) -> str:
