@@ -292,7 +292,7 @@ def _parse(file: Path, text: str) -> Any:
     before, last = ["", "", *text.rsplit("\n", 2)][-2:]
     is_atom = last and any(kind.startswith(last[:6]) for kind in ("ATOM  ", "HETATM"))
     if is_atom and not is_cif and len(last) < min(len(before), 66):
-        logger.warning("%s is cut off in its last line, behind %s", file, before[12:27])
+        logger.warning("%s is cut off in its last line, behind %s", file, before[12:27].strip())
         text = text[: -len(last)]
     try:
         structure = _parse_cif(text) if is_cif else _parse_pdb(text)
@@ -300,8 +300,8 @@ def _parse(file: Path, text: str) -> Any:
             one.name = _STANDARD.get(one.name, one.name)
         structure.setup_entities()
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).replace("in the loop", "in the loop, as where a file is cut off")
-        raise ValueError(f"{file} is not a valid structure file: {reason}.") from error
+        cut_off = " (is it cut off?)" if "Wrong number of values" in str(error) else ""
+        raise ValueError(f"{file} is not a valid structure file: {error}{cut_off}.") from error
     return structure
 
 
