@@ -495,3 +495,9 @@ def test_columns_of_mmcif_that_may_lack_and_that_may_not(tmp_path):
     two = cif_text(chains) + cif_text(chains).replace("data_x", "data_y")
     with pytest.raises(ValueError, match="2 of its data blocks have atoms; give a file for each"):
         read_text(tmp_path, two, ".cif")
+
+
+def test_lines_of_any_length_are_of_one_segment(tmp_path):
+    lines = pdb_text([bound(["ALA", "GLY", "SER"])]).split("\n")
+    cut = [line[:66] if i % 2 else line for i, line in enumerate(lines)]
+    assert read_text(tmp_path, "\n".join(cut)) == {"A": ("AGS", ("1", "2", "3"))}

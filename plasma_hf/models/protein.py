@@ -311,17 +311,16 @@ def _gathered(parts: Iterable[Any]) -> dict[str, list[Any]]:
     last: dict[str, str] = {}
     taken = {part.name for part in parts}
     for part in parts:
-        chain, acids = chains.get(last.get(part.name, "")), list(filter(_is_amino_acid, part))
+        chain, acids = chains.get(last.get(part.name, ""), []), [*filter(_is_amino_acid, part)]
         # Behind a chain are its ligands; of those it has what is bound to it, where that is.
         polymer = not chain or any(one.het_flag != "H" for one in part)
         sure = [polymer and one.entity_type == gemmi.EntityType.Polymer for one in acids]
         residues = list(compress(acids, sure))
         if residues and not (chain and _goes_on(chain, residues)):
-            copies = (f"{part.name}{k}" for k in count(2))
-            name = next(n for n in copies if n not in taken) if chain else part.name
+            taken.update(chains)
+            copies = (f"{part.name}{k}" for k in count(2) if f"{part.name}{k}" not in taken)
+            name = next(copies) if chain else part.name
             last[part.name], chain = name, chains.setdefault(name, [])
-            taken.add(name)
-        chain = [] if chain is None else chain
         chain += residues
         for one in compress(acids, map(not_, sure)):
             bound = (i for i, other in enumerate(chain, 1) if _apart(other, one) < _BOND)
@@ -386,7 +385,7 @@ def _parse_pdb(text: str) -> Any:
     starts = [0]
     last: dict[str, tuple[str, int]] = {}
     for row in _PDB_ROW.finditer(text):
-        chain, number, segment = row[1], int(row[2]), row[3]
+        chain, number, segment = row[1], int(row[2]), (row[3] or "").strip()
         before = last.get(chain, (segment, number))
         if segment != before[0] or number < before[1]:
             starts.append(row.start())
