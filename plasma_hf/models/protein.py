@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain as chained
-from itertools import compress, islice
+from itertools import compress, count, islice, pairwise
+from operator import not_
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -32,6 +33,10 @@ try:
     import gemmi
 except ImportError:  # structures are optional; sequences need nothing beyond torch
     gemmi = None
+try:
+    from Bio.Data.PDBData import protein_letters_3to1_extended as PARENTS
+except ImportError:  # gemmi knows the modified residues that are frequent
+    PARENTS = {}
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +93,24 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
 # --- Structures: PDB and mmCIF files, read into backbone atoms chain by chain.
 
 _FARTHEST = 9999.0  # Å; a coordinate this large is none: 9999 is what files write for that
+_BOND, _BREAK = 2.5, 5.0  # Å; no bond is longer, and no C and next N in a chain are farther apart
 _CIF_START = re.compile(r"(?:\s|#.*\n)*data_", re.IGNORECASE)
 _COORDINATE = re.compile(r" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _USUAL = r"(?:(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}){3}"
-_TER_INSIDE_A_CHAIN = re.compile(
-    r"^((?:ATOM  |HETATM).{15}(.).*\n)TER.*\n(?=ATOM  .{15}\2)", re.MULTILINE
-)
 _UNUSUAL_ATOM_LINE = re.compile(rf"^((?:ATOM  |HETATM).{{24}})(?!{_USUAL})(.{{24}})", re.MULTILINE)
+# Chain, number and segment of each backbone atom.
+_PDB_ROW = re.compile(
+    r"^(?:ATOM  |HETATM)(?=.{6} ?(?:N|CA|C|O) ).{14}(..)( *-?\d+)(?<=^.{26})(?:.{46}(.{1,4}))?",
+    re.M,
+)
+# What force fields call the twenty by their protons, and with N or C before it at a chain's ends.
+_STATES = """ALA|ARG ARN ARGN|ASN|ASP ASH ASPH ASPP|CYS CYM CYX CYS1 CYS2 CYSH|GLN|GLU GLH GLUH
+ GLUP|GLY|HIS HID HIE HIP HSD HSE HSP HIS1 HIS2 HISA HISB HISD HISE HISH|ILE|LEU|LYS LSN LYN LYSH
+|MET|PHE|PRO|SER|THR|TRP|TYR TYM|VAL"""
+_STANDARD = {name: names.split()[0] for names in _STATES.split("|") for name in names.split()}
+_STANDARD |= {end + name: _STANDARD[name] for end in "NC" for name in _STANDARD if len(name) == 3}
+# Columns of mmCIF that gemmi needs, and a file may lack.
+_COLUMNS = ("id", "type_symbol", "label_alt_id", "label_asym_id", "occupancy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +203,25 @@ def read_structures(
         if not observed:
             message = "chain %r of %s has no residue with %s and is left out"
             logger.warning(message, name, file, needed)
+    residues = (one.name for name in wanted for place in found[name] for one in place)
+    unknown = dict.fromkeys(name for name in residues if not _letter(name))
+    for problem, places in (
+        ("residues with names that are not known, read as X", unknown),
+        ("residues with N and CA, or C and the next N, too far apart", chained(*map(_torn, every))),
+    ):
+        if listed := _listed(places):
+            logger.warning("%s has %s: %s", file, problem, listed)
     return list(compress(every, there))
+
+
+def _torn(one: Structure) -> list[str]:
+    """Name residues that cannot be: N far from CA, or from C of the residue numbered before."""
+    nitrogen, alpha, carbon = one.backbone[:, :3].unbind(1)
+    numbers = [int(m[0]) if (m := re.match(r"-?\d+", n)) else 0 for n in one.author_numbers]
+    far = (nitrogen - alpha).norm(dim=1) > _BOND
+    between = (carbon[:-1] - nitrogen[1:]).norm(dim=1) > _BREAK
+    far[1:] |= between & (torch.tensor(numbers).diff() == 1)
+    return [f"{one.chain_ids[i]}{one.author_numbers[i]}" for i in far.nonzero().flatten()]
 
 
 def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> Structure:
@@ -235,29 +269,83 @@ def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
     """Return the residues of each protein chain of a model, see `_places`, by the chain's name."""
     if gemmi is None:
         raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
-    text = _text(file)
+    structure = _parse(file, re.sub("\r\n?", "\n", _text(file)))
+    if not 1 <= model <= len(structure):
+        has = f"has no model {model}; it has {len(structure)}, counted from 1."
+        raise ValueError(f"{file} {has if len(structure) else 'holds no atoms.'}")
+    chains = _gathered(structure[model - 1])
+    if not chains:
+        raise ValueError(f"{file} holds no protein chain.")
+    if copies := chains.keys() - {part.name for part in structure[model - 1]}:
+        message = "%s has several chains of one name; others than the first are called %s"
+        logger.warning(message, file, _listed(sorted(copies)))
+    return {name: _places(residues) for name, residues in chains.items()}
+
+
+def _parse(file: Path, text: str) -> Any:
     is_cif = "_atom_site." in text or _CIF_START.match(text)
     if not is_cif and not re.search("^(ATOM  |HETATM)", text, re.MULTILINE):
         raise ValueError(
             f"{file} is not a valid structure file: it has neither atoms as a PDB file has them "
             "('ATOM  ') nor those of an mmCIF file ('_atom_site.')."
         )
+    before, last = ["", "", *text.rsplit("\n", 2)][-2:]
+    is_atom = last and any(kind.startswith(last[:6]) for kind in ("ATOM  ", "HETATM"))
+    if is_atom and not is_cif and len(last) < min(len(before), 66):
+        logger.warning("%s is cut off in its last line, behind %s", file, before[12:27].strip())
+        text = text[: -len(last)]
     try:
-        cif = gemmi.CoorFormat.Mmcif
-        models: Any = gemmi.read_structure_string(text, format=cif) if is_cif else _parse_pdb(text)
-        models.setup_entities()
+        structure = _parse_cif(text) if is_cif else _parse_pdb(text)
+        for one in chained.from_iterable(chained.from_iterable(structure)):
+            one.name = _STANDARD.get(one.name, one.name)
+        structure.setup_entities()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{file} is not a valid structure file: {error}.") from error
-    if not 1 <= model <= len(models):
-        has = f"has no model {model}; it has {len(models)}, counted from 1."
-        raise ValueError(f"{file} {has if len(models) else 'holds no atoms.'}")
-    chains: dict[str, list[list[Any]]] = {}
-    for chain in models[model - 1]:
-        if places := _places(chain):
-            chains.setdefault(chain.name, []).extend(places)
-    if not chains:
-        raise ValueError(f"{file} holds no protein chain.")
+        cut_off = " (is it cut off?)" if "Wrong number of values" in str(error) else ""
+        raise ValueError(f"{file} is not a valid structure file: {error}{cut_off}.") from error
+    return structure
+
+
+def _gathered(parts: Iterable[Any]) -> dict[str, list[Any]]:
+    """Gather the amino acids of each chain; another of the same name is `A2`, then `A3`, ..."""
+    chains: dict[str, list[Any]] = {}
+    last: dict[str, str] = {}
+    taken = {part.name for part in parts}
+    for part in parts:
+        chain, acids = chains.get(last.get(part.name, ""), []), [*filter(_is_amino_acid, part)]
+        # Behind a chain are its ligands; of those it has what is bound to it, where that is.
+        polymer = not chain or any(one.het_flag != "H" for one in part)
+        sure = [polymer and one.entity_type == gemmi.EntityType.Polymer for one in acids]
+        residues = list(compress(acids, sure))
+        if residues and not (chain and _goes_on(chain, residues)):
+            taken.update(chains)
+            copies = (f"{part.name}{k}" for k in count(2) if f"{part.name}{k}" not in taken)
+            name = next(copies) if chain else part.name
+            last[part.name], chain = name, chains.setdefault(name, [])
+        chain += residues
+        for one in compress(acids, map(not_, sure)):
+            bound = (i for i, other in enumerate(chain, 1) if _apart(other, one) < _BOND)
+            if at := next(bound, 0):
+                chain.insert(at, one)
     return chains
+
+
+def _goes_on(chain: list[Any], part: list[Any]) -> bool:
+    """Tell whether residues go on with a chain of the same name, or are a copy of it."""
+    end, start = chain[-1], part[0]
+    if _apart(end, start) < _BOND:
+        return True
+    there = {(_number(one), atom.altloc) for one in chain for atom in one}
+    again = any((_number(one), atom.altloc) in there for one in part for atom in one)
+    if again or (end.segment, end.subchain) != (start.segment, start.subchain):
+        return False
+    step = (start.seqid.num or 0) - (end.seqid.num or 0)
+    # As far as what is missing between them reaches; where numbers go back, that is unknown.
+    return not _apart(end, start) > (10 + 3.8 * step if step > 0 else 25)
+
+
+def _apart(one: Any, following: Any) -> float:
+    """Return the distance from C of a residue to N of another, in Å; NaN without them."""
+    return math.dist(_most_occupied([one])[1][2], _most_occupied([following])[1][0])
 
 
 def _text(file: Path) -> str:
@@ -279,11 +367,11 @@ def _text(file: Path) -> str:
 
 
 def _parse_pdb(text: str) -> Any:
-    """Parse a PDB file; atoms whose coordinates are no numbers are marked as absent.
+    """Parse a PDB file; a TER is where a chain's numbers go back or its segment is another.
 
-    gemmi takes such coordinates for zero, and what follows a TER inside a chain, as some files have
-    it at a gap, for no part of the polymer. Of a line it sees what comes before element and charge
-    (column 77), where older files have other things; the atom's name tells the element.
+    gemmi mixes residues of one chain, name and number, stops at END, and takes coordinates that are
+    no numbers for zero; those are marked as absent. Of a line it sees what comes before element and
+    charge (column 77), where older files have other things; the atom's name tells the element.
     """
 
     def cleaned(line: re.Match[str]) -> str:
@@ -291,13 +379,54 @@ def _parse_pdb(text: str) -> Any:
         known = all(_COORDINATE.fullmatch(place, start, start + 8) for start in (0, 8, 16))
         return atom + (place if known else "9999.999" * 3)
 
-    text = _UNUSUAL_ATOM_LINE.sub(cleaned, _TER_INSIDE_A_CHAIN.sub(r"\1", text))
-    models = gemmi.read_pdb_string(text, max_line_length=76)
-    models.merge_chain_parts()
-    return models
+    text = re.sub("^END *$", "TER", _UNUSUAL_ATOM_LINE.sub(cleaned, text), flags=re.MULTILINE)
+    long_name = r"^((?:ATOM  |HETATM).{11})(\S{4})"
+    text = re.sub(long_name, lambda m: f"{m[1]}{_STANDARD.get(m[2], m[2]):4}", text, flags=re.M)
+    starts = [0]
+    last: dict[str, tuple[str, int]] = {}
+    for row in _PDB_ROW.finditer(text):
+        chain, number, segment = row[1], int(row[2]), (row[3] or "").strip()
+        before = last.get(chain, (segment, number))
+        if segment != before[0] or number < before[1]:
+            starts.append(row.start())
+        last[chain] = segment, number
+    text = "TER\n".join(text[start:stop] for start, stop in pairwise([*starts, len(text)]))
+    return gemmi.read_pdb_string(text, max_line_length=76, split_chain_on_ter=True)
 
 
-def _places(chain: Any) -> list[list[Any]]:
+def _parse_cif(text: str) -> Any:
+    """Parse an mmCIF file; a chain ends where its numbers go back or its label is another."""
+    document = gemmi.cif.read_string(text)
+    blocks = [one for one in document if one.find_mmcif_category("_atom_site.").loop]
+    if not blocks:
+        return gemmi.Structure()
+    if len(blocks) > 1:
+        raise ValueError(f"{len(blocks)} of its data blocks have atoms; give a file for each")
+
+    def column(*names: str) -> Any:
+        found = (blocks[0].find_values(f"_atom_site.{name}") for name in names)
+        return next(filter(len, found), ())
+
+    for name in ("Cartn_x", "Cartn_y", "Cartn_z", "label_seq_id"):
+        if not column(name, name.replace("label", "auth")):
+            raise ValueError(f"its atoms have no column _atom_site.{name}")
+    added = [f"_atom_site.{name}" for name in _COLUMNS if not column(name)]
+    blocks[0].find_mmcif_category("_atom_site.").loop.add_columns(added, ".")
+    chains, labels = column("auth_asym_id", "label_asym_id"), column("label_asym_id")
+    last: dict[str, tuple[int, int]] = {}
+    for i, place in enumerate(column("auth_seq_id", "label_seq_id")):
+        number = int(place) if place.removeprefix("-").isdigit() else 0
+        name = f"{gemmi.cif.as_string(chains[i])}\x1f{labels[i]}"
+        part, before = last.get(name, (0, number))
+        last[name] = part + (number < before), number
+        chains[i] = f"{name}\x1f{last[name][0]}"
+    structure = gemmi.make_structure_from_block(blocks[0])
+    for chain in chained.from_iterable(structure):
+        chain.name = chain.name.partition("\x1f")[0]
+    return structure
+
+
+def _places(residues: list[Any]) -> list[list[Any]]:
     """Group the amino acids of a chain by place: several where residues alternate in one.
 
     Residues of one number alternate where their labels differ; otherwise the file has numbered
@@ -305,7 +434,7 @@ def _places(chain: Any) -> list[list[Any]]:
     """
     places: dict[tuple[str, int], list[Any]] = {}
     taken: dict[tuple[str, int], set[str]] = {}
-    for residue in filter(_is_amino_acid, chain):
+    for residue in residues:
         key, labels = (_number(residue), 0), {a.altloc for a in residue if a.altloc != "\0"}
         while key in places and (not labels or labels & taken[key]):
             key = key[0], key[1] + 1
@@ -321,20 +450,23 @@ def _number(residue: Any) -> str:
 
 def _is_amino_acid(residue: Any) -> bool:
     """Tell a residue of a protein from a ligand, and from a cap of the chain."""
-    if residue.entity_type != gemmi.EntityType.Polymer:
-        return False
-    known = gemmi.find_tabulated_residue(residue.name)
-    return known.is_amino_acid() if known.found() else all(a in residue for a in ("N", "CA", "C"))
+    known = gemmi.find_tabulated_residue(residue.name).is_amino_acid()
+    return known or all(atom in residue for atom in ("N", "CA", "C"))
+
+
+def _letter(name: str) -> str:
+    """Return the letter of a residue or of its parent, "" for one that no table knows."""
+    letter = gemmi.find_tabulated_residue(name).one_letter_code.strip() or PARENTS.get(name, "")
+    return letter.upper() if len(letter) == 1 else ""
 
 
 def _structure(name: str, chain: str, places: list[list[Any]]) -> Structure:
     residues, atoms = zip(*map(_most_occupied, places), strict=True)
     backbone = torch.tensor(atoms, dtype=torch.float32)
     measured = (backbone.abs() < _FARTHEST).all(dim=-1, keepdim=True)
-    letters = (gemmi.find_tabulated_residue(one.name).one_letter_code for one in residues)
     return Structure(
         name,
-        "".join(letter.upper() if letter.strip() else "X" for letter in letters),
+        "".join(_letter(one.name) or "X" for one in residues),
         backbone.where(measured, math.nan),
         tuple(map(_number, residues)),
         (chain,) * len(residues),
