@@ -22,14 +22,8 @@ from safetensors.torch import save_file
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore
 from plasma_hf.data import store as store_module
-from plasma_hf.data.store import (
-    cut_batches,
-    describe,
-    rank_and_world_size,
-    sequence_hash,
-    shard_paths,
-    writer_lock,
-)
+from plasma_hf.data.shards import describe, write_shard, writer_lock
+from plasma_hf.data.store import cut_batches, rank_and_world_size, sequence_hash, shard_paths
 from tests.helpers.kill_points import Jobs, jobs
 from tests.helpers.store_job import RESIDUES_PER_BATCH, SHARD_BYTES, TinyEsm, make_head, run
 
@@ -72,8 +66,8 @@ def records(folder: str | Path) -> dict[str, bytes]:
     """Return every record as its bytes on disk."""
     store = EmbeddingStore.open(folder)
     return {
-        f"{kind}/{key}": store.read(key, kind).view(torch.uint8).numpy().tobytes()
-        for key in store
+        f"{kind}/{key}": store.read_key(key, kind).view(torch.uint8).numpy().tobytes()
+        for key in store.lengths
         for kind in store.header.kinds
     }
 
@@ -108,24 +102,59 @@ def one_go(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What is kept
 
 
-def test_found_by_id_sequence_and_hash(letters: EmbeddingStore) -> None:
+def test_found_by_id_sequence_and_key(letters: EmbeddingStore) -> None:
     want = torch.tensor([float(ord(c)) for c in "MKVLA"]).unsqueeze(-1).expand(5, 3)
-    for key in ("P1", "P3", "MKVLA", "mkv la", sequence_hash("MKVLA")):
-        assert key in letters
-        assert torch.equal(letters[key], want)
-        assert torch.equal(letters.embeddings(key), want)
-    assert len(letters) == 2
-    assert set(letters) == {sequence_hash("MKVLA"), sequence_hash("ACD")}
-    assert letters.lengths[sequence_hash("ACD")] == 3
+    for name in ("P1", "P3"):
+        assert name in letters
+        assert torch.equal(letters[name], want)
+        assert torch.equal(letters.read(name, "embeddings"), want)
+    for sequence in ("MKVLA", "mkv la"):
+        assert letters.has_sequence(sequence)
+        assert torch.equal(letters.read_sequence(sequence), want)
+        assert torch.equal(letters.embeddings(sequence), want)  # as exported pipelines ask
+    assert torch.equal(letters.read_key(sequence_hash("MKVLA")), want)
+    assert (len(letters), list(letters)) == (3, ["P1", "P2", "P3"])
+    assert letters.lengths == {sequence_hash("MKVLA"): 5, sequence_hash("ACD"): 3}
     assert letters.ids["P3"] == sequence_hash("MKVLA")
     assert "P4" not in letters
-    assert "MK7" not in letters
     assert 7 not in letters
+    assert not letters.has_sequence("MK7")
+
+
+def test_an_id_is_no_sequence_and_no_key(tmp_path: Path) -> None:
+    store = EmbeddingStore.create(tmp_path, Letters())
+    # Ids that are peptides, that are each other's sequences, and one that is the key of another.
+    taken = sequence_hash("WWY")
+    rows = {"KRAS": "MKVLA", "AC": "GGG", "GGG": "AC", taken: "LLLL", "own": "WWY"}
+    assert store.add(rows.items(), Letters()).bad == []
+
+    def codes(sequence: str) -> list[float]:
+        return [float(ord(letter)) for letter in sequence]
+
+    for name, sequence in rows.items():
+        assert store[name][:, 0].tolist() == codes(sequence)
+        assert store.read_sequence(sequence)[:, 0].tolist() == codes(sequence)
+    assert store.read_key(taken)[:, 0].tolist() == codes("WWY")
+    assert not store.has_sequence("KRAS")
+    for ask in (store.read_sequence, store.embeddings):
+        with pytest.raises(KeyError, match="no protein with the sequence 'KRAS'"):
+            ask("KRAS")
+    for name in ("MKVLA", sequence_hash("MKVLA")):
+        assert name not in store
+        with pytest.raises(KeyError, match="no protein with the id"):
+            store[name]
+        with pytest.raises(KeyError, match="holds no"):
+            store.remove([name])
+    assert store.remove(["GGG"]) == 1
+    assert store["AC"][:, 0].tolist() == codes("GGG")
+    assert not store.has_sequence("AC")
 
 
 def test_missing_protein_is_named(letters: EmbeddingStore) -> None:
-    with pytest.raises(KeyError, match=r"no protein with the id or sequence 'P9'; add it with"):
+    with pytest.raises(KeyError, match=r"no protein with the id 'P9'; add it with: plasma-hf"):
         letters["P9"]
+    with pytest.raises(KeyError, match=r"no protein with the key 'P1'"):
+        letters.read_key("P1")
     with pytest.raises(ValueError, match="keeps embeddings, no projections; make one"):
         letters.read("P1", "projections")
 
@@ -144,7 +173,7 @@ def test_dtypes(tmp_path: Path, name: str) -> None:
         [want] = TinyEsm().embed(["MKVLA"])
         projected = make_head().project(want)
     store = EmbeddingStore.open(tmp_path)
-    assert torch.equal(store.embeddings("P1"), want.to(dtype))
+    assert torch.equal(store.read("P1", "embeddings"), want.to(dtype))
     assert torch.equal(store.read("P1", "projections", torch.float32), projected.to(dtype).float())
     assert store.read("P1", "projections").shape == (5, 8)
     size = sum(path.stat().st_size for path in shard_paths(tmp_path))
@@ -157,7 +186,7 @@ def test_projections_alone(tmp_path: Path) -> None:
     store.add([("P1", "MKVLA")], TinyEsm(), make_head())
     assert store["P1"].shape == (5, 8)
     with pytest.raises(ValueError, match="keeps projections, no embeddings"):
-        store.embeddings("P1")
+        store.embeddings("MKVLA")
 
 
 def test_files_can_be_read_by_those_who_may_read_the_folder(letters: EmbeddingStore) -> None:
@@ -187,9 +216,9 @@ def test_a_stream_holds_everything_once(one_go: Path) -> None:
         assert lengths == sorted(lengths, reverse=True)
         assert len(lengths) == 1 or lengths[0] * len(lengths) <= 2000
         for key in batch.keys:
-            assert torch.equal(batch.read("projections", key), store.read(key, "projections"))
+            assert torch.equal(batch.read("projections", key), store.read_key(key, "projections"))
         seen += batch.keys
-    assert sorted(seen) == sorted(store)
+    assert sorted(seen) == sorted(store.lengths)
 
 
 def test_pickled_by_its_folder(letters: EmbeddingStore) -> None:
@@ -208,7 +237,7 @@ def test_what_is_there_is_not_computed_again(letters: EmbeddingStore) -> None:
     report = letters.add([("P6", "WWWW")], embedder)
     assert (report.embedded, report.already_there) == (1, 0)
     assert embedder.batches == [["WWWW"]]
-    assert len(EmbeddingStore.open(letters.folder)) == 3
+    assert len(EmbeddingStore.open(letters.folder).lengths) == 3
 
 
 def test_remove_and_add_again(letters: EmbeddingStore) -> None:
@@ -216,10 +245,10 @@ def test_remove_and_add_again(letters: EmbeddingStore) -> None:
     assert "P1" not in letters
     assert "P3" in letters
     assert letters.remove(["P3"]) == 1
-    assert "MKVLA" not in letters
+    assert not letters.has_sequence("MKVLA")
     assert "P2" in EmbeddingStore.open(letters.folder)
-    assert letters.remove(["ACD"]) == 1
-    assert (len(letters), letters.ids, shard_paths(letters.folder)) == (0, {}, [])
+    assert letters.remove(["P2"]) == 1
+    assert (len(letters), letters.lengths, shard_paths(letters.folder)) == (0, {}, [])
     assert letters.add([("P1", "MKVLA")], Letters()).embedded == 1
     assert "P1" in letters
     with pytest.raises(KeyError, match="holds no P2"):
@@ -249,7 +278,7 @@ def test_one_id_for_two_sequences(letters: EmbeddingStore) -> None:
     assert "'AA'" in second.reason
     assert "'CC'" in second.reason
     assert "P8" in letters
-    assert "CC" not in letters
+    assert not letters.has_sequence("CC")
 
 
 def test_bad_records_are_named_and_the_rest_is_done(letters: EmbeddingStore) -> None:
@@ -397,6 +426,9 @@ def test_a_shard_of_another_store_is_named(letters: EmbeddingStore, tmp_path: Pa
     ):
         EmbeddingStore.open(letters.folder)
     save_file({"embeddings/x": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .no store has writ"):
+        EmbeddingStore.open(letters.folder)
+    write_shard(path, {"embeddings/x": torch.ones(1, 3)}, "what is this")
     with pytest.raises(ValueError, match=f"{path.name} is not a shard of .* but of none at all"):
         EmbeddingStore.open(letters.folder)
 
@@ -406,17 +438,21 @@ def test_header_missing_damaged_or_newer(letters: EmbeddingStore, tmp_path: Path
         EmbeddingStore.open(tmp_path / "nothing")
     path = letters.folder / "store.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(ValueError, match="of format 2, and this plasma_hf reads 1; install a new"):
+    del content["checksum"]  # by which a change of one number is found out
+    path.write_text(json.dumps(content | {"format": 3}))
+    with pytest.raises(ValueError, match="of format 3, and this plasma_hf reads 2; install a new"):
         EmbeddingStore.open(letters.folder)
-    for text in ("{", "[]", "{}", json.dumps(content | {"more": 1}), json.dumps({"format": 1})):
+    path.write_text(json.dumps(content | {"format": 1}))
+    with pytest.raises(ValueError, match=f"made by an older version: delete {letters.folder} and"):
+        EmbeddingStore.open(letters.folder)
+    for text in ("{", "[]", "{}", json.dumps(content | {"more": 1}), json.dumps({"format": 2})):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"store\.json .*; delete it and run"):
             EmbeddingStore.open(letters.folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="is not finished; run the command that builds it"):
         EmbeddingStore.open(letters.folder)
-    assert len(EmbeddingStore.create(letters.folder, Letters())) == 2
+    assert len(EmbeddingStore.create(letters.folder, Letters())) == 3
 
 
 # Opening and reading little
@@ -428,13 +464,12 @@ def test_reading_one_record_opens_one_file(
     shutil.copytree(one_go, tmp_path / "store")
     opened: list[str] = []
 
-    open_shard = store_module.open_shard
+    class Spy(store_module.Shard):
+        def __init__(self, path: Path, remedy: str) -> None:
+            opened.append(path.name)
+            super().__init__(path, remedy)
 
-    def spy(path: Path, remedy: str) -> Any:
-        opened.append(path.name)
-        return open_shard(path, remedy)
-
-    monkeypatch.setattr(store_module, "open_shard", spy)
+    monkeypatch.setattr(store_module, "Shard", Spy)
     store = EmbeddingStore.open(tmp_path / "store")
     paths = shard_paths(store.folder)
     assert opened == [path.name for path in paths]
@@ -453,8 +488,8 @@ def test_reading_one_record_opens_one_file(
 def test_open_files_are_bounded(one_go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "OPEN_SHARDS", 2)
     store = EmbeddingStore.open(one_go)
-    for key in store:
-        store[key]
+    for name in store:
+        store[name]
     with open("/proc/self/maps") as maps:
         mapped = {line.split()[-1] for line in maps if str(one_go) in line}
     assert 1 <= len(mapped) <= 2

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plasma_hf.data import InvalidRecord
+from plasma_hf.data.shards import write_shard
 from plasma_hf.models.protein import Protein, read_structures
 from plasma_hf.search import (
     Index,
@@ -320,7 +321,7 @@ def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
 
 def test_the_folder_is_plain(few: Path) -> None:
     header = json.loads((few / "index.json").read_text())
-    assert (sum(header["shards"].values()), header["width"], header["format"]) == (3, WIDTH, 2)
+    assert (sum(header["shards"].values()), header["width"], header["format"]) == (3, WIDTH, 3)
     assert header["made_by"]["model"] == "tiny/composition"
     [(shard, count), _] = header["shards"].items()
     assert count == 2
@@ -351,15 +352,19 @@ def test_damage_and_other_formats(approximate: Path) -> None:
     with pytest.raises(ValueError, match=f"{second} holds 2 records, not 1; build the index again"):
         Index.open(few)
     save_file({"vectors": torch.ones(1, WIDTH)}, few / second)
+    with pytest.raises(ValueError, match=f"{second} is missing or damaged .no store .*build the"):
+        Index.open(few)
+    write_shard(few / second, {"vectors": torch.ones(1, WIDTH)}, "{}")
     with pytest.raises(ValueError, match=f"{second} is not a shard of an index .*build the index"):
         Index.open(few)
-    (few / "index.json").write_text(json.dumps(header | {"format": 3}))
-    with pytest.raises(ValueError, match="of format 3, and this plasma_hf reads 2; install a new"):
+    del header["checksum"]
+    (few / "index.json").write_text(json.dumps(header | {"format": 4}))
+    with pytest.raises(ValueError, match="of format 4, and this plasma_hf reads 3; install a new"):
         IndexHeader.read(few)
-    (few / "index.json").write_text(json.dumps(header | {"format": 1}))
+    (few / "index.json").write_text(json.dumps(header | {"format": 2}))
     with pytest.raises(ValueError, match="was made by an older version: build the index again"):
         IndexHeader.read(few)
-    for text in ("[]", "{}", '{"format": 2, "made_by": {"model": "m"}, "width": 3}'):
+    for text in ("[]", "{}", '{"format": 3, "made_by": {"model": "m"}, "width": 3}'):
         (few / "index.json").write_text(text)
         with pytest.raises(ValueError, match="is not a valid .*build the index again"):
             IndexHeader.read(few)

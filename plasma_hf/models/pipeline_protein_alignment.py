@@ -232,7 +232,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             return seen.proteins[value]
         protein, width = read_protein(value, side), self.model.config.embedding_size
         if protein.embeddings is None:
-            if self.store is None or protein.sequence not in self.store:
+            if self.store is None or not self.store.has_sequence(protein.sequence):
                 self._load_backbone(side)
                 protein = self.processor.read(protein, side)
         elif width is not None and protein.embeddings.shape[-1] != width:
@@ -277,8 +277,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         known, new = seen.embeddings, {}
         for key, protein in zip(keys, proteins, strict=True):
             if protein.embeddings is None and key not in known:
-                if self.store is not None and protein.sequence in self.store:
-                    known[key] = self.store.embeddings(protein.sequence)
+                if self.store is not None and self.store.has_sequence(protein.sequence):
+                    known[key] = self.store.read_sequence(protein.sequence, "embeddings")
                 else:
                     new[key] = protein
         if new:
