@@ -7,24 +7,28 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.data import EmbeddingStore
+from plasma_hf.data import EmbeddingStore, PairCollator
 from plasma_hf.data import store as store_module
 from plasma_hf.data.shards import describe, write_shard, writer_lock
 from plasma_hf.data.store import cut_batches, rank_and_world_size, sequence_hash, shard_paths
-from tests.helpers.kill_points import Jobs, jobs
+from tests.helpers.kill_points import Jobs, Killed, jobs, kill_everywhere, killed_at
 from tests.helpers.store_job import RESIDUES_PER_BATCH, SHARD_BYTES, TinyEsm, make_head, run
 
 ROOT = Path(__file__).parents[1]
@@ -529,6 +533,261 @@ def test_killed_three_times_and_resumed(
     assert records(folder) == records(one_go)
     assert not list(folder.glob("*.tmp"))
     assert EmbeddingStore.open(folder).ids == EmbeddingStore.open(one_go).ids
+
+
+PEPTIDES = [(f"P{i}", LETTERS[i:] + LETTERS[:i]) for i in range(4)]
+
+
+def embed_peptides(folder: Path, rows: list[tuple[str, str]] = PEPTIDES) -> EmbeddingStore:
+    """Embed in batches of two, which make a shard each."""
+    store = EmbeddingStore.create(folder, Letters())
+    store.shard_bytes = 1
+    store.run(store.prepare(rows, 40), Letters())
+    return store
+
+
+def take_out(folder: Path) -> None:
+    store = EmbeddingStore.open(folder)
+    if there := [name for name in ("P0", "P1", "P3") if name in store]:
+        store.remove(there)
+
+
+def put_others(folder: Path) -> None:
+    changed = [(name, sequence[::-1]) for name, sequence in PEPTIDES[:2]]
+    store = EmbeddingStore.open(folder)
+    old = [n for n, s in changed if n in store and not torch.equal(store[n], letters_of(s))]
+    store.remove(old)
+    embed_peptides(folder, changed)
+
+
+def everything(store: EmbeddingStore) -> dict[str, torch.Tensor]:
+    return {name: store[name] for name in store}
+
+
+def letters_of(sequence: str) -> torch.Tensor:
+    return Letters().embed([sequence])[0]
+
+
+def read_all(folder: Path) -> None:
+    """Read what there is; a store may not have been begun."""
+    try:
+        store = EmbeddingStore.open(folder)
+    except FileNotFoundError:
+        return
+    expected = dict(PEPTIDES)
+    for name, tensor in everything(store).items():
+        forwards, backwards = letters_of(expected[name]), letters_of(expected[name][::-1])
+        assert torch.equal(tensor, forwards) or torch.equal(tensor, backwards)
+    assert sum(len(batch.keys) for batch in store.stream()) == len(store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [embed_peptides, take_out, put_others])
+def test_killed_at_every_file_operation(job: Any, tmp_path: Path) -> None:
+    base = None
+    if job is not embed_peptides:
+        embed_peptides(base := tmp_path / "base")
+    assert kill_everywhere(job, read_all, tmp_path, base) > 15
+
+
+def test_a_killed_removal_is_whole(tmp_path: Path) -> None:
+    embed_peptides(tmp_path / "base")
+    names = ["P0", "P1", "P3"]
+    seen = set()
+    for number in range(1, 15):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "base", folder)
+        with suppress(Killed), killed_at(number):
+            EmbeddingStore.open(folder).remove(names)
+        with FileLock(folder / "shard-00000.lock"):  # so that it is not ended before it is seen
+            store = EmbeddingStore.open(folder)
+        seen.add(there := len(store.ids.keys() & set(names)))
+        assert len(store.lengths) == len(store) == 1 + there
+        ended = EmbeddingStore.open(folder)
+        assert not list(folder.glob("*.tmp")) and not list(folder.glob("removal*"))
+        assert set(ended) == set(store)
+    assert seen == {0, 3}
+
+
+def test_an_unfinished_removal_and_new_records(tmp_path: Path) -> None:
+    store = embed_peptides(tmp_path)
+    with suppress(Killed), killed_at(8):
+        EmbeddingStore.open(tmp_path).remove(["P0", "P1", "P3"])
+    assert (tmp_path / "removal.json").exists()
+    assert store.add(PEPTIDES, Letters()).embedded == 3
+    assert not (tmp_path / "removal.json").exists()
+    assert set(EmbeddingStore.open(tmp_path)) == set(dict(PEPTIDES))
+
+
+def test_what_other_ranks_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "shard-00003-000000.safetensors.tmp"
+    own = tmp_path / "notes-2026.tmp"
+    for path in (left, own):
+        path.write_bytes(b"half")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    embed_peptides(tmp_path)
+    assert left.exists()  # rank 3 of this job may be at it
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    embed_peptides(tmp_path)
+    assert not left.exists() and own.exists()
+
+
+# Readers and changes
+
+
+def test_opened_while_a_shard_goes(
+    letters: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters.add([("P4", "WWW")], Letters())
+    listed, changes = store_module.shard_paths, iter([["P4"]])
+
+    def list_and_change(*words: Any) -> list[Path]:
+        found = listed(*words)
+        for names in changes:
+            EmbeddingStore.open(letters.folder).remove(names)
+        return found
+
+    monkeypatch.setattr(store_module, "shard_paths", list_and_change)
+    assert set(EmbeddingStore.open(letters.folder)) == {"P1", "P2", "P3"}
+
+
+def test_read_after_others_have_changed_it(letters: EmbeddingStore) -> None:
+    letters.add([("P4", "WWW"), ("P5", "YYYY")], Letters())
+    stale = EmbeddingStore.open(letters.folder)
+    other = EmbeddingStore.open(letters.folder)
+    other.remove(["P2", "P4", "P5"])
+    other.add([("P4", "WWW")], Letters())
+    assert torch.equal(stale["P1"], letters_of("MKVLA"))
+    keys = {key for batch in stale.stream() for key in batch.keys}
+    assert keys == {sequence_hash("MKVLA"), sequence_hash("WWW")}
+    with pytest.raises(KeyError, match="no protein with the id 'P5'"):
+        stale["P5"]
+    assert torch.equal(stale["P4"], letters_of("WWW"))
+
+
+# Bytes that are not what was written
+
+
+def test_a_flipped_byte_is_named(letters: EmbeddingStore, tmp_path: Path) -> None:
+    for path in sorted(letters.folder.iterdir()):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 5):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=f"{path.name} .*delet"):
+                everything(EmbeddingStore.open(letters.folder))
+        path.write_bytes(whole)
+    assert len(everything(EmbeddingStore.open(letters.folder))) == 3
+
+
+def test_damage_of_one_record_leaves_the_others(letters: EmbeddingStore) -> None:
+    [path] = shard_paths(letters.folder)
+    content = path.read_bytes()
+    place = content.index(letters["P2"].numpy().tobytes())
+    path.write_bytes(content[:place] + b"?" + content[place + 1 :])
+    store = EmbeddingStore.open(letters.folder)
+    assert torch.equal(store["P1"], letters_of("MKVLA"))
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .* delete that file"):
+        store["P2"]
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .* delete that file"):
+        store.remove(["P1", "P3"])
+    path.unlink()
+    assert store.add([("P1", "MKVLA"), ("P2", "ACD")], Letters()).embedded == 2
+
+
+DEEP = 100_000 * "["
+NESTED = 100_000 * '{"a":'
+
+
+@pytest.mark.parametrize("file", ["store.json", "ids-00000.json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        NESTED,
+        '{"format": %s}' % (10_000 * "9"),
+        '{"format": "2"}',
+        "[1]",
+        "null",
+        "NaN",
+        "",
+        "{}",
+    ]
+    + [json.dumps({"ids": wrong}) for wrong in ({"P1": 5}, {"P1": ["x"]}, ["P1"], 7)]
+    + [json.dumps({"checksum": 5, "ids": {}}), json.dumps({"more": {}})],
+)
+def test_crafted_json_is_one_line(letters: EmbeddingStore, file: str, text: str) -> None:
+    (letters.folder / file).write_text(text)
+    with pytest.raises(ValueError, match=f"{file} .*delet") as caught:
+        EmbeddingStore.open(letters.folder)
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "int8"},
+        {"kinds": []},
+        {"kinds": "x"},
+        {"hidden_size": 3.0},
+        {"backbone": {"a": 1}},
+    ],
+)
+def test_headers_of_wrong_types(letters: EmbeddingStore, changes: dict[str, Any]) -> None:
+    path = letters.folder / "store.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(ValueError, match=r"store\.json is not a valid header .*delete it"):
+        EmbeddingStore.open(letters.folder)
+
+
+def test_crafted_shards_are_one_line(letters: EmbeddingStore) -> None:
+    [path] = shard_paths(letters.folder)
+    key = f"embeddings/{sequence_hash('MKVLA')}"
+    one = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+    def file(header: Any) -> bytes:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        return struct.pack("<Q", len(text)) + text + b"1234"
+
+    for content in (
+        struct.pack("<Q", 2**64 - 1),
+        struct.pack("<Q", 100) + 100 * b" ",
+        file(DEEP.encode()),
+        file({key: one | {"shape": [2**62, 2**62]}}),
+        file({key: one | {"data_offsets": [0, 2**60]}}),
+        file({"__metadata__": {"store": DEEP}, key: one}),
+        file({"__metadata__": {"store": "[1]"}, key: one}),
+        file({"__metadata__": {"store": '{"about": "x"}'}, key: one}),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .*delete that"):
+            EmbeddingStore.open(letters.folder)
+    about = letters.header.text()
+    for tensor in (torch.tensor(1.0), torch.ones(3), torch.ones(5, 4)):
+        write_shard(path, {key: tensor}, about)
+        with pytest.raises(ValueError, match=f"{path.name} is not a shard of this store"):
+            EmbeddingStore.open(letters.folder)
+
+
+# Other processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_read_in_the_processes_of_a_loader(letters: EmbeddingStore, how: str) -> None:
+    letters["P1"]  # a file is mapped before there are other processes
+    names = [["P1"], ["P2"], ["P3"]]
+    collate = PairCollator(letters, by="id")
+    rows = [{"query": one, "candidate": "P2"} for [one] in names]
+    loader = DataLoader(
+        rows, batch_size=1, collate_fn=collate, num_workers=1, multiprocessing_context=how
+    )
+    found = [batch["query_embeddings"][0] for batch in loader]
+    for [name], tensor in zip(names, found, strict=True):
+        assert torch.equal(tensor, letters[name])
 
 
 def test_records_do_not_depend_on_shards(fasta: Path, one_go: Path, tmp_path: Path) -> None:

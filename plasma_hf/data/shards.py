@@ -62,6 +62,8 @@ class Header:
                 f"{path} is of format {version}, and this plasma_hf reads {cls.FORMAT}; {todo}."
             )
         try:
+            if version != cls.FORMAT or type(version) is not int:
+                raise ValueError("its 'format' is no number")
             return cls(**values)
         except (TypeError, ValueError) as error:
             message = f"{path} is not a valid header of an {cls.NOUN} ({error}); {remedy}."

@@ -444,23 +444,18 @@ class EmbeddingStore(ShardedStore):
             kind: "embeddings" or "projections"; by default the first that the store keeps.
             dtype: What to convert to; by default it comes as it is kept.
         """
-        if name not in self.ids:
-            raise self._missing(f"the id {_shorten(name)!r}")
-        return self.read_key(self.ids[name], kind, dtype)
+        return self._find(self.ids.get(name, ""), f"the id {name!r}", kind, dtype)
 
     def has_sequence(self, sequence: str) -> bool:
         """Tell whether there is a record of a sequence, spelled as in a file."""
-        with suppress(ValueError):
-            return sequence_hash(clean_sequence(sequence)) in self.lengths
-        return False
+        return _key_of(sequence) in self.lengths
 
     def read_sequence(
         self, sequence: str, kind: str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Read the record of a sequence, whatever its id; see `read`."""
-        if not self.has_sequence(sequence):
-            raise self._missing(f"the sequence {_shorten(sequence)!r}")
-        return self.read_key(sequence_hash(clean_sequence(sequence)), kind, dtype)
+        what = f"the sequence {_shorten(sequence)!r}"
+        return self._find(_key_of(sequence), what, kind, dtype)
 
     def embeddings(self, sequence: str, dtype: torch.dtype | None = None) -> Tensor:
         """Read residue embeddings of a sequence, as pipelines exported before do."""
@@ -470,12 +465,18 @@ class EmbeddingStore(ShardedStore):
         self, key: str, kind: str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Read a record by its key, one of `lengths`; see `read`."""
+        return self._find(key, f"the key {key!r}", kind, dtype)
+
+    def _find(self, key: str, what: str, kind: str | None, dtype: torch.dtype | None) -> Tensor:
         kind = kind or self.header.kinds[0]
         self.check_kind(kind)
 
         def mapped() -> Tensor:
             if key not in self._paths:
-                raise self._missing(f"the key {_shorten(key)!r}")
+                raise KeyError(
+                    f"the store {self.folder} holds no protein with {what}; add it with: "
+                    f"plasma-hf embed FILE --output {self.folder}"
+                )
             return self._open(self._paths[key]).read(f"{kind}/{key}")
 
         def mapped_again() -> Tensor:
@@ -488,12 +489,6 @@ class EmbeddingStore(ShardedStore):
             tensor = read_again(mapped_again, self.folder)
         # A copy: in the mapped tensor a change would show in every later reading.
         return tensor.to(dtype or tensor.dtype, copy=True)
-
-    def _missing(self, what: str) -> KeyError:
-        return KeyError(
-            f"the store {self.folder} holds no protein with {what}; add it with: plasma-hf embed "
-            f"FILE --output {self.folder}"
-        )
 
     def stream(self, max_residues: int = RESIDUES_PER_BATCH) -> Iterator[StoredBatch]:
         """Go through all proteins, shard by shard, in batches of like length.
@@ -787,8 +782,17 @@ class EmbeddingStore(ShardedStore):
 
 
 def _read_ids(path: Path) -> dict[str, str]:
-    table: dict[str, str] = read_json(path, RESUME, dict[str, str]).get("ids", {})
-    return table
+    tables = read_json(path, RESUME, dict[str, str])
+    if tables.keys() != {"ids"}:
+        raise ValueError(f"{path} is not a table of ids; {RESUME}.")
+    return dict(tables["ids"])
+
+
+def _key_of(sequence: str) -> str:
+    """Return the key of a sequence spelled as in a file; none is that of an invalid one."""
+    with suppress(ValueError):
+        return sequence_hash(clean_sequence(sequence))
+    return ""
 
 
 def gigabytes(n_bytes: int) -> str:

@@ -68,6 +68,7 @@ MARGIN = 1e-5
 """More than a cosine in single precision is off by."""
 DATASET = "dataset_info.json"
 
+COLUMNS = {*ABOUT, "residues", "sha"}
 FILE_NAME = re.compile(r"records-[0-9a-f]{24}\.safetensors|vectors-[0-9a-f]{24}-[0-9a-f]{8}\.faiss")
 
 # --- What an index says of itself, and one shard of it.
@@ -175,7 +176,10 @@ class _Shard(Shard):
     def vectors(self) -> np.ndarray:
         """The vectors, of a shard that is whole and unchanged."""
         _ = self._lines
-        vectors: np.ndarray = self.read("vectors").numpy()
+        tensor = self.read("vectors")
+        if tensor.dtype != torch.float32:
+            raise self.damaged(f"its vectors are of {tensor.dtype}")
+        vectors: np.ndarray = tensor.numpy()
         return vectors
 
     @cached_property
@@ -187,11 +191,12 @@ class _Shard(Shard):
         """Return `ABOUT`, residues and sha of each record."""
         lines = self._lines.tobytes().splitlines()
         try:
-            if len(lines) != len(self):
-                raise ValueError(f"it tells of {len(lines)} records")
-            return [parse_json(line, dict[str, str]) for line in lines[numbers]]
+            rows = [parse_json(line, dict[str, str]) for line in lines[numbers]]
         except ValueError as error:
             raise self.damaged(error) from error
+        if len(lines) != len(self) or not all(row.keys() >= COLUMNS for row in rows):
+            raise self.damaged("it does not tell of all records")
+        return rows
 
 
 def _shard_name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -> str:
