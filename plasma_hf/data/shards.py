@@ -107,9 +107,11 @@ def describe(fingerprint: Mapping[str, str] | None) -> str:
 
 
 @contextmanager
-def writer_lock(path: Path, busy: str, stale: Iterable[str] = ()) -> Iterator[None]:
+def writer_lock(
+    path: Path, busy: str, stale: Iterable[str] = (), seconds: float = 0.0
+) -> Iterator[None]:
     """Refuse a second writer, saying `busy`; sweep the `stale` files that a killed one left."""
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout as error:

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from os import PathLike
@@ -131,6 +131,8 @@ def _spell(error: Exception) -> str:
 
 HEADER = "store.json"
 REMOVAL = "removal.json"
+OTHERS_SECONDS = 5.0
+"""How long a writer waits for others that look for a killed removal."""
 RESUME = "delete that file and run the plasma-hf embed command again: it embeds what is missing"
 RESIDUES_PER_BATCH = 4096
 WRITTEN = re.compile(r"(?:shard|ids)-(\d{5})[-.]")
@@ -281,7 +283,7 @@ class EmbeddingStore(ShardedStore):
 
     def __init__(self, folder: str | PathLike[str], header: StoreHeader) -> None:
         super().__init__(folder, header)
-        if any(self.folder.glob(f"{REMOVAL}*")):
+        if self._is_removing():
             with suppress(ValueError, OSError):  # another process is at it, or this one may not
                 self._end_removal()
         self.refresh()
@@ -675,8 +677,8 @@ class EmbeddingStore(ShardedStore):
         asked for before other writers are kept away.
         """
         rank, world_size = rank_and_world_size()
-        if (self.folder / REMOVAL).exists():
-            self._end_removal()
+        if self._is_removing():
+            self._end_removal(OTHERS_SECONDS)
         # What other jobs' ranks have left, the first one sweeps.
         left = {other for other in self._ranks(TEMPORARY) if other >= world_size and not rank}
         with self._locked({rank} | left):
@@ -729,7 +731,8 @@ class EmbeddingStore(ShardedStore):
         whoever opens the store next does.
         """
         names = set(ids)
-        with self._alone():
+        with self._removing(OTHERS_SECONDS), self._locked(self._ranks()):
+            self._do_removal()
             self.refresh()
             if unknown := sorted(names - self.ids.keys()):
                 held = ", ".join(map(_shorten, unknown))
@@ -748,16 +751,20 @@ class EmbeddingStore(ShardedStore):
         nothing: dict[str, list[str]] = {"ids": [], "keys": []}
         return nothing | (read_json(path, RESUME, list[str]) if path.exists() else {})
 
-    def _end_removal(self) -> None:
-        with self._alone():
-            pass
+    def _is_removing(self) -> bool:
+        return any(self.folder.glob(f"{REMOVAL}*"))
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep all other writers away, and do what one of them has left of a removal."""
-        with self._locked(self._ranks()):
-            self._do_removal()
-            yield
+    def _removing(self, seconds: float) -> AbstractContextManager[None]:
+        # A lock of its own: who only looks for a killed removal keeps no writer from its rank.
+        busy = f"another process is taking proteins out of {self.folder}; wait for it."
+        return writer_lock(self.folder / "removal.lock", busy, seconds=seconds)
+
+    def _end_removal(self, seconds: float = 0.0) -> None:
+        """Do what a killed removal has left; refuse to if there is one at work."""
+        with self._removing(seconds):
+            if self._is_removing():
+                with self._locked(self._ranks()):
+                    self._do_removal()
 
     def _do_removal(self) -> None:
         path, removal = self.folder / REMOVAL, self._removal()
