@@ -71,7 +71,8 @@ class StoredEmbeddings:
 
     def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
         """Return embeddings by sequence; the KeyError for a missing one says how to add it."""
-        return {s: self.store.embeddings(s, torch.float32) for s in dict.fromkeys(sequences)}
+        read, wanted = self.store.read_sequence, dict.fromkeys(sequences)
+        return {s: read(s, "embeddings", torch.float32) for s in wanted}
 
 
 @dataclass(eq=False)

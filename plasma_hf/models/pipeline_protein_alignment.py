@@ -227,7 +227,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             return seen.proteins[value]
         protein, width = read_protein(value, side), self.model.config.embedding_size
         if protein.embeddings is None:
-            if self.store is None or protein.sequence not in self.store:
+            if self.store is None or not self.store.has_sequence(protein.sequence):
                 self._load_backbone(side)
                 protein = self.processor.read(protein, side)
         elif width is not None and protein.embeddings.shape[-1] != width:
@@ -270,8 +270,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         known, sides = seen.embeddings, list(zip(keys, proteins, strict=True))
         new = {key: p for key, p in sides if p.embeddings is None and key not in known}
         if self.store is not None:
-            for key in [key for key, p in new.items() if p.sequence in self.store]:
-                known[key] = self.store.embeddings(new.pop(key).sequence)
+            for key in [key for key, p in new.items() if self.store.has_sequence(p.sequence)]:
+                known[key] = self.store.read_sequence(new.pop(key).sequence, "embeddings")
         if new:
             backbone = Backbone(self.model.backbone, self.processor)
             known.update(zip(new, backbone.embed(list(new.values())), strict=True))

@@ -24,7 +24,7 @@ class Hit:
 
     Attributes:
         score: Of the pair, in [0, 1].
-        key: Hash of the protein's sequence.
+        key: Of its record, see `EmbeddingStore.read_key`.
         ids: What the protein is called in the store.
         plan: `(query_residues, candidate_residues)`.
     """
@@ -116,7 +116,7 @@ def _add_plans(
 ) -> None:
     """Make the plans of the hits alone."""
     candidates, projections = (
-        [store.read(hit.key, kind, torch.float32).to(model.device) for hit in hits]
+        [store.read_key(hit.key, kind, torch.float32).to(model.device) for hit in hits]
         if kind in store.header.kinds
         else None
         for kind in ("embeddings", "projections")

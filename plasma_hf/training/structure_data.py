@@ -112,7 +112,7 @@ def store_structures(
         own = batches[rank::world_size]
         for batch in tqdm(own, desc="structures", unit="batch", disable=hidden):
             keys = ordered[batch]
-            missing = {key for key in keys if key not in store}
+            missing = {key for key in keys if key not in store.lengths}
             if not missing:
                 continue
             # The whole batch, as a resumed job must not round otherwise than an undisturbed one.
@@ -212,4 +212,4 @@ class PairCollation:
 
 
 def _read(store: EmbeddingStore, keys: list[str]) -> tuple[Tensor, Tensor]:
-    return pad_residues([store.embeddings(key) for key in keys])
+    return pad_residues([store.read_key(key, "embeddings") for key in keys])

@@ -66,7 +66,10 @@ def with_plain_loop(store, pairs, width):
     optimizer = torch.optim.Adam(published.parameters(), lr=1e-4)
     start = time.perf_counter()
     for pair in pairs:
-        sides = [store.read(p.sequence, dtype=torch.float32) for p in (pair.query, pair.candidate)]
+        sides = [
+            store.read_sequence(p.sequence, dtype=torch.float32)
+            for p in (pair.query, pair.candidate)
+        ]
         sites = [torch.tensor(p.site_labels).float() for p in (pair.query, pair.candidate)]
         optimizer.zero_grad()
         published.loss(*sides, pair.label, *sites).backward()
