@@ -208,7 +208,7 @@ LARGEST = 1e12  # embeddings beyond it overflow when they are squared and summed
 def check_embeddings(embeddings: Tensor, name: str, mask: Tensor | None = None) -> None:
     """Refuse embeddings `(..., hidden)` that are NaN, infinite or beyond `LARGEST` at residues."""
     given = embeddings.detach()
-    if not given.numel() or max(map(abs, torch.stack(given.aminmax()).tolist())) < LARGEST:
+    if not given.numel() or max(abs(float(end)) for end in given.aminmax()) < LARGEST:
         return
     wrong = ~(given.abs() < LARGEST).all(-1)  # NaN is not, either
     if (wrong := wrong if mask is None else wrong & mask).any():
