@@ -581,7 +581,8 @@ class PreTrainedHead(SafeWeights):
             raise ValueError(
                 f"this head takes residue embeddings of width {config.embedding_size}, "
                 f"{type(encoder).__name__} gives {width}; attach the backbone the head was made "
-                f"for, or make a {type(config).__name__} of width {width}."
+                f"for, or make a head with {type(config).__name__}"
+                f"({config.attribute_map.get('embedding_size', 'embedding_size')}={width})."
             )
         name = name or getattr(backbone, "name", None) or encoder.config.name_or_path or None
         made_for = config.plm_name_or_path
@@ -605,7 +606,7 @@ class PreTrainedHead(SafeWeights):
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
-                f"{self.takes_embeddings}, or type model.load_backbone()."
+                f"{self.takes_embeddings}, or put its backbone under it: model.load_backbone()."
             )
         return pad_residues(_residue_embeddings(self.backbone, input_ids, *further))
 
