@@ -339,6 +339,10 @@ def test_the_trainer_of_transformers_trains_it(structures, tmp_path):
         ({"hidden_size": 10, "num_heads": 4}, "is not a multiple of num_heads=4"),
         ({"logit_temperature": 0}, "logit_temperature=0; give a number above 0"),
         ({"num_queries": 0}, "num_queries=0; give a number above 0"),
+        ({"logit_temperature": float("nan")}, "logit_temperature=nan; give a number above 0"),
+        ({"attention_dropout": -0.5}, "attention_dropout=-0.5; give 0 or more"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps=inf; give 0 or more"),
+        ({"logit_bias": float("nan")}, "logit_bias=nan; give a finite number"),
     ],
 )
 def test_a_wrong_configuration_is_refused(fields, message):

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .modeling_backbone import backbone_config, width_of
+from .modeling_backbone import backbone_config, check_ranges, width_of
 from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
 logger = logging.get_logger(__name__)
@@ -139,13 +139,11 @@ class PlasmaConfig(PreTrainedConfig):
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
-        for name in ("head_size", "kernel_scale", "n_iters", "eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        support = ("support_rounds", "support_window", "support_gap", "order_weight")
-        for name in (*support, "diagonal_window"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
+        support = ("support_rounds", "support_window", "support_gap", "support_weight")
+        read = ("order_weight", "threshold", "diagonal_window")
+        losses = ("label_match_weight", "correspondence_weight")
+        above_0 = ("embedding_size", "head_size", "kernel_scale", "n_iters", "eps")
+        check_ranges(self, above_0, (*support, *read, *losses))
 
 
 def _drop_retired(fields: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modeling_backbone import backbone_config, width_of
+from .modeling_backbone import backbone_config, check_ranges, width_of
 from .modeling_protein_mpnn import ProteinMPNNConfig
 from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
@@ -109,9 +110,10 @@ class ProtAlignConfig(PreTrainedConfig):
                     f"{name}={value!r}; accepted are {' and '.join(map(repr, accepted))}."
                 )
         positive = ("sequence_size", "structure_size", "hidden_size", "num_heads", "num_queries")
-        for name in (*positive, "logit_temperature", "loss_chunk"):
-            if (number := getattr(self, name)) is not None and number <= 0:
-                raise ValueError(f"{name}={number}; give a number above 0.")
+        above_0 = (*positive, "logit_temperature", "loss_chunk")
+        check_ranges(self, above_0, ("attention_dropout", "layer_norm_eps"))
+        if not math.isfinite(self.logit_bias):
+            raise ValueError(f"logit_bias={self.logit_bias}; give a finite number.")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}; "

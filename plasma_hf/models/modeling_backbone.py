@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -184,6 +186,46 @@ def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(protein) for protein in proteins], device=embeddings.device)
     position = torch.arange(embeddings.shape[1], device=embeddings.device)
     return embeddings, position < lengths.unsqueeze(-1)
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of the threads OpenMP waits for
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+def free_memory() -> float:
+    """Return the bytes that Linux has for a process, or for its container; elsewhere no limit."""
+    found = [math.inf]
+    for file, unit in (("/proc/meminfo", 1024), ("/sys/fs/cgroup/memory.max", 1)):
+        with suppress(OSError):
+            told = re.search(r"(?:MemAvailable: +|^)(\d+)", Path(file).read_text())
+            found += [unit * int(told[1])] if told else []
+    return min(found)
+
+
+LARGEST = 1e12  # embeddings beyond it overflow when they are squared and summed
+
+
+def check_embeddings(embeddings: Tensor, name: str, mask: Tensor | None = None) -> None:
+    """Refuse embeddings `(..., hidden)` that are NaN, infinite or beyond `LARGEST` at residues."""
+    given = embeddings.detach()
+    if not given.numel() or max(abs(float(end)) for end in given.aminmax()) < LARGEST:
+        return
+    wrong = ~(given.abs() < LARGEST).all(-1)  # NaN is not, either
+    if (wrong := wrong if mask is None else wrong & mask).any():
+        raise ValueError(
+            f"{name} has NaN or infinite embeddings, or beyond {LARGEST:g}, at residue "
+            f"{wrong.nonzero()[0].tolist()}; load a backbone with dtype=torch.float32."
+        )
+
+
+def check_ranges(config: Any, above_0: Sequence[str], from_0: Sequence[str] = ()) -> None:
+    """Refuse settings that are no finite numbers above 0, or from 0 on; None is not looked at."""
+    for name in (*above_0, *from_0):
+        value = getattr(config, name)
+        if value is None or 0 < value < math.inf or (value == 0 and name in from_0):
+            continue
+        accepted = "0 or more" if name in from_0 else "a number above 0"
+        raise ValueError(f"{name}={value}; give {accepted}.")
 
 
 OWN_BACKBONES: dict[str, Any] = {}  # those that are not of transformers; importing them adds them
@@ -379,11 +421,7 @@ class Backbone:
                 f"{self.name} gives {len(embeddings)} rows for {protein.id} of {residues} "
                 "residues; a backbone gives one per residue."
             )
-        if not torch.stack(embeddings.aminmax()).isfinite().all():  # NaN is both, and it is fast
-            raise ValueError(
-                f"{self.name} gives NaN or infinite embeddings for {protein.id}; it runs in "
-                f"{self.model.dtype}: load it with dtype=torch.float32."
-            )
+        check_embeddings(embeddings, f"{protein.id}, by {self.name} in {self.model.dtype},")
         return embeddings
 
 
@@ -543,7 +581,8 @@ class PreTrainedHead(SafeWeights):
             raise ValueError(
                 f"this head takes residue embeddings of width {config.embedding_size}, "
                 f"{type(encoder).__name__} gives {width}; attach the backbone the head was made "
-                f"for, or make a {type(config).__name__} of width {width}."
+                f"for, or make a head with {type(config).__name__}"
+                f"({config.attribute_map.get('embedding_size', 'embedding_size')}={width})."
             )
         name = name or getattr(backbone, "name", None) or encoder.config.name_or_path or None
         made_for = config.plm_name_or_path
@@ -567,7 +606,7 @@ class PreTrainedHead(SafeWeights):
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
-                f"{self.takes_embeddings}, or type model.load_backbone()."
+                f"{self.takes_embeddings}, or put its backbone under it: model.load_backbone()."
             )
         return pad_residues(_residue_embeddings(self.backbone, input_ids, *further))
 

@@ -24,6 +24,8 @@ from .configuration_plasma import PlasmaConfig
 from .modeling_backbone import (
     PreTrainedHead,
     build_backbone,
+    check_embeddings,
+    free_memory,
     from_package,
     pad_residues,
     weights_digest,
@@ -745,6 +747,7 @@ HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": Resi
 
 # --- The model.
 
+FEW_CELLS = 2**24  # of all plans together, which fit into any memory
 PADDED_PAIRS = 16  # in one batch on a GPU; on a CPU padding costs more than it saves
 
 
@@ -911,12 +914,12 @@ class PlasmaModel(PreTrainedHead):
             (torch.Size([2]), [torch.Size([12, 12]), torch.Size([12, 6])])
         """
         check_counts(queries, candidates)
-        query, candidate = (
-            self.project_each(side) if given is None else given
-            for side, given in ((queries, query_projections), (candidates, candidate_projections))
-        )
-        for sides in zip(query, candidate, strict=True):
+        query = query_projections or self.project_each(queries, "query")
+        candidate = candidate_projections or self.project_each(candidates, "candidate")
+        pairs = list(zip(query, candidate, strict=True))
+        for sides in pairs:
             check_widths(*sides)
+        self.check_memory([(len(q), len(c)) for q, c in pairs], return_plans)
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
         if (align := kernel_for("align_and_score", query[0])) is not None:
@@ -931,11 +934,31 @@ class PlasmaModel(PreTrainedHead):
         plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
         return AlignedPairs(torch.cat([part.scores for part in parts]), plans)
 
+    def check_memory(self, lengths: Sequence[Any], plans: bool, learns: bool = False) -> None:
+        """Refuse pairs, of such lengths each, for which the memory that is free is too little."""
+        cells = sorted(map(math.prod, lengths), reverse=True)
+        if sum(cells) < FEW_CELLS or self.device.type != "cpu":  # other devices say so themselves
+            return
+        # Numbers per cell, as measured: with kernels, and four times as many without or to learn.
+        each = 11 if self.config.order_weight else 3 if self.config.support_rounds else 1
+        plain = learns or kernel_for("align_and_score", torch.empty(0)) is None
+        at_once = cells if learns else cells[: torch.get_num_threads()]
+        needed = 4 * each * (4 if plain else 1) * sum(at_once) + 4 * sum(cells) * plans
+        if needed > (free := free_memory()):
+            q, c = max(lengths, key=math.prod)
+            raise ValueError(
+                f"{len(lengths)} pairs, up to {q} and {c} residues, take {needed / 1e9:.1f} GB "
+                f"and {free / 1e9:.1f} GB of memory are free; give fewer or shorter ones at a time."
+            )
+
     @torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
-    def project_each(self, proteins: Sequence[Tensor]) -> list[Tensor]:
+    def project_each(self, proteins: Sequence[Tensor], name: str = "protein") -> list[Tensor]:
         """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
-        known = {id(protein): protein for protein in proteins}
-        projected = {key: self.project(protein) for key, protein in known.items()}
+        projected: dict[int, Tensor] = {}
+        for number, protein in enumerate(proteins):
+            if id(protein) not in projected:
+                check_embeddings(protein, f"{name} {number}")
+                projected[id(protein)] = self.project(protein)
         return [projected[id(protein)] for protein in proteins]
 
     def _align_padded(
@@ -1032,6 +1055,9 @@ class PlasmaModel(PreTrainedHead):
         """Align pairs together, or one by one where that is less work."""
         config: Any = self.config
         first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
+        if batch.masks[0].numel() * batch.masks[1].shape[1] > FEW_CELLS:
+            sizes = zip(*(mask.sum(-1).tolist() for mask in batch.masks), strict=True)
+            self.check_memory(list(sizes), return_plan, learns=not no_cost)
         take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
         alone = take_apart(batch, self.project, no_cost) if take_apart else None
         parts = alone or [batch.projected(self.project)]
@@ -1088,6 +1114,7 @@ class PlasmaModel(PreTrainedHead):
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         self._check_side(side, embeddings, mask)
+        check_embeddings(embeddings, f"{side}_embeddings", mask.bool())
         return at_least_float32(embeddings), mask.bool()
 
     def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:

@@ -32,7 +32,7 @@ class SubstitutionConfig(PreTrainedConfig):
     decay: float | int = 7.0
 
     def __post_init__(self, **kwargs: object) -> None:
-        if self.window < 0 or self.decay <= 0:
+        if self.window < 0 or not 0 < self.decay < np.inf:
             raise ValueError(
                 f"window={self.window}, decay={self.decay}; give a window of 0 or more residues "
                 "and a decay above 0."

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modeling_backbone import Backbone, from_package
+from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
 
@@ -37,6 +37,9 @@ def find_segments(
         >>> segment["query_start"], segment["query_end"], segment["candidate_start"]
         (1, 5, 0)
     """
+    if not threshold >= 0 or max_gap < 0 or min_pairs < 1:  # NaN is not, either
+        given = f"threshold={threshold}, max_gap={max_gap}, min_pairs={min_pairs}"
+        raise ValueError(f"{given}; give 0 or more, 0 or more and 1 or more.")
     segments: list[list[tuple[int, int, float]]] = []
     for query, candidate, weight in _best_pairs(plan, threshold):
         home, least = None, 0
@@ -191,7 +194,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         """Read one pair as `{"query": Protein, "candidate": Protein}`."""
         given = zip(_sides_of(pair), SIDES, strict=True)
         seen = seen or _Seen()
-        return {side: self._read_side(value, side, seen) for value, side in given}
+        read = {side: self._read_side(value, side, seen) for value, side in given}
+        self.model.check_memory([self.size_of(read)], plans=True)
+        return read
 
     def _forward(
         self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
@@ -235,6 +240,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
                 f"{side} has residue embeddings of width {protein.embeddings.shape[-1]}, this "
                 f"model takes {width}; use the backbone the head was made for."
             )
+        else:
+            check_embeddings(protein.embeddings, side)
         if by_value:
             seen.proteins[value] = protein
         return protein

@@ -831,6 +831,8 @@ class ProteinPipeline(Pipeline):
         self, inputs: Iterable[Any], num_workers: int, batch_size: int, *params: dict[str, Any]
     ) -> Iterator[Any]:
         """Yield one answer per input; `params` are those to read, to compute and to answer."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; give 1 or more.")
         reading, forward, post = params
         prepared = (self.preprocess(one, **reading) for one in inputs)
         ahead = batch_size * _READ_AHEAD if batch_size > 1 else 1

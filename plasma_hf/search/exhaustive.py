@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..models.modeling_backbone import check_embeddings
+
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
 
@@ -106,6 +108,8 @@ def _load(model: PlasmaModel, store: Any, max_residues: int) -> Iterator[_Batch]
     kind = "projections" if "projections" in store.header.kinds else "embeddings"
     for stored in store.stream(max_residues):
         rows = [stored.read(kind, key).to(model.device).float() for key in stored.keys]
+        for key, each in zip(stored.keys, rows, strict=True):
+            check_embeddings(each, f"{key!r} of the store {store.folder}")
         if kind == "embeddings":
             rows = model.project_each(rows)
         yield _Batch(stored.keys, rows, stored, model.device)
