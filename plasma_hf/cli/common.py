@@ -5,6 +5,7 @@ torch, transformers and the other rooms are imported inside functions: `--help` 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -71,7 +72,7 @@ def one_line_errors() -> Iterator[Skipped]:
         yield skipped
     except BrokenPipeError:  # the reader has seen enough; typer ends quietly
         raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, EOFError, ImportError) as error:
         fail(str(error))
     # Under torchrun an exit code other than 0 would stop the other processes.
     if skipped.count and int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -106,8 +107,12 @@ def compilation_announced() -> Iterator[None]:
 
 def write(texts: Iterable[str], output: Path | None) -> None:
     """Write texts as they come, to a file or else to standard output."""
-    opened = output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout)
-    with opened as file:
+    # A name of a file that is not UTF-8 is written as the bytes that it is.
+    kept = "surrogateescape"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=kept)
+    opened: Any = output and output.open("w", encoding="utf-8", errors=kept, newline="")
+    with opened or nullcontext(sys.stdout) as file:
         for text in texts:
             file.write(text)
             file.flush()
