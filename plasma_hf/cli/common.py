@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 
 logger = logging.getLogger(__name__)
+package = logging.getLogger(__package__.partition(".")[0])
 
 
 def report(message: str) -> None:
@@ -54,6 +55,16 @@ class Skipped:
             self.report(f"{record.id}: {record.reason}")
 
 
+class _Reported(logging.Handler):
+    """Report what the library warns of like the rest, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        report(record.getMessage())
+
+
 @contextmanager
 def one_line_errors() -> Iterator[Skipped]:
     """Run a verb: an error is one line and exit code 2, and so is the end if something was skipped.
@@ -64,9 +75,10 @@ def one_line_errors() -> Iterator[Skipped]:
 
     from .. import register
 
-    skipped = Skipped()
+    skipped, warnings = Skipped(), _Reported()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    package.addHandler(warnings)
     try:
         register()
         yield skipped
@@ -74,6 +86,8 @@ def one_line_errors() -> Iterator[Skipped]:
         raise
     except (ValueError, TypeError, OSError, EOFError, ImportError) as error:
         fail(str(error))
+    finally:
+        package.removeHandler(warnings)
     # Under torchrun an exit code other than 0 would stop the other processes.
     if skipped.count and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)

@@ -101,10 +101,11 @@ def _read_file(file: Path, columns: tuple[str, str]) -> Iterable[Any]:
         start = lines.read(2**16).lstrip()
     if start.startswith("PAR1"):
         return _rows(_load_dataset(file), columns)
-    if start.startswith("{"):
+    named = file.name.lower().endswith(TABLES)
+    if start.startswith("{") and not named:
         return _read_json_lines(file, columns)
     header = set(re.split(rf'["{DELIMITERS}\s]+', start.partition("\n")[0]))
-    if not header.isdisjoint(columns) or file.name.lower().endswith(TABLES):
+    if named or not header.isdisjoint(columns):
         return _read_table(file, columns)
     return read_records(file)
 

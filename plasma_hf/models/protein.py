@@ -100,21 +100,25 @@ def is_nucleotides(letters: str) -> bool:
 # --- Text files, plain or gzipped. What a file is, its content tells, not its name.
 
 # Bytes that any gzipped file may unpack to, and how many times its own size.
-MOST_UNPACKED, MOST_GROWTH = 2**26, 100
-codecs.register_error("or-latin-1", lambda e: (chr(e.object[e.start]), e.start + 1))  # type: ignore
+MOST_UNPACKED, MOST_GROWTH = 2**26, 50
+
+
+def _as_latin_1(error: Any) -> tuple[str, int]:
+    line = re.match(rb"[^\r\n]*", error.object[error.start :])[0]  # type: ignore[index]
+    return line.decode("latin-1"), error.start + len(line)
+
+
+codecs.register_error("or-latin-1", _as_latin_1)
 
 
 class _Unpacked(gzip.GzipFile):
     def read1(self, size: int = -1) -> bytes:
         try:
             piece = super().read1(size)
+            if self.tell() > (most := max(MOST_UNPACKED, MOST_GROWTH * os.path.getsize(self.name))):
+                raise OSError(f"it unpacks to over {most // 10**6} MB; gunzip what you trust first")
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{self.name} is not a valid gzip file: {error}.") from error
-        most = max(MOST_UNPACKED, MOST_GROWTH * os.path.getsize(self.name))
-        if self.tell() > most:
-            raise ValueError(
-                f"{self.name} unpacks to more than {most // 10**6} MB; if it may, gunzip it first."
-            )
         return piece
 
 
@@ -125,7 +129,7 @@ def _piped(pipe: str, number: int) -> bytes:
 
 @contextmanager
 def open_text(file: str | Path) -> Iterator[io.TextIOWrapper]:
-    """Open a file or pipe as lines, which CR, LF or both end; what is not UTF-8 is Latin-1."""
+    """Open a file or pipe as lines, ended by CR, LF or both; from what is not UTF-8, Latin-1."""
     if not os.path.exists(file) or os.path.isdir(file):
         link = " (a link to nothing)" if os.path.islink(file) else ""
         raise FileNotFoundError(f"there is no file {str(file)!r}{link}; check the path.")
@@ -145,12 +149,15 @@ def is_fasta(file: str | Path) -> bool:
 
 def files_below(folder: str | Path) -> list[Path]:
     """List the files below a folder, and links to nothing; linked folders are entered once."""
-    entered, found = {os.path.realpath(folder)}, []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        inside = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
-        folders[:] = [name for name, real in inside.items() if real not in entered]
-        entered.update(inside.values())
-        found += [Path(place, name) for name in files]
+    entered, found, waiting = set(), [], [str(folder)]  # the linked come last
+    for place, folders, files in chained.from_iterable(map(os.walk, waiting)):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+        else:
+            entered.add(real)
+            linked = (os.path.join(place, name) for name in sorted(folders))
+            waiting += filter(os.path.islink, linked)
+            found += [Path(place, name) for name in files]
     return sorted((f for f in found if f.is_file() or not f.exists()), key=Path.as_posix)
 
 
@@ -287,8 +294,7 @@ def split_record(place: str | Path) -> tuple[str, str | None]:
     """Split `file:record` into file and record; the record is None where none is named."""
     text = str(place)
     colons = [] if os.path.exists(text) else [i for i, one in enumerate(text) if one == ":" and i]
-    there = [i for i in colons if os.path.exists(text[:i])]
-    for i in (there or colons)[-1:]:  # either may hold colons
+    for i in ([i for i in colons if os.path.exists(text[:i])] or colons)[-1:]:
         return text[:i], text[i + 1 :]
     return text, None
 
@@ -335,7 +341,7 @@ def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
 def _text(file: Path) -> str:
     """Return the text of a file; what is not ASCII becomes a question mark."""
     with open_text(file) as lines:
-        text = "".join(lines)
+        text = "".join(iter(lambda: lines.read(2**20), ""))  # no more than is let through
     if "dataBlocks" in text[:10_000]:
         raise ValueError(
             f"{file} is BinaryCIF, which gemmi does not read; give the same entry as mmCIF (.cif), "
@@ -479,10 +485,10 @@ class Protein:
     @cached_property
     def sha(self) -> str:
         """SHA-256 of letters and structure, in hexadecimal, whatever the protein is called."""
-        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode())
+        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode(errors="surrogatepass"))
         if self.structure is not None:
             for names in (self.structure.author_numbers, self.structure.chain_ids):
-                digest.update(" ".join(names).encode() + b"\0")
+                digest.update(" ".join(names).encode(errors="surrogatepass") + b"\0")
             places = self.structure.backbone.to(torch.float32).cpu().numpy()
             # NaN is many patterns of bits; here it is one.
             digest.update(np.where(np.isnan(places), np.float32("nan"), places).tobytes())
@@ -602,11 +608,9 @@ def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
             if name is not None:
                 yield Protein(name, "".join(parts))
             name, parts = (line[1:].split() or [f"line{number}"])[0], []
-        elif not line or line[0] == ";" or (line[0] == "#" and name is None):
-            continue
-        elif name is None:
+        elif name is None and line[:1] not in ("", ";", "#"):
             raise ValueError(f"line {number} comes before any '>' header line")
-        else:
+        elif line[:1] != ";":
             parts.append(line)
     if name is not None:
         yield Protein(name, "".join(parts))
