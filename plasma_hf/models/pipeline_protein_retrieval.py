@@ -277,16 +277,16 @@ def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> I
     """Read the proteins of a file, or of the structures below a folder, unchecked."""
     if not os.path.isdir(place):
         if not os.path.exists(split_record(place)[0]):
-            raise FileNotFoundError(
-                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into "
-                "a list: candidates=['MKVLA']."
+            said = (
+                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into"
             )
+            raise FileNotFoundError(f"{said} a list: candidates=['MKVLA'].")
         yield from read_records(place, BACKBONE_ATOMS)
         return
     files = [file for file in files_below(place) if suffix_of(file) in STRUCTURE_SUFFIXES]
     if not files:
-        kinds = f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz"
-        raise ValueError(f"there is no structure file below {str(place)!r}; give {kinds}.")
+        kinds = ", ".join(STRUCTURE_SUFFIXES)
+        raise ValueError(f"there is no structure file below {str(place)!r}: {kinds}, also .gz.")
     for file in files:
         name = file.relative_to(place).as_posix()
         try:

@@ -18,7 +18,6 @@ import re
 import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import chain as chained
@@ -54,9 +53,8 @@ BACKBONE_ATOMS = ("N", "CA", "C", "O")
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 KINDS = ("sequence", "structure")
 ACCEPTED = (
-    "a sequence, a path to FASTA, PDB or mmCIF, also gzipped, a Structure or Protein, a mapping "
-    "with 'sequence' or 'structure', and 'id' if you like, or, to align, residue embeddings "
-    "(residues, hidden)"
+    "a sequence, a path to FASTA, PDB or mmCIF, a Structure or Protein, a mapping with 'sequence' "
+    "or 'structure', and 'id' if you like, or, to align, residue embeddings (residues, hidden)"
 )
 
 
@@ -99,12 +97,12 @@ def is_nucleotides(letters: str) -> bool:
 
 # --- Text files, plain or gzipped. What a file is, its content tells, not its name.
 
-# Bytes that any gzipped file may unpack to, and how many times its own size.
-MOST_UNPACKED, MOST_GROWTH = 2**26, 50
+MOST_UNPACKED, MOST_GROWTH = 2**26, 50  # bytes of any gzipped file, and times its own size
+_piped = lru_cache(maxsize=2)(lambda pipe, number: Path(pipe).read_bytes())  # which works once
 
 
 def _as_latin_1(error: Any) -> tuple[str, int]:
-    line = re.match(rb"[^\r\n]*", error.object[error.start :])[0]  # type: ignore[index]
+    line = re.compile(rb"[^\r\n]*").match(error.object, error.start)[0]  # type: ignore[index]
     return line.decode("latin-1"), error.start + len(line)
 
 
@@ -122,23 +120,19 @@ class _Unpacked(gzip.GzipFile):
         return piece
 
 
-@lru_cache(maxsize=2)
-def _piped(pipe: str, number: int) -> bytes:
-    return Path(pipe).read_bytes()  # which works once
-
-
-@contextmanager
-def open_text(file: str | Path) -> Iterator[io.TextIOWrapper]:
-    """Open a file or pipe as lines, ended by CR, LF or both; from what is not UTF-8, Latin-1."""
+def open_text(file: str | Path) -> io.TextIOWrapper:
+    """Open a file or pipe as lines, ended by CR, LF or both; where it is not UTF-8, Latin-1."""
     if not os.path.exists(file) or os.path.isdir(file):
         link = " (a link to nothing)" if os.path.islink(file) else ""
         raise FileNotFoundError(f"there is no file {str(file)!r}{link}; check the path.")
     regular, number = os.path.isfile(file), os.stat(file).st_ino
-    with open(file, "rb") if regular else io.BytesIO(_piped(str(file), number)) as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        opened = _Unpacked(str(file), "rb", fileobj=raw) if packed else raw
-        yield io.TextIOWrapper(opened, "utf-8-sig", "or-latin-1")
+    raw: Any = open(file, "rb") if regular else io.BytesIO(_piped(str(file), number))
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    opened: Any = _Unpacked(str(file), "rb", fileobj=raw) if packed else raw
+    if packed:
+        opened.myfileobj = raw  # is closed with it
+    return io.TextIOWrapper(opened, "utf-8-sig", "or-latin-1")
 
 
 def is_fasta(file: str | Path) -> bool:
