@@ -123,9 +123,9 @@ def test_a_chain_or_record_is_named(app, tmp_path):
         (None, "/etc/passwd", "the character '/' at position 1"),
         (None, "M" * 3001, "this page takes up to 3000"),
         (None, ">a\nM<b>K", "the character '<'"),
-        ("notes.txt", "MKT", "files are read by their ending"),
+        ("notes.txt", "MKT", "nor begins with '>' as FASTA does"),
         ("bad.pdb", "nothing", "bad.pdb"),
-        ("bad.fasta", "MKT", "bad.fasta is not a valid FASTA file"),
+        ("bad.fasta", "MKT", "bad.fasta is not a valid structure file"),
     ],
 )
 def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):

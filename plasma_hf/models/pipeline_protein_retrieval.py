@@ -29,7 +29,6 @@ from .protein import (
     is_fasta,
     is_protein,
     is_structure,
-    looks_like_path,
     read_protein,
     read_records,
     split_record,
@@ -109,8 +108,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if args:
             raise TypeError("give one query or a list of them as one argument: pipe([a, b]).")
         if isinstance(inputs, str | Path):
-            named = isinstance(inputs, Path) or looks_like_path(inputs)
-            if not (named and os.path.isfile(inputs) and is_fasta(inputs)):
+            if not (os.path.isfile(inputs) and is_fasta(inputs)):
                 return super().__call__(inputs, **kwargs)
             inputs = read_records(inputs)
         elif isinstance(inputs, Mapping) or is_structure(inputs) or is_protein(inputs):

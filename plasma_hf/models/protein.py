@@ -91,8 +91,8 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
 
 def is_nucleotides(letters: str) -> bool:
     """Tell DNA or RNA: of 20 letters or more 95 % are A, C, G, T, U, N, four different ones."""
-    found = [count for count in map(letters.count, "ACGTUN") if count]
-    return len(found) >= 4 and sum(found) >= 0.95 * max(len(letters), 20)
+    counts = sorted(map(letters.count, "ACGTUN"))
+    return counts[2] > 0 and sum(counts) >= 0.95 * max(len(letters), 20)
 
 
 # --- Text files, plain or gzipped. What a file is, its content tells, not its name.
@@ -557,8 +557,8 @@ def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -
         raise ValueError(f"{file} holds nucleotides; give proteins, as a .faa file holds.")
     if not wanted:
         return records
-    named = [record for record in records if record.id == wanted][:1]
-    named = named or [record for record in records if record.id.rpartition(":")[2] == wanted]
+    named = [one for one in records if one.id == wanted][:1]
+    named = named or [one for one in records if one.id.rpartition(":")[2] == wanted]
     if len(named) != 1:
         has = _listed(record.id for record in named or records)
         raise ValueError(f"{file} has {len(named) or 'no'} record {wanted!r}; it has: {has}.")
