@@ -55,7 +55,7 @@ def test_folders_and_files_of_both_forms(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("MKV\n", "does not begin with '>'"),
+        ("MKV\n", "line 1 comes before any '>'"),
         ("", "0 rows"),
         (">a\nMK\n>b\nMKV\n", r"rows of lengths \[2, 3\]"),
         (">a\nM7\n>b\nMK\n", "'7', not residue letters"),

@@ -127,9 +127,9 @@ def test_a_chain_or_record_is_named(app, tmp_path):
         (None, ">a\nM<b>K", "the character '<'"),
         (None, "M" * 100_001, "the text has 100,001 characters, and this page takes up to 100,000"),
         ("many.fasta", ">a\nMKV\n" * 1001, "many.fasta holds more than 50 MB or 1000 records"),
-        ("notes.txt", "MKT", "files are read by their ending"),
+        ("notes.txt", "MKT", "nor begins with '>' as FASTA does"),
         ("bad.pdb", "nothing", "bad.pdb"),
-        ("bad.fasta", "MKT", "bad.fasta is not a valid FASTA file"),
+        ("bad.fasta", "MKT", "bad.fasta is not a valid structure file"),
     ],
 )
 def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):

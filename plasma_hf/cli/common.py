@@ -5,6 +5,7 @@ torch, transformers and the other rooms are imported inside functions: `--help` 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 
 logger = logging.getLogger(__name__)
+package = logging.getLogger(__package__.partition(".")[0])
 
 
 def report(message: str) -> None:
@@ -53,6 +55,16 @@ class Skipped:
             self.report(f"{record.id}: {record.reason}")
 
 
+class _Reported(logging.Handler):
+    """Report what the library warns of like the rest, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        report(record.getMessage())
+
+
 @contextmanager
 def one_line_errors() -> Iterator[Skipped]:
     """Run a verb: an error is one line and exit code 2, and so is the end if something was skipped.
@@ -63,16 +75,19 @@ def one_line_errors() -> Iterator[Skipped]:
 
     from .. import register
 
-    skipped = Skipped()
+    skipped, warnings = Skipped(), _Reported()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    package.addHandler(warnings)
     try:
         register()
         yield skipped
     except BrokenPipeError:  # the reader has seen enough; typer ends quietly
         raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, EOFError, ImportError) as error:
         fail(str(error))
+    finally:
+        package.removeHandler(warnings)
     # Under torchrun an exit code other than 0 would stop the other processes.
     if skipped.count and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)
@@ -106,8 +121,12 @@ def compilation_announced() -> Iterator[None]:
 
 def write(texts: Iterable[str], output: Path | None) -> None:
     """Write texts as they come, to a file or else to standard output."""
-    opened = output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout)
-    with opened as file:
+    # A name of a file that is not UTF-8 is written as the bytes that it is.
+    kept = "surrogateescape"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=kept)
+    opened: Any = output and output.open("w", encoding="utf-8", errors=kept, newline="")
+    with opened or nullcontext(sys.stdout) as file:
         for text in texts:
             file.write(text)
             file.flush()

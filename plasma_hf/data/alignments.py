@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.protein import RESIDUE_LETTERS, InvalidRecord
+from ..models.protein import RESIDUE_LETTERS, InvalidRecord, open_text, parse_fasta
 
 # BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
 TO_BLOSUM = str.maketrans("UOJ", "CKX")
@@ -97,15 +96,11 @@ class FamilyAlignment:
 
 def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
     """Read aligned FASTA, also .gz; the name of the family is the file's up to its first dot."""
-    rows: list[list[str]] = []
-    for line in _text(path).splitlines():
-        if line.startswith(">"):
-            rows.append([])
-        elif line.strip():
-            if not rows:
-                raise ValueError(f"{path} does not begin with '>'; give an aligned FASTA file")
-            rows[-1].append(line.strip())
-    joined = tuple("".join(row) for row in rows)
+    try:
+        with open_text(Path(path)) as lines:
+            joined = tuple(record.sequence or "" for record in parse_fasta(lines))
+    except ValueError as error:
+        raise ValueError(f"{path} is not an aligned FASTA file: {error}") from error
     if not joined or len({len(row) for row in joined}) != 1:
         lengths = sorted({len(row) for row in joined})[:5]
         raise ValueError(
@@ -121,7 +116,7 @@ def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
 def read_reference_alignments(
     path: str | PathLike[str], invalid: list[InvalidRecord] | None = None
 ) -> list[ResidueAlignment]:
-    """Read reference alignments of pairs from JSON, also .gz.
+    """Read reference alignments of pairs from JSON, also gzipped.
 
     Args:
         path: A list of records with `seq_a`, `seq_b` and `pairs` (`[[i, j], ...]`, 0-based), where
@@ -129,8 +124,9 @@ def read_reference_alignments(
         invalid: Takes the invalid records; without it the first of them raises.
     """
     try:
-        records = json.loads(_text(path))
-    except (ValueError, OSError, EOFError) as error:
+        with open_text(Path(path)) as lines:
+            records = json.load(lines)
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON, or gzipped JSON: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} holds a {type(records).__name__}; give a list of records")
@@ -150,16 +146,24 @@ def read_reference_alignments(
 def read_alignments(
     paths: Iterable[str | PathLike[str]], invalid: list[InvalidRecord] | None = None
 ) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
-    """Read files of either form, or folders of them: pairs from JSON, families from all others."""
+    """Read files of either form, or folders of them: pairs from JSON, families from all others.
+
+    `invalid` takes records and files that cannot be read; without it the first of them raises.
+    """
     families: list[FamilyAlignment] = []
     pairs: list[ResidueAlignment] = []
     for path in map(Path, paths):
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in (one for one in inside if not one.is_dir()):
-            if ".json" in file.suffixes:
-                pairs += read_reference_alignments(file, invalid)
-            else:
-                families.append(read_family_alignment(file))
+            try:
+                if ".json" in file.suffixes:
+                    pairs += read_reference_alignments(file, invalid)
+                else:
+                    families.append(read_family_alignment(file))
+            except (ValueError, OSError) as error:
+                if invalid is None:
+                    raise
+                invalid.append(InvalidRecord(str(file), str(error)))
     return families, pairs
 
 
@@ -177,8 +181,3 @@ def _reference(record: dict[str, Any]) -> ResidueAlignment:
     trusted, group = core if len(core) else columns, str(record.get("set", ""))
     aligned = columns if len(columns) else trusted
     return ResidueAlignment(query, candidate, trusted, group, names, aligned)
-
-
-def _text(path: str | PathLike[str]) -> str:
-    data = Path(path).read_bytes()
-    return (gzip.decompress(data) if Path(path).suffix == ".gz" else data).decode()

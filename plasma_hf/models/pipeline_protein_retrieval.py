@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -19,12 +20,13 @@ from torch.nn import functional as F
 from .protein import (
     ACCEPTED,
     BACKBONE_ATOMS,
-    FASTA_SUFFIXES,
     KINDS,
     STRUCTURE_SUFFIXES,
     InvalidRecord,
     Protein,
     ProteinPipeline,
+    files_below,
+    is_fasta,
     is_protein,
     is_structure,
     read_protein,
@@ -106,7 +108,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if args:
             raise TypeError("give one query or a list of them as one argument: pipe([a, b]).")
         if isinstance(inputs, str | Path):
-            if suffix_of(inputs) not in FASTA_SUFFIXES or not Path(inputs).is_file():
+            if not (os.path.isfile(inputs) and is_fasta(inputs)):
                 return super().__call__(inputs, **kwargs)
             inputs = read_records(inputs)
         elif isinstance(inputs, Mapping) or is_structure(inputs) or is_protein(inputs):
@@ -271,20 +273,18 @@ def read_candidates(
 
 def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> Iterator[Protein]:
     """Read the proteins of a file, or of the structures below a folder, unchecked."""
-    if not place.is_dir():
-        if not Path(split_record(place)[0]).is_file():
-            raise FileNotFoundError(
-                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into "
-                "a list: candidates=['MKVLA']."
+    if not os.path.isdir(place):
+        if not os.path.exists(split_record(place)[0]):
+            said = (
+                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into"
             )
+            raise FileNotFoundError(f"{said} a list: candidates=['MKVLA'].")
         yield from read_records(place, BACKBONE_ATOMS)
         return
-    files = [file for file in sorted(place.rglob("*")) if suffix_of(file) in STRUCTURE_SUFFIXES]
+    files = [file for file in files_below(place) if suffix_of(file) in STRUCTURE_SUFFIXES]
     if not files:
-        raise ValueError(
-            f"there is no structure file below {str(place)!r}; structures are read from "
-            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
-        )
+        kinds = ", ".join(STRUCTURE_SUFFIXES)
+        raise ValueError(f"there is no structure file below {str(place)!r}: {kinds}, also .gz.")
     for file in files:
         name = file.relative_to(place).as_posix()
         try:

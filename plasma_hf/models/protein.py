@@ -7,16 +7,19 @@ This file reads FASTA, PDB and mmCIF with gemmi alone, also where plasma_hf is n
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import logging
 import math
+import os
 import re
 import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain as chained
 from itertools import compress, count, islice, pairwise
 from operator import not_
@@ -49,17 +52,14 @@ RESIDUE_LETTERS = string.ascii_uppercase
 # What a letter outside the twenty may stand for; its embedding is the mean over these. U is
 # selenocysteine, in the place of a cysteine, O pyrrolysine, a lysine derivative.
 LETTER_RULES = {"U": "C", "O": "K", "B": "DN", "Z": "EQ", "J": "IL", "X": STANDARD_RESIDUES}
+_nucleotides_named: list[str] = []  # the first that was noticed
 
 BACKBONE_ATOMS = ("N", "CA", "C", "O")
-FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
-FILE_SUFFIXES = FASTA_SUFFIXES + STRUCTURE_SUFFIXES
 KINDS = ("sequence", "structure")
 ACCEPTED = (
-    f"a sequence, a path to FASTA ({', '.join(FASTA_SUFFIXES)}) or a structure "
-    f"({', '.join(STRUCTURE_SUFFIXES)}; each also with .gz), a Structure or Protein, a mapping "
-    "with 'sequence' or 'structure', and 'id' if you like, or, to align, residue embeddings "
-    "(residues, hidden)"
+    "a sequence, a path to FASTA, PDB or mmCIF, a Structure or Protein, a mapping with 'sequence' "
+    "or 'structure', and 'id' if you like, or, to align, residue embeddings (residues, hidden)"
 )
 
 
@@ -67,7 +67,7 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
     """Return a protein sequence in upper case, without white space and trailing stop.
 
     Nothing else is removed, so positions in the result are residues as given. Errors call it
-    `name`.
+    `name`; so does a warning, once, if it `is_nucleotides`.
 
     Example:
         >>> clean_sequence("mkv laX*")
@@ -87,7 +87,77 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
             "residue; accepted are the letters A-Z in either case. Remove gaps ('-', '.') and "
             "inner stops ('*') before aligning."
         )
-    return residues.upper()
+    residues = residues.upper()
+    if not _nucleotides_named and is_nucleotides(residues):
+        _nucleotides_named.append(name)
+        logger.warning("%s looks like DNA or RNA; it is read as a protein (said once)", name)
+    return residues
+
+
+def is_nucleotides(letters: str) -> bool:
+    """Tell DNA or RNA: of 20 letters or more 95 % are A, C, G, T, U, N, four different ones."""
+    counts = sorted(map(letters.count, "ACGTUN"))
+    return counts[2] > 0 and sum(counts) >= 0.95 * max(len(letters), 20)
+
+
+# --- Text files, plain or gzipped. What a file is, its content tells, not its name.
+
+MOST_UNPACKED, MOST_GROWTH = 2**26, 50  # bytes of any gzipped file, and times its own size
+_piped = lru_cache(maxsize=2)(lambda pipe, number: Path(pipe).read_bytes())  # which works once
+
+
+def _as_latin_1(error: Any) -> tuple[str, int]:
+    line = re.compile(rb"[^\r\n]*").match(error.object, error.start)[0]  # type: ignore[index]
+    return line.decode("latin-1"), error.start + len(line)
+
+
+codecs.register_error("or-latin-1", _as_latin_1)
+
+
+class _Unpacked(gzip.GzipFile):
+    def read1(self, size: int = -1) -> bytes:
+        try:
+            piece = super().read1(size)
+            if self.tell() > (most := max(MOST_UNPACKED, MOST_GROWTH * os.path.getsize(self.name))):
+                raise OSError(f"it unpacks to over {most // 10**6} MB; gunzip what you trust first")
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.name} is not a valid gzip file: {error}.") from error
+        return piece
+
+
+def open_text(file: str | Path) -> io.TextIOWrapper:
+    """Open a file or pipe as lines, ended by CR, LF or both; where it is not UTF-8, Latin-1."""
+    if not os.path.exists(file) or os.path.isdir(file):
+        link = " (a link to nothing)" if os.path.islink(file) else ""
+        raise FileNotFoundError(f"there is no file {str(file)!r}{link}; check the path.")
+    regular, number = os.path.isfile(file), os.stat(file).st_ino
+    raw: Any = open(file, "rb") if regular else io.BytesIO(_piped(str(file), number))
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    opened: Any = _Unpacked(str(file), "rb", fileobj=raw) if packed else raw
+    if packed:
+        opened.myfileobj = raw  # is closed with it
+    return io.TextIOWrapper(opened, "utf-8-sig", "or-latin-1")
+
+
+def is_fasta(file: str | Path) -> bool:
+    """Tell FASTA by its first line that is no comment."""
+    with open_text(file) as lines:
+        return bool(re.match(r"(?:\s*[;#].*\n)*\s*>", lines.read(2**16)))
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """List the files below a folder, and links to nothing; linked folders are entered once."""
+    entered, found, waiting = set(), [], [str(folder)]  # the linked come last
+    for place, folders, files in chained.from_iterable(map(os.walk, waiting)):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+        else:
+            entered.add(real)
+            linked = (os.path.join(place, name) for name in sorted(folders))
+            waiting += filter(os.path.islink, linked)
+            found += [Path(place, name) for name in files]
+    return sorted((f for f in found if f.is_file() or not f.exists()), key=Path.as_posix)
 
 
 # --- Structures: PDB and mmCIF files, read into backbone atoms chain by chain.
@@ -251,13 +321,15 @@ def join_structures(name: str, structures: Sequence[Structure]) -> Structure:
 def split_record(place: str | Path) -> tuple[str, str | None]:
     """Split `file:record` into file and record; the record is None where none is named."""
     text = str(place)
-    file, colon, wanted = text.rpartition(":")
-    return (file, wanted) if file and colon and not Path(text).exists() else (text, None)
+    colons = [] if os.path.exists(text) else [i for i, one in enumerate(text) if one == ":" and i]
+    for i in ([i for i in colons if os.path.exists(text[:i])] or colons)[-1:]:
+        return text[:i], text[i + 1 :]
+    return text, None
 
 
 def suffix_of(path: str | Path) -> str:
-    """Return the ending that says what a file is, in lower case; that of `x.PDB.gz` is `.pdb`."""
-    return Path(Path(path).name.removesuffix(".gz")).suffix.lower()
+    """Return the ending of a name, in lower case; that of `x.PDB.gz` is `.pdb`."""
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -287,7 +359,7 @@ def _parse(file: Path, text: str) -> Any:
     if not is_cif and not re.search("^(ATOM  |HETATM)", text, re.MULTILINE):
         raise ValueError(
             f"{file} is not a valid structure file: it has neither atoms as a PDB file has them "
-            "('ATOM  ') nor those of an mmCIF file ('_atom_site.')."
+            "('ATOM  ') nor those of mmCIF ('_atom_site.'), nor begins with '>' as FASTA does."
         )
     before, last = ["", "", *text.rsplit("\n", 2)][-2:]
     is_atom = last and any(kind.startswith(last[:6]) for kind in ("ATOM  ", "HETATM"))
@@ -349,21 +421,16 @@ def _apart(one: Any, following: Any) -> float:
 
 
 def _text(file: Path) -> str:
-    """Return the text of a file that may be gzipped; what is not ASCII becomes a question mark."""
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
-    data = file.read_bytes()
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is not a valid gzip file: {error}.") from error
-    if b"dataBlocks" in data[:10_000]:
+    """Return the text of a file; what is not ASCII becomes a question mark."""
+    with open_text(file) as lines:
+        text = "".join(iter(lambda: lines.read(2**20), ""))  # no more than is let through
+    if "dataBlocks" in text[:10_000]:
         raise ValueError(
             f"{file} is BinaryCIF, which gemmi does not read; give the same entry as mmCIF (.cif), "
             "as the PDB offers it or converted with biotite or Mol*."
         )
-    return data.decode("ascii", errors="replace").replace("\ufffd", "?").replace("\0", "?")
+    text = text if text.isascii() else text.encode("ascii", "replace").decode()
+    return text.replace("\0", "?")
 
 
 def _parse_pdb(text: str) -> Any:
@@ -544,10 +611,10 @@ class Protein:
     @cached_property
     def sha(self) -> str:
         """SHA-256 of letters and structure, in hexadecimal, whatever the protein is called."""
-        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode())
+        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode(errors="surrogatepass"))
         if self.structure is not None:
             for names in (self.structure.author_numbers, self.structure.chain_ids):
-                digest.update(" ".join(names).encode() + b"\0")
+                digest.update(" ".join(names).encode(errors="surrogatepass") + b"\0")
             places = self.structure.backbone.to(torch.float32).cpu().numpy()
             # NaN is many patterns of bits; here it is one.
             digest.update(np.where(np.isnan(places), np.float32("nan"), places).tobytes())
@@ -593,7 +660,7 @@ def read_protein(
     if is_protein(value):
         return value if getattr(value, "checked", False) else _check(value, name)
     if isinstance(value, str | Path):
-        if Path(value).is_dir():
+        if os.path.isdir(value):
             raise ValueError(
                 f"{name} is the folder {str(value)!r}, not one protein; give a file in it. What to "
                 "search can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
@@ -614,35 +681,30 @@ def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -
     A FASTA record is called by the first word of its header, a chain `file:chain`.
     """
     file, wanted = split_record(place)
-    suffix = suffix_of(file)
-    if suffix not in FILE_SUFFIXES:
-        raise ValueError(
-            f"{file}: files are read by their ending, and this one "
-            + (f"has {suffix!r}, which is not one of" if suffix else "has no ending; give one of")
-            + f" {', '.join(FILE_SUFFIXES)} (each also with .gz)."
-        )
-    if suffix in STRUCTURE_SUFFIXES:
+    if not is_fasta(file):
         return _read_chains(place, atoms)
-    records = _read_fasta(Path(file))
+    with open_text(file) as lines:
+        records = [replace(p, source=f"{file}:{p.id}") for p in parse_fasta(lines)]
+    if suffix_of(file) == ".fna" and any(is_nucleotides(p.sequence or "") for p in records):
+        raise ValueError(f"{file} holds nucleotides; give proteins, as a .faa file holds.")
     if not wanted:
         return records
-    named = [record for record in records if wanted in (record.id, record.id.rpartition(":")[2])]
-    if not named:
-        has = _listed(record.id for record in records)
-        raise ValueError(f"{file} has no record {wanted!r}; it has: {has}.")
-    return named[:1]
+    named = [one for one in records if one.id == wanted][:1]
+    named = named or [one for one in records if one.id.rpartition(":")[2] == wanted]
+    if len(named) != 1:
+        has = _listed(record.id for record in named or records)
+        raise ValueError(f"{file} has {len(named) or 'no'} record {wanted!r}; it has: {has}.")
+    return named
 
 
 def _read_chains(place: str | Path, atoms: Sequence[str]) -> list[Protein]:
     """Read the chains of a structure file, the one named behind a colon, or with `*` all as one."""
     file, wanted = split_record(place)
     chains = read_structures(file, chains=None if wanted == "*" else wanted, atoms=atoms)
+    name = f"{Path(file).name}:"
     if wanted == "*":
-        chains = [join_structures(f"{Path(file).name}:*", chains)]
-    return [
-        Protein(chain.id, structure=chain, source=f"{file}:{chain.id.rpartition(':')[2]}")
-        for chain in chains
-    ]
+        chains = [join_structures(f"{name}*", chains)]
+    return [Protein(c.id, structure=c, source=f"{file}:{c.id.removeprefix(name)}") for c in chains]
 
 
 def _only(found: list[Protein], place: str | Path) -> Protein:
@@ -650,52 +712,41 @@ def _only(found: list[Protein], place: str | Path) -> Protein:
     if len(found) == 1:
         return found[0]
     chains = found[0].kind == "structure"
-    names = [protein.id.rpartition(":")[2] if chains else protein.id for protein in found]
+    names = [one.id.removeprefix(f"{Path(place).name}:") if chains else one.id for one in found]
+    # So quoted, it means the same in Python and in a shell.
+    one, every = (f"{place}:{name}".replace("'", "'\"'\"'") for name in (names[0], "*"))
     raise ValueError(
         f"{place} holds {len(names)} {'chains' if chains else 'records'}: {_listed(names)}; name "
-        f"one, as in '{place}:{names[0]}'"
-        + (f", or take all as one protein with '{place}:*'." if chains else ".")
+        f"one, as in '{one}'" + (f", or take all as one protein with '{every}'." if chains else ".")
     )
 
 
-def _read_fasta(file: Path) -> list[Protein]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
-    opened = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opened(file, "rt", encoding="utf-8") as lines:
-            records = [replace(p, source=f"{file}:{p.id}") for p in parse_fasta(lines)]
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} is not a valid FASTA file: {error}.") from error
-    if not records:
-        raise ValueError(f"{file} holds no FASTA record; a record begins with a '>' line.")
-    return records
-
-
 def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
-    """Read FASTA records from lines as they come, unchecked.
+    """Read FASTA records from lines as they come, unchecked; lines with `;` are comments.
 
     A record is called by the first word of its header, or else by the number of its line.
     """
     name: str | None = None
     parts: list[str] = []
     for number, line in enumerate(lines, start=1):
-        line = line.strip()
+        line = line.strip().removeprefix("\ufeff")
         if line.startswith(">"):
             if name is not None:
                 yield Protein(name, "".join(parts))
             name, parts = (line[1:].split() or [f"line{number}"])[0], []
-        elif line and name is None:
+        elif name is None and line[:1] not in ("", ";", "#"):
             raise ValueError(f"line {number} comes before any '>' header line")
-        else:
+        elif line[:1] != ";":
             parts.append(line)
     if name is not None:
         yield Protein(name, "".join(parts))
 
 
 def looks_like_path(text: str) -> bool:
-    """Tell a path from a sequence: a path holds a dot or a slash, a sequence neither."""
-    return "." in text or "/" in text or "\\" in text
+    """Tell a path, which holds a dot or a slash, from a sequence, also one with dots in it."""
+    gapped = re.fullmatch(r"[A-Z.*\s-]{12,}|[A-Za-z.*\s-]{50,}|(?s:.*\n.*)", text)
+    dotted = not {".", "/", "\\"}.isdisjoint(text)
+    return dotted and (not gapped or os.path.exists(split_record(text)[0]))
 
 
 def with_backbone_atoms(protein: Protein) -> Protein:

@@ -38,7 +38,12 @@ from ..data.shards import (
 )
 from ..data.store import EmbeddingReport, cut
 from ..io.sequences import read_sequences
-from ..io.structures import read_structure_folder
+from ..io.structures import (
+    CHAIN_LIST_SUFFIX,
+    begins_as_structure,
+    read_listed_chain,
+    read_structure_folder,
+)
 from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
@@ -55,8 +60,10 @@ from ..models.protein import (
     InvalidRecord,
     Protein,
     Structure,
+    is_fasta,
     is_structure,
     read_protein,
+    split_record,
     suffix_of,
 )
 
@@ -291,7 +298,10 @@ class Index(ShardedStore):
             return Protein(about["id"], about["residues"], source=about["source"])
         if not about["source"]:
             raise ValueError(f"{about['id']} was read from no file, and an index keeps no atoms")
-        record = read_protein(about["source"], about["id"], BACKBONE_ATOMS)
+        file, name = split_record(about["source"])
+        listed = suffix_of(file) == CHAIN_LIST_SUFFIX
+        place = read_listed_chain(file, name or "") if listed else Path(about["source"])
+        record = read_protein(place, about["id"], BACKBONE_ATOMS)
         if record.sha != about["sha"]:
             raise ValueError(f"{about['source']} has changed since it was indexed")
         return replace(record, id=about["id"])
@@ -377,9 +387,11 @@ def _read_place(place: Path, bad: list[InvalidRecord], kind: str | None) -> Iter
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
-    structures = suffix_of(place) in STRUCTURE_SUFFIXES or (
-        place.is_dir() and not (place / DATASET).exists()
-    )
+    if place.is_dir():
+        structures = not (place / DATASET).exists()
+    else:
+        named = suffix_of(place) in STRUCTURE_SUFFIXES and not is_fasta(place)
+        structures = named or begins_as_structure(place)
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")
