@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from plasma_hf import DEFAULT_RETRIEVAL_CHECKPOINT
 from plasma_hf.data.clusters import split_by_cluster
@@ -40,6 +41,7 @@ from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, Residue
 from plasma_hf.models.protein import Structure
 from plasma_hf.training import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, crop, train_encoders
+from plasma_hf.training.run import METRICS
 from plasma_hf.training.structure_data import PairParts
 from reproduce.default_checkpoint import RESULTS, bundle
 from reproduce.designs import Designer, design
@@ -58,12 +60,27 @@ RESIDUES = ResidueTraining(
     **{"learning_rate": 1e-3, "save_steps": 500},
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NOTICE = """\
+Copyright (c) 2019 John Ingraham, Vikas Garg, Regina Barzilay, Tommi Jaakkola, 2022 Justas \
+Dauparas, 2025 Markus J. Sommer. Permission is hereby granted, free of charge, to any person \
+obtaining a copy of this software and associated documentation files (the "Software"), to deal \
+in the Software without restriction, including without limitation the rights to use, copy, \
+modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to \
+permit persons to whom the Software is furnished to do so, subject to the following conditions: \
+The above copyright notice and this permission notice shall be included in all copies or \
+substantial portions of the Software. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY \
+KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, \
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT \
+HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, \
+TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER \
+DEALINGS IN THE SOFTWARE."""
 DETAILS = {
     "name": "ProtAlign, bundled",
     "data": "PDB (CC0), and sequences that ProteinMPNN designed for its structures; the structure "
     "encoder began as the published ProteinMPNN v_48_020 (MIT), which was trained on the PDB",
     "encoders": f"trained before, residue by residue, in {RESIDUES.steps} batches of "
     f"{RESIDUES.chains} chains, half of them with designed sequences",
+    "MIT licence of ProteinMPNN": NOTICE,
 }
 POOLS = {"attention": ProtAlignModel, "mean-pool + linear": MeanPoolModel}
 SHOWN = ("recall_at_1", "recall_at_5", "mrr", "reverse_recall_at_1", "reverse_recall_at_5")
@@ -276,6 +293,20 @@ def same_proteins(sequences: list[str]) -> list[int]:
     return list(split.clusters)
 
 
+def build(out: Path) -> None:
+    """Bundle the seed that is best on validation, in float16; it loads as float32."""
+
+    def selection(seed: int) -> float:
+        written = json.loads((folder_of(out, "attention", seed) / METRICS).read_text())
+        return float(written["figures"]["eval"]["selection"])
+
+    target = Path(DEFAULT_RETRIEVAL_CHECKPOINT)
+    bundle(folder_of(out, "attention", max(SEEDS, key=selection)), target)
+    weights = load_file(target / "model.safetensors")
+    halved = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    save_file(halved, target / "model.safetensors", {"format": "pt"})
+
+
 def _spread(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
     return {
         key: (
@@ -308,7 +339,7 @@ def main(words: list[str] | None = None) -> None:
         print(text)
         (RESULTS / "bundled_protalign.md").write_text(text + "\n")
     if "build" in options.steps:
-        bundle(folder_of(options.out, "attention", 0), Path(DEFAULT_RETRIEVAL_CHECKPOINT))
+        build(options.out)
 
 
 if __name__ == "__main__":
