@@ -231,7 +231,7 @@ def figures(out: Path, earlier: Path | None = None) -> str:
         "",
         f"| model | {' | '.join(partly[0])} |",
         f"|---|{'--:|' * len(partly[0])}",
-        f"| attention | {' | '.join(_cell(*cell) for cell in _spread(partly).values())} |",
+        f"| this model | {' | '.join(_cell(*cell) for cell in _spread(partly).values())} |",
     ]
     if earlier is not None:
         values = partly_seen(ProtAlignModel.from_pretrained(earlier).to(DEVICE)).values()
