@@ -125,7 +125,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_weights(tmp_path):
 def test_what_cannot_be_learnt_from_is_refused():
     chain = PAIRS[0].structure
     other = StructurePair("p", chain.sequence[:-1], chain)
-    with pytest.raises(ValueError, match="not that of its structure"):
+    with pytest.raises(ValueError, match="give the residues observed"):
         ChainBatches([other], ["a"], ProtAlignProcessor(), SETTINGS)
     empty = pair_of(replace(chain, backbone=torch.full_like(chain.backbone, math.nan)))
     with pytest.raises(ValueError, match="no chain with backbone atoms"):

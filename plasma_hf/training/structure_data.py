@@ -167,10 +167,14 @@ class StructurePairs(Dataset[dict[str, Any]]):
 
 
 def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
-    """Number groups of pairs whose sequences are identical from a share of the shorter one on."""
-    clusters = cluster_sequences({str(i): pair.sequence for i, pair in enumerate(pairs)}, identity)
+    """Number groups of pairs whose structures' residues are identical from a share on.
+
+    The share is of the shorter one. Pairs of one structure are a group, whatever their sequences.
+    """
+    sequences = dict.fromkeys(pair.structure.sequence for pair in pairs)
+    clusters = cluster_sequences({sequence: sequence for sequence in sequences}, identity)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters.values()))}
-    return [numbers[clusters[str(i)]] for i in range(len(pairs))]
+    return [numbers[clusters[pair.structure.sequence]] for pair in pairs]
 
 
 @dataclass(frozen=True)
