@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import shutil
-import tomllib
 from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
@@ -17,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, SpaceCardData
 
-from .card import ANY_REPOSITORY, render, template_folder
+from .card import ANY_REPOSITORY, render
 from .export import PICKLES, RECORD, export_to_hub_folder
 
 logger = logging.getLogger(__name__)
@@ -180,10 +179,10 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
         )
     with TemporaryDirectory() as scratch:
         folder = metric_space(name, Path(scratch) / name, repository)
-        return _push_space(folder, repository, private)
+        return push_space(folder, repository, private)
 
 
-def _push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
+def push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
     """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go."""
     api = HfApi()
     api.create_repo(
@@ -192,64 +191,3 @@ def _push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
     return api.upload_folder(
         repo_id=repository, folder_path=folder, repo_type="space", delete_patterns="*.py"
     )
-
-
-# --- The demo page as the folder of a Space, complete: page, examples, this package, its card.
-
-
-PACKAGE = Path(__file__).parents[1]
-PROJECT = PACKAGE.parent
-EXAMPLES = PROJECT / "demo"
-SEQUENCES = "serine_proteases.fasta"
-TITLE = "plasma_hf"
-
-
-def demo_space(folder: str | PathLike[str]) -> Path:
-    """Write the folder of a Space that shows both bundled models; `python app.py` serves it.
-
-    This package and the example proteins, which only a clone has, are copied into it. Files of the
-    same names in the folder are replaced.
-    """
-    if not EXAMPLES.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {EXAMPLES} with the example proteins of the page, which the "
-            "installed package lacks; clone the repository and run this in it."
-        )
-    out = Path(folder)
-    folders = {
-        ".": template_folder() / "space",
-        PACKAGE.name: PACKAGE,
-        "demo/structures": EXAMPLES / "structures",
-    }
-    for name, source in folders.items():
-        left = shutil.ignore_patterns("__pycache__", ".*")
-        shutil.copytree(source, out / name, ignore=left, dirs_exist_ok=True)
-    shutil.copy(EXAMPLES / SEQUENCES, out / "demo" / SEQUENCES)
-    (out / "README.md").write_text(demo_space_card(), encoding="utf-8")
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
-    # Gradio is there by the `sdk_version` of the card.
-    lines = [f"{need}\n" for need in needed if not need.startswith("gradio")]
-    (out / "requirements.txt").write_text("".join(lines), encoding="utf-8")
-    return out
-
-
-def demo_space_card() -> str:
-    """Write the card of the demo Space."""
-    data = SpaceCardData(
-        title=TITLE,
-        short_description="Which residues of two proteins correspond",
-        python_version="3.12",
-        tags=["biology", "protein", "alignment", "retrieval"],
-        **GRADIO_SPACE,
-    )
-    structures = len(list((EXAMPLES / "structures").glob("*.gz")))
-    return render(
-        "demo_space.md", data, title=TITLE, gradio=GRADIO, licence=LICENCE, structures=structures
-    )
-
-
-def push_demo_space(repository: str, private: bool = False) -> CommitInfo:
-    """Put the page of `demo_space` on the Hub as the Space `org/name`, made there if need be."""
-    with TemporaryDirectory() as scratch:
-        return _push_space(demo_space(Path(scratch) / "space"), repository, private)
