@@ -1,7 +1,5 @@
 """To the Hub: complete folders, checked before they leave."""
 
-from __future__ import annotations
-
 from .export import check_hub_folder, export_to_hub_folder
 from .upload import metric_names, metric_space, push, push_metric
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import re
 import shutil
@@ -16,8 +15,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, SpaceCardData
 
-from .card import ANY_REPOSITORY, render
-from .export import PICKLES, RECORD, export_to_hub_folder
+from .card import ANY_REPOSITORY, read_json, render, template_folder
+from .export import PICKLES, RECORD, export_to_hub_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +71,8 @@ def push(
             ignore_patterns=["README.md"] if keep_card else None,
             delete_patterns=OUTDATED,
         )
-        record = json.loads((exported / RECORD).read_text(encoding="utf-8"))
-        record |= {"pushed_to": repo_id, "commit": commit.oid}
-        (exported / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        pushed = {"pushed_to": repo_id, "commit": commit.oid}
+        write_json(exported / RECORD, read_json(exported / RECORD) | pushed)
     logger.info("%s is at revision %s", repo_id, commit.oid)
     return commit
 
@@ -82,7 +80,8 @@ def push(
 # --- Metrics on the Hub: each `evaluate` module of this package as the folder of a Space.
 
 
-MODULES = Path(__file__).parents[1] / "metrics" / "modules"
+MODULES = template_folder() / "metrics"
+COMPUTATIONS = Path(__file__).parents[1] / "metrics"
 GRADIO = "6.31.0"
 """Version that the Space runs; `app.py` was written for its interface."""
 LICENCE = "mit"
@@ -124,7 +123,7 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
     code, beside = _standalone((module / f"{name}.py").read_text(encoding="utf-8"))
     (out / f"{name}.py").write_text(code, encoding="utf-8")
     for file in beside:
-        shutil.copy(MODULES.parent / file, out / file)
+        shutil.copy(COMPUTATIONS / file, out / file)
     shutil.copy(MODULES / "app.py", out / "app.py")
     (out / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     (out / "README.md").write_text(space_card(name, repository), encoding="utf-8")
@@ -155,7 +154,7 @@ def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:
     """Write the card of a metric's Space, from that of its module."""
     data = SpaceCardData(title=name, tags=["evaluate", "metric"], **GRADIO_SPACE)
     text = ModelCard((MODULES / name / "README.md").read_text(encoding="utf-8")).text.strip()
-    text = text.replace(f"plasma_hf/metrics/modules/{name}", repository)
+    text = text.replace(f"hub_cards/metrics/{name}", repository)
     text = INSTALLED.sub(STANDALONE, text)
     return render("metric_space.md", data, text=text, licence=LICENCE)
 
