@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
+from ..io.formats import markdown_table
+
 METRICS = "metrics.json"
 """What a run, and `reproduce.bundled_cards`, say of a model: for its card."""
 ANY_REPOSITORY = "ORG/NAME"
@@ -222,14 +224,12 @@ def _estimate(value: tuple[float | None, float | None]) -> str:
 
 
 def _table(by_set: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
-    if not by_set:
-        return ""
-    lines = [f"| pairs of | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    head, rows = ("pairs of", *columns.values()), []
     for name, values in by_set.items():
         found = (values.get(metric, "-") for metric in columns)
         cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in found]
-        lines.append(f"| {SETS.get(name, (name,))[0]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((SETS.get(name, (name,))[0], *cells))
+    return markdown_table(head, rows, left=len(head)) if rows else ""
 
 
 def _results(by_set: Mapping[str, Mapping[str, float]], kind: Kind) -> Iterator[EvalResult]:

@@ -99,7 +99,9 @@ def export_to_hub_folder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = is_adapter(model)
+    # Of PEFT, or loaded into its base by transformers.
+    adapter = type(model).__module__.startswith("peft.")
+    adapter |= bool(getattr(model, "_hf_peft_config_loaded", False))
     if adapter:
         _save_adapter(model, folder, base_model)
     else:
@@ -118,12 +120,6 @@ def export_to_hub_folder(
         _write_card(model, folder, repo_id)
     check_hub_folder(folder)
     return folder
-
-
-def is_adapter(model: Any) -> bool:
-    """Tell an adapter, of PEFT or loaded into its base by transformers, from a model."""
-    peft = type(model).__module__.startswith("peft.")
-    return peft or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:

@@ -52,10 +52,7 @@ class ResidueTraining:
 
 
 class ChainBatches(Dataset):
-    """Batches of cropped chains, of a cluster one at most; item k is batch k, whatever came before.
-
-    Sequence and structure of a pair have the same residues.
-    """
+    """Batches of cropped chains of different clusters; item k is batch k, whatever came before."""
 
     def __init__(
         self,

@@ -333,9 +333,8 @@ class ProtAlignRun(TrainingRun):
             return
         from .residue_contrast import ResidueTraining, train_encoders  # it stands on this module
 
-        sizes = backbone.hidden_size, encoder.config.hidden_size
-        config = ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1])
-        model = ProtAlignModel(config)
+        sizes = (backbone.hidden_size, encoder.config.hidden_size)
+        model = ProtAlignModel(ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1]))
         model.attach_backbone(backbone).attach_structure_encoder(encoder)
         model.processor = processor_of(model, backbone)
         train_encoders(

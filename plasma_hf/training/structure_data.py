@@ -30,15 +30,12 @@ IDENTITY_FIELDS = ("hidden_size", "num_layers", "k_neighbors", "atoms", "mask_fi
 
 @dataclass(frozen=True)
 class PairParts:
-    """Hold the pairs to learn from, to choose the best model by, and to judge by.
-
-    `details` say how they were made, for the record.
-    """
+    """Hold the pairs to learn from, to choose the best model by, and to judge by."""
 
     train: Sequence[StructurePair]
     validation: Sequence[StructurePair]
     test: Sequence[StructurePair]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)  # how they were made, for the record
 
 
 def split_pairs(
