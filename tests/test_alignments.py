@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plasma_hf.data.alignments import (
-    FamilyAlignment,
-    read_alignments,
-    read_family_alignment,
-    read_reference_alignments,
-)
+from plasma_hf.data.alignments import read_reference_alignments
+from reproduce.encoder import FamilyAlignment, read_alignments, read_family_alignment
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FASTA = ">a/5-8\nMK-V.a\n>b/1-3\nM-LVkA\n"

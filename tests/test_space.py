@@ -19,11 +19,11 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from plasma_hf.hub import upload as metric_spaces
-from plasma_hf.hub import upload as space
 from plasma_hf.hub.card import template_folder
 from plasma_hf.io import formats
 from plasma_hf.io.formats import AlignedPair
 from plasma_hf.models.protein import Protein, read_protein
+from reproduce import demo_space as space
 from tests.helpers.structure_files import make_structure, write_pdb
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install plasma-hf[space]")
@@ -239,7 +239,7 @@ def test_names_are_those_of_the_structures(app):
 
 def test_the_card_is_rendered_as_it_stands():
     text = (ROOT / "hub_cards" / "space" / "README.md").read_text()
-    assert space.demo_space_card() == text, "write it anew: plasma_hf.hub.demo_space_card()"
+    assert space.demo_space_card() == text, "run python -m reproduce.bundled_cards"
     data = SpaceCard(text).data
     assert (data.sdk, data.app_file, data.license) == ("gradio", "app.py", "mit")
 

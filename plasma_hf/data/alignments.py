@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from os import PathLike
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.protein import RESIDUE_LETTERS, InvalidRecord, open_text, parse_fasta
+from ..models.protein import InvalidRecord, open_text
 
 # BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
 TO_BLOSUM = str.maketrans("UOJ", "CKX")
@@ -43,7 +41,6 @@ def blosum_aligner(mode: str, gap_open: float, end_gap: float | None = None) -> 
 # --- Reference alignments: which residues of two proteins stand in the same place.
 
 Pairs = NDArray[np.int64]
-GAPS = "-."
 
 
 @dataclass(frozen=True)
@@ -67,50 +64,6 @@ class ResidueAlignment:
         columns = self.pairs if self.columns is None else self.columns
         same = [self.query[i] == self.candidate[j] for i, j in columns]
         return float(np.mean(same)) if same else 0.0
-
-
-@dataclass(frozen=True)
-class FamilyAlignment:
-    """A family of aligned sequences, all rows of one length.
-
-    A gap is `-` or `.`; residues in lower case are insertions, which correspond to nothing.
-    """
-
-    name: str
-    rows: tuple[str, ...]
-
-    def pair(self, first: int, second: int) -> ResidueAlignment:
-        """Return two members, with the residues that stand in one column.
-
-        Example:
-            >>> FamilyAlignment("PF1", ("MK-V", "M-LV")).pair(0, 1).pairs.tolist()
-            [[0, 0], [2, 2]]
-        """
-        rows = self.rows[first], self.rows[second]
-        both = np.array([[letter.isupper() for letter in row] for row in rows]).all(axis=0)
-        present = np.array([[letter not in GAPS for letter in row] for row in rows])
-        pairs = (np.cumsum(present, axis=1) - 1)[:, both].T
-        query, candidate = (re.sub(r"[-.]", "", row).upper() for row in rows)
-        return ResidueAlignment(query, candidate, pairs, self.name)
-
-
-def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
-    """Read aligned FASTA, also .gz; the name of the family is the file's up to its first dot."""
-    try:
-        with open_text(Path(path)) as lines:
-            joined = tuple(record.sequence or "" for record in parse_fasta(lines))
-    except ValueError as error:
-        raise ValueError(f"{path} is not an aligned FASTA file: {error}") from error
-    if not joined or len({len(row) for row in joined}) != 1:
-        lengths = sorted({len(row) for row in joined})[:5]
-        raise ValueError(
-            f"{path} holds {len(joined)} rows of lengths {lengths}; give an aligned FASTA file, "
-            "whose rows are of one length"
-        )
-    others = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
-    if others:
-        raise ValueError(f"{path} holds {' '.join(map(repr, others))}, not residue letters")
-    return FamilyAlignment(Path(path).name.split(".")[0], joined)
 
 
 def read_reference_alignments(
@@ -141,30 +94,6 @@ def read_reference_alignments(
                 raise ValueError(f"{path}, record {number}: {reason}") from error
             invalid.append(InvalidRecord(f"record {number}", reason))
     return found
-
-
-def read_alignments(
-    paths: Iterable[str | PathLike[str]], invalid: list[InvalidRecord] | None = None
-) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
-    """Read files of either form, or folders of them: pairs from JSON, families from all others.
-
-    `invalid` takes records and files that cannot be read; without it the first of them raises.
-    """
-    families: list[FamilyAlignment] = []
-    pairs: list[ResidueAlignment] = []
-    for path in map(Path, paths):
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in (one for one in inside if not one.is_dir()):
-            try:
-                if ".json" in file.suffixes:
-                    pairs += read_reference_alignments(file, invalid)
-                else:
-                    families.append(read_family_alignment(file))
-            except (ValueError, OSError) as error:
-                if invalid is None:
-                    raise
-                invalid.append(InvalidRecord(str(file), str(error)))
-    return families, pairs
 
 
 def _reference(record: dict[str, Any]) -> ResidueAlignment:

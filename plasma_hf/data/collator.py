@@ -22,7 +22,8 @@ class PairCollator:
     It is a data collator for `Trainer`, with `remove_unused_columns=False` in its arguments. A row
     has "query" and "candidate", sequences, or ids of the store if `by` says so; to learn from also
     "label" (or "labels"), 1 where the two share a site, and "query_site_labels" and
-    "candidate_site_labels", 0 or 1 per residue. The batch holds what `PlasmaModel.forward` takes.
+    "candidate_site_labels", 0 or 1 per residue, and "correspondences", residues that correspond,
+    `(n, 2)`. The batch holds what `PlasmaModel.forward` takes.
 
     Args:
         source: The store where the embeddings are, for a head alone; or the processor, for a model
@@ -67,7 +68,7 @@ class PairCollator:
         """Make a batch: embeddings and masks from a store, or what the processor gives.
 
         `{query,candidate}_embeddings (batch, residues, hidden)` are float32; site labels `(batch,
-        residues)` are 0 at padding.
+        residues)` are 0 at padding, `correspondences (batch, n, 2)` are -1.
         """
         batch: dict[str, Tensor] = {}
         for side in SIDES:
@@ -85,6 +86,9 @@ class PairCollator:
         for name in ("labels", "label"):
             if _given(rows, name):
                 batch["labels"] = torch.tensor([int(row[name]) for row in rows])
+        if _given(rows, "correspondences"):
+            known = [torch.as_tensor(row["correspondences"]).view(-1, 2) for row in rows]
+            batch["correspondences"] = pad_sequence(known, batch_first=True, padding_value=-1)
         return batch
 
     def _side(self, proteins: list[str], side: str) -> Mapping[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -106,23 +106,12 @@ def describe(fingerprint: Mapping[str, str] | None) -> str:
     return f"{name} ({', '.join(short)})" if short else name
 
 
-@contextmanager
-def writer_lock(
-    path: Path, busy: str, stale: Iterable[str] = (), seconds: float = 0.0
-) -> Iterator[None]:
-    """Refuse a second writer, saying `busy`; sweep the `stale` files that a killed one left."""
-    lock = FileLock(path, timeout=seconds)
+def writer_lock(path: Path, busy: str, seconds: float = 0.0) -> AbstractContextManager[Any]:
+    """Hold a lock for a `with`; refuse a second writer, saying `busy`."""
     try:
-        lock.acquire()
+        return FileLock(path, timeout=seconds).acquire()
     except Timeout as error:
         raise ValueError(busy) from error
-    try:
-        for pattern in stale:
-            for left in path.parent.glob(pattern + TEMPORARY):
-                left.unlink()
-        yield
-    finally:
-        lock.release()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -382,26 +382,22 @@ class EmbeddingStore(ShardedStore):
         read_again(self._read_contents, self.folder)
 
     def _read_contents(self) -> None:
-        removed = self._removal()
+        gone_ids, gone_keys = self._removal()
         lengths: dict[str, int] = {}
         paths: dict[str, Path] = {}
-        prefix = f"{self.header.kinds[0]}/"
         for path in shard_paths(self.folder):
             shard = Shard(path, RESUME)
             self._check_shard(shard)
-            for name in (name for name in shard.shapes if name.startswith(prefix)):
-                key = name.removeprefix(prefix)
-                lengths[key], paths[key] = shard.shapes[name][0], path
-        for key in removed["keys"]:
-            lengths.pop(key, None)
-            paths.pop(key, None)
+            for name, shape in shard.shapes.items():
+                kind, _, key = name.partition("/")
+                if kind == self.header.kinds[0] and key not in gone_keys:
+                    lengths[key], paths[key] = shape[0], path
         known: dict[str, str] = {}
         for path in self._tables():
             known |= _read_ids(path)
-        for name in removed["ids"]:
-            known.pop(name, None)
         # An id is written before its record is, and says nothing while that is missing.
-        ids = {name: key for name, key in known.items() if key in lengths}
+        there = {name: key for name, key in known.items() if key in lengths}
+        ids = {name: key for name, key in there.items() if name not in gone_ids}
         self.lengths, self._paths, self.ids = lengths, paths, ids
 
     def _tables(self) -> list[Path]:
@@ -719,9 +715,10 @@ class EmbeddingStore(ShardedStore):
                     "for it, or stop it. Processes that torchrun starts share a job, each with a "
                     "rank."
                 )
-                stale = (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json")
-                lock = self.folder / f"shard-{rank:05d}.lock"
-                locks.enter_context(writer_lock(lock, busy, stale))
+                locks.enter_context(writer_lock(self.folder / f"shard-{rank:05d}.lock", busy))
+                for stale in (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json"):
+                    for left in self.folder.glob(stale + TEMPORARY):
+                        left.unlink()
             yield
 
     def remove(self, ids: Iterable[str]) -> int:
@@ -746,10 +743,11 @@ class EmbeddingStore(ShardedStore):
         self.refresh()
         return len(keys)
 
-    def _removal(self) -> dict[str, list[str]]:
+    def _removal(self) -> tuple[set[str], set[str]]:
+        """Read the ids and keys that a killed removal was to take out."""
         path = self.folder / REMOVAL
-        nothing: dict[str, list[str]] = {"ids": [], "keys": []}
-        return nothing | (read_json(path, RESUME, list[str]) if path.exists() else {})
+        told = read_json(path, RESUME, list[str]) if path.exists() else {}
+        return set(told.get("ids", ())), set(told.get("keys", ()))
 
     def _is_removing(self) -> bool:
         return any(self.folder.glob(f"{REMOVAL}*"))
@@ -767,8 +765,7 @@ class EmbeddingStore(ShardedStore):
                     self._do_removal()
 
     def _do_removal(self) -> None:
-        path, removal = self.folder / REMOVAL, self._removal()
-        ids, keys = set(removal["ids"]), set(removal["keys"])
+        path, (ids, keys) = self.folder / REMOVAL, self._removal()
         if path.exists():
             for shard in shard_paths(self.folder):
                 self._rewrite_without(shard, keys)

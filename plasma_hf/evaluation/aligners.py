@@ -31,13 +31,10 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """A score, larger for a likelier match, and a plan, `(query_residues, candidate_residues)`.
-
-    The plan is None from an aligner that gives scores alone.
-    """
+    """A score, larger for a likelier match, and a plan, `(query_residues, candidate_residues)`."""
 
     score: float
-    plan: NDArray[np.floating] | None = None
+    plan: NDArray[np.floating] | None = None  # None from an aligner that gives scores alone
 
     @classmethod
     def from_path(cls, score: float, path: AlignmentPath, pair: ProteinPair) -> AlignedPair:

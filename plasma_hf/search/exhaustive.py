@@ -83,9 +83,9 @@ def _best_of(
                 candidate_projections=batch.projections,
                 return_plans=False,
             )
-            for key, score in zip(batch.keys, aligned.scores.tolist(), strict=True):
-                _keep(hits, Hit(score, key), top_k)
-    return [sorted(hits, reverse=True) for hits in best]
+            found = map(Hit, aligned.scores.tolist(), batch.keys)
+            hits[:] = heapq.nlargest(top_k, (*hits, *found))
+    return best
 
 
 @dataclass
@@ -158,13 +158,6 @@ def _with_progress(
         for batch in batches:
             yield batch
             show.update(sum(map(len, batch.projections)))
-
-
-def _keep(hits: list[Hit], hit: Hit, top_k: int) -> None:
-    if len(hits) < top_k:
-        heapq.heappush(hits, hit)
-    elif hits[0] < hit:
-        heapq.heapreplace(hits, hit)
 
 
 def _check_store(model: PlasmaModel, store: Any) -> None:

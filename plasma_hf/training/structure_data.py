@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,15 +30,12 @@ IDENTITY_FIELDS = ("hidden_size", "num_layers", "k_neighbors", "atoms", "mask_fi
 
 @dataclass(frozen=True)
 class PairParts:
-    """Hold the pairs to learn from, to choose the best model by, and to judge by.
-
-    `details` say how they were made, for the record.
-    """
+    """Hold the pairs to learn from, to choose the best model by, and to judge by."""
 
     train: Sequence[StructurePair]
     validation: Sequence[StructurePair]
     test: Sequence[StructurePair]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)  # how they were made, for the record
 
 
 def split_pairs(
@@ -190,22 +187,22 @@ class PairCollation:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch; it has `groups` `(batch,)` and `form_embeddings` where rows have them."""
-        pairs = [row["pair"] for row in rows]
         batch: dict[str, Tensor] = {}
         unread: dict[str, Any] = {}
-        if self.sequences is None:
-            unread["sequences"] = [pair.sequence for pair in pairs]
-        else:
-            keys = [sequence_hash(pair.sequence) for pair in pairs]
-            batch["sequence_embeddings"], batch["sequence_mask"] = _read(self.sequences, keys)
-        if self.structures is None:
-            unread["structures"] = [pair.structure for pair in pairs]
-        else:
-            keys = [structure_hash(pair.structure) for pair in pairs]
-            batch["structure_embeddings"], batch["structure_mask"] = _read(self.structures, keys)
-            if "form" in rows[0]:
-                keys = [structure_hash(row["form"]) for row in rows]
-                batch["form_embeddings"], _ = _read(self.structures, keys)
+        sides: dict[str, tuple[EmbeddingStore | None, Callable[[Any], str]]] = {
+            "sequence": (self.sequences, sequence_hash),
+            "structure": (self.structures, structure_hash),
+        }
+        for side, (store, key_of) in sides.items():
+            proteins = [getattr(row["pair"], side) for row in rows]
+            if store is None:
+                unread[f"{side}s"] = proteins
+            else:
+                read = _read(store, map(key_of, proteins))
+                batch[f"{side}_embeddings"], batch[f"{side}_mask"] = read
+        if self.structures is not None and "form" in rows[0]:
+            keys = (structure_hash(row["form"]) for row in rows)
+            batch["form_embeddings"], _ = _read(self.structures, keys)
         if unread and self.processor is None:
             raise ValueError("an encoder that trains needs the model's processor; give it too.")
         if unread and self.processor is not None:
@@ -215,5 +212,5 @@ class PairCollation:
         return batch
 
 
-def _read(store: EmbeddingStore, keys: list[str]) -> tuple[Tensor, Tensor]:
+def _read(store: EmbeddingStore, keys: Iterable[str]) -> tuple[Tensor, Tensor]:
     return pad_residues([store.read_key(key, "embeddings") for key in keys])
