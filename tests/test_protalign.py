@@ -372,7 +372,7 @@ def test_unusable_input_is_refused():
         sequence_mask=mask,
     )
     refused(
-        "pass sequence_embeddings, or type model.load_backbone",
+        "pass sequence_embeddings, or put its backbone under it",
         sequence_embeddings=None,
         input_ids=torch.ones(3, 4, dtype=torch.long),
     )
@@ -390,7 +390,7 @@ def test_unusable_proteins_are_named(structures):
         model.embed_sequences(["MKV", "MK4V"])
     with pytest.raises(ValueError, match=r"structure s7\.pdb:A has no residue with all"):
         model.embed_structures([*structures, make_structure(3, seed=7, missing=(0, 1, 2))])
-    with pytest.raises(ValueError, match=r"ProtAlignConfig of width 420"):
+    with pytest.raises(ValueError, match=r"ProtAlignConfig\(sequence_size=420\)"):
         tiny_model().attach_backbone(plasma_hf.load_backbone("substitution"))
     with pytest.raises(ValueError, match=r"ProtAlignConfig\(structure_size=128\)"):
         tiny_model().attach_structure_encoder(ProteinMPNNEncoder(ProteinMPNNConfig()))

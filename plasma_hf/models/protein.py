@@ -124,6 +124,9 @@ class _Unpacked(gzip.GzipFile):
             raise ValueError(f"{self.name} is not a valid gzip file: {error}.") from error
         return piece
 
+    def read(self, size: int | None = -1) -> bytes:  # of a whole file, as TextIOWrapper asks
+        return b"".join(iter(lambda: self.read1(2**20), b""))
+
 
 def open_text(file: str | Path) -> io.TextIOWrapper:
     """Open a file or pipe as lines, ended by CR, LF or both; where it is not UTF-8, Latin-1."""
