@@ -40,7 +40,7 @@ from plasma_hf.hub.card import (
 )
 from plasma_hf.hub.upload import metric_names, metric_space, push_metric, space_card
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from reproduce.bundled_cards import RENDERED, bundled, card_text
 from tests.helpers.structure_files import make_structure, write_pdb

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -71,8 +71,7 @@ def _load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
         return load(name, *args, **options | {"use_safetensors": safe})
     except Exception as error:  # what a reader makes of a damaged file may be of any kind
         told = safe is False or isinstance(error, WeightsError)
-        reason = None if told else _what_is_wrong(name, options)
-        if reason is None:
+        if told or not (reason := _what_is_wrong(name, options)):
             raise
         raise WeightsError(reason) from error
 
@@ -84,13 +83,12 @@ def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
         return gone if Path(name or "").is_absolute() else None
     remedy = f"while online, type: {download_command(name, options.get('revision'))}"
     remedy = "copy it again, or save the model to it again" if local else remedy
-    missing = []
-    for file in weight_files(folder):
-        if not file.is_file():
-            missing.append(file.name)
-        elif not is_whole(file):
+    files = weight_files(folder)
+    for file in files:
+        if file.is_file() and not is_whole(file):
             told = f"{file.name} of {name} is cut short or damaged ({file}, {file.stat().st_size}"
             return f"{told} bytes); {remedy}{'' if local else ' --force-download'}."
+    missing = [file.name for file in files if not file.is_file()]
     if WEIGHTS in missing and (refusal := _pickle_refusal(name, WEIGHTS, options)):
         return refusal
     where = "" if local else " here: its download was not finished, or the Hub does not have it"
@@ -202,6 +200,23 @@ def free_memory() -> float:
     return min(found)
 
 
+def residue_mask(side: str, embeddings: Any, mask: Tensor | None, width: int | None) -> Tensor:
+    """Return the mask of a side, all True if it has none; refuse shapes that do not fit."""
+    shape, wanted = tuple(embeddings.shape), width or "hidden"
+    if len(shape) != 3 or width not in (None, shape[2]) or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{side}_embeddings is {embeddings.dtype} of shape {shape}; give floating point "
+            f"numbers of shape (batch, residues, {wanted}), of the encoder the model was made for."
+        )
+    if mask is None:
+        return torch.ones(shape[:2], dtype=torch.bool, device=embeddings.device)
+    if mask.shape != shape[:2]:
+        raise ValueError(
+            f"{side}_mask has shape {tuple(mask.shape)}; give {shape[:2]}, True at residues."
+        )
+    return mask.bool()
+
+
 LARGEST = 1e12  # embeddings beyond it overflow when they are squared and summed
 
 
@@ -218,14 +233,22 @@ def check_embeddings(embeddings: Tensor, name: str, mask: Tensor | None = None) 
         )
 
 
-def check_ranges(config: Any, above_0: Sequence[str], from_0: Sequence[str] = ()) -> None:
-    """Refuse settings that are no finite numbers above 0, or from 0 on; None is not looked at."""
+def check_settings(
+    config: Any,
+    above_0: Sequence[str],
+    from_0: Sequence[str] = (),
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Refuse settings that are no choice, or no finite number above 0 or from 0; None may be."""
+    for name, accepted in (choices or {}).items():
+        if (value := getattr(config, name)) not in accepted:
+            named = ", ".join(map(repr, accepted))
+            raise ValueError(f"{name}={value!r}; accepted are {named}.")
     for name in (*above_0, *from_0):
-        value = getattr(config, name)
-        if value is None or 0 < value < math.inf or (value == 0 and name in from_0):
-            continue
-        accepted = "0 or more" if name in from_0 else "a number above 0"
-        raise ValueError(f"{name}={value}; give {accepted}.")
+        value, may_be_0 = getattr(config, name), name in from_0
+        if value is not None and not (0 < value < math.inf or (value == 0 and may_be_0)):
+            accepted = "0 or more" if may_be_0 else "a number above 0"
+            raise ValueError(f"{name}={value}; give {accepted}.")
 
 
 OWN_BACKBONES: dict[str, Any] = {}  # those that are not of transformers; importing them adds them
@@ -511,6 +534,7 @@ class PreTrainedHead(SafeWeights):
     """
 
     backbone: Any
+    encoders: tuple[str, ...] = ("backbone",)  # attributes; frozen until something else is said
     takes_embeddings = "query_embeddings and candidate_embeddings"  # for an error message
     _fetched: Backbone | None = None  # the backbone as it came from its id
 
@@ -527,9 +551,12 @@ class PreTrainedHead(SafeWeights):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if load_backbone and model.backbone is None and model.config.plm_config is not None:
             model.load_backbone(use_safetensors=kwargs.get("use_safetensors"))
-        if model.backbone is not None:
-            model.backbone.requires_grad_(False).eval()
+        for encoder in model._encoders():
+            encoder.requires_grad_(False).eval()
         return loaded
+
+    def _encoders(self) -> list[Any]:
+        return [one for name in self.encoders if (one := getattr(self, name)) is not None]
 
     @property
     def processor(self) -> PlasmaProcessor | None:
@@ -537,11 +564,11 @@ class PreTrainedHead(SafeWeights):
         return self._fetched.processor if self._fetched is not None else None
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen backbone goes on embedding as in inference."""
+        """Set training mode; a frozen encoder goes on embedding as in inference."""
         super().train(mode)
-        under = self.backbone
-        if under is not None and not any(p.requires_grad for p in under.parameters()):
-            under.eval()
+        for encoder in self._encoders():
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
         return self
 
     def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:

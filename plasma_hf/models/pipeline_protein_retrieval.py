@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .modeling_backbone import from_package
 from .protein import (
     ACCEPTED,
     BACKBONE_ATOMS,
@@ -88,7 +89,8 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if index is None:
             self.index = self._embed_candidates(candidates)
         elif isinstance(index, str | PathLike):
-            self.index = _open_index(index, self.model)
+            opened = f"an index on disk ({index}; candidates=[...] needs none) is opened"
+            self.index = from_package("search.index", opened).Index.open(index, self.model)
         else:
             index.check(self.model)
 
@@ -203,8 +205,7 @@ def embed_proteins(
 ) -> list[Tensor | Exception]:
     """Embed proteins, each kind by its own side of the model, in batches of like length.
 
-    Returns:
-        One L2-normalised vector `(width,)` per protein, float32 on the CPU, or what went wrong.
+    Each becomes an L2-normalised vector `(width,)`, float32 on the CPU, or what went wrong.
     """
     results: dict[int, Tensor | Exception] = {}
     for kind in KINDS:
@@ -292,17 +293,6 @@ def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> I
                 yield replace(record, id=name.removesuffix(file.name) + record.id)
         except (ValueError, OSError) as error:
             on_invalid(InvalidRecord(name, str(error)))
-
-
-def _open_index(folder: str | PathLike[str], model: Any) -> Any:
-    try:
-        from plasma_hf.search.index import Index
-    except ImportError as error:
-        raise ImportError(
-            f"an index on disk ({folder}) is opened by the package plasma_hf, which is not "
-            "installed here: pip install plasma-hf; or give candidates=[...]."
-        ) from error
-    return Index.open(folder, model)
 
 
 class CandidateList:

@@ -49,12 +49,7 @@ class ProtAlignProcessor(PlasmaProcessor):
         """Encode sequences, structures, or pairs of both; nothing else is read.
 
         Structures are read already, or files: `file.pdb:A` where a file has several chains,
-        `file.pdb:*` for all of them.
-
-        Returns:
-            `input_ids`, `attention_mask` and `sequence_mask`, each `(batch, tokens)`; `backbone`
-            `(batch, residues, 4, 3)`, `structure_residue_mask`, `residue_index` and `chain_index`,
-            each `(batch, residues)`.
+        `file.pdb:*` for all of them. For what they become see `ProtAlignModel.forward`.
         """
         features: dict[str, Tensor] = {}
         if sequences is not None:

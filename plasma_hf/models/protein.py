@@ -199,13 +199,11 @@ def read_structures(
             f"{file} has no residue with the backbone atoms {needed} in chain {', '.join(wanted)}; "
             "give a structure with backbone atoms."
         )
-    for name, observed in zip(wanted, there, strict=True):
-        if not observed:
-            message = "chain %r of %s has no residue with %s and is left out"
-            logger.warning(message, name, file, needed)
     residues = (one.name for name in wanted for place in found[name] for one in place)
     unknown = dict.fromkeys(name for name in residues if not _letter(name))
+    left_out = compress(wanted, map(not_, there))
     for problem, places in (
+        (f"chains that are left out, without any residue with {needed}", left_out),
         ("residues with names that are not known, read as X", unknown),
         ("residues with N and CA, or C and the next N, too far apart", chained(*map(_torn, every))),
     ):
