@@ -27,7 +27,7 @@ ABOVE_0 = ("embedding_size", "head_size", "kernel_scale", "n_iters", "eps")
 SUPPORT = ("support_rounds", "support_window", "support_gap", "support_weight", "order_weight")
 LOSSES = ("label_match_weight", "correspondence_weight")
 FROM_0 = (*SUPPORT, "threshold", "diagonal_window", *LOSSES)
-# Fields of configurations that were saved before, with the value that they may still have.
+# Fields of configurations that were saved before, with the value that says nothing.
 RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
 
 
@@ -70,8 +70,8 @@ class PlasmaConfig(PreTrainedConfig):
         released_metadata: What a released head says of itself (`metadata.json`).
 
     Example:
-        >>> PlasmaConfig(embedding_size=1280).tau
-        10.0
+        >>> PlasmaConfig(head="hinge", embedding_size=None).score_form
+        'published'
     """
 
     model_type = "plasma"
@@ -105,7 +105,10 @@ class PlasmaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
-        _drop_retired(kwargs)
+        given = {name: kwargs.pop(name, default) for name, default in RETIRED.items()}
+        if lost := [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]:
+            told = "PLASMA has no such settings any more and ignores them."
+            logger.warning_once(f"{', '.join(lost)}: {told}")
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.plm_config is not None:
@@ -115,11 +118,6 @@ class PlasmaConfig(PreTrainedConfig):
         # As remote code, the folder's own pipeline is the one to use; installed, the package's.
         if __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
-
-    @property
-    def tau(self) -> float:
-        """Entropic temperature of the paper, the inverse of `kernel_scale`."""
-        return 1 / self.kernel_scale
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
@@ -132,13 +130,3 @@ class PlasmaConfig(PreTrainedConfig):
                 'of your residue embeddings, or head="hinge" for any width.'
             )
         check_settings(self, ABOVE_0, FROM_0, CHOICES)
-
-
-def _drop_retired(fields: dict[str, Any]) -> None:
-    """Take fields out that are no more, and say so where one had a value that mattered."""
-    given = {name: fields.pop(name, default) for name, default in RETIRED.items()}
-    changed = [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]
-    if changed:
-        logger.warning_once(
-            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them."
-        )

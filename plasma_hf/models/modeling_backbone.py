@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -41,6 +41,8 @@ class SafeWeights(PreTrainedModel):
     """A model that is read from safetensors and knows which commit of the Hub it came from."""
 
     source_revision: str | None = None  # None for a folder, and for what was never loaded
+    _no_split_modules: list[str] = []
+    _supports_sdpa = True  # one without attention meets any request for a kind of it
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -164,10 +166,8 @@ def download_command(name: Any, revision: str | None) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return 16 hexadecimal digits that depend on every weight of a module.
-
-    It adds up bit patterns as integers, exactly and hence in any order, without copying weights.
-    """
+    """Return 16 hexadecimal digits that depend on every weight of a module, none copied."""
+    # Integers add up exactly, hence in any order.
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -234,16 +234,12 @@ def check_embeddings(embeddings: Tensor, name: str, mask: Tensor | None = None) 
 
 
 def check_settings(
-    config: Any,
-    above_0: Sequence[str],
-    from_0: Sequence[str] = (),
-    choices: Mapping[str, Sequence[str]] | None = None,
+    config: Any, above_0: Sequence[str], from_0: Sequence[str] = (), choices: dict | None = None
 ) -> None:
     """Refuse settings that are no choice, or no finite number above 0 or from 0; None may be."""
     for name, accepted in (choices or {}).items():
         if (value := getattr(config, name)) not in accepted:
-            named = ", ".join(map(repr, accepted))
-            raise ValueError(f"{name}={value!r}; accepted are {named}.")
+            raise ValueError(f"{name}={value!r}; accepted are {', '.join(map(repr, accepted))}.")
     for name in (*above_0, *from_0):
         value, may_be_0 = getattr(config, name), name in from_0
         if value is not None and not (0 < value < math.inf or (value == 0 and may_be_0)):
@@ -413,10 +409,7 @@ class Backbone:
 
     @torch.no_grad()
     def embed(self, proteins: Sequence[str | Path | Protein]) -> list[Tensor]:
-        """Embed proteins as `(residues, hidden)` each, float32, on the CPU.
-
-        They are sequences, or for a model that reads structures paths to PDB or mmCIF.
-        """
+        """Embed proteins, or paths of them, as `(residues, hidden)` each, float32 on the CPU."""
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
         sequences = [protein.sequence or "" for protein in read]
         limit = None if self.input_format.reads_structures else self.input_format.max_residues
@@ -503,11 +496,10 @@ def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -
     tokenizer, form = processor.tokenizer, processor.input_format
     limits = [max_residues, form.max_residues]
     # Types that look positions up in a table, and whether they count on from the padding token.
-    tables = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
-    counts_on = tables.get(config.model_type)
+    tables = {"bert": 0, "electra": 0, "albert": 0, "esm": 1, "roberta": 1}
     kind = getattr(config, "position_embedding_type", "absolute")
-    if counts_on is not None and kind == "absolute":
-        first = (config.pad_token_id or 0) + 1 if counts_on else 0
+    if config.model_type in tables and kind == "absolute":
+        first = tables[config.model_type] * ((config.pad_token_id or 0) + 1)
         limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
     tokens = int(tokenizer.model_max_length)
     if form.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
@@ -537,6 +529,7 @@ class PreTrainedHead(SafeWeights):
     encoders: tuple[str, ...] = ("backbone",)  # attributes; frozen until something else is said
     takes_embeddings = "query_embeddings and candidate_embeddings"  # for an error message
     _fetched: Backbone | None = None  # the backbone as it came from its id
+    _processor: Any = None  # what a derived class has made for the backbone
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -618,7 +611,7 @@ class PreTrainedHead(SafeWeights):
                 f"this head was made for the backbone {made_for!r}, not for {name!r}; load "
                 f"{made_for!r}, or train a head on {name!r}."
             )
-        self.backbone = encoder.requires_grad_(False).eval()
+        self.backbone, self._processor = encoder.requires_grad_(False).eval(), None
         config.plm_config, config.embedding_size = encoder.config, width
         config.plm_name_or_path = name or made_for
         if isinstance(backbone, Backbone):
@@ -653,10 +646,7 @@ class PreTrainedHead(SafeWeights):
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any
     ) -> None:
-        """Save the model, and with `save_backbone=True` the weights of its backbone as well.
-
-        By default those are saved where they are not, or no longer, those of the backbone's id.
-        """
+        """Save the model, by default with the backbone's weights unless its id has the same."""
         under, fetched = self.backbone, self._fetched and self._fetched.digest
         changed = under is not None and fetched != weights_digest(under)
         if save_backbone is False and changed:

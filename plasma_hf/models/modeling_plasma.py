@@ -786,8 +786,6 @@ class PlasmaModel(PreTrainedHead):
     main_input_name = "query_embeddings"
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
     _keep_in_fp32_modules_strict = {"alignment_head", "score_affine"}
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True
 
     def __init__(self, config: PlasmaConfig) -> None:
         super().__init__(config)
@@ -868,9 +866,7 @@ class PlasmaModel(PreTrainedHead):
         candidate_projections: Sequence[Tensor] | None = None,
         return_plans: bool = True,
     ) -> AlignedPairs:
-        """Align query p with candidate p, without gradient and without padding.
-
-        It computes what `forward` does, as fast as the machine allows.
+        """Align query p with candidate p as `forward` does, without gradient and padding.
 
         Args:
             queries, candidates: Residue embeddings, `(residues, hidden)` each, as many of one as of
@@ -948,22 +944,15 @@ class PlasmaModel(PreTrainedHead):
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
-    def score_many(
-        self,
-        queries: Tensor | Sequence[Tensor],
-        store: Any,
-        *,
-        top_k: int = 10,
-        return_plans: bool = True,
-        progress: bool | None = None,
-    ) -> list[list[Any]]:
+    def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
 
-        Returns the `top_k` hits of each query, best first, see `plasma_hf.search.exhaustive`.
+        Returns the hits of each query, best first. Options are `top_k` (10), `return_plans` (True)
+        and `progress`, see `plasma_hf.search.exhaustive.score_many`.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
-        return search.score_many(self, several, store, top_k, return_plans, progress=progress)
+        return search.score_many(self, several, store, **options)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -121,8 +121,7 @@ def siglip_loss(
     for rows in places.split(chunk or len(sequences)):
         left_out = None if excluded is None else excluded[rows]
         parts.append(run(sequences[rows], everyone.vectors, rows + everyone.start, left_out))
-    # As in `clip_loss`.
-    return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))
+    return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))  # as in `clip_loss`
 
 
 def _excluded(sequences: Tensor, structures: Tensor, groups: Given, gather: Gather) -> Given:
@@ -222,9 +221,8 @@ class AttentionPool(nn.Module):
     There is no residual connection and no network behind the attention: a multi-head attention
     from the query token to the residues, and a layer norm. Several queries are averaged.
 
-    Two things are not in the paper, and are off unless the configuration asks for them. `spread`
-    adds how much residues differ from what the query sees on average: proteins of equal mean may
-    differ in that. `standardize` spreads proteins over all directions of the space.
+    Not in the paper, and off by default: `spread` adds how much residues differ from what the query
+    sees on average, `standardize` spreads proteins over all directions of the space.
 
     Source: ProtAlign (arXiv 2603.06722), section 2.
 
@@ -299,10 +297,6 @@ class AttentionPool(nn.Module):
         return vectors, weights.mean((2, 3))
 
 
-ONE_TOKENIZER = ("substitution_window", "residue_encoder")
-"""Model types of sequence encoders that all read the same token ids."""
-
-
 @dataclass
 class ProtAlignOutput(ModelOutput):
     """What ProtAlign says about a batch of pairs.
@@ -345,8 +339,6 @@ class ProtAlignModel(PreTrainedHead):
     takes_embeddings = "sequence_embeddings"
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
     _keep_in_fp32_modules_strict = {"sequence_pool", "structure_pool", "pair_loss"}
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True
     structure_encoder: Any
 
     def __init__(self, config: ProtAlignConfig) -> None:
@@ -358,7 +350,6 @@ class ProtAlignModel(PreTrainedHead):
         self.sequence_pool = AttentionPool(config, config.sequence_size)
         self.structure_pool = AttentionPool(config, config.structure_size)
         self.pair_loss = PairLoss(config)
-        self._processor: ProtAlignProcessor | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -379,38 +370,26 @@ class ProtAlignModel(PreTrainedHead):
     @property
     def processor(self) -> ProtAlignProcessor | None:
         """What makes the model's inputs: the one set, or that of the encoder, or that saved."""
-        if self._processor is None:
-            self._processor = self._find_processor()
+        if self._processor is not None:
+            return self._processor
+        structures, sequences = self.config.structure_config, self.config.plm_config
+        options = {} if structures is None else {"atoms": structures.atoms}
+        if self._fetched is not None:
+            came = self._fetched.processor
+            self._processor = ProtAlignProcessor(came.tokenizer, came.input_format, **options)
+        elif getattr(sequences, "model_type", "") in ("substitution_window", "residue_encoder"):
+            self._processor = ProtAlignProcessor(**options)
+        else:
+            with suppress(OSError, ValueError):  # it was not loaded, or none was saved with it
+                self._processor = ProtAlignProcessor.from_pretrained(self.name_or_path or "")
         return self._processor
 
     @processor.setter
     def processor(self, processor: ProtAlignProcessor) -> None:
         self._processor = processor
 
-    def _find_processor(self) -> ProtAlignProcessor | None:
-        structures = self.config.structure_config
-        options = {} if structures is None else {"atoms": structures.atoms}
-        if self._fetched is not None:
-            came = self._fetched.processor
-            return ProtAlignProcessor(came.tokenizer, came.input_format, **options)
-        if getattr(self.config.plm_config, "model_type", None) in ONE_TOKENIZER:
-            return ProtAlignProcessor(**options)
-        try:
-            return ProtAlignProcessor.from_pretrained(self.name_or_path or "")
-        except (OSError, ValueError):  # it was not loaded, or none was saved with it
-            return None
-
-    def attach_backbone(
-        self, backbone: Backbone | PreTrainedModel, name: str | None = None
-    ) -> Self:
-        """Put a sequence encoder under the model, frozen; see `PreTrainedHead.attach_backbone`."""
-        self._processor = None
-        return super().attach_backbone(backbone, name)
-
     def attach_structure_encoder(self, encoder: ProteinMPNNEncoder) -> Self:
-        """Put a structure encoder under the model, frozen.
-
-        To train it, call `model.structure_encoder.requires_grad_(True)`.
+        """Put a structure encoder under the model, frozen until `requires_grad_(True)` of it.
 
         Raises:
             ValueError: If the model was made for another width.
@@ -448,15 +427,12 @@ class ProtAlignModel(PreTrainedHead):
         residues; None means that every position is one.
 
         Args:
-            sequence_embeddings: `(batch, residues, sequence_size)`, any floating dtype.
-            sequence_mask: `(batch, residues)`, or over tokens with `input_ids`.
-            structure_embeddings: `(batch, residues, structure_size)`.
-            structure_mask: `(batch, residues)`.
+            *_embeddings: `(batch, residues, sequence_size or structure_size)`, any floating dtype.
+            *_mask: `(batch, residues)`, or over tokens with `input_ids`.
             input_ids: `(batch, tokens)`, as is `attention_mask`.
             backbone: N, CA, C and O in angstrom, `(batch, residues, 4, 3)`.
             structure_residue_mask: True at residues with these atoms, `(batch, residues)`.
-            residue_index: Position of each residue, `(batch, residues)`, see `structure_batch`.
-            chain_index: Chain of each residue, `(batch, residues)`.
+            residue_index, chain_index: `(batch, residues)` each, see `structure_batch`.
             groups: `(batch,)`, integers. Pairs of one group are too alike to be negatives of each
                 other, and are left out of the loss.
             return_loss: Compute the loss; else the two sides need not be of the same number.
@@ -502,10 +478,7 @@ class ProtAlignModel(PreTrainedHead):
         attention_mask: Given = None,
         gather: Gather = alone,
     ) -> Pooled:
-        """Return the vectors of sequences before they are normalised, and attention weights.
-
-        Arguments have the names and meanings of those of `forward`.
-        """
+        """Return sequences' vectors, not yet normalised, and attention weights; see `forward`."""
         embeddings, mask = sequence_embeddings, sequence_mask
         _check_given_once("sequence_embeddings", embeddings, "input_ids", input_ids)
         if input_ids is not None:
@@ -566,10 +539,7 @@ class ProtAlignModel(PreTrainedHead):
             return self._pool_atoms([structure])[1][0].float().cpu()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save the model, and its processor if it has one; see `PreTrainedHead.save_pretrained`.
-
-        The weights of the structure encoder are always saved along.
-        """
+        """Save the model, always with its structure encoder, and its processor if it has one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         processor = self._processor if self.backbone is None else self.processor
         if processor is not None and kwargs.get("is_main_process", True):
@@ -605,8 +575,7 @@ class ProtAlignModel(PreTrainedHead):
                     f"structure {structure.id} has no residue with all the backbone atoms that "
                     "are read; leave it out, or give one with coordinates."
                 )
-        names = ("backbone", "residue_mask", "residue_index", "chain_index")
-        atoms: list[Any] = [batch[name].to(self.device) for name in names]
+        atoms: Any = (part.to(self.device) for part in batch.values())  # as they are ordered there
         return self.pool_structures(None, None, *atoms)
 
     def _embed_batches(

@@ -81,19 +81,16 @@ SHAPE_FEATURES = {"backbone": len(ATOM_PAIRS) * BASES, "ca": len(ALPHA_PAIRS) * 
 
 
 def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") -> dict[str, Tensor]:
-    """Pad structures to the arguments of `ProteinMPNNEncoder.forward`.
+    """Pad structures, one at least, to the arguments of `ProteinMPNNEncoder.forward`, in its order.
 
-    Chains are numbered in the order of the structure (by name in the original; it does not
-    matter). Residues that the author numbers skip are counted and get no row.
+    `backbone` is `(batch, residues, 4, 3)` in angstrom, 0 where an atom is missing; `residue_mask`,
+    `residue_index` and `chain_index` are `(batch, residues)`. The index is 100 per chain plus the
+    position among all residues, those counted that the author numbers skip, and -100 in padding;
+    chains are 1, 2 and so on in the order of the structure, and 0 in padding.
 
     Args:
-        structures: At least one.
+        structures: As they were read.
         atoms: What a residue must have: "backbone" is N, CA, C and O, "ca" is CA.
-
-    Returns:
-        `backbone`, `(batch, residues, 4, 3)` in angstrom, 0 where an atom is missing;
-        `residue_mask`, `(batch, residues)`; `residue_index`, 100 per chain plus the position
-        among all residues, -100 in padding; `chain_index`, 1, 2 and so on, 0 in padding.
     """
     if not structures:
         raise ValueError("there are no structures; give a list of at least one.")
@@ -369,7 +366,6 @@ class ProteinMPNNEncoder(SafeWeights):
     base_model_prefix = "protein_mpnn"
     main_input_name = "backbone"
     _no_split_modules = ["ProteinMPNNLayer"]
-    _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     def __init__(self, config: ProteinMPNNConfig) -> None:
         super().__init__(config)
@@ -415,8 +411,7 @@ class ProteinMPNNEncoder(SafeWeights):
             backbone: N, CA, C and O in angstrom, `(batch, residues, 4, 3)`.
             residue_mask: True at residues, `(batch, residues)`. Residues without finite
                 coordinates are masked too.
-            residue_index: Where a residue stands, `(batch, residues)`.
-            chain_index: The chain it is of, `(batch, residues)`.
+            residue_index, chain_index: Where a residue stands, in which chain, `(batch, residues)`.
             output_hidden_states: Return the residues after each layer too.
             return_dict: Return a `BaseModelOutput` (default) or a tuple.
 

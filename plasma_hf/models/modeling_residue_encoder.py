@@ -72,7 +72,6 @@ class ResidueEncoderModel(SafeWeights):
     base_model_prefix = "residue_encoder"
     main_input_name = "input_ids"
     _no_split_modules = ["DilatedBlock"]
-    _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     def __init__(self, config: ResidueEncoderConfig) -> None:
         super().__init__(config)

@@ -84,8 +84,6 @@ class SubstitutionModel(SafeWeights):
     config_class = SubstitutionConfig
     base_model_prefix = "substitution"
     main_input_name = "input_ids"
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     vectors: Tensor
 

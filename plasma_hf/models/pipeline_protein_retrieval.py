@@ -301,22 +301,17 @@ class CandidateList:
     def __init__(self, records: Sequence[Protein], vectors: Tensor) -> None:
         self.records = list(records)
         self.vectors = vectors.double().cpu().numpy()
-
-    def __len__(self) -> int:
-        return len(self.records)
+        self.about = [{name: getattr(one, name) for name in ABOUT} for one in self.records]
 
     def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
         """Find the nearest records of each query; see `Index.search`."""
         queries = unit_rows(vectors, self.vectors.shape[1], k)
-        rows = np.arange(len(self))
-        return [hits_of(query, self.vectors, rows, k, self._about) for query in queries]
+        rows = np.arange(len(self.records))
+        return [hits_of(query, self.vectors, rows, k, self.about.__getitem__) for query in queries]
 
     def read(self, row: int) -> Protein:
         """Give a record."""
         return self.records[row]
-
-    def _about(self, row: int) -> dict[str, Any]:
-        return {name: getattr(self.records[row], name) for name in ABOUT}
 
 
 def unit_rows(vectors: Tensor | np.ndarray, width: int, k: int) -> np.ndarray:

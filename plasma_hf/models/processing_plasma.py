@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -288,12 +289,10 @@ def _generic_input_format(tokenizer: Any) -> InputFormat:
     """Return the first text form that gives one token per residue."""
     for text in TEXT_FORMS:
         processor = PlasmaProcessor(tokenizer, InputFormat("generic", text))
-        try:
+        with suppress(ValueError):
             processor.token_ids(PROBES)
-        except ValueError:
-            continue
-        if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
-            return processor.input_format
+            if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
+                return processor.input_format
     raise ValueError(
         f"{type(tokenizer).__name__} gives one token per residue in none of the text forms "
         f"{', '.join(TEXT_FORMS)}; take a model of single residues, or give an InputFormat(...)."

@@ -56,19 +56,15 @@ class ProtAlignProcessor(PlasmaProcessor):
             features |= self.encode([sequences] if isinstance(sequences, str) else sequences)
             features["sequence_mask"] = features.pop("mask")
         if structures is not None:
-            features |= self._encode_structures(structures)
+            one = isinstance(structures, str | Path) or is_structure(structures)
+            several: Any = [structures] if one else structures
+            wanted = {"backbone": BACKBONE_ATOMS, "ca": ("CA",)}[self.atoms]
+            read = [s if is_structure(s) else read_structure(s, wanted) for s in several]
+            features |= structure_batch(read, self.atoms)
+            features["structure_residue_mask"] = features.pop("residue_mask")
         if not features:
             raise ValueError("there is nothing to encode; give sequences, structures or both.")
         return BatchFeature(features)
-
-    def _encode_structures(self, structures: Any) -> dict[str, Tensor]:
-        one = isinstance(structures, str | Path) or is_structure(structures)
-        wanted = {"backbone": BACKBONE_ATOMS, "ca": ("CA",)}[self.atoms]
-        several = [structures] if one else structures
-        read = [each if is_structure(each) else read_structure(each, wanted) for each in several]
-        batch = structure_batch(read, self.atoms)
-        batch["structure_residue_mask"] = batch.pop("residue_mask")
-        return batch
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved."""
