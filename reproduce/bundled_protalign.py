@@ -37,7 +37,7 @@ from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.modeling_protalign import ProtAlignModel
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNEncoder
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.protein import Structure
 from plasma_hf.training import ProtAlignRun
 from plasma_hf.training.residue_contrast import ResidueTraining, crop, train_encoders

@@ -51,7 +51,7 @@ from plasma_hf.models.modeling_plasma import (
     log_kernel,
     make_plans,
 )
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.protein import (
     RESIDUE_LETTERS,

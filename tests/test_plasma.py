@@ -286,8 +286,14 @@ FROM_0 = ("support_weight", "order_weight", "threshold", "correspondence_weight"
     ("inputs", "message"),
     [
         ({}, "neither is here"),
-        ({"query_embeddings": torch.ones(1, 3, 5)}, "has width 5, this head takes 12"),
-        ({"query_embeddings": torch.ones(3, WIDTH)}, r"\(batch, residues, hidden\)"),
+        (
+            {"query_embeddings": torch.ones(1, 3, 5)},
+            r"of shape \(1, 3, 5\); give .* \(batch, residues, 12\)",
+        ),
+        (
+            {"query_embeddings": torch.ones(3, WIDTH)},
+            r"of shape \(3, 12\); give .* \(batch, residues, 12\)",
+        ),
         ({"query_embeddings": torch.ones(1, 3, WIDTH, dtype=torch.long)}, "floating point"),
         ({"query_input_ids": torch.ones(1, 3).long()}, "head without a backbone"),
         ({"query_embeddings": torch.ones(2, 3, WIDTH)}, "2 queries and 1 candidates"),

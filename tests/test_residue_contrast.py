@@ -9,7 +9,7 @@ import torch
 from plasma_hf import ProtAlignConfig, ProtAlignModel, load_backbone
 from plasma_hf.data import StructurePair, pair_of
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.training.residue_contrast import (
     KNOWN,

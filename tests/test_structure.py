@@ -244,7 +244,7 @@ def test_a_trace_is_refused_by_name_unless_wanted(tmp_path, caplog):
     trace = [("ALA", ("CA",)), ("GLY", ("CA",)), ("SER", ("CA",))]
     path = write_structure(tmp_path / "p.pdb", {"A": [("ALA", FULL)], "T": trace})
     assert [s.id for s in read_structures(path)] == ["p.pdb:A"]
-    assert "chain 'T' of" in caplog.text and "no residue with N, CA, C, O" in caplog.text
+    assert "chains that are left out, without any residue with N, CA, C, O: T" in caplog.text
     a, t = read_structures(path, atoms=("CA",))
     assert t.sequence == "AGS" and t.backbone.isfinite().all(-1).tolist() == [[0, 1, 0, 0]] * 3
     assert not t.residue_mask.any() and a.residue_mask.all()

@@ -369,7 +369,7 @@ def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
     changed.config = deepcopy(model.config)
     for name, value in changes.items():
         setattr(changed.config, name, value)
-    changed.config._check_ranges()
+    changed.config._check_settings()
     return changed
 
 

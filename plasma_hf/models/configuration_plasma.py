@@ -8,18 +8,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .modeling_backbone import backbone_config, check_ranges, width_of
+from .modeling_backbone import backbone_config, check_settings, width_of
 from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
 logger = logging.get_logger(__name__)
 
-PIPELINES = {
-    "protein-alignment": {
-        "impl": "pipeline_protein_alignment.ProteinAlignmentPipeline",
-        "pt": ("AutoModel",),
-        "type": "text",
-    }
-}
+ALIGNMENT = "pipeline_protein_alignment.ProteinAlignmentPipeline"
+PIPELINES = {"protein-alignment": {"impl": ALIGNMENT, "pt": ("AutoModel",), "type": "text"}}
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 CHOICES = {
@@ -28,7 +23,11 @@ CHOICES = {
     "score_loss_form": ("published", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
-# Fields of configurations that were saved before, with the value that they may still have.
+ABOVE_0 = ("embedding_size", "head_size", "kernel_scale", "n_iters", "eps")
+SUPPORT = ("support_rounds", "support_window", "support_gap", "support_weight", "order_weight")
+LOSSES = ("label_match_weight", "correspondence_weight")
+FROM_0 = (*SUPPORT, "threshold", "diagonal_window", *LOSSES)
+# Fields of configurations that were saved before, with the value that says nothing.
 RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
 
 
@@ -71,8 +70,8 @@ class PlasmaConfig(PreTrainedConfig):
         released_metadata: What a released head says of itself (`metadata.json`).
 
     Example:
-        >>> PlasmaConfig(embedding_size=1280).tau
-        10.0
+        >>> PlasmaConfig(head="hinge", embedding_size=None).score_form
+        'published'
     """
 
     model_type = "plasma"
@@ -106,51 +105,28 @@ class PlasmaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
-        _drop_retired(kwargs)
+        given = {name: kwargs.pop(name, default) for name, default in RETIRED.items()}
+        if lost := [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]:
+            told = "PLASMA has no such settings any more and ignores them."
+            logger.warning_once(f"{', '.join(lost)}: {told}")
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.plm_config is not None:
             self.embedding_size = width_of(self.plm_config)
-        self._check_choices()
-        self._check_ranges()
+        self._check_settings()
         super().__post_init__(**kwargs)
         # As remote code, the folder's own pipeline is the one to use; installed, the package's.
         if __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
 
-    @property
-    def tau(self) -> float:
-        """Entropic temperature of the paper, the inverse of `kernel_scale`."""
-        return 1 / self.kernel_scale
-
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
         return super().to_dict() | {"custom_pipelines": PIPELINES}
 
-    def _check_choices(self) -> None:
-        for name, accepted in CHOICES.items():
-            if (value := getattr(self, name)) not in accepted:
-                choices = ", ".join(map(repr, accepted))
-                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
-
-    def _check_ranges(self) -> None:
+    def _check_settings(self) -> None:
         if self.embedding_size is None and self.head == "lrl":
             raise ValueError(
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
-        support = ("support_rounds", "support_window", "support_gap", "support_weight")
-        read = ("order_weight", "threshold", "diagonal_window")
-        losses = ("label_match_weight", "correspondence_weight")
-        above_0 = ("embedding_size", "head_size", "kernel_scale", "n_iters", "eps")
-        check_ranges(self, above_0, (*support, *read, *losses))
-
-
-def _drop_retired(fields: dict[str, Any]) -> None:
-    """Take fields out that are no more, and say so where one had a value that mattered."""
-    given = {name: fields.pop(name, default) for name, default in RETIRED.items()}
-    changed = [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]
-    if changed:
-        logger.warning_once(
-            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them."
-        )
+        check_settings(self, ABOVE_0, FROM_0, CHOICES)

@@ -41,6 +41,8 @@ class SafeWeights(PreTrainedModel):
     """A model that is read from safetensors and knows which commit of the Hub it came from."""
 
     source_revision: str | None = None  # None for a folder, and for what was never loaded
+    _no_split_modules: list[str] = []
+    _supports_sdpa = True  # one without attention meets any request for a kind of it
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -71,8 +73,7 @@ def _load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
         return load(name, *args, **options | {"use_safetensors": safe})
     except Exception as error:  # what a reader makes of a damaged file may be of any kind
         told = safe is False or isinstance(error, WeightsError)
-        reason = None if told else _what_is_wrong(name, options)
-        if reason is None:
+        if told or not (reason := _what_is_wrong(name, options)):
             raise
         raise WeightsError(reason) from error
 
@@ -84,13 +85,12 @@ def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
         return gone if Path(name or "").is_absolute() else None
     remedy = f"while online, type: {download_command(name, options.get('revision'))}"
     remedy = "copy it again, or save the model to it again" if local else remedy
-    missing = []
-    for file in weight_files(folder):
-        if not file.is_file():
-            missing.append(file.name)
-        elif not is_whole(file):
+    files = weight_files(folder)
+    for file in files:
+        if file.is_file() and not is_whole(file):
             told = f"{file.name} of {name} is cut short or damaged ({file}, {file.stat().st_size}"
             return f"{told} bytes); {remedy}{'' if local else ' --force-download'}."
+    missing = [file.name for file in files if not file.is_file()]
     if WEIGHTS in missing and (refusal := _pickle_refusal(name, WEIGHTS, options)):
         return refusal
     where = "" if local else " here: its download was not finished, or the Hub does not have it"
@@ -166,10 +166,8 @@ def download_command(name: Any, revision: str | None) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return 16 hexadecimal digits that depend on every weight of a module.
-
-    It adds up bit patterns as integers, exactly and hence in any order, without copying weights.
-    """
+    """Return 16 hexadecimal digits that depend on every weight of a module, none copied."""
+    # Integers add up exactly, hence in any order.
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -202,6 +200,23 @@ def free_memory() -> float:
     return min(found)
 
 
+def residue_mask(side: str, embeddings: Any, mask: Tensor | None, width: int | None) -> Tensor:
+    """Return the mask of a side, all True if it has none; refuse shapes that do not fit."""
+    shape, wanted = tuple(embeddings.shape), width or "hidden"
+    if len(shape) != 3 or width not in (None, shape[2]) or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{side}_embeddings is {embeddings.dtype} of shape {shape}; give floating point "
+            f"numbers of shape (batch, residues, {wanted}), of the encoder the model was made for."
+        )
+    if mask is None:
+        return torch.ones(shape[:2], dtype=torch.bool, device=embeddings.device)
+    if mask.shape != shape[:2]:
+        raise ValueError(
+            f"{side}_mask has shape {tuple(mask.shape)}; give {shape[:2]}, True at residues."
+        )
+    return mask.bool()
+
+
 LARGEST = 1e12  # embeddings beyond it overflow when they are squared and summed
 
 
@@ -218,14 +233,18 @@ def check_embeddings(embeddings: Tensor, name: str, mask: Tensor | None = None) 
         )
 
 
-def check_ranges(config: Any, above_0: Sequence[str], from_0: Sequence[str] = ()) -> None:
-    """Refuse settings that are no finite numbers above 0, or from 0 on; None is not looked at."""
+def check_settings(
+    config: Any, above_0: Sequence[str], from_0: Sequence[str] = (), choices: dict | None = None
+) -> None:
+    """Refuse settings that are no choice, or no finite number above 0 or from 0; None may be."""
+    for name, accepted in (choices or {}).items():
+        if (value := getattr(config, name)) not in accepted:
+            raise ValueError(f"{name}={value!r}; accepted are {', '.join(map(repr, accepted))}.")
     for name in (*above_0, *from_0):
-        value = getattr(config, name)
-        if value is None or 0 < value < math.inf or (value == 0 and name in from_0):
-            continue
-        accepted = "0 or more" if name in from_0 else "a number above 0"
-        raise ValueError(f"{name}={value}; give {accepted}.")
+        value, may_be_0 = getattr(config, name), name in from_0
+        if value is not None and not (0 < value < math.inf or (value == 0 and may_be_0)):
+            accepted = "0 or more" if may_be_0 else "a number above 0"
+            raise ValueError(f"{name}={value}; give {accepted}.")
 
 
 OWN_BACKBONES: dict[str, Any] = {}  # those that are not of transformers; importing them adds them
@@ -390,10 +409,7 @@ class Backbone:
 
     @torch.no_grad()
     def embed(self, proteins: Sequence[str | Path | Protein]) -> list[Tensor]:
-        """Embed proteins as `(residues, hidden)` each, float32, on the CPU.
-
-        They are sequences, or for a model that reads structures paths to PDB or mmCIF.
-        """
+        """Embed proteins, or paths of them, as `(residues, hidden)` each, float32 on the CPU."""
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
         sequences = [protein.sequence or "" for protein in read]
         limit = None if self.input_format.reads_structures else self.input_format.max_residues
@@ -480,11 +496,10 @@ def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -
     tokenizer, form = processor.tokenizer, processor.input_format
     limits = [max_residues, form.max_residues]
     # Types that look positions up in a table, and whether they count on from the padding token.
-    tables = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
-    counts_on = tables.get(config.model_type)
+    tables = {"bert": 0, "electra": 0, "albert": 0, "esm": 1, "roberta": 1}
     kind = getattr(config, "position_embedding_type", "absolute")
-    if counts_on is not None and kind == "absolute":
-        first = (config.pad_token_id or 0) + 1 if counts_on else 0
+    if config.model_type in tables and kind == "absolute":
+        first = tables[config.model_type] * ((config.pad_token_id or 0) + 1)
         limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
     tokens = int(tokenizer.model_max_length)
     if form.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
@@ -511,8 +526,10 @@ class PreTrainedHead(SafeWeights):
     """
 
     backbone: Any
+    encoders: tuple[str, ...] = ("backbone",)  # attributes; frozen until something else is said
     takes_embeddings = "query_embeddings and candidate_embeddings"  # for an error message
     _fetched: Backbone | None = None  # the backbone as it came from its id
+    _processor: Any = None  # what a derived class has made for the backbone
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -527,9 +544,12 @@ class PreTrainedHead(SafeWeights):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if load_backbone and model.backbone is None and model.config.plm_config is not None:
             model.load_backbone(use_safetensors=kwargs.get("use_safetensors"))
-        if model.backbone is not None:
-            model.backbone.requires_grad_(False).eval()
+        for encoder in model._encoders():
+            encoder.requires_grad_(False).eval()
         return loaded
+
+    def _encoders(self) -> list[Any]:
+        return [one for name in self.encoders if (one := getattr(self, name)) is not None]
 
     @property
     def processor(self) -> PlasmaProcessor | None:
@@ -537,11 +557,11 @@ class PreTrainedHead(SafeWeights):
         return self._fetched.processor if self._fetched is not None else None
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen backbone goes on embedding as in inference."""
+        """Set training mode; a frozen encoder goes on embedding as in inference."""
         super().train(mode)
-        under = self.backbone
-        if under is not None and not any(p.requires_grad for p in under.parameters()):
-            under.eval()
+        for encoder in self._encoders():
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
         return self
 
     def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:
@@ -591,7 +611,7 @@ class PreTrainedHead(SafeWeights):
                 f"this head was made for the backbone {made_for!r}, not for {name!r}; load "
                 f"{made_for!r}, or train a head on {name!r}."
             )
-        self.backbone = encoder.requires_grad_(False).eval()
+        self.backbone, self._processor = encoder.requires_grad_(False).eval(), None
         config.plm_config, config.embedding_size = encoder.config, width
         config.plm_name_or_path = name or made_for
         if isinstance(backbone, Backbone):
@@ -626,10 +646,7 @@ class PreTrainedHead(SafeWeights):
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any
     ) -> None:
-        """Save the model, and with `save_backbone=True` the weights of its backbone as well.
-
-        By default those are saved where they are not, or no longer, those of the backbone's id.
-        """
+        """Save the model, by default with the backbone's weights unless its id has the same."""
         under, fetched = self.backbone, self._fetched and self._fetched.digest
         changed = under is not None and fetched != weights_digest(under)
         if save_backbone is False and changed:

@@ -1,8 +1,6 @@
 """PLASMA: residue embeddings of two proteins in, an alignment plan and one score out.
 
-In the order of the computation: the hinge cost of matching two residues, the partial Sinkhorn plan
-over it, support from what is aligned nearby or in order, scores of a plan, losses, the heads, and
-the model that puts them together. What is here is plain torch and says what is computed; where the
+What is here is plain torch and says what is computed, in the order of the computation; where the
 package `plasma_hf` is installed, its compiled kernels compute the same.
 """
 
@@ -28,6 +26,7 @@ from .modeling_backbone import (
     free_memory,
     from_package,
     pad_residues,
+    residue_mask,
     weights_digest,
 )
 
@@ -53,17 +52,13 @@ BLOCK, LARGE_BLOCK = 1 << 21, 1 << 26
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess of the candidate residue.
 
-    `C_ij = sum_k relu(q_ik - c_jk)`, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is
-    rounded twice, and a residue costs exactly nothing against itself. No form has a
-    `(query_residues, candidate_residues, channels)` intermediate.
+    `C_ij = sum_k relu(q_ik - c_jk)`, `(batch, query_residues, candidate_residues)`, in float32 or
+    wider, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is rounded twice, and a residue
+    costs exactly nothing against itself. Nothing has residues, residues and channels as its axes.
 
     Args:
-        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
-            every candidate.
-        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
-
-    Returns:
-        The cost, `(batch, query_residues, candidate_residues)`, in float32 or wider.
+        query, candidate: Projected residues, `(batch, residues, channels)`; a batch of one meets
+            every protein of the other.
 
     Raises:
         ValueError: If the two have different widths.
@@ -154,15 +149,12 @@ NEVER = -1e30  # log-kernel of a pair that may not match; finite, so that no gra
 def log_kernel(
     cost: Tensor, kernel_scale: float, query_mask: Tensor, candidate_mask: Tensor
 ) -> Tensor:
-    """Turn a cost into the logarithm of the transport kernel, `-kernel_scale * cost`.
+    """Return the log of the transport kernel, `-kernel_scale * cost`; `NEVER` where masked.
 
     Args:
         cost: `(batch, query_residues, candidate_residues)`.
         kernel_scale: What multiplies the cost in the exponent, 1 / tau in the paper's notation.
         query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
-
-    Returns:
-        The log-kernel, shaped like `cost`; `NEVER` where either residue is masked.
     """
     allowed = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
     return (-kernel_scale * cost).masked_fill(~allowed, NEVER)
@@ -171,7 +163,7 @@ def log_kernel(
 def sinkhorn(
     log_kernel: Tensor, candidate_mask: Tensor, *, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to a partial transport plan, by two matrix-vector products per iteration.
+    """Scale a kernel to a partial transport plan of its shape, 0 where a residue is masked.
 
     `u = 1 / (K v + eps)`, `v = 1 / (K' u + eps)`, and the plan is `u K v`. The updates end with
     the candidate's: columns sum to at most 1, rows to up to candidate/query residues. A potential
@@ -183,9 +175,6 @@ def sinkhorn(
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
         eps: Slack of each residue; staying unmatched costs `-log(eps)` in the exponent.
         n_iters: Iterations, at least one.
-
-    Returns:
-        The plan, shaped like `log_kernel`; 0 where either residue is masked.
 
     Source: PLASMA (ICLR 2026), the partial Sinkhorn plan.
 
@@ -271,8 +260,7 @@ def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
 
     Args:
         matrix: `(batch, query_residues, candidate_residues)`.
-        before: Steps taken towards the first residues.
-        after: Steps taken towards the last residues.
+        before, after: Steps taken towards the first residues, and towards the last.
 
     Example:
         >>> diagonal_sums(torch.eye(3)[None], 0, 1)
@@ -385,13 +373,13 @@ def published_score(
     threshold: float = 0.5,
     diagonal_window: int = 10,
 ) -> Tensor:
-    """Score a pair by its matched residues: their similarity times their collinearity.
+    """Score by matched residues, similarity times collinearity: `(batch,)`, in [0, 1].
 
     A residue is matched where its best plan entry exceeds `threshold`. The similarity is the
     cosine between the summed embeddings of matched candidate residues and the embeddings that the
     plan transports to them. The collinearity is the mass on the best stretch of
     `diagonal_window` steps along a diagonal, as a share of the stretch; proteins shorter than the
-    stretch count the missing steps as empty.
+    stretch count the missing steps as empty. Gradient reaches the plan through the similarity.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
@@ -399,9 +387,6 @@ def published_score(
         query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
         threshold: Plan entry above which a residue is matched.
         diagonal_window: Steps of the stretch; 0 leaves the collinearity out.
-
-    Returns:
-        Scores in [0, 1], `(batch,)`. The gradient reaches the plan through the similarity alone.
 
     Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
@@ -509,6 +494,7 @@ def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor)
 # --- A padded batch of pairs.
 
 Sides = tuple[Tensor, Tensor]  # query and candidate
+Given = Tensor | None
 
 
 @dataclass
@@ -534,10 +520,7 @@ class PairBatch:
     def projected(self, project: Callable[[Tensor], Tensor]) -> PairBatch:
         """Return the batch with projections; embeddings and projections are 0 at padding."""
         sides = zip(self.embeddings, self.masks, strict=True)
-        (query, of_query), (candidate, of_candidate) = (
-            _projected(*side, project) for side in sides
-        )
-        embeddings, projections = (query, candidate), (of_query, of_candidate)
+        embeddings, projections = zip(*(_projected(*side, project) for side in sides), strict=True)
         return replace(self, embeddings=embeddings, projections=projections)
 
     def joined(self, matrices: Sequence[Tensor]) -> Tensor:
@@ -565,7 +548,7 @@ LEAST_MASS = 1e-6  # below it a correspondence that was missed costs no more
 def score_losses(
     scores: Tensor, labels: Tensor, form: str = "published", affine: Tensor | None = None
 ) -> Tensor:
-    """Return the binary cross-entropy between the score of each pair and its label.
+    """Return the binary cross-entropy between score and label of each pair, `(batch,)`.
 
     Args:
         scores: Scores in [0, 1], `(batch,)`.
@@ -573,9 +556,6 @@ def score_losses(
         form: "published" reads a score as a logit, so that even a perfect classifier keeps a loss
             of .503; "affine" reads it so after scaling and shifting.
         affine: Scale and shift of the affine form, `(2,)`.
-
-    Returns:
-        Losses, `(batch,)`.
 
     Example:
         >>> round(score_losses(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
@@ -594,16 +574,13 @@ def label_match_losses(
 ) -> Tensor:
     """Return the share of a candidate's labelled residues that no labelled query residue reaches.
 
-    Per pair `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`; 0 where the candidate has no
-    labelled residue. The label match score is 1 minus this.
+    `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`, `(batch,)`; 0 where the candidate has
+    no labelled residue. The label match score is 1 minus this.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
         query_site_labels, candidate_site_labels: 0/1, `(batch, residues)` each; 0 at padding.
         form: "published", or "symmetric" for the mean of both directions.
-
-    Returns:
-        Losses in [0, 1], `(batch,)`.
     """
     if form == "symmetric":
         back = label_match_losses(plan.mT, candidate_site_labels, query_site_labels)
@@ -622,15 +599,12 @@ def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = No
 
 
 def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
-    """Return the mean of `-log M_ij` over the residues (i, j) that are known to correspond.
+    """Return the mean of `-log M_ij` over residues (i, j) known to correspond, `(batch,)`.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
         correspondences: Query and candidate residue, `(batch, n, 2)`, from 0; rows of -1 are
             padding, and a pair with nothing else has a loss of 0.
-
-    Returns:
-        Losses, `(batch,)`.
 
     Example:
         >>> plan = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
@@ -812,8 +786,6 @@ class PlasmaModel(PreTrainedHead):
     main_input_name = "query_embeddings"
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
     _keep_in_fp32_modules_strict = {"alignment_head", "score_affine"}
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True
 
     def __init__(self, config: PlasmaConfig) -> None:
         super().__init__(config)
@@ -894,16 +866,13 @@ class PlasmaModel(PreTrainedHead):
         candidate_projections: Sequence[Tensor] | None = None,
         return_plans: bool = True,
     ) -> AlignedPairs:
-        """Align query p with candidate p, without gradient and without padding.
-
-        It computes what `forward` does, as fast as the machine allows.
+        """Align query p with candidate p as `forward` does, without gradient and padding.
 
         Args:
-            queries: Residue embeddings, `(residues, hidden)` each; one may stand there repeatedly.
-            candidates: As many.
-            query_projections: What `project` makes of them, `(residues, head_size)` each, where it
-                is at hand.
-            candidate_projections: The same for the candidates.
+            queries, candidates: Residue embeddings, `(residues, hidden)` each, as many of one as of
+                the other; a protein may stand there repeatedly.
+            query_projections, candidate_projections: What `project` makes of them, `(residues,
+                head_size)` each, where it is at hand.
             return_plans: Return plans beside scores; without them less is computed.
 
         Example:
@@ -962,10 +931,7 @@ class PlasmaModel(PreTrainedHead):
         return [projected[id(protein)] for protein in proteins]
 
     def _align_padded(
-        self,
-        proteins: Sequence[Sequence[Tensor]],
-        projected: Sequence[Sequence[Tensor]],
-        return_plans: bool,
+        self, proteins: list[list[Tensor]], projected: list[list[Tensor]], return_plans: bool
     ) -> AlignedPairs:
         """Align a few pairs, queries and candidates, in one padded batch."""
         embeddings, masks = zip(*map(pad_residues, proteins), strict=True)
@@ -978,22 +944,15 @@ class PlasmaModel(PreTrainedHead):
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
-    def score_many(
-        self,
-        queries: Tensor | Sequence[Tensor],
-        store: Any,
-        *,
-        top_k: int = 10,
-        return_plans: bool = True,
-        progress: bool | None = None,
-    ) -> list[list[Any]]:
+    def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
 
-        Returns the `top_k` hits of each query, best first, see `plasma_hf.search.exhaustive`.
+        Returns the hits of each query, best first. Options are `top_k` (10), `return_plans` (True)
+        and `progress`, see `plasma_hf.search.exhaustive.score_many`.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
-        return search.score_many(self, several, store, top_k, return_plans, progress=progress)
+        return search.score_many(self, several, store, **options)
 
     def forward(
         self,
@@ -1094,46 +1053,20 @@ class PlasmaModel(PreTrainedHead):
         return [AlignedBatch(None, plan, plan) for plan in plans]
 
     def _side(
-        self,
-        side: str,
-        embeddings: Tensor | None,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        mask: Tensor | None,
-        atoms: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        self, side: str, embeddings: Given, ids: Given, attended: Given, mask: Given, atoms: Given
+    ) -> Sides:
         """Return embeddings, whatever stands at padding, and residue mask of one side."""
-        if (embeddings is None) == (input_ids is None):
+        if (embeddings is None) == (ids is None):
             raise ValueError(
                 f"give the {side} either as {side}_embeddings or as {side}_input_ids"
                 + (", not as both." if embeddings is not None else "; neither is here.")
             )
-        if input_ids is not None:
-            embeddings, mask = self.embed(input_ids, attention_mask, mask, atoms)
+        if ids is not None:
+            embeddings, mask = self.embed(ids, attended, mask, atoms)
         assert embeddings is not None
-        if mask is None:
-            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        self._check_side(side, embeddings, mask)
-        check_embeddings(embeddings, f"{side}_embeddings", mask.bool())
-        return at_least_float32(embeddings), mask.bool()
-
-    def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.embedding_size
-        if embeddings.ndim != 3 or not embeddings.is_floating_point():
-            raise ValueError(
-                f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
-                "floating point numbers of shape (batch, residues, hidden)."
-            )
-        if width is not None and embeddings.shape[-1] != width:
-            raise ValueError(
-                f"{side}_embeddings has width {embeddings.shape[-1]}, this head takes {width}; "
-                "use the backbone the head was made for."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"{side}_mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "(batch, residues), True at residues."
-            )
+        mask = residue_mask(side, embeddings, mask, self.config.embedding_size)
+        check_embeddings(embeddings, f"{side}_embeddings", mask)
+        return at_least_float32(embeddings), mask
 
     def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor

@@ -146,10 +146,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         super().__init__(*args, **kwargs)
         self.store = store
         if self.processor is None:
-            backbone = getattr(self.model.config, "plm_config", None)
-            substitution = getattr(backbone, "model_type", "") == "substitution_window"
-            of_model = getattr(self.model, "processor", None)
-            self.processor = PlasmaProcessor() if substitution else of_model
+            model_type = getattr(self.model.config.plm_config, "model_type", "")
+            substitution = model_type == "substitution_window"
+            self.processor = PlasmaProcessor() if substitution else self.model.processor
         self._check_recipe()
         if store is not None:
             store.check_model(self.model)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .modeling_backbone import from_package
 from .protein import (
     ACCEPTED,
     BACKBONE_ATOMS,
@@ -90,7 +91,8 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if index is None:
             self.index = self._embed_candidates(candidates)
         elif isinstance(index, str | PathLike):
-            self.index = _open_index(index, self.model)
+            opened = f"an index on disk ({index}; candidates=[...] needs none) is opened"
+            self.index = from_package("search.index", opened).Index.open(index, self.model)
         else:
             index.check(self.model)
 
@@ -205,8 +207,7 @@ def embed_proteins(
 ) -> list[Tensor | Exception]:
     """Embed proteins, each kind by its own side of the model, in batches of like length.
 
-    Returns:
-        One L2-normalised vector `(width,)` per protein, float32 on the CPU, or what went wrong.
+    Each becomes an L2-normalised vector `(width,)`, float32 on the CPU, or what went wrong.
     """
     results: dict[int, Tensor | Exception] = {}
     for kind in KINDS:
@@ -294,39 +295,23 @@ def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> I
             on_invalid(InvalidRecord(name, str(error)))
 
 
-def _open_index(folder: str | PathLike[str], model: Any) -> Any:
-    try:
-        from plasma_hf.search.index import Index
-    except ImportError as error:
-        raise ImportError(
-            f"an index on disk ({folder}) is opened by the package plasma_hf, which is not "
-            "installed here: pip install plasma-hf; or give candidates=[...]."
-        ) from error
-    return Index.open(folder, model)
-
-
 class CandidateList:
     """Find the nearest of a list of proteins in memory, with L2-normalised vectors of each."""
 
     def __init__(self, records: Sequence[Protein], vectors: Tensor) -> None:
         self.records = list(records)
         self.vectors = vectors.double().cpu().numpy()
-
-    def __len__(self) -> int:
-        return len(self.records)
+        self.about = [{name: getattr(one, name) for name in ABOUT} for one in self.records]
 
     def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
         """Find the nearest records of each query; see `Index.search`."""
         queries = unit_rows(vectors, self.vectors.shape[1], k)
-        rows = np.arange(len(self))
-        return [hits_of(query, self.vectors, rows, k, self._about) for query in queries]
+        rows = np.arange(len(self.records))
+        return [hits_of(query, self.vectors, rows, k, self.about.__getitem__) for query in queries]
 
     def read(self, row: int) -> Protein:
         """Give a record."""
         return self.records[row]
-
-    def _about(self, row: int) -> dict[str, Any]:
-        return {name: getattr(self.records[row], name) for name in ABOUT}
 
 
 def unit_rows(vectors: Tensor | np.ndarray, width: int, k: int) -> np.ndarray:

@@ -182,8 +182,6 @@ _STATES = """ALA|ARG ARN ARGN|ASN|ASP ASH ASPH ASPP|CYS CYM CYX CYS1 CYS2 CYSH|G
 |MET|PHE|PRO|SER|THR|TRP|TYR TYM|VAL"""
 _STANDARD = {name: names.split()[0] for names in _STATES.split("|") for name in names.split()}
 _STANDARD |= {end + name: _STANDARD[name] for end in "NC" for name in _STANDARD if len(name) == 3}
-# Columns of mmCIF that gemmi needs, and a file may lack.
-_COLUMNS = ("id", "type_symbol", "label_alt_id", "label_asym_id", "occupancy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,13 +270,11 @@ def read_structures(
             f"{file} has no residue with the backbone atoms {needed} in chain {', '.join(wanted)}; "
             "give a structure with backbone atoms."
         )
-    for name, observed in zip(wanted, there, strict=True):
-        if not observed:
-            message = "chain %r of %s has no residue with %s and is left out"
-            logger.warning(message, name, file, needed)
     residues = (one.name for name in wanted for place in found[name] for one in place)
     unknown = dict.fromkeys(name for name in residues if not _letter(name))
+    left_out = compress(wanted, map(not_, there))
     for problem, places in (
+        (f"chains that are left out, without any residue with {needed}", left_out),
         ("residues with names that are not known, read as X", unknown),
         ("residues with N and CA, or C and the next N, too far apart", chained(*map(_torn, every))),
     ):
@@ -480,7 +476,8 @@ def _parse_cif(text: str) -> Any:
     for name in ("Cartn_x", "Cartn_y", "Cartn_z", "label_seq_id"):
         if not column(name, name.replace("label", "auth")):
             raise ValueError(f"its atoms have no column _atom_site.{name}")
-    added = [f"_atom_site.{name}" for name in _COLUMNS if not column(name)]
+    needed = ("id", "type_symbol", "label_alt_id", "label_asym_id", "occupancy")  # by gemmi
+    added = [f"_atom_site.{name}" for name in needed if not column(name)]
     blocks[0].find_mmcif_category("_atom_site.").loop.add_columns(added, ".")
     chains, labels = column("auth_asym_id", "label_asym_id"), column("label_asym_id")
     last: dict[str, tuple[int, int]] = {}
@@ -497,15 +494,12 @@ def _parse_cif(text: str) -> Any:
 
 
 def _places(residues: list[Any]) -> list[list[Any]]:
-    """Group the amino acids of a chain by place: several where residues alternate in one.
-
-    Residues of one number alternate where their labels differ; otherwise the file has numbered
-    two residues alike.
-    """
+    """Group amino acids by place; those of one number alternate in it where their labels differ."""
     places: dict[tuple[str, int], list[Any]] = {}
     taken: dict[tuple[str, int], set[str]] = {}
     for residue in residues:
         key, labels = (_number(residue), 0), {a.altloc for a in residue if a.altloc != "\0"}
+        # Where they do not, the file has numbered two residues alike.
         while key in places and (not labels or labels & taken[key]):
             key = key[0], key[1] + 1
         places.setdefault(key, []).append(residue)
@@ -633,11 +627,7 @@ class InvalidRecord:
 
 
 def is_protein(value: Any) -> TypeGuard[Protein]:
-    """Tell a `Protein` from anything else, also one made by another copy of this file.
-
-    transformers loads the remote code of a model and of its processor as separate packages, each
-    with a class `Protein` of its own; between them `isinstance` says no.
-    """
+    """Tell a `Protein`, also of another copy: remote code of a processor brings one of its own."""
     return all(hasattr(value, name) for name in ("id", "sequence", "embeddings"))
 
 

@@ -23,7 +23,7 @@ from ..models.modeling_backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
-from ..models.modeling_substitution import ResidueEncoderModel
+from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.processing_protalign import ProtAlignProcessor
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .augmentation import coordinate_noise
