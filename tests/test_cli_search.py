@@ -22,8 +22,8 @@ from plasma_hf.cli.search import SEARCH_HELP, search
 from plasma_hf.io.formats import HIT_FIELDS as FIELDS
 from plasma_hf.io.formats import HIT_FORMATS as FORMATS
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
+from plasma_hf.models.modeling_backbone import SubstitutionConfig
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import SubstitutionConfig
 from plasma_hf.models.protein import read_structures
 from plasma_hf.search import Index
 from tests.helpers.index_job import write_helix

@@ -18,8 +18,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 import plasma_hf  # noqa: F401 - it registers the task
 from plasma_hf import ProtAlignModel
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
+from plasma_hf.models.modeling_backbone import SubstitutionConfig
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import SubstitutionConfig
 from plasma_hf.models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 from plasma_hf.models.protein import Protein, read_structure
 from plasma_hf.search import build_index, read_records

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
 from plasma_hf import SubstitutionConfig, SubstitutionModel
-from plasma_hf.models.modeling_substitution import residue_vectors
+from plasma_hf.models.modeling_backbone import residue_vectors
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 

@@ -9,7 +9,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .modeling_backbone import backbone_config, check_settings, width_of
-from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
 
 logger = logging.get_logger(__name__)
 

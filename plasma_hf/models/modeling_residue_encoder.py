@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import SafeWeights, register_backbone
-from .modeling_substitution import SubstitutionConfig, SubstitutionModel
+from .modeling_backbone import SafeWeights, SubstitutionConfig, SubstitutionModel, register_backbone
 
 
 @strict
