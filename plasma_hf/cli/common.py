@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -298,14 +298,14 @@ def read_pairs(
     paths: Iterable[Path], min_residues: int, max_residues: int, skipped: Skipped
 ) -> list[StructurePair]:
     """Read all chains that can be used, and report the rest."""
-    from ..io.structures import pair_of, read_structure_folder, row_to_pair
+    from ..io.structures import pair_of, read_structure_folder
 
     invalid: list[Any] = []
     pairs: list[StructurePair] = []
     unfit = 0
     for path in paths:
         if path.suffix == ".parquet":
-            found = map(row_to_pair, _parquet_rows(path))
+            found = _parquet_pairs(path, invalid.append)
         else:
             found = map(pair_of, read_structure_folder(path, invalid.append))
         for pair in found:
@@ -324,11 +324,24 @@ def read_pairs(
     return pairs
 
 
-def _parquet_rows(path: Path) -> Any:
+def _parquet_pairs(path: Path, on_invalid: Callable[[Any], None]) -> Iterator[StructurePair]:
+    """Read the rows of a Parquet file as pairs, without those that are none."""
+    from ..io.structures import row_to_pair
+    from ..models.protein import InvalidRecord
+
     try:
         from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
     except ImportError as error:
         raise ImportError("reading Parquet needs datasets; pip install datasets") from error
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    return Dataset.from_parquet(str(path))
+    try:
+        rows = Dataset.from_parquet(str(path))
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"{path} is not a valid Parquet file: {error.__cause__ or error}") from error
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield row_to_pair(row)
+        except (ValueError, TypeError) as error:
+            on_invalid(InvalidRecord(f"{path} row {number}", str(error)))
