@@ -339,7 +339,9 @@ def _parquet_pairs(path: Path, on_invalid: Callable[[Any], None]) -> Iterator[St
     try:
         rows = Dataset.from_parquet(str(path))
     except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"{path} is not a valid Parquet file: {error.__cause__ or error}") from error
+        raise ValueError(
+            f"{path} is not a valid Parquet file: {error.__cause__ or error}"
+        ) from error
     for number, row in enumerate(rows, start=1):
         try:
             yield row_to_pair(row)
