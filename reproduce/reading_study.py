@@ -50,7 +50,7 @@ RESULTS = Path(__file__).parent / "results" / "reading_study.md"
 
 # --- Encoders: a sequence in, residue embeddings `(residues, hidden)` out.
 
-NEAR_LETTERS = "XARNDCQEGHILKMFPSTWYV"
+NEAR_LETTERS = "XARNDCEQGHILKMFPSTWYV"
 
 
 def near_encoder(weights: Path) -> Callable[[str], Tensor]:
