@@ -304,7 +304,7 @@ def test_embeddings_that_overflow_are_refused(tmp_path):
     backbone = load_backbone(tmp_path)
     with torch.no_grad():
         backbone.model.encoder.emb_layer_norm_after.weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"NaN or infinite embeddings for protein 0.*float32"):
+    with pytest.raises(ValueError, match=r"protein 0, by .* has NaN or infinite .*float32"):
         backbone.embed(["MKV"])
 
 

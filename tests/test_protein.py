@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from plasma_hf import PlasmaProcessor
 from plasma_hf.models.protein import (
     Protein,
     parse_fasta,
@@ -144,3 +145,9 @@ def test_fasta_comes_as_it_is_read():
     assert not list(parse_fasta(["", " "]))
     with pytest.raises(ValueError, match="line 2 comes before any '>' header line"):
         list(parse_fasta(["", "MKV"]))
+
+
+def test_a_processor_names_what_the_model_takes():
+    names = PlasmaProcessor().model_input_names
+    assert names[:3] == ["query_input_ids", "query_attention_mask", "query_mask"]
+    assert names[3:] == [name.replace("query", "candidate") for name in names[:3]]

@@ -1022,7 +1022,8 @@ def align_pairs_numba(
             lambda n: _write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
         )
         finish(order[0], scratch)
-    return Matches(transported, matched, *torch.from_numpy(numbers).float().unbind(-1), plans)
+    window, mass = torch.from_numpy(numbers).float().unbind(-1)
+    return Matches(transported, matched, window, mass, plans)
 
 
 def align_and_score_numba(

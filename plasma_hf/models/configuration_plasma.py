@@ -8,18 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .modeling_backbone import backbone_config, width_of
-from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
+from .modeling_backbone import backbone_config, check_settings, width_of
 
 logger = logging.get_logger(__name__)
 
-PIPELINES = {
-    "protein-alignment": {
-        "impl": "pipeline_protein_alignment.ProteinAlignmentPipeline",
-        "pt": ("AutoModel",),
-        "type": "text",
-    }
-}
+ALIGNMENT = "pipeline_protein_alignment.ProteinAlignmentPipeline"
+PIPELINES = {"protein-alignment": {"impl": ALIGNMENT, "pt": ("AutoModel",), "type": "text"}}
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 CHOICES = {
@@ -29,7 +23,9 @@ CHOICES = {
     "score_loss_form": ("published", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
-# Fields of configurations that were saved before, with the value that they may still have.
+ABOVE_0 = ("embedding_size", "head_size", "kernel_scale", "n_iters", "eps")
+FROM_0 = ("threshold", "diagonal_window", "label_match_weight", "correspondence_weight")
+# Fields of configurations that were saved before, with the value that says nothing.
 RETIRED = {
     **{"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05},
     **{"support_rounds": 0, "support_window": 25, "support_gap": 3, "support_weight": 16.0},
@@ -72,8 +68,8 @@ class PlasmaConfig(PreTrainedConfig):
         released_metadata: What a released head says of itself (`metadata.json`).
 
     Example:
-        >>> PlasmaConfig(embedding_size=1280).tau
-        10.0
+        >>> PlasmaConfig(head="hinge", embedding_size=None).score_form
+        'published'
     """
 
     model_type = "plasma"
@@ -104,54 +100,31 @@ class PlasmaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
-        _drop_retired(kwargs)
+        given = {name: kwargs.pop(name, default) for name, default in RETIRED.items()}
+        if lost := [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]:
+            told = "PLASMA has no such settings any more and ignores them."
+            logger.warning_once(f"{', '.join(lost)}: {told}")
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.plm_config is not None:
             self.embedding_size = width_of(self.plm_config)
-        self._check_choices()
-        self._check_ranges()
+        self._check_settings()
         super().__post_init__(**kwargs)
         # As remote code, the folder's own pipeline is the one to use; installed, the package's.
         if __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
 
-    @property
-    def tau(self) -> float:
-        """Entropic temperature of the paper, the inverse of `kernel_scale`."""
-        return 1 / self.kernel_scale
-
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
         return super().to_dict() | {"custom_pipelines": PIPELINES}
 
-    def _check_choices(self) -> None:
+    def _check_settings(self) -> None:
         if self.score_form == "collinear":  # of heads that were read with support and order
             self.score_form = "mass"
             logger.warning_once('score_form="collinear" is no more; "mass" takes its place.')
-        for name, accepted in CHOICES.items():
-            if (value := getattr(self, name)) not in accepted:
-                choices = ", ".join(map(repr, accepted))
-                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
-
-    def _check_ranges(self) -> None:
         if self.embedding_size is None and self.head == "lrl":
             raise ValueError(
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
-        for name in ("head_size", "kernel_scale", "n_iters", "eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        if self.diagonal_window < 0:
-            raise ValueError(f"diagonal_window={self.diagonal_window}; give 0 or more.")
-
-
-def _drop_retired(fields: dict[str, Any]) -> None:
-    """Take fields out that are no more, and say so where one had a value that mattered."""
-    given = {name: fields.pop(name, default) for name, default in RETIRED.items()}
-    changed = [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]
-    if changed:
-        logger.warning_once(
-            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them."
-        )
+        check_settings(self, ABOVE_0, FROM_0, CHOICES)

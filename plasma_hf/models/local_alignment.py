@@ -51,10 +51,11 @@ class Scoring(NamedTuple):
         return odds if allowed is None else odds.masked_fill(~allowed, NEVER)
 
 
-READING = Scoring(0.35, 0.0, 4.0, 0.2)
+READING = Scoring(0.25, 0.0, 4.0, 0.2)
 """Finds most true partners: also what is weakly alike beside what is surely so counts."""
 SEARCHING = Scoring(1.0, 2.0, 8.0, 0.5)
 """Tells related from unrelated: long stretches of chance add up to nothing."""
+USUAL_RESIDUES = 100  # of a protein; a score counts those that a peptide lacks
 
 # --- Sums over all local alignments.
 
@@ -116,6 +117,18 @@ def alignment_score(
     return total.to(evidence.dtype)
 
 
+def share_of_evidence(raw_scores: Tensor, shorter: Tensor) -> Tensor:
+    """Turn raw scores into scores in [0, 1], by what they are per residue of the shorter protein.
+
+    `1 - exp(-log(1 + exp(raw_score)) / (3 * residues))`, of at least `USUAL_RESIDUES` residues.
+
+    Args:
+        raw_scores: `(batch,)`.
+        shorter: Residues of the shorter protein, `(batch,)`.
+    """
+    return -torch.expm1(-F.softplus(raw_scores) / (3 * shorter.clamp(min=USUAL_RESIDUES)))
+
+
 Evidence = tuple[Tensor, Tensor]  # as it is read, and less what is common, as it is scored
 
 
@@ -134,8 +147,8 @@ def read_evidence(pairs: Sequence[Evidence]) -> tuple[Tensor, list[Tensor]]:
         torch.stack([F.pad(m, (0, columns - m.shape[1], 0, rows - m.shape[0])) for m in matrices])
         for matrices in zip(*((*pair, torch.ones_like(pair[0])) for pair in pairs), strict=True)
     )
-    plans = aligned_probability(read, allowed > 0)
-    plans = [plan[:n, :m] for plan, (n, m) in zip(plans, sizes, strict=True)]
+    padded = zip(aligned_probability(read, allowed > 0), sizes, strict=True)
+    plans = [plan[:n, :m] for plan, (n, m) in padded]
     return alignment_score(scored, allowed > 0), plans
 
 
@@ -310,11 +323,16 @@ def _touches(pairs: Tensor, box: Box) -> bool:
 # --- What chance gives.
 
 
+TAIL = 2.25  # distance that one in ten reaches
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What raw scores unrelated proteins reach, by their lengths: a Gumbel distribution.
 
-    Location and the logarithm of the scale are linear in `features` of the lengths.
+    Location and the logarithm of the scale are linear in `features` of the lengths. Above `TAIL`,
+    which one in ten reaches, chance falls off exponentially by a scale of its own: unrelated
+    proteins of one architecture reach more than the rest would have it.
 
     Example:
         >>> null = Calibration((8.0, 1.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0, 0.0))
@@ -324,6 +342,7 @@ class Calibration:
 
     location: tuple[float, ...]
     log_scale: tuple[float, ...]
+    tail: float = 1.0
 
     @staticmethod
     def features(query_residues: int, candidate_residues: int) -> tuple[float, ...]:
@@ -339,7 +358,8 @@ class Calibration:
             sum(weight * value for weight, value in zip(weights, given, strict=True))
             for weights in (self.location, self.log_scale)
         )
-        return (raw_score - location) / math.exp(log_scale)
+        distance = (raw_score - location) / math.exp(log_scale)
+        return distance if distance < TAIL else TAIL + (distance - TAIL) / self.tail
 
     def p_value(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
         """Return the chance that two unrelated proteins of these lengths reach a raw score."""
@@ -347,6 +367,6 @@ class Calibration:
         return -math.expm1(-math.exp(min(-distance, 700.0)))
 
     def bits(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
-        """Return bits, of which `query_residues * candidate_residues / 2**bits` is E of a pair."""
+        """Return bits: `query_residues * candidate_residues / 2**bits` are expected by chance."""
         distance = self.distance(raw_score, query_residues, candidate_residues)
         return (distance + math.log(query_residues * candidate_residues)) / math.log(2)

@@ -22,12 +22,22 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
-from .local_alignment import NEVER, Calibration, alignment_score, read_evidence
+from .local_alignment import (
+    NEVER,
+    Calibration,
+    Evidence,
+    alignment_score,
+    read_evidence,
+    share_of_evidence,
+)
 from .modeling_backbone import (
     PreTrainedHead,
     build_backbone,
+    check_embeddings,
+    free_memory,
     from_package,
     pad_residues,
+    residue_mask,
     weights_digest,
 )
 
@@ -53,17 +63,13 @@ BLOCK, LARGE_BLOCK = 1 << 21, 1 << 26
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess of the candidate residue.
 
-    `C_ij = sum_k relu(q_ik - c_jk)`, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is
-    rounded twice, and a residue costs exactly nothing against itself. No form has a
-    `(query_residues, candidate_residues, channels)` intermediate.
+    `C_ij = sum_k relu(q_ik - c_jk)`, `(batch, query_residues, candidate_residues)`, in float32 or
+    wider, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is rounded twice, and a residue
+    costs exactly nothing against itself. Nothing has residues, residues and channels as its axes.
 
     Args:
-        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
-            every candidate.
-        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
-
-    Returns:
-        The cost, `(batch, query_residues, candidate_residues)`, in float32 or wider.
+        query, candidate: Projected residues, `(batch, residues, channels)`; a batch of one meets
+            every protein of the other.
 
     Raises:
         ValueError: If the two have different widths.
@@ -152,15 +158,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def log_kernel(
     cost: Tensor, kernel_scale: float, query_mask: Tensor, candidate_mask: Tensor
 ) -> Tensor:
-    """Turn a cost into the logarithm of the transport kernel, `-kernel_scale * cost`.
+    """Return the log of the transport kernel, `-kernel_scale * cost`; `NEVER` where masked.
 
     Args:
         cost: `(batch, query_residues, candidate_residues)`.
         kernel_scale: What multiplies the cost in the exponent, 1 / tau in the paper's notation.
         query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
-
-    Returns:
-        The log-kernel, shaped like `cost`; `NEVER` where either residue is masked.
     """
     allowed = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
     return (-kernel_scale * cost).masked_fill(~allowed, NEVER)
@@ -169,7 +172,7 @@ def log_kernel(
 def sinkhorn(
     log_kernel: Tensor, candidate_mask: Tensor, *, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to a partial transport plan, by two matrix-vector products per iteration.
+    """Scale a kernel to a partial transport plan of its shape, 0 where a residue is masked.
 
     `u = 1 / (K v + eps)`, `v = 1 / (K' u + eps)`, and the plan is `u K v`. The updates end with
     the candidate's: columns sum to at most 1, rows to up to candidate/query residues. A potential
@@ -181,9 +184,6 @@ def sinkhorn(
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
         eps: Slack of each residue; staying unmatched costs `-log(eps)` in the exponent.
         n_iters: Iterations, at least one.
-
-    Returns:
-        The plan, shaped like `log_kernel`; 0 where either residue is masked.
 
     Source: PLASMA (ICLR 2026), the partial Sinkhorn plan.
 
@@ -217,13 +217,13 @@ def published_score(
     threshold: float = 0.5,
     diagonal_window: int = 10,
 ) -> Tensor:
-    """Score a pair by its matched residues: their similarity times their collinearity.
+    """Score by matched residues, similarity times collinearity: `(batch,)`, in [0, 1].
 
     A residue is matched where its best plan entry exceeds `threshold`. The similarity is the
     cosine between the summed embeddings of matched candidate residues and the embeddings that the
     plan transports to them. The collinearity is the mass on the best stretch of
     `diagonal_window` steps along a diagonal, as a share of the stretch; proteins shorter than the
-    stretch count the missing steps as empty.
+    stretch count the missing steps as empty. Gradient reaches the plan through the similarity.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
@@ -231,9 +231,6 @@ def published_score(
         query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
         threshold: Plan entry above which a residue is matched.
         diagonal_window: Steps of the stretch; 0 leaves the collinearity out.
-
-    Returns:
-        Scores in [0, 1], `(batch,)`. The gradient reaches the plan through the similarity alone.
 
     Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
@@ -305,6 +302,7 @@ def share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: T
 # --- A padded batch of pairs.
 
 Sides = tuple[Tensor, Tensor]  # query and candidate
+Given = Tensor | None
 
 
 @dataclass
@@ -330,10 +328,7 @@ class PairBatch:
     def projected(self, project: Callable[[Tensor], Tensor]) -> PairBatch:
         """Return the batch with projections; embeddings and projections are 0 at padding."""
         sides = zip(self.embeddings, self.masks, strict=True)
-        (query, of_query), (candidate, of_candidate) = (
-            _projected(*side, project) for side in sides
-        )
-        embeddings, projections = (query, candidate), (of_query, of_candidate)
+        embeddings, projections = zip(*(_projected(*side, project) for side in sides), strict=True)
         return replace(self, embeddings=embeddings, projections=projections)
 
     def joined(self, matrices: Sequence[Tensor]) -> Tensor:
@@ -367,7 +362,7 @@ LEAST_MASS = 1e-6  # below it a correspondence that was missed costs no more
 def score_losses(
     scores: Tensor, labels: Tensor, form: str = "published", affine: Tensor | None = None
 ) -> Tensor:
-    """Return the binary cross-entropy between the score of each pair and its label.
+    """Return the binary cross-entropy between score and label of each pair, `(batch,)`.
 
     Args:
         scores: Scores in [0, 1], `(batch,)`.
@@ -375,9 +370,6 @@ def score_losses(
         form: "published" reads a score as a logit, so that even a perfect classifier keeps a loss
             of .503; "affine" reads it so after scaling and shifting.
         affine: Scale and shift of the affine form, `(2,)`.
-
-    Returns:
-        Losses, `(batch,)`.
 
     Example:
         >>> round(score_losses(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
@@ -396,16 +388,13 @@ def label_match_losses(
 ) -> Tensor:
     """Return the share of a candidate's labelled residues that no labelled query residue reaches.
 
-    Per pair `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`; 0 where the candidate has no
-    labelled residue. The label match score is 1 minus this.
+    `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`, `(batch,)`; 0 where the candidate has
+    no labelled residue. The label match score is 1 minus this.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
         query_site_labels, candidate_site_labels: 0/1, `(batch, residues)` each; 0 at padding.
         form: "published", or "symmetric" for the mean of both directions.
-
-    Returns:
-        Losses in [0, 1], `(batch,)`.
     """
     if form == "symmetric":
         back = label_match_losses(plan.mT, candidate_site_labels, query_site_labels)
@@ -424,15 +413,12 @@ def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = No
 
 
 def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
-    """Return the mean of `-log M_ij` over the residues (i, j) that are known to correspond.
+    """Return the mean of `-log M_ij` over residues (i, j) known to correspond, `(batch,)`.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
         correspondences: Query and candidate residue, `(batch, n, 2)`, from 0; rows of -1 are
             padding, and a pair with nothing else has a loss of 0.
-
-    Returns:
-        Losses, `(batch,)`.
 
     Example:
         >>> plan = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
@@ -545,37 +531,92 @@ class ScoreAffine(nn.Module):
 
 
 class Background(nn.Module):
-    """Hold what residues of unrelated proteins look like: their mean, and moments of similarity.
+    """Hold what residues of unrelated proteins look like, and compare residues against it.
 
-    Nothing is known before `calibrate`; then a pair is its own background.
+    Residues lie along the principal axes of all residues, weighed by a power of each axis'
+    variance: what varies much finds true partners (`READ`), what varies little tells relatives
+    from chance (`SCORED`). A cosine counts in standard deviations of the cosines that both
+    residues have with any other. With no width nothing is known, and a pair is its own background.
     """
 
+    READ, SCORED = 0.1, -0.25  # powers of an axis' variance
     centre: Tensor
+    axes: Tensor
+    variance: Tensor
     moments: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("moments", torch.zeros(2))
+        self.register_buffer("axes", torch.zeros(width, width))
+        self.register_buffer("variance", torch.zeros(width))
+        self.register_buffer("moments", torch.zeros(2, 2, width))
 
-    def forward(self, query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
-        """Compare unit vectors `(residues, x)`, in standard deviations of unrelated residues.
+    @torch.no_grad()
+    def measure(self, projected: Sequence[Tensor]) -> None:
+        """Learn from residues of unrelated proteins, `(residues, width)` each."""
+        residues = torch.cat(list(projected)).double()
+        self.centre.copy_(residues.mean(0))
+        centred = residues - residues.mean(0)
+        variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+        self.axes.copy_(axes)
+        self.variance.copy_((variance / variance.max()).clamp(min=1e-4))
+        for way, units in enumerate(self._units(residues.to(self.centre))):
+            self.moments[way].copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
 
-        Returns:
-            The evidence, `(query_residues, candidate_residues)`, and the same less what a residue
-            has in common with its own protein: repeats of few letters are like one another in
-            any two proteins.
+    def _units(self, projected: Tensor) -> list[Tensor]:
+        """Return unit vectors along the axes, as they are read and scored."""
+        along = (projected - self.centre) @ self.axes
+        powers = (self.READ, self.SCORED)
+        return [F.normalize(along * self.variance**power, dim=-1) for power in powers]
+
+    def forward(self, projected: Tensor) -> Tensor:
+        """Turn a protein into vectors, `(residues, 2 * (width + 4))`: as it is read, and scored.
+
+        The product of two residues' vectors, see `evidence`, is their evidence.
         """
-        similarity = query @ candidate.mT
-        mean, deviation = self.moments
-        if deviation == 0:
-            mean, deviation = similarity.mean(), similarity.std(correction=0).clamp(min=1e-6)
-        evidence = (similarity - mean) / deviation
-        first, second = (
-            (((side @ side.sum(0) - 1) / max(1, len(side) - 1) - mean) / deviation).clamp(min=0.0)
-            for side in (query, candidate)
-        )
-        return evidence, evidence - (first.unsqueeze(-1) + second) / 2
+        ways = list(map(self._vectors, self._units(projected), self.moments))
+        # What a residue has in common with its own protein does not tell relatives: repeats of
+        # few letters are like one another in any two proteins.
+        own = _products(ways[1], ways[1].sum(0, keepdim=True))[:, 0]
+        own = own - (ways[1] * _turned(ways[1])).sum(-1)
+        common = -own.clamp(min=0.0) / (2 * max(1, len(own) - 1))
+        ways[1] = torch.cat([ways[1][:, :-1], common[:, None]], -1)
+        return torch.cat(ways, -1)
+
+    @staticmethod
+    def _vectors(units: Tensor, moments: Tensor) -> Tensor:
+        """Write residues such that a product is a standardised cosine."""
+        mean, variance = moments
+        scale = (units.square() @ variance).clamp(min=1e-8) ** -0.25
+        columns = [-(units @ mean) * scale / 2, scale, torch.ones_like(scale), 0 * scale]
+        return torch.cat([units * scale[:, None], torch.stack(columns, -1)], -1)
+
+    @staticmethod
+    def evidence(query: Tensor, candidate: Tensor, way: int) -> Tensor:
+        """Compare vectors of two proteins, in standard deviations of unrelated residues."""
+        return _products(query.chunk(2, -1)[way], candidate.chunk(2, -1)[way])
+
+
+def _turned(vectors: Tensor) -> Tensor:
+    """Exchange the last four columns: what one residue adds, the other multiplies by."""
+    return vectors[..., [*range(vectors.shape[-1] - 4), -3, -4, -1, -2]]
+
+
+def _products(query: Tensor, candidate: Tensor) -> Tensor:
+    return query @ _turned(candidate).mT
+
+
+def own_background(query: Tensor, candidate: Tensor) -> Tensor:
+    """Compare projections `(residues, width)` in the deviations of each residue's own cosines."""
+    centre = torch.cat([query, candidate]).mean(0)
+    cosines = F.normalize(query - centre, dim=-1) @ F.normalize(candidate - centre, dim=-1).mT
+    rows, columns = (
+        (cosines - cosines.mean(d, keepdim=True))
+        / cosines.std(d, keepdim=True, correction=0).clamp(min=1e-6)
+        for d in (0, 1)
+    )
+    return (rows + columns) / 2
 
 
 HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": ResidualProjection}
@@ -583,6 +624,7 @@ HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": Resi
 
 # --- The model.
 
+FEW_CELLS = 2**24  # of all plans together, which fit into any memory
 PADDED_PAIRS = 16  # in one batch on a GPU; on a CPU padding costs more than it saves
 
 
@@ -653,8 +695,6 @@ class PlasmaModel(PreTrainedHead):
     main_input_name = "query_embeddings"
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
     _keep_in_fp32_modules_strict = {"alignment_head", "score_affine"}
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True
 
     def __init__(self, config: PlasmaConfig) -> None:
         super().__init__(config)
@@ -662,8 +702,7 @@ class PlasmaModel(PreTrainedHead):
         self.backbone = None if under is None else build_backbone(under)
         self.alignment_head = HEADS[config.head](config)
         if config.reading == "posterior":
-            lrl = config.head == "lrl"
-            self.background = Background(config.head_size if lrl else config.embedding_size or 1)
+            self.background = Background((config.calibration or {}).get("width", 0))
         if config.score_loss_form == "affine":
             self.score_affine = ScoreAffine()
         self.post_init()
@@ -683,8 +722,8 @@ class PlasmaModel(PreTrainedHead):
         elif isinstance(module, LayerNormalization):
             init.zeros_(module.placeholder)
         elif isinstance(module, Background):
-            init.zeros_(module.centre)
-            init.zeros_(module.moments)
+            for values in module.buffers():
+                init.zeros_(values)
         elif isinstance(module, ScoreAffine):
             init.copy_(module.weight, torch.tensor([10.0, -5.0]))
 
@@ -722,18 +761,20 @@ class PlasmaModel(PreTrainedHead):
         return upstream.write_released_head(self.config, state, Path(folder))
 
     def project(self, embeddings: Tensor) -> Tensor:
-        """Project residue embeddings `(..., hidden)` to what is compared, in float32."""
+        """Project residue embeddings to what is compared, in float32.
+
+        Args:
+            embeddings: `(..., hidden)`; of one protein, `(residues, hidden)`, if calibrated.
+        """
         projected = self.alignment_head(at_least_float32(embeddings))
-        if self.config.reading == "plan":
-            return projected
-        return F.normalize(projected - self.background.centre, dim=-1)
+        return self.background(projected) if self.knows_background else projected
 
     @property
     def head_identity(self) -> dict[str, str]:
         """What projections depend on: the form of the head and a digest of its parameters."""
         config, digest = self.config, weights_digest(self.alignment_head)
         known = {"head": config.head, "normalize": str(config.normalize), "weights": digest}
-        if config.reading == "posterior":
+        if self.knows_background:
             known["background"] = weights_digest(self.background)
         return known
 
@@ -747,16 +788,13 @@ class PlasmaModel(PreTrainedHead):
         candidate_projections: Sequence[Tensor] | None = None,
         return_plans: bool = True,
     ) -> AlignedPairs:
-        """Align query p with candidate p, without gradient and without padding.
-
-        It computes what `forward` does, as fast as the machine allows.
+        """Align query p with candidate p as `forward` does, without gradient and padding.
 
         Args:
-            queries: Residue embeddings, `(residues, hidden)` each; one may stand there repeatedly.
-            candidates: As many.
-            query_projections: What `project` makes of them, `(residues, head_size)` each, where it
-                is at hand.
-            candidate_projections: The same for the candidates.
+            queries, candidates: Residue embeddings, `(residues, hidden)` each, as many of one as of
+                the other; a protein may stand there repeatedly.
+            query_projections, candidate_projections: What `project` makes of them, `(residues,
+                head_size)` each, where it is at hand.
             return_plans: Return plans beside scores; without them less is computed.
 
         Example:
@@ -767,16 +805,16 @@ class PlasmaModel(PreTrainedHead):
             (torch.Size([2]), [torch.Size([12, 12]), torch.Size([12, 6])])
         """
         check_counts(queries, candidates)
-        query, candidate = (
-            self.project_each(side) if given is None else given
-            for side, given in ((queries, query_projections), (candidates, candidate_projections))
-        )
-        for sides in zip(query, candidate, strict=True):
+        query = query_projections or self.project_each(queries, "query")
+        candidate = candidate_projections or self.project_each(candidates, "candidate")
+        pairs = list(zip(query, candidate, strict=True))
+        for sides in pairs:
             check_widths(*sides)
+        self.check_memory([(len(q), len(c)) for q, c in pairs], return_plans)
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
         if self.config.reading == "posterior":
-            return self._read(query, candidate)
+            return self._read(query, candidate, return_plans)
         if (align := kernel_for("align_and_score", query[0])) is not None:
             proteins, projected = (queries, candidates), (query, candidate)
             return AlignedPairs(*align(proteins, projected, self.config, return_plans))
@@ -789,18 +827,35 @@ class PlasmaModel(PreTrainedHead):
         plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
         return AlignedPairs(torch.cat([part.scores for part in parts]), plans)
 
+    def check_memory(self, lengths: Sequence[Any], plans: bool, learns: bool = False) -> None:
+        """Refuse pairs, of such lengths each, for which the memory that is free is too little."""
+        cells = sorted(map(math.prod, lengths), reverse=True)
+        if sum(cells) < FEW_CELLS or self.device.type != "cpu":  # other devices say so themselves
+            return
+        # Numbers per cell, as measured: with kernels, and four times as many without or to learn.
+        each = 10 if self.config.reading == "posterior" else 1
+        plain = learns or kernel_for("align_and_score", torch.empty(0)) is None
+        at_once = cells if learns else cells[: torch.get_num_threads()]
+        needed = 4 * each * (4 if plain else 1) * sum(at_once) + 4 * sum(cells) * plans
+        if needed > (free := free_memory()):
+            q, c = max(lengths, key=math.prod)
+            raise ValueError(
+                f"{len(lengths)} pairs, up to {q} and {c} residues, take {needed / 1e9:.1f} GB "
+                f"and {free / 1e9:.1f} GB of memory are free; give fewer or shorter ones at a time."
+            )
+
     @torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
-    def project_each(self, proteins: Sequence[Tensor]) -> list[Tensor]:
+    def project_each(self, proteins: Sequence[Tensor], name: str = "protein") -> list[Tensor]:
         """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
-        known = {id(protein): protein for protein in proteins}
-        projected = {key: self.project(protein) for key, protein in known.items()}
+        projected: dict[int, Tensor] = {}
+        for number, protein in enumerate(proteins):
+            if id(protein) not in projected:
+                check_embeddings(protein, f"{name} {number}")
+                projected[id(protein)] = self.project(protein)
         return [projected[id(protein)] for protein in proteins]
 
     def _align_padded(
-        self,
-        proteins: Sequence[Sequence[Tensor]],
-        projected: Sequence[Sequence[Tensor]],
-        return_plans: bool,
+        self, proteins: list[list[Tensor]], projected: list[list[Tensor]], return_plans: bool
     ) -> AlignedPairs:
         """Align a few pairs, queries and candidates, in one padded batch."""
         embeddings, masks = zip(*map(pad_residues, proteins), strict=True)
@@ -813,22 +868,15 @@ class PlasmaModel(PreTrainedHead):
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
-    def score_many(
-        self,
-        queries: Tensor | Sequence[Tensor],
-        store: Any,
-        *,
-        top_k: int = 10,
-        return_plans: bool = True,
-        progress: bool | None = None,
-    ) -> list[list[Any]]:
+    def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
 
-        Returns the `top_k` hits of each query, best first, see `plasma_hf.search.exhaustive`.
+        Returns the hits of each query, best first. Options are `top_k` (10), `return_plans` (True)
+        and `progress`, see `plasma_hf.search.exhaustive.score_many`.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
-        return search.score_many(self, several, store, top_k, return_plans, progress=progress)
+        return search.score_many(self, several, store, **options)
 
     def forward(
         self,
@@ -892,6 +940,9 @@ class PlasmaModel(PreTrainedHead):
         if config.reading == "posterior":
             return self._read_batch(batch, return_plan)
         first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
+        if batch.masks[0].numel() * batch.masks[1].shape[1] > FEW_CELLS:
+            sizes = zip(*(mask.sum(-1).tolist() for mask in batch.masks), strict=True)
+            self.check_memory(list(sizes), return_plan, learns=not no_cost)
         take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
         alone = take_apart(batch, self.project, no_cost) if take_apart else None
         parts = alone or [batch.projected(self.project)]
@@ -934,75 +985,84 @@ class PlasmaModel(PreTrainedHead):
             for embeddings, mask in zip(batch.embeddings, batch.masks, strict=True)
         )
         read = self._read(query, candidate)
-        affine = self.score_affine() if self.config.score_loss_form == "affine" else None
-        evidence = [pair[0] for pair in read.evidence or ()]
-        plan, evidence = (batch.padded(matrices) for matrices in (read.plans or [], evidence))
-        losses = _pair_losses(batch, read.scores, plan, self.config, affine)
+        config: Any = self.config
+        affine = self.score_affine() if config.score_loss_form == "affine" else None
+        plan = batch.padded(read.plans or [])
+        losses = _pair_losses(batch, read.scores, plan, config, affine)
         return PlasmaOutput(
             scores=read.scores,
             raw_scores=read.raw_scores,
             plan=plan if return_plan else None,
-            cost=-evidence if return_plan else None,
-            **_mean_losses(losses, batch, self.config),
+            cost=-batch.padded([e for e, _ in read.evidence or ()]) if return_plan else None,
+            **_mean_losses(losses, batch, config),
         )
 
-    def _read(self, query: Sequence[Tensor], candidate: Sequence[Tensor]) -> AlignedPairs:
-        """Read pairs of projections `(residues, x)` by their local alignments."""
-        evidence = [self.background(q, c) for q, c in zip(query, candidate, strict=True)]
-        raw_scores, plans = read_evidence(evidence)
-        shares = [plan.sum() / max(1, min(plan.shape)) for plan in plans]
-        return AlignedPairs(torch.stack(shares).clamp(max=1.0), plans, raw_scores, evidence)
+    def _read(
+        self, query: Sequence[Tensor], candidate: Sequence[Tensor], plans: bool = True
+    ) -> AlignedPairs:
+        """Read pairs of projections by their local alignments."""
+        sizes = [min(len(q), len(c)) for q, c in zip(query, candidate, strict=True)]
+        shorter = query[0].new_tensor(sizes)
+        if not plans:
+            raw_scores = torch.stack(list(map(self.raw_score, query, candidate)))
+            return AlignedPairs(share_of_evidence(raw_scores, shorter), None, raw_scores)
+        evidence = [self.evidence(q, c) for q, c in zip(query, candidate, strict=True)]
+        raw_scores, read = read_evidence(evidence)
+        return AlignedPairs(share_of_evidence(raw_scores, shorter), read, raw_scores, evidence)
+
+    @torch.no_grad()
+    def measure_background(self, embeddings: Sequence[Tensor]) -> None:
+        """Learn what residues of unrelated proteins look like, `(residues, hidden)` each."""
+        given = (at_least_float32(one.to(self.device)) for one in embeddings)
+        projected = [self.alignment_head(one) for one in given]
+        self.background = Background(projected[0].shape[-1]).to(self.device)
+        self.background.measure(projected)
+        self.config.calibration = {"width": projected[0].shape[-1]}
+
+    def evidence(self, query: Tensor, candidate: Tensor) -> Evidence:
+        """Return the evidence of residue pairs of two projections, as it is read and scored."""
+        if not self.knows_background:
+            return (own_background(query, candidate),) * 2
+        return self.background.evidence(query, candidate, 0), self.scored(query, candidate)
+
+    def scored(self, query: Tensor, candidate: Tensor) -> Tensor:
+        """Return the evidence that tells relatives from chance."""
+        if not self.knows_background:
+            return own_background(query, candidate)
+        return self.background.evidence(query, candidate, 1)
 
     def raw_score(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the raw score of a pair of projections, `(residues, x)` each."""
-        return alignment_score(self.background(query, candidate)[1][None])[0]
+        """Return the raw score of a pair of projections."""
+        return alignment_score(self.scored(query, candidate)[None])[0]
 
     @property
     def calibration(self) -> Calibration | None:
         """What unrelated proteins reach; None before `calibrate`."""
-        known, fields = self.config.calibration, ("location", "log_scale")
-        return known and Calibration(*(tuple(known[name]) for name in fields))
+        known = (self.config.calibration or {}) if self.config.reading == "posterior" else {}
+        if "location" not in known:
+            return None
+        return Calibration(tuple(known["location"]), tuple(known["log_scale"]), known["tail"])
+
+    @property
+    def knows_background(self) -> bool:
+        """Tell whether residues are compared against those of unrelated proteins."""
+        return self.config.reading == "posterior" and self.config.calibration is not None
 
     def _side(
-        self,
-        side: str,
-        embeddings: Tensor | None,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        mask: Tensor | None,
-        atoms: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        self, side: str, embeddings: Given, ids: Given, attended: Given, mask: Given, atoms: Given
+    ) -> Sides:
         """Return embeddings, whatever stands at padding, and residue mask of one side."""
-        if (embeddings is None) == (input_ids is None):
+        if (embeddings is None) == (ids is None):
             raise ValueError(
                 f"give the {side} either as {side}_embeddings or as {side}_input_ids"
                 + (", not as both." if embeddings is not None else "; neither is here.")
             )
-        if input_ids is not None:
-            embeddings, mask = self.embed(input_ids, attention_mask, mask, atoms)
+        if ids is not None:
+            embeddings, mask = self.embed(ids, attended, mask, atoms)
         assert embeddings is not None
-        if mask is None:
-            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        self._check_side(side, embeddings, mask)
-        return at_least_float32(embeddings), mask.bool()
-
-    def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.embedding_size
-        if embeddings.ndim != 3 or not embeddings.is_floating_point():
-            raise ValueError(
-                f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
-                "floating point numbers of shape (batch, residues, hidden)."
-            )
-        if width is not None and embeddings.shape[-1] != width:
-            raise ValueError(
-                f"{side}_embeddings has width {embeddings.shape[-1]}, this head takes {width}; "
-                "use the backbone the head was made for."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"{side}_mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "(batch, residues), True at residues."
-            )
+        mask = residue_mask(side, embeddings, mask, self.config.embedding_size)
+        check_embeddings(embeddings, f"{side}_embeddings", mask)
+        return at_least_float32(embeddings), mask
 
     def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor

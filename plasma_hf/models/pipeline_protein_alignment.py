@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .local_alignment import Alignment, find_alignments
-from .modeling_backbone import Backbone, from_package
+from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
 
@@ -38,6 +38,9 @@ def find_segments(
         >>> segment["query_start"], segment["query_end"], segment["candidate_start"]
         (1, 5, 0)
     """
+    if not threshold >= 0 or max_gap < 0 or min_pairs < 1:  # NaN is not, either
+        given = f"threshold={threshold}, max_gap={max_gap}, min_pairs={min_pairs}"
+        raise ValueError(f"{given}; give 0 or more, 0 or more and 1 or more.")
     segments: list[list[tuple[int, int, float]]] = []
     for query, candidate, weight in _best_pairs(plan, threshold):
         home, least = None, 0
@@ -149,10 +152,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         super().__init__(*args, **kwargs)
         self.store = store
         if self.processor is None:
-            backbone = getattr(self.model.config, "plm_config", None)
-            substitution = getattr(backbone, "model_type", "") == "substitution_window"
-            of_model = getattr(self.model, "processor", None)
-            self.processor = PlasmaProcessor() if substitution else of_model
+            model_type = getattr(self.model.config.plm_config, "model_type", "")
+            substitution = model_type == "substitution_window"
+            self.processor = PlasmaProcessor() if substitution else self.model.processor
         self._check_recipe()
         if store is not None:
             store.check_model(self.model)
@@ -198,7 +200,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         """Read one pair as `{"query": Protein, "candidate": Protein}`."""
         given = zip(_sides_of(pair), SIDES, strict=True)
         seen = seen or _Seen()
-        return {side: self._read_side(value, side, seen) for value, side in given}
+        read = {side: self._read_side(value, side, seen) for value, side in given}
+        self.model.check_memory([self.size_of(read)], plans=True)
+        return read
 
     def _forward(
         self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
@@ -274,7 +278,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             return seen.proteins[value]
         protein, width = read_protein(value, side), self.model.config.embedding_size
         if protein.embeddings is None:
-            if self.store is None or protein.sequence not in self.store:
+            if self.store is None or not self.store.has_sequence(protein.sequence):
                 self._load_backbone(side)
                 protein = self.processor.read(protein, side)
         elif width is not None and protein.embeddings.shape[-1] != width:
@@ -282,6 +286,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
                 f"{side} has residue embeddings of width {protein.embeddings.shape[-1]}, this "
                 f"model takes {width}; use the backbone the head was made for."
             )
+        else:
+            check_embeddings(protein.embeddings, side)
         if by_value:
             seen.proteins[value] = protein
         return protein
@@ -317,8 +323,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         known, sides = seen.embeddings, list(zip(keys, proteins, strict=True))
         new = {key: p for key, p in sides if p.embeddings is None and key not in known}
         if self.store is not None:
-            for key in [key for key, p in new.items() if p.sequence in self.store]:
-                known[key] = self.store.embeddings(new.pop(key).sequence)
+            for key in [key for key, p in new.items() if self.store.has_sequence(p.sequence)]:
+                known[key] = self.store.read_sequence(new.pop(key).sequence, "embeddings")
         if new:
             backbone = Backbone(self.model.backbone, self.processor)
             known.update(zip(new, backbone.embed(list(new.values())), strict=True))

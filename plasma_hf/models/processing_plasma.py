@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,26 +102,24 @@ ESM2 = "facebook/esm2_t33_650M_UR50D"
 # The released embeddings stop at 1024 residues; here a longer protein goes on in windows.
 CUT, AS_X = 1024, "UZOB"
 
-INPUT_FORMATS = {
-    input_format.name: input_format
-    for input_format in (
-        InputFormat("esm2/native"),
-        InputFormat("esm2/upstream", special_tokens=False, max_residues=CUT),
-        InputFormat("prot_bert/native", "spaced", AS_X),
-        InputFormat("prot_bert/upstream", "spaced", special_tokens=False, max_residues=CUT),
-        InputFormat("prot_t5/native", "spaced", AS_X),
-        InputFormat("prot_t5/upstream", "spaced", AS_X, max_residues=CUT),
-        InputFormat("prost_t5/native", "spaced", AS_X, prefix="<AA2fold>"),
-        InputFormat("prost_t5/upstream", "spaced", AS_X),
-        InputFormat("ankh/native", "list"),
-        InputFormat("ankh/upstream", special_tokens=False, max_residues=CUT),
-        InputFormat("tm_vec/native", "spaced", AS_X, language_model=PROT_T5),
-        InputFormat("tm_vec/upstream", "spaced", AS_X, language_model=PROST_T5),
-        InputFormat("protssn/native", language_model=ESM2, k_neighbors=20),
-        InputFormat("protssn/upstream", language_model=ESM2, k_neighbors=10),
-        InputFormat("esmc/native", max_residues=2046),
-    )
-}
+_FORMATS = (
+    InputFormat("esm2/native"),
+    InputFormat("esm2/upstream", special_tokens=False, max_residues=CUT),
+    InputFormat("prot_bert/native", "spaced", AS_X),
+    InputFormat("prot_bert/upstream", "spaced", special_tokens=False, max_residues=CUT),
+    InputFormat("prot_t5/native", "spaced", AS_X),
+    InputFormat("prot_t5/upstream", "spaced", AS_X, max_residues=CUT),
+    InputFormat("prost_t5/native", "spaced", AS_X, prefix="<AA2fold>"),
+    InputFormat("prost_t5/upstream", "spaced", AS_X),
+    InputFormat("ankh/native", "list"),
+    InputFormat("ankh/upstream", special_tokens=False, max_residues=CUT),
+    InputFormat("tm_vec/native", "spaced", AS_X, language_model=PROT_T5),
+    InputFormat("tm_vec/upstream", "spaced", AS_X, language_model=PROST_T5),
+    InputFormat("protssn/native", language_model=ESM2, k_neighbors=20),
+    InputFormat("protssn/upstream", language_model=ESM2, k_neighbors=10),
+    InputFormat("esmc/native", max_residues=2046),
+)
+INPUT_FORMATS = {input_format.name: input_format for input_format in _FORMATS}
 
 # Who has the models of a family on the Hub; released heads name the last part of an id alone.
 PUBLISHERS = {"esm2": "facebook", "ankh": "ElnaggarLab", "esmc": "biohub"}
@@ -163,10 +162,7 @@ class PlasmaProcessor(ProcessorMixin):
         candidate: str | Protein | Sequence[str | Protein],
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode pairs as `{query,candidate}_{input_ids,attention_mask,mask}`, see `encode`.
-
-        Each side is one sequence or protein, or several; `return_tensors` is always "pt" here.
-        """
+        """Encode pairs, each side one sequence or several, as `{side}_{name}`; see `encode`."""
         features: dict[str, Tensor] = {}
         for side, given in (("query", query), ("candidate", candidate)):
             proteins: Any = [given] if isinstance(given, str) or is_protein(given) else given
@@ -184,17 +180,16 @@ class PlasmaProcessor(ProcessorMixin):
     def encode(
         self, proteins: Sequence[str | Protein], name: str = "sequence"
     ) -> dict[str, Tensor]:
-        """Encode sequences or proteins, each a `name`.
+        """Encode sequences or proteins, each a `name`: as `input_ids`, `attention_mask` and `mask`.
 
-        Returns:
-            `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
-            and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
+        They are `(batch, tokens)`, the mask True at residues. For a model that reads structures
+        there is also `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
         sequences = []
         for protein in proteins:
             letters: Any = protein.sequence or "" if is_protein(protein) else protein
-            clean = getattr(protein, "checked", False)
-            sequences.append(letters if clean else clean_sequence(letters, name))
+            checked = getattr(protein, "checked", False)
+            sequences.append(letters if checked else clean_sequence(letters, name))
         rows = [torch.tensor(row) for row in self.token_ids(sequences, name)]
         input_ids = pad_sequence(rows, True, padding_value=self.tokenizer.pad_token_id or 0)
         position, first = torch.arange(input_ids.shape[1]), self._surroundings[0]
@@ -294,12 +289,10 @@ def _generic_input_format(tokenizer: Any) -> InputFormat:
     """Return the first text form that gives one token per residue."""
     for text in TEXT_FORMS:
         processor = PlasmaProcessor(tokenizer, InputFormat("generic", text))
-        try:
+        with suppress(ValueError):
             processor.token_ids(PROBES)
-        except ValueError:
-            continue
-        if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
-            return processor.input_format
+            if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
+                return processor.input_format
     raise ValueError(
         f"{type(tokenizer).__name__} gives one token per residue in none of the text forms "
         f"{', '.join(TEXT_FORMS)}; take a model of single residues, or give an InputFormat(...)."

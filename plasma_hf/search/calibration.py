@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers.utils import logging
 
-from ..models.local_alignment import Calibration
+from ..models.local_alignment import TAIL, Calibration
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
@@ -20,6 +22,7 @@ logger = logging.get_logger(__name__)
 
 PEPTIDES = (10, 15, 22, 35, 60, 100)
 """Lengths of the short ones among the proteins that chance is measured with."""
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 Embed = Callable[[Sequence[str]], Sequence[Tensor]]
 Family = str
 
@@ -57,34 +60,26 @@ def calibrate(
     real = [sequence for _, sequence in proteins]
     made = [_shuffled(sequence, rng) for sequence in real]
     short = [_peptide(real[rng.integers(len(real))], rng) for _ in range(len(real))]
-    measure_background(model, embed(real))
-    sides = [model.project_each(list(embed(some))) for some in (real, made, short)]
-    lengths, scores = [], []
-    for kind, one, other in _draw(families, pairs, rng):
+    embeddings = [one.to(model.device).float() for one in embed(real)]
+    model.measure_background(embeddings)
+    sides = [model.project_each(embeddings)]
+    sides += [model.project_each(list(embed(some))) for some in (made, short)]
+    lengths, scores, kinds = [], [], []
+    for kind, one, other in tqdm(_draw(families, pairs, rng), "pairs", pairs, disable=None):
         query, candidate = sides[0][one], sides[kind][other]
         lengths.append((len(query), len(candidate)))
         scores.append(float(model.raw_score(query, candidate)))
-    found = fit(np.array(lengths), np.array(scores))
-    model.config.calibration = {
+        kinds.append(kind)
+    found = fit(np.array(lengths), np.array(scores), np.array(kinds) == 0)
+    model.config.calibration |= {
         "location": list(found.location),
         "log_scale": list(found.log_scale),
+        "tail": found.tail,
         "pairs": pairs,
         "proteins": len(real),
         "families": len(set(families)),
     }
     return found
-
-
-def measure_background(model: PlasmaModel, embeddings: Sequence[Tensor]) -> None:
-    """Set the mean of residues, and the moments of similarity across different proteins."""
-    background = model.background
-    background.centre.zero_()
-    background.moments.zero_()
-    projected = [model.alignment_head(one.to(model.device).float()) for one in embeddings]
-    background.centre.copy_(torch.cat(projected).mean(0))
-    units = [model.project(one.to(model.device)) for one in embeddings]
-    values = torch.cat([(a @ b.T).flatten() for a, b in zip(units, units[1:], strict=False)])
-    background.moments.copy_(torch.stack([values.mean(), values.std()]))
 
 
 def _draw(
@@ -104,19 +99,21 @@ def _shuffled(sequence: str, rng: np.random.Generator) -> str:
 
 
 def _peptide(sequence: str, rng: np.random.Generator) -> str:
-    """Cut a peptide out, or make one of the protein's residues."""
+    """Cut a peptide out, or make one of the protein's residues or of any."""
     size = min(int(rng.choice(PEPTIDES)), len(sequence))
     start = int(rng.integers(len(sequence) - size + 1))
     cut = sequence[start : start + size]
-    return cut if rng.random() < 0.5 else "".join(rng.choice(list(sequence), size))
+    letters = (None, sequence, RESIDUES)[rng.integers(3)]
+    return cut if letters is None else "".join(rng.choice(list(letters), size))
 
 
-def fit(lengths: np.ndarray, scores: np.ndarray) -> Calibration:
+def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None) -> Calibration:
     """Fit location and scale of a Gumbel distribution to raw scores, by greatest likelihood.
 
     Args:
         lengths: Residues of both proteins, `(pairs, 2)`.
         scores: What each pair reaches, `(pairs,)`.
+        real: Which pairs are of proteins as they are, `(pairs,)`; these set the tail.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -143,4 +140,8 @@ def fit(lengths: np.ndarray, scores: np.ndarray) -> Calibration:
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return Calibration(*(tuple(side.detach().tolist()) for side in weights))
+    of_location, of_scale = (tuple(side.detach().tolist()) for side in weights)
+    body = Calibration(of_location, of_scale)
+    distances = np.array([body.distance(x, *pair) for x, pair in zip(scores, lengths, strict=True)])
+    above = distances[(distances > TAIL) & (True if real is None else real)] - TAIL
+    return replace(body, tail=float(above.mean()) if len(above) > 20 else 1.0)

@@ -139,12 +139,7 @@ IMPROVED = Preset(
         **{"learning_rate": 3e-3, "per_device_train_batch_size": 16, "num_train_epochs": 3},
         "metric_for_best_model": "eval_loss",
     },
-    # Support costs as much as the rest of a step, and what it sharpens has to match before. The
-    # collinear score teaches the best path alone.
-    aligning={
-        **{"support_rounds": 1, "support_weight": 10.0, "order_weight": 2.0},
-        "score_form": "collinear",
-    },
+    aligning={"reading": "posterior", "threshold": 0.2},
     correspondences=True,
 )
 """The default: it starts as PLASMA-PF and learns a correction from every part of the pair."""

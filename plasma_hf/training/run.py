@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from transformers import set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.collator import PairCollator
 from ..data.pairs import ProteinPair
 from ..io.structures import StructurePair
 from ..models.configuration_protalign import ProtAlignConfig
@@ -22,12 +23,12 @@ from ..models.modeling_backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
-from ..models.modeling_substitution import ResidueEncoderModel
+from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.processing_protalign import ProtAlignProcessor
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .augmentation import coordinate_noise
 from .lora import lora_config
-from .pair_data import PairRows, TrainingCollator
+from .pair_data import PairRows
 from .structure_data import (
     PairCollation,
     PairParts,
@@ -204,7 +205,7 @@ class PlasmaRun(TrainingRun):
         trainer = PlasmaTrainer(
             model,
             arguments,
-            data_collator=TrainingCollator(store),
+            data_collator=PairCollator(store),
             train_dataset=PairRows(pairs, preset.correspondences),
             eval_dataset=PairRows(splits.validation),
             callbacks=preset.callbacks(),
@@ -212,6 +213,8 @@ class PlasmaRun(TrainingRun):
         trainer.train(resume_from_checkpoint=checkpoint)
         for name, value in preset.aligning.items():
             setattr(model.config, name, value)
+        if model.config.reading == "posterior":
+            _learn_background(model, pairs, store)
         trainer.evaluate()
         for name, test in (("interpolation", splits.test), ("extrapolation", splits.test_hard)):
             if len(test):
@@ -221,6 +224,21 @@ class PlasmaRun(TrainingRun):
         split, config = {"protocol": splits.protocol, "seed": splits.seed}, dict(preset.config)
         config |= self.config
         return self._write(trainer, backbone.processor, details, config=config, splits=split)
+
+
+def _learn_background(model: PlasmaModel, pairs: Sequence[ProteinPair], store: Any) -> None:
+    """Say what residues look like, by proteins of the training pairs, at most 30 of a family."""
+    families: dict[str, set[str]] = {}
+    for protein in (side for pair in pairs for side in (pair.query, pair.candidate)):
+        if len(known := families.setdefault(protein.family, set())) < 30:
+            known.add(protein.sequence)
+    proteins = [(family, one) for family in sorted(families) for one in sorted(families[family])]
+    proteins = random.Random(0).sample(proteins, min(len(proteins), 300))
+
+    def embed(sequences: Sequence[str]) -> list[Any]:
+        return [store.read_sequence(each, "embeddings") for each in sequences]
+
+    model.measure_background(embed([sequence for _, sequence in proteins]))
 
 
 def sample_share(pairs: Sequence[ProteinPair], fraction: float, seed: int) -> Sequence[ProteinPair]:
@@ -332,9 +350,8 @@ class ProtAlignRun(TrainingRun):
             return
         from .residue_contrast import ResidueTraining, train_encoders  # it stands on this module
 
-        sizes = backbone.hidden_size, encoder.config.hidden_size
-        config = ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1])
-        model = ProtAlignModel(config)
+        sizes = (backbone.hidden_size, encoder.config.hidden_size)
+        model = ProtAlignModel(ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1]))
         model.attach_backbone(backbone).attach_structure_encoder(encoder)
         model.processor = processor_of(model, backbone)
         train_encoders(
