@@ -223,17 +223,19 @@ class Alignment:
         pairs: Residues that are aligned, 0-based, in order, `(pairs, 2)`.
         weights: Probability of each, given that the stretch is aligned, `(pairs,)`.
         raw_score: `alignment_score` without the stretches that were found before.
+        left: Share of the residue pairs that these had left.
     """
 
     pairs: Tensor
     weights: Tensor
     raw_score: float
+    left: float = 1.0
 
 
 def find_alignments(
     evidence: Evidence,
     probability: Tensor,
-    is_significant: Callable[[float], bool],
+    is_significant: Callable[[float, float], bool],
     max_hits: int = 10,
     max_gap: int = 30,
     least: float = 0.2,
@@ -248,7 +250,8 @@ def find_alignments(
     Args:
         evidence: As it is read and as it is scored, `(query_residues, candidate_residues)` each.
         probability: What `aligned_probability` makes of the first.
-        is_significant: Tells whether what is left, by its raw score, is more than chance.
+        is_significant: Tells of a raw score, and of the share of residue pairs that are left to
+            reach it, whether that is more than chance.
         max_hits: Stretches that are looked for.
         max_gap: Residues that an alignment may leave out on either side.
         least: Probability above which a pair is aligned.
@@ -259,24 +262,25 @@ def find_alignments(
     read, left = evidence
     stretches: list[Stretch] = []
     while len(stretches) < max_hits:
+        share = float((left > NEVER / 2).float().mean()) if stretches else 1.0
         raw_score = float(alignment_score(left[None]))
-        if not is_significant(raw_score):
+        if not share or not is_significant(raw_score, share):
             break
-        stretches.append((box := best_stretch(left), raw_score))
+        stretches.append((box := best_stretch(left), raw_score, share))
         left = left.clone() if left is evidence[1] else left
         left[box] = NEVER
     found, layers = [], _in_order(stretches)
     for layer in layers:
         if len(layers) > 1:
             others = read.clone()
-            for box in (box for other in layers if other is not layer for box, _ in other):
+            for box in (box for other in layers if other is not layer for box, *_ in other):
                 others[box] = NEVER
             probability = aligned_probability(others[None])[0]
         found += _divide(probability, layer, max_gap, least)
     return sorted(found, key=lambda alignment: -alignment.raw_score)
 
 
-Stretch = tuple[Box, float]  # with its raw score
+Stretch = tuple[Box, float, float]  # with its raw score, and the share that was left
 
 
 def _in_order(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
@@ -309,7 +313,7 @@ def _divide(found: Tensor, layer: list[Stretch], max_gap: int, least: float) -> 
         inside = [one for one in layer if _touches(part, one[0])]
         if inside:
             weights = found[part[:, 0], part[:, 1]].cpu()
-            alignments.append(Alignment(part, weights, inside[0][1]))
+            alignments.append(Alignment(part, weights, *inside[0][1:]))
     return alignments
 
 
@@ -345,13 +349,13 @@ class Calibration:
     tail: float = 1.0
 
     @staticmethod
-    def features(query_residues: int, candidate_residues: int) -> tuple[float, ...]:
+    def features(query_residues: float, candidate_residues: float) -> tuple[float, ...]:
         """Describe two lengths; whichever comes first."""
         first, second = math.log(query_residues), math.log(candidate_residues)
         both, shorter = first + second - 10, min(first, second) - 5
         return 1.0, both, shorter, both**2 / 10, shorter**2 / 10
 
-    def distance(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
+    def distance(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Say how far a raw score is from what chance gives, in the scale of that; in nats."""
         given = self.features(query_residues, candidate_residues)
         location, log_scale = (
@@ -361,12 +365,12 @@ class Calibration:
         distance = (raw_score - location) / math.exp(log_scale)
         return distance if distance < TAIL else TAIL + (distance - TAIL) / self.tail
 
-    def p_value(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
+    def p_value(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Return the chance that two unrelated proteins of these lengths reach a raw score."""
         distance = self.distance(raw_score, query_residues, candidate_residues)
         return -math.expm1(-math.exp(min(-distance, 700.0)))
 
-    def bits(self, raw_score: float, query_residues: int, candidate_residues: int) -> float:
+    def bits(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Return bits: `query_residues * candidate_residues / 2**bits` are expected by chance."""
         distance = self.distance(raw_score, query_residues, candidate_residues)
         return (distance + math.log(query_residues * candidate_residues)) / math.log(2)

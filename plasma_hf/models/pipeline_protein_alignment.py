@@ -232,8 +232,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             size = database_size or 1
             result |= self._significance(read[0], plan.shape, database_size)
 
-            def is_significant(raw_score: float) -> bool:
-                p_value = self._significance(raw_score, plan.shape)["p_value"]
+            def is_significant(raw_score: float, left: float) -> bool:
+                p_value = self._significance(raw_score, plan.shape, left=left)["p_value"]
                 return p_value is None or p_value * size <= evalue
 
             most = max_hits if self.model.calibration else 1
@@ -243,7 +243,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             least = options.get("min_pairs", 3)
             result["segments"] = [
                 describe_segment(_weighed(one))
-                | self._significance(one.raw_score, plan.shape, database_size)
+                | self._significance(one.raw_score, plan.shape, database_size, one.left)
                 for one in found
                 if len(one.pairs) >= least
             ]
@@ -252,13 +252,19 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         return result | {"plan": plan.clone()} if return_plan else result
 
     def _significance(
-        self, raw_score: float, shape: Sequence[int], database_size: int | None = None
+        self,
+        raw_score: float,
+        shape: Sequence[int],
+        database_size: int | None = None,
+        left: float = 1.0,
     ) -> dict[str, float | None]:
         """Say what a raw score means, None where the model was not calibrated."""
         null, names = self.model.calibration, ["bits", "p_value"]
         values: list[float | None] = [None, None]
         if null is not None:
-            values = [null.bits(raw_score, *shape), null.p_value(raw_score, *shape)]
+            # What a share of the residue pairs reaches, a candidate of that share's length would.
+            lengths = shape[0], max(1.0, shape[1] * left)
+            values = [null.bits(raw_score, *lengths), null.p_value(raw_score, *lengths)]
         if database_size is not None:
             names.append("evalue")
             values.append(None if values[1] is None else values[1] * database_size)

@@ -27,14 +27,20 @@ class Hit:
     Attributes:
         score: Of the pair, in [0, 1].
         key: Of its record, see `EmbeddingStore.read_key`.
+        p_value: Chance that an unrelated protein reaches as much, if the model is calibrated.
         ids: What the protein is called in the store.
         plan: `(query_residues, candidate_residues)`.
     """
 
     score: float
     key: str
+    p_value: float | None = field(default=None, compare=False)
     ids: tuple[str, ...] = field(default=(), compare=False)
     plan: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+def _rank(hit: Hit) -> tuple[float, Hit]:
+    return -(hit.p_value or 0.0), hit
 
 
 @torch.no_grad()
@@ -83,8 +89,12 @@ def _best_of(
                 candidate_projections=batch.projections,
                 return_plans=False,
             )
-            found = map(Hit, aligned.scores.tolist(), batch.keys)
-            hits[:] = heapq.nlargest(top_k, (*hits, *found))
+            found = list(map(Hit, aligned.scores.tolist(), batch.keys))
+            if (null := model.calibration) is not None and aligned.raw_scores is not None:
+                raw_scores = aligned.raw_scores.tolist()
+                for hit, raw_score, other in zip(found, raw_scores, batch.projections, strict=True):
+                    hit.p_value = null.p_value(raw_score, len(projection), len(other))
+            hits[:] = heapq.nlargest(top_k, (*hits, *found), key=_rank)
     return best
 
 
