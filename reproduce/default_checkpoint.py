@@ -23,7 +23,7 @@ PROCESSOR = PlasmaProcessor()
 
 
 def unrelated_domains(count: int = 300) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return fold and sequence of labelled domains: some of half of the folds, all of the others."""
+    """Return fold and sequence of labelled domains: some of half of the folds, all others."""
     text = gzip.decompress((SCOPE / "domains.fasta.gz").read_bytes()).decode()
     records = (record.split() for record in text.split(">")[1:])
     sequences = {name: "".join(parts).upper() for name, *parts in records}

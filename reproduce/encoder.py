@@ -49,7 +49,7 @@ from plasma_hf.models.modeling_plasma import (
     hinge_cost,
     label_match_losses,
     log_kernel,
-    make_plans,
+    sinkhorn,
 )
 from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
@@ -560,7 +560,7 @@ class ObjectiveWeights:
 
     correspondence: float = 1.0  # corresponding residues choose each other
     unrelated: float = 0.5  # residues of unrelated proteins choose none
-    plan: float = 0.0  # the plan, with its support rounds, has its mass on corresponding residues
+    plan: float = 0.0  # the plan has its mass on corresponding residues
     site: float = 0.0  # residues of a site find the site of a relative (label match loss)
     masked: float = 0.0  # masked residues are guessed
 
@@ -638,7 +638,8 @@ class EncoderObjective(nn.Module):
         related: Tensor,
         site_labels: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
-        _, plan = make_plans(kernel, masks[1], self.config)
+        settings = {"eps": self.config.eps, "n_iters": self.config.n_iters}
+        plan = sinkhorn(kernel, masks[1], **settings)
         pair, i, j = targets.unbind(-1)
         # A plan that is not converged has entries above 1.
         losses = -plan[pair, i, j].clamp(SMALL, 1).log()
@@ -672,12 +673,8 @@ def _mean_of_pairs(losses: Tensor, pair: Tensor, count: int) -> Tensor:
     return _mean(sums / sizes.clamp(min=1), sizes > 0)
 
 
-HEAD: dict[str, Any] = {
-    **{"head": "hinge", "kernel_scale": 0.2, "support_rounds": 3},
-    **{"support_window": 25, "support_gap": 3, "support_weight": 16.0},
-}
-"""The parameter-free head that the encoder is trained for. The default checkpoint has fewer support
-rounds and a last one for order, under which encoders were not measured."""
+HEAD: dict[str, Any] = {"head": "hinge", "kernel_scale": 0.2}
+"""The parameter-free head, read by its plan, that the encoder is trained for."""
 
 
 @dataclass

@@ -64,7 +64,6 @@ VARIANTS = {
         variant("published score loss", score_loss_form="published"),
         variant("published score", score_form="published"),
         variant("LRL head from random weights", head="lrl", kernel_scale=0.1),
-        variant("support rounds in training", support_rounds=3),
         variant("learning rate 1e-3", arguments={"learning_rate": 1e-3}),
     )
 }

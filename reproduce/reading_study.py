@@ -33,14 +33,9 @@ from tqdm import tqdm
 
 from plasma_hf import load_backbone
 from plasma_hf.data.alignments import ResidueAlignment, read_reference_alignments
-from plasma_hf.evaluation.aligners import (
-    _best_path,
-    _enhanced_similarity,
-    align_sequences,
-    parameter_free,
-)
+from plasma_hf.evaluation.aligners import _best_path, _enhanced_similarity, align_sequences
 from plasma_hf.metrics import roc_auc
-from plasma_hf.models.modeling_plasma import BACKGROUND, FLOOR, hinge_cost
+from plasma_hf.models.modeling_plasma import hinge_cost
 
 Matrix = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -188,6 +183,9 @@ def standardise(values: Matrix, kind: str, mean: float, spread: float) -> Matrix
     return pair if kind == "pair" else (whole + pair) / 2
 
 
+BACKGROUND, FLOOR = 0.8, 1e-5  # share of a plan that chance spreads evenly; least plan entry
+
+
 def log_plan(z: Matrix) -> Matrix:
     """Take the Sinkhorn plan over z, at the default's strength, as log-odds to the background."""
     kernel = np.exp(2.4 * (z - 0.5))  # kernel_scale .2 and eps 1e-8 over the substitution windows
@@ -258,13 +256,6 @@ KINDS = [("cosine", "global"), ("cosine", "pair"), ("cosine", "mixed"), ("hinge"
 KINDS += [("plan", "global")]
 GRID: list[Any] = [(0.35, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0), ((4.0, 0.2), (6.0, 0.2), (6.0, 0.4))]
 PLAN_GRID: list[Any] = [(0.1, 0.2), (0.0,), GRID[2]]
-TODAY: dict[str, Any] = {
-    "kernel_scale": 0.2,
-    "support_rounds": 1,
-    "support_gap": 3,
-    "support_window": 25,
-}
-TODAY |= {"support_weight": 10.0, "order_weight": 2.0, "score_form": "collinear"}
 Judged = dict[Any, list[float]]
 """Values by reading, set, half (True where settings are chosen) and least probability called."""
 
@@ -321,13 +312,11 @@ def try_readings(encoder: Encoder, data: Iterable[Any], tried: Iterable[Reading]
 
 
 def try_others(encoder: Encoder, data: Iterable[Any]) -> Judged:
-    """Judge today's default and EBA over the same embeddings, and alignments of sequences."""
+    """Judge EBA over the same embeddings, and alignments of sequences."""
     judged: Judged = defaultdict(list)
-    today = parameter_free(**TODAY)
     for name, pair in data:
         (query, *_), (candidate, *_) = encoder.embed(pair.query), encoder.embed(pair.candidate)
-        aligned = today.align_pairs([query], [candidate]).plans or []
-        plans = {"plan as today": aligned[0].numpy()}
+        plans: dict[str, Matrix] = {}
         paths = {"Smith-Waterman": align_sequences(pair.query, pair.candidate, "local")[1]}
         paths["Needleman-Wunsch"] = align_sequences(pair.query, pair.candidate, "global")[1]
         paths["EBA"] = _best_path(_enhanced_similarity(query.numpy(), candidate.numpy()))[1]

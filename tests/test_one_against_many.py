@@ -12,9 +12,7 @@ CONFIGS = {
     "published": {},
     "hinge": {"head": "hinge", "kernel_scale": 0.3},
     "mass": {"score_form": "mass"},
-    "collinear": {"score_form": "collinear"},
-    "support": {"support_rounds": 2, "support_window": 4, "support_gap": 1},
-    "order": {"support_rounds": 1, "order_weight": 2.0},
+    "posterior": {"reading": "posterior"},
     "no window": {"diagonal_window": 0},
 }
 
@@ -120,7 +118,7 @@ def make_store(folder, model, proteins, kinds):
 
 
 @pytest.mark.parametrize("kernels", ["numba", "torch"])
-@pytest.mark.parametrize("name", ["published", "hinge", "mass", "collinear", "support"])
+@pytest.mark.parametrize("name", ["published", "hinge", "mass", "posterior"])
 @pytest.mark.parametrize("kinds", [("embeddings", "projections"), ("embeddings",)])
 def test_one_against_many_finds_the_best(tmp_path, proteins, name, kernels, kinds):
     model = make_model(**CONFIGS[name])
@@ -132,7 +130,7 @@ def test_one_against_many_finds_the_best(tmp_path, proteins, name, kernels, kind
         every = model.align_pairs([query] * len(proteins), list(proteins.values()))
         order = every.scores.argsort(descending=True)[:7].tolist()
         assert [hit.score for hit in hits] == pytest.approx(every.scores[order].tolist(), abs=1e-5)
-        assert hits[0].score > 0.1
+        assert hits[0].score > 0.05
         for hit in hits:
             number = int(hit.ids[0][1:])
             assert hit.score == pytest.approx(every.scores[number].item(), abs=1e-5)

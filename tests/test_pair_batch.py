@@ -16,9 +16,7 @@ FORMS = [
     {"head": "hinge"},
     {"head": "lrl", "head_size": 40},  # no multiple of what the kernels take at a time
     {"head": "hinge", "score_loss_form": "affine"},
-    {"head": "hinge", "score_form": "mass", "support_rounds": 1},
-    {"head": "hinge", "score_form": "collinear", "score_loss_form": "affine"},
-    {"head": "hinge", "score_form": "mass", "order_weight": 2.0},
+    {"head": "hinge", "score_form": "mass", "score_loss_form": "affine"},
 ]
 
 

@@ -1,4 +1,4 @@
-"""The plan, in both domains: masks, extremes, gradients; support."""
+"""The plan, in both domains: masks, extremes, gradients."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plasma_hf.models.modeling_plasma import diagonal_sums, diagonal_support, log_kernel, sinkhorn
+from plasma_hf.models.modeling_plasma import log_kernel, sinkhorn
 from tests.helpers import reference
 
 DOMAINS = {"linear": sinkhorn, "log": reference.log_sinkhorn}
@@ -54,25 +54,3 @@ def test_extreme_costs_and_fully_masked_pairs_stay_finite(domain, cost):
     assert plan.isfinite().all() and plan[1:].abs().sum() == 0
     plan.sum().backward()
     assert raw.grad.isfinite().all()
-
-
-@settings(deadline=None, max_examples=30)
-@given(n=st.integers(1, 9), m=st.integers(1, 9), before=st.integers(0, 5), after=st.integers(0, 5))
-def test_diagonal_sums(n, m, before, after):
-    matrix = torch.rand(1, n, m, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
-    sums = diagonal_sums(matrix, before, after)
-    for i in range(n):
-        for j in range(m):
-            steps = range(-before, after + 1)
-            inside = [k for k in steps if 0 <= i + k < n and 0 <= j + k < m]
-            wanted = sum(float(matrix[0, i + k, j + k]) for k in inside)
-            assert abs(float(sums[0, i, j]) - wanted) < 1e-12
-
-
-def test_support_is_the_reference_and_symmetric():
-    matrix = torch.rand(1, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    allowed = torch.ones_like(matrix, dtype=torch.bool)
-    ours = diagonal_support(matrix, allowed, 3, 2)
-    np.testing.assert_allclose(ours[0].numpy(), reference.support(matrix[0].numpy(), 3, 2))
-    other = diagonal_support(matrix.transpose(1, 2), allowed.transpose(1, 2), 3, 2)
-    assert torch.equal(ours.transpose(1, 2), other)

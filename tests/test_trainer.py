@@ -72,7 +72,7 @@ def gradients(model, batch):
 def test_a_batch_has_the_mean_gradient_of_its_pairs(pairs, store, head, form):
     torch.manual_seed(0)
     fields = {"embedding_size": WIDTH, "head": head, "head_size": 32, "kernel_scale": 0.5}
-    losses = {"score_loss_form": "affine", "label_match_form": form, "score_form": "collinear"}
+    losses = {"score_loss_form": "affine", "label_match_form": form, "score_form": "mass"}
     model = PlasmaModel(PlasmaConfig(**fields, **losses))
     rows, collate = PairRows(pairs, correspondences=True), PairCollator(store)
     batch = gradients(model, collate([rows[i] for i in range(16)]))
@@ -205,7 +205,7 @@ def test_half_precision_leaves_the_head_alone(pairs, store, tmp_path):
 def test_a_backbone_trains_too(trained, tmp_path):
     backbone = load_backbone(FAMILIES["esm2"](tmp_path / "esm2_t6_8M_UR50D"))
     torch.manual_seed(0)
-    fields = {"embedding_size": 32, "head_size": 8, "kernel_scale": 1.0, "score_form": "collinear"}
+    fields = {"embedding_size": 32, "head_size": 8, "kernel_scale": 1.0, "score_form": "mass"}
     model = PlasmaModel(PlasmaConfig(**fields)).attach_backbone(backbone)
     if trained == "lora":
         peft = pytest.importorskip("peft")

@@ -78,15 +78,9 @@ def tasks(pairs: int, width: int) -> Iterator[tuple[str, Work, dict[str, Tensor]
         batch = make_training_batch(lengths[:16], width)[0]
         yield f"training step of 16 pairs, {name}", partial(training_step, model), batch
     default = PlasmaModel(
-        PlasmaConfig(
-            embedding_size=width,
-            head="hinge",
-            score_form="collinear",
-            support_rounds=1,
-            order_weight=2,
-        )
+        PlasmaConfig(embedding_size=width, head="hinge", reading="posterior")
     ).cuda()
-    yield "scores and plans, one support round and order", partial(plans, default), sides | masks
+    yield "scores and probabilities, by local alignments", partial(plans, default), sides | masks
 
 
 def scores(model: PlasmaModel, query, candidate, query_mask, candidate_mask) -> Sequence[Tensor]:

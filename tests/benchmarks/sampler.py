@@ -17,7 +17,7 @@ FUNCTIONS = {
     "align_and_score_numba": "score",
     "score_plan": "score",
     "hinge_cost": "cost",
-    "make_plans": "plan",
+    "align_projected": "plan",
     "project_each": "projection",
     "project": "projection",
 }

@@ -61,35 +61,6 @@ def score(plan, q, c, threshold=0.5, window=10):
     return max(0.0, cosine * collinearity(plan, window))
 
 
-def collinear_score(plan):
-    n, m = plan.shape
-    best = np.zeros((n + 1, m + 1))
-    for i in range(n):
-        for j in range(m):
-            best[i + 1, j + 1] = max(best[i, j] + plan[i, j], best[i, j + 1], best[i + 1, j])
-    share = min(1.0, best[n, m] / min(n, m))
-    return 1 - (1 - share) ** max(1.0, np.sqrt(max(n, m) / 100))
-
-
-def support(plan, window, gap):
-    n, m = plan.shape
-
-    def entry(i, j):
-        return plan[i, j] if 0 <= i < n and 0 <= j < m else 0.0
-
-    result = np.zeros_like(plan)
-    for i in range(n):
-        for j in range(m):
-            for k in range(-window, window + 1):
-                if not (0 <= i + k < n and 0 <= j + k < m):
-                    continue
-                aside = range(-gap, gap + 1)
-                along_candidate = max(entry(i + k, j + k + g) for g in aside)
-                along_query = max(entry(i + k + g, j + k) for g in aside)
-                result[i, j] += (along_candidate + along_query) / 2
-    return result / (2 * window + 1)
-
-
 def label_match_loss(plan, labels_q, labels_c):
     received = [
         sum(labels_q[i] * plan[i, j] for i in range(len(plan))) for j in range(plan.shape[1])

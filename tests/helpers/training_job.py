@@ -63,12 +63,7 @@ def make_trainer(store, output, pairs, *, model=None, callbacks=(), optim="sgd",
     torch.set_num_threads(1)
     if model is None:
         torch.manual_seed(0)
-        fields = {
-            "head": "residual",
-            "head_size": 8,
-            "kernel_scale": 1.0,
-            "score_form": "collinear",
-        }
+        fields = {"head": "residual", "head_size": 8, "kernel_scale": 1.0, "score_form": "mass"}
         model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, **fields))
     fields = EVERY_RUN | {
         "output_dir": str(output),
