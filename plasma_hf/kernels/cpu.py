@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
-from ..models.local_alignment import NEVER, Scoring
+from ..models.local_alignment import NEVER, Evidence, Scoring
 from ..models.modeling_plasma import PairBatch
 
 if TYPE_CHECKING:
@@ -719,27 +719,28 @@ def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Sco
 
 
 def read_evidence_numba(
-    pairs: Sequence[tuple[Tensor, Tensor]], reading: Scoring, searching: Scoring
-) -> tuple[Tensor, list[Tensor]]:
-    """Do what `read_evidence` does."""
+    pairs: Sequence[Evidence], *scorings: Scoring
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Do what `read_evidence` does, by the scorings of what is read, scored and compared."""
     given = [[one.detach().float().contiguous().numpy() for one in pair] for pair in pairs]
-    scores, plans = torch.empty(len(given)), [torch.empty(one.shape) for one, _ in given]
-    (slope, shift, *gaps), (steep, far, *costs) = (
-        (np.float32(way.slope), np.float32(way.shift), *_gap_odds(way))
-        for way in (reading, searching)
-    )
+    sums, plans = torch.zeros(2, len(given)), [torch.empty(pair.read.shape) for pair in pairs]
 
     def pair(number: int) -> None:
-        read, scored = given[number]
+        read, *others = given[number]
         odds = np.empty(read.shape)
-        _write_odds_of(scored, steep, far, odds)
-        scores[number] = _sum_of_alignments(odds, *costs)
-        _write_odds_of(read, slope, shift, odds)
+        for out, evidence, scoring in zip(sums, others, scorings[1:], strict=True):
+            _write_odds(evidence, scoring, odds)
+            out[number] = _sum_of_alignments(odds, *_gap_odds(scoring))
+        _write_odds(read, scorings[0], odds)
         if odds.size:
-            _write_probabilities(odds, *gaps, plans[number].numpy())
+            _write_probabilities(odds, *_gap_odds(scorings[0]), plans[number].numpy())
 
     parallel_for(len(given), pair)
-    return scores, plans
+    return sums[0], sums[1], plans
+
+
+def _write_odds(evidence: Array, scoring: Scoring, odds: Sums) -> None:
+    _write_odds_of(evidence, np.float32(scoring.slope), np.float32(scoring.shift), odds)
 
 
 def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:
@@ -768,7 +769,7 @@ def _for_odds(
 
     def pair(number: int) -> None:
         odds = np.empty(given.shape[1:])
-        _write_odds_of(given[number], np.float32(scoring.slope), np.float32(scoring.shift), odds)
+        _write_odds(given[number], scoring, odds)
         if masks is not None:
             odds *= masks[number]
         task(odds, number)

@@ -51,10 +51,12 @@ class Scoring(NamedTuple):
         return odds if allowed is None else odds.masked_fill(~allowed, NEVER)
 
 
-READING = Scoring(0.25, 0.0, 4.0, 0.2)
+READING = Scoring(0.35, 0.25, 5.0, 0.2)
 """Finds most true partners: also what is weakly alike beside what is surely so counts."""
 SEARCHING = Scoring(1.0, 2.0, 8.0, 0.5)
 """Tells related from unrelated: long stretches of chance add up to nothing."""
+COMPARING = Scoring(0.5, 1.0, 6.0, 0.3)
+"""Tells how much two proteins share along their whole length: what is weakly alike counts too."""
 USUAL_RESIDUES = 100  # of a protein; a score counts those that a peptide lacks
 
 # --- Sums over all local alignments.
@@ -117,39 +119,47 @@ def alignment_score(
     return total.to(evidence.dtype)
 
 
-def share_of_evidence(raw_scores: Tensor, shorter: Tensor) -> Tensor:
-    """Turn raw scores into scores in [0, 1], by what they are per residue of the shorter protein.
+def share_of_evidence(sums: Tensor, shorter: Tensor) -> Tensor:
+    """Turn sums over alignments into scores in [0, 1], by residues of the shorter protein.
 
-    `1 - exp(-log(1 + exp(raw_score)) / (3 * residues))`, of at least `USUAL_RESIDUES` residues.
+    `1 - exp(-log(1 + exp(sum)) / (2 * residues))`, of at least `USUAL_RESIDUES` residues.
 
     Args:
-        raw_scores: `(batch,)`.
+        sums: `alignment_score` by `COMPARING`, `(batch,)`.
         shorter: Residues of the shorter protein, `(batch,)`.
     """
-    return -torch.expm1(-F.softplus(raw_scores) / (3 * shorter.clamp(min=USUAL_RESIDUES)))
+    return -torch.expm1(-F.softplus(sums) / (2 * shorter.clamp(min=USUAL_RESIDUES)))
 
 
-Evidence = tuple[Tensor, Tensor]  # as it is read, and less what is common, as it is scored
+class Evidence(NamedTuple):
+    """Evidence of the residue pairs of two proteins, `(query_residues, candidate_residues)` each.
 
-
-def read_evidence(pairs: Sequence[Evidence]) -> tuple[Tensor, list[Tensor]]:
-    """Return the raw scores of pairs, `(pairs,)`, and how likely their residues are aligned.
-
-    Args:
-        pairs: Evidence of each, `(query_residues, candidate_residues)` twice.
+    Attributes:
+        read: Tells which residues correspond.
+        scored: Tells relatives from chance.
+        compared: Tells how much two proteins share.
     """
-    learns = torch.is_grad_enabled() and any(one.requires_grad for one, _ in pairs)
-    if not learns and (compiled := kernel_for("read_evidence", pairs[0][0])):
-        return compiled(pairs, READING, SEARCHING)
-    sizes = [one.shape for one, _ in pairs]
+
+    read: Tensor
+    scored: Tensor
+    compared: Tensor
+
+
+def read_evidence(pairs: Sequence[Evidence]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return raw scores and sums that `share_of_evidence` takes, `(pairs,)`, and probabilities."""
+    learns = torch.is_grad_enabled() and any(pair.read.requires_grad for pair in pairs)
+    if not learns and (compiled := kernel_for("read_evidence", pairs[0].read)):
+        return compiled(pairs, READING, SEARCHING, COMPARING)
+    sizes = [pair.read.shape for pair in pairs]
     rows, columns = (max(size[side] for size in sizes) for side in (0, 1))
-    read, scored, allowed = (
+    read, scored, compared, allowed = (
         torch.stack([F.pad(m, (0, columns - m.shape[1], 0, rows - m.shape[0])) for m in matrices])
-        for matrices in zip(*((*pair, torch.ones_like(pair[0])) for pair in pairs), strict=True)
+        for matrices in zip(*((*pair, torch.ones_like(pair.read)) for pair in pairs), strict=True)
     )
     padded = zip(aligned_probability(read, allowed > 0), sizes, strict=True)
     plans = [plan[:n, :m] for plan, (n, m) in padded]
-    return alignment_score(scored, allowed > 0), plans
+    shared = alignment_score(compared, allowed > 0, COMPARING)
+    return alignment_score(scored, allowed > 0), shared, plans
 
 
 def _alignments_ending(odds: Tensor, scoring: Scoring, best: bool = False) -> Tensor:
@@ -248,8 +258,8 @@ def find_alignments(
     residues divides an alignment.
 
     Args:
-        evidence: As it is read and as it is scored, `(query_residues, candidate_residues)` each.
-        probability: What `aligned_probability` makes of the first.
+        evidence: Of the pair.
+        probability: What `aligned_probability` makes of what is read.
         is_significant: Tells of a raw score, and of the share of residue pairs that are left to
             reach it, whether that is more than chance.
         max_hits: Stretches that are looked for.
@@ -259,7 +269,7 @@ def find_alignments(
     Returns:
         The alignments, the most significant first.
     """
-    read, left = evidence
+    read, left, _ = evidence
     stretches: list[Stretch] = []
     while len(stretches) < max_hits:
         share = float((left > NEVER / 2).float().mean()) if stretches else 1.0
@@ -267,7 +277,7 @@ def find_alignments(
         if not share or not is_significant(raw_score, share):
             break
         stretches.append((box := best_stretch(left), raw_score, share))
-        left = left.clone() if left is evidence[1] else left
+        left = left.clone() if left is evidence.scored else left
         left[box] = NEVER
     found, layers = [], _in_order(stretches)
     for layer in layers:

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
 from .local_alignment import (
+    COMPARING,
     NEVER,
     Calibration,
     Evidence,
@@ -593,9 +594,15 @@ class Background(nn.Module):
         return torch.cat([units * scale[:, None], torch.stack(columns, -1)], -1)
 
     @staticmethod
-    def evidence(query: Tensor, candidate: Tensor, way: int) -> Tensor:
+    def evidence(query: Tensor, candidate: Tensor, read: bool = True) -> Evidence:
         """Compare vectors of two proteins, in standard deviations of unrelated residues."""
-        return _products(query.chunk(2, -1)[way], candidate.chunk(2, -1)[way])
+        (query_read, query_scored), (candidate_read, candidate_scored) = (
+            side.chunk(2, -1) for side in (query, candidate)
+        )
+        scored = _products(query_scored, candidate_scored)
+        compared = scored - query_scored[:, -1:] - candidate_scored[:, -1]
+        found = _products(query_read, candidate_read) if read else scored[:0]
+        return Evidence(found, scored, compared)
 
 
 def _turned(vectors: Tensor) -> Tensor:
@@ -638,7 +645,7 @@ class AlignedPairs:
     scores: Tensor
     plans: list[Tensor] | None = None
     raw_scores: Tensor | None = None
-    evidence: list[tuple[Tensor, Tensor]] | None = None
+    evidence: list[Evidence] | None = None
 
 
 @dataclass
@@ -993,7 +1000,7 @@ class PlasmaModel(PreTrainedHead):
             scores=read.scores,
             raw_scores=read.raw_scores,
             plan=plan if return_plan else None,
-            cost=-batch.padded([e for e, _ in read.evidence or ()]) if return_plan else None,
+            cost=-batch.padded([e.read for e in read.evidence or ()]) if return_plan else None,
             **_mean_losses(losses, batch, config),
         )
 
@@ -1004,11 +1011,13 @@ class PlasmaModel(PreTrainedHead):
         sizes = [min(len(q), len(c)) for q, c in zip(query, candidate, strict=True)]
         shorter = query[0].new_tensor(sizes)
         if not plans:
-            raw_scores = torch.stack(list(map(self.raw_score, query, candidate)))
-            return AlignedPairs(share_of_evidence(raw_scores, shorter), None, raw_scores)
+            seen = [self.evidence(q, c, read=False) for q, c in zip(query, candidate, strict=True)]
+            shared = [alignment_score(one.compared[None], None, COMPARING) for one in seen]
+            raw_scores = torch.cat([alignment_score(one.scored[None]) for one in seen])
+            return AlignedPairs(share_of_evidence(torch.cat(shared), shorter), None, raw_scores)
         evidence = [self.evidence(q, c) for q, c in zip(query, candidate, strict=True)]
-        raw_scores, read = read_evidence(evidence)
-        return AlignedPairs(share_of_evidence(raw_scores, shorter), read, raw_scores, evidence)
+        raw_scores, sums, read = read_evidence(evidence)
+        return AlignedPairs(share_of_evidence(sums, shorter), read, raw_scores, evidence)
 
     @torch.no_grad()
     def measure_background(self, embeddings: Sequence[Tensor]) -> None:
@@ -1019,21 +1028,15 @@ class PlasmaModel(PreTrainedHead):
         self.background.measure(projected)
         self.config.calibration = {"width": projected[0].shape[-1]}
 
-    def evidence(self, query: Tensor, candidate: Tensor) -> Evidence:
-        """Return the evidence of residue pairs of two projections, as it is read and scored."""
+    def evidence(self, query: Tensor, candidate: Tensor, read: bool = True) -> Evidence:
+        """Return the evidence of the residue pairs of two projections; unread, `read` is empty."""
         if not self.knows_background:
-            return (own_background(query, candidate),) * 2
-        return self.background.evidence(query, candidate, 0), self.scored(query, candidate)
-
-    def scored(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the evidence that tells relatives from chance."""
-        if not self.knows_background:
-            return own_background(query, candidate)
-        return self.background.evidence(query, candidate, 1)
+            return Evidence(*[own_background(query, candidate)] * 3)
+        return self.background.evidence(query, candidate, read)
 
     def raw_score(self, query: Tensor, candidate: Tensor) -> Tensor:
         """Return the raw score of a pair of projections."""
-        return alignment_score(self.scored(query, candidate)[None])[0]
+        return alignment_score(self.evidence(query, candidate, read=False).scored[None])[0]
 
     @property
     def calibration(self) -> Calibration | None:
