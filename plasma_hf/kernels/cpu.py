@@ -718,25 +718,33 @@ def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Sco
     return out
 
 
-def read_evidence_numba(
-    pairs: Sequence[Evidence], *scorings: Scoring
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Do what `read_evidence` does, by the scorings of what is read, scored and compared."""
-    given = [[one.detach().float().contiguous().numpy() for one in pair] for pair in pairs]
-    sums, plans = torch.zeros(2, len(given)), [torch.empty(pair.read.shape) for pair in pairs]
+def score_pairs_numba(pairs: Sequence[Evidence], *scorings: Scoring) -> tuple[Tensor, Tensor]:
+    """Do what `score_pairs` does, by the scorings of what is scored and compared."""
+    given = [_arrays([pair.scored, pair.compared]) for pair in pairs]
+    sums = torch.zeros(2, len(given))
 
     def pair(number: int) -> None:
-        read, *others = given[number]
-        odds = np.empty(read.shape)
-        for out, evidence, scoring in zip(sums, others, scorings[1:], strict=True):
+        odds = np.empty(given[number][0].shape)
+        for out, evidence, scoring in zip(sums, given[number], scorings, strict=True):
             _write_odds(evidence, scoring, odds)
             out[number] = _sum_of_alignments(odds, *_gap_odds(scoring))
-        _write_odds(read, scorings[0], odds)
-        if odds.size:
-            _write_probabilities(odds, *_gap_odds(scorings[0]), plans[number].numpy())
 
     parallel_for(len(given), pair)
-    return sums[0], sums[1], plans
+    return sums[0], sums[1]
+
+
+def read_pairs_numba(read: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:
+    """Do what `read_pairs` does."""
+    given, plans = _arrays(read), [torch.empty(one.shape) for one in read]
+
+    def pair(number: int) -> None:
+        odds = np.empty(given[number].shape)
+        _write_odds(given[number], scoring, odds)
+        if odds.size:
+            _write_probabilities(odds, *_gap_odds(scoring), plans[number].numpy())
+
+    parallel_for(len(given), pair)
+    return plans
 
 
 def _write_odds(evidence: Array, scoring: Scoring, odds: Sums) -> None:

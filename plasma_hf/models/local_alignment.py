@@ -51,7 +51,7 @@ class Scoring(NamedTuple):
         return odds if allowed is None else odds.masked_fill(~allowed, NEVER)
 
 
-READING = Scoring(0.35, 0.25, 5.0, 0.2)
+READING = Scoring(0.3, 0.1, 4.5, 0.2)
 """Finds most true partners: also what is weakly alike beside what is surely so counts."""
 SEARCHING = Scoring(1.0, 2.0, 8.0, 0.5)
 """Tells related from unrelated: long stretches of chance add up to nothing."""
@@ -145,21 +145,22 @@ class Evidence(NamedTuple):
     compared: Tensor
 
 
-def read_evidence(pairs: Sequence[Evidence]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return raw scores and sums that `share_of_evidence` takes, `(pairs,)`, and probabilities."""
-    learns = torch.is_grad_enabled() and any(pair.read.requires_grad for pair in pairs)
-    if not learns and (compiled := kernel_for("read_evidence", pairs[0].read)):
-        return compiled(pairs, READING, SEARCHING, COMPARING)
-    sizes = [pair.read.shape for pair in pairs]
-    rows, columns = (max(size[side] for size in sizes) for side in (0, 1))
-    read, scored, compared, allowed = (
-        torch.stack([F.pad(m, (0, columns - m.shape[1], 0, rows - m.shape[0])) for m in matrices])
-        for matrices in zip(*((*pair, torch.ones_like(pair.read)) for pair in pairs), strict=True)
-    )
-    padded = zip(aligned_probability(read, allowed > 0), sizes, strict=True)
-    plans = [plan[:n, :m] for plan, (n, m) in padded]
-    shared = alignment_score(compared, allowed > 0, COMPARING)
-    return alignment_score(scored, allowed > 0), shared, plans
+def score_pairs(pairs: Sequence[Evidence]) -> tuple[Tensor, Tensor]:
+    """Return raw scores of pairs, and the sums that `share_of_evidence` takes, `(pairs,)` each."""
+    learns = torch.is_grad_enabled() and any(pair.scored.requires_grad for pair in pairs)
+    if not learns and (compiled := kernel_for("score_pairs", pairs[0].scored)):
+        return compiled(pairs, SEARCHING, COMPARING)
+    scored = [alignment_score(pair.scored[None], None, SEARCHING) for pair in pairs]
+    compared = [alignment_score(pair.compared[None], None, COMPARING) for pair in pairs]
+    return torch.cat(scored), torch.cat(compared)
+
+
+def read_pairs(read: Sequence[Tensor]) -> list[Tensor]:
+    """Return how likely residues of pairs are aligned, like `read`, what is read of each."""
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in read)
+    if not learns and read and (compiled := kernel_for("read_pairs", read[0])):
+        return compiled(read, READING)
+    return [aligned_probability(one[None])[0] for one in read]
 
 
 def _alignments_ending(odds: Tensor, scoring: Scoring, best: bool = False) -> Tensor:
@@ -245,6 +246,7 @@ class Alignment:
 def find_alignments(
     evidence: Evidence,
     probability: Tensor,
+    raw_score: float,
     is_significant: Callable[[float, float], bool],
     max_hits: int = 10,
     max_gap: int = 30,
@@ -260,6 +262,7 @@ def find_alignments(
     Args:
         evidence: Of the pair.
         probability: What `aligned_probability` makes of what is read.
+        raw_score: Of the pair.
         is_significant: Tells of a raw score, and of the share of residue pairs that are left to
             reach it, whether that is more than chance.
         max_hits: Stretches that are looked for.
@@ -271,9 +274,11 @@ def find_alignments(
     """
     read, left, _ = evidence
     stretches: list[Stretch] = []
+    share = 1.0
     while len(stretches) < max_hits:
-        share = float((left > NEVER / 2).float().mean()) if stretches else 1.0
-        raw_score = float(alignment_score(left[None]))
+        if stretches:
+            share = float((left > NEVER / 2).float().mean())
+            raw_score = float(alignment_score(left[None]))
         if not share or not is_significant(raw_score, share):
             break
         stretches.append((box := best_stretch(left), raw_score, share))

@@ -23,12 +23,12 @@ from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
 from .local_alignment import (
-    COMPARING,
     NEVER,
     Calibration,
     Evidence,
     alignment_score,
-    read_evidence,
+    read_pairs,
+    score_pairs,
     share_of_evidence,
 )
 from .modeling_backbone import (
@@ -794,6 +794,7 @@ class PlasmaModel(PreTrainedHead):
         query_projections: Sequence[Tensor] | None = None,
         candidate_projections: Sequence[Tensor] | None = None,
         return_plans: bool = True,
+        is_read: Callable[[float, Sequence[int]], bool] | None = None,
     ) -> AlignedPairs:
         """Align query p with candidate p as `forward` does, without gradient and padding.
 
@@ -803,6 +804,8 @@ class PlasmaModel(PreTrainedHead):
             query_projections, candidate_projections: What `project` makes of them, `(residues,
                 head_size)` each, where it is at hand.
             return_plans: Return plans beside scores; without them less is computed.
+            is_read: Tells by raw score and lengths which pairs are worth a plan, if the model
+                reads by "posterior"; the others get an empty one.
 
         Example:
             >>> model = PlasmaModel(PlasmaConfig(embedding_size=8, head="hinge"))
@@ -821,7 +824,7 @@ class PlasmaModel(PreTrainedHead):
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
         if self.config.reading == "posterior":
-            return self._read(query, candidate, return_plans)
+            return self._read(query, candidate, is_read or (lambda *pair: return_plans))
         if (align := kernel_for("align_and_score", query[0])) is not None:
             proteins, projected = (queries, candidates), (query, candidate)
             return AlignedPairs(*align(proteins, projected, self.config, return_plans))
@@ -1005,19 +1008,25 @@ class PlasmaModel(PreTrainedHead):
         )
 
     def _read(
-        self, query: Sequence[Tensor], candidate: Sequence[Tensor], plans: bool = True
+        self,
+        query: Sequence[Tensor],
+        candidate: Sequence[Tensor],
+        is_read: Callable[[float, Sequence[int]], bool] = lambda raw_score, lengths: True,
     ) -> AlignedPairs:
-        """Read pairs of projections by their local alignments."""
-        sizes = [min(len(q), len(c)) for q, c in zip(query, candidate, strict=True)]
-        shorter = query[0].new_tensor(sizes)
-        if not plans:
-            seen = [self.evidence(q, c, read=False) for q, c in zip(query, candidate, strict=True)]
-            shared = [alignment_score(one.compared[None], None, COMPARING) for one in seen]
-            raw_scores = torch.cat([alignment_score(one.scored[None]) for one in seen])
-            return AlignedPairs(share_of_evidence(torch.cat(shared), shorter), None, raw_scores)
-        evidence = [self.evidence(q, c) for q, c in zip(query, candidate, strict=True)]
-        raw_scores, sums, read = read_evidence(evidence)
-        return AlignedPairs(share_of_evidence(sums, shorter), read, raw_scores, evidence)
+        """Read those pairs of projections by their local alignments that `is_read` wants."""
+        pairs = list(zip(query, candidate, strict=True))
+        seen = [self.evidence(q, c, read=False) for q, c in pairs]
+        raw_scores, sums = score_pairs(seen)
+        lengths = [(len(q), len(c)) for q, c in pairs]
+        scores = share_of_evidence(sums, sums.new_tensor([min(each) for each in lengths]))
+        wanted = map(is_read, raw_scores.tolist(), lengths)
+        chosen = [number for number, read in enumerate(wanted) if read]
+        for number in chosen:
+            seen[number] = self.evidence(*pairs[number])
+        plans = [torch.empty(0, 0)] * len(pairs)
+        for number, plan in zip(chosen, read_pairs([seen[n].read for n in chosen]), strict=True):
+            plans[number] = plan
+        return AlignedPairs(scores, plans, raw_scores, seen)
 
     @torch.no_grad()
     def measure_background(self, embeddings: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .local_alignment import Alignment, find_alignments
+from .local_alignment import Alignment, Evidence, find_alignments
 from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
@@ -38,9 +38,7 @@ def find_segments(
         >>> segment["query_start"], segment["query_end"], segment["candidate_start"]
         (1, 5, 0)
     """
-    if not threshold >= 0 or max_gap < 0 or min_pairs < 1:  # NaN is not, either
-        given = f"threshold={threshold}, max_gap={max_gap}, min_pairs={min_pairs}"
-        raise ValueError(f"{given}; give 0 or more, 0 or more and 1 or more.")
+    check_reading(threshold, max_gap, min_pairs)
     segments: list[list[tuple[int, int, float]]] = []
     for query, candidate, weight in _best_pairs(plan, threshold):
         home, least = None, 0
@@ -55,6 +53,13 @@ def find_segments(
             segments.append(home := [])
         home.append((query, candidate, weight))
     return [describe_segment(pairs) for pairs in segments if len(pairs) >= min_pairs]
+
+
+def check_reading(threshold: float, max_gap: int, min_pairs: int) -> None:
+    """Refuse settings that make no sense."""
+    if not threshold >= 0 or max_gap < 0 or min_pairs < 1:  # NaN is not, either
+        given = f"threshold={threshold}, max_gap={max_gap}, min_pairs={min_pairs}"
+        raise ValueError(f"{given}; give 0 or more, 0 or more and 1 or more.")
 
 
 def describe_segment(pairs: list[tuple[int, int, float]]) -> dict[str, Any]:
@@ -116,7 +121,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     A result is `{"score": float, "segments": [...]}`, each segment with `query_start`,
     `query_end`, `candidate_start`, `candidate_end` (0-based, ends exclusive), `score` and `pairs`,
-    a list of `[query index, candidate index, plan weight]`.
+    a list of `[query index, candidate index, plan weight]`. A model that reads by "posterior" adds
+    `bits` and `p_value` to result and segments, None before it is calibrated.
 
     `task_head="active_site"`, "binding_site" or "motif" takes the head that was trained for the
     task in place of the default model; they come with the installed package.
@@ -127,8 +133,11 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     Call with, or build with:
         return_plan: Add `"plan"`, a tensor `(query_residues, candidate_residues)`.
         threshold: Plan weight above which residues are aligned; the model's own by default.
-        max_gap: Residues a segment may leave out between two pairs.
+        max_gap: Residues a segment may leave out between two pairs: 30, of a plan 10.
         min_pairs: Pairs that make a segment.
+        evalue: Hits expected by chance, at most, of a segment that is shown (.01).
+        database_size: How many proteins the candidate was picked from (1); adds `evalue`s.
+        max_hits: Segments that are looked for, at most (10).
         on_error: "raise", or "report" to get `{"error": message}` for an invalid pair and go on.
         batch_size: Pairs computed together; results do not depend on it.
 
@@ -166,7 +175,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         if unknown := options.keys() - known - {"evalue", "database_size", "max_hits"}:
             raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}.")
         reading, forward, _ = super()._sanitize_parameters(on_error)
-        return reading, forward, {k: value for k, value in options.items() if value is not None}
+        post = {name: value for name, value in options.items() if value is not None}
+        deciding = {"return_plan", "evalue", "database_size"} & post.keys()
+        return reading, forward | {name: post[name] for name in deciding}, post
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Align one pair or many; see the class."""
@@ -205,10 +216,20 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         return read
 
     def _forward(
-        self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
+        self,
+        pairs: list[dict[str, Protein]],
+        seen: _Seen | None = None,
+        return_plan: bool = False,
+        evalue: float = 0.01,
+        database_size: int = 1,
     ) -> list[tuple[Any, ...]]:
+        def is_read(raw_score: float, lengths: Sequence[int]) -> bool:
+            p_value = self._significance(raw_score, lengths)["p_value"]
+            return return_plan or p_value is None or p_value * database_size <= evalue
+
         rows = self._embed([pair[side] for side in SIDES for pair in pairs], seen or _Seen())
-        aligned = self.model.align_pairs(rows[: len(pairs)], rows[len(pairs) :])
+        sides = rows[: len(pairs)], rows[len(pairs) :]
+        aligned = self.model.align_pairs(*sides, is_read=is_read)
         columns: list[Any] = [aligned.scores.tolist(), aligned.plans]
         if aligned.raw_scores is not None:
             columns += [aligned.raw_scores.tolist(), aligned.evidence]
@@ -219,37 +240,52 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         output: tuple[Any, ...],
         return_plan: bool = False,
         threshold: float | None = None,
-        evalue: float = 0.01,
-        database_size: int | None = None,
-        max_hits: int = 10,
-        **options: int,
+        max_gap: int | None = None,
+        min_pairs: int = 3,
+        **options: Any,
     ) -> dict[str, Any]:
         """Turn what was computed for one pair into its result."""
         score, plan, *read = output
         threshold = self.model.config.threshold if threshold is None else threshold
         result: dict[str, Any] = {"score": score}
         if read:
-            size = database_size or 1
-            result |= self._significance(read[0], plan.shape, database_size)
-
-            def is_significant(raw_score: float, left: float) -> bool:
-                p_value = self._significance(raw_score, plan.shape, left=left)["p_value"]
-                return p_value is None or p_value * size <= evalue
-
-            most = max_hits if self.model.calibration else 1
-            found = find_alignments(
-                read[1], plan, is_significant, most, options.get("max_gap", 30), threshold
-            )
-            least = options.get("min_pairs", 3)
-            result["segments"] = [
-                describe_segment(_weighed(one))
-                | self._significance(one.raw_score, plan.shape, database_size, one.left)
-                for one in found
-                if len(one.pairs) >= least
-            ]
+            given = plan, threshold, 30 if max_gap is None else max_gap, min_pairs
+            result |= self._hits(read[0], Evidence(*read[1]), *given, **options)
         else:
-            result["segments"] = find_segments(plan, threshold, **options)
+            gap = 10 if max_gap is None else max_gap
+            result["segments"] = find_segments(plan, threshold, gap, min_pairs)
         return result | {"plan": plan.clone()} if return_plan else result
+
+    def _hits(
+        self,
+        raw_score: float,
+        evidence: Evidence,
+        plan: Tensor,
+        threshold: float,
+        max_gap: int,
+        min_pairs: int,
+        evalue: float = 0.01,
+        database_size: int | None = None,
+        max_hits: int = 10,
+    ) -> dict[str, Any]:
+        """Find the hits of a pair that are significant, and say how much so."""
+        lengths, size = evidence.scored.shape, database_size
+
+        def is_significant(raw_score: float, left: float) -> bool:
+            p_value = self._significance(raw_score, lengths, left=left)["p_value"]
+            return p_value is None or p_value * (size or 1) <= evalue
+
+        check_reading(threshold, max_gap, min_pairs)
+        most = max_hits if self.model.calibration else 1
+        given = evidence, plan, raw_score, is_significant
+        found = find_alignments(*given, most, max_gap, threshold)
+        segments = [
+            describe_segment(_weighed(one))
+            | self._significance(one.raw_score, lengths, size, one.left)
+            for one in found
+            if len(one.pairs) >= min_pairs
+        ]
+        return self._significance(raw_score, lengths, size) | {"segments": segments}
 
     def _significance(
         self,
