@@ -12,6 +12,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, PlasmaProcessor, load_backbone
 from plasma_hf.models.modeling_backbone import SubstitutionConfig
@@ -40,7 +41,8 @@ def unrelated_domains(count: int = 300) -> tuple[list[tuple[str, str]], list[tup
 def build(target: Path = Path(DEFAULT_CHECKPOINT)) -> PlasmaModel:
     """Write the default checkpoint, without the code that the package has anyway."""
     window = SubstitutionConfig(window=10, decay=7.0)
-    settings = {"head": "hinge", "kernel_scale": 0.2, "reading": "posterior", "threshold": 0.2}
+    settings: dict[str, Any] = {"head": "hinge", "kernel_scale": 0.2, "threshold": 0.2}
+    settings |= {"reading": "posterior", "plm_name_or_path": "substitution"}
     model = PlasmaModel(PlasmaConfig(plm_config=window, **settings)).eval()
     calibrate(model, unrelated_domains()[0], load_backbone("substitution").embed)
     save(model, target)

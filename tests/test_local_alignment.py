@@ -22,7 +22,8 @@ from plasma_hf.models.local_alignment import (
     best_in_order,
     best_stretch,
     find_alignments,
-    read_evidence,
+    read_pairs,
+    score_pairs,
     share_of_evidence,
 )
 
@@ -170,7 +171,7 @@ def test_pairs_of_any_sizes_are_read_as_alone(sizes, seed):
     pairs = [Evidence(*draw(n, m, seed, batch=3)) for n, m in sizes]
     for kernels in KERNELS:
         with use_kernels(kernels):
-            found = read_evidence(pairs)
+            found = *score_pairs(pairs), read_pairs([pair.read for pair in pairs])
         with use_kernels("torch"):
             for pair, raw, shared, plan in zip(pairs, *found, strict=True):
                 assert (plan - aligned_probability(pair.read[None])[0]).abs().max() < 1e-5
@@ -211,22 +212,25 @@ def test_extreme_evidence_stays_finite(value, kernels):
     assert 0 <= rows.start < rows.stop <= 30 and 0 <= columns.start < columns.stop <= 50
 
 
+UNDERFLOW = pytest.mark.xfail(strict=True, reason="compiled sums end where a rival has exp(1150)")
+
+
 @pytest.mark.parametrize(
     ("residues", "value", "kernels"),
     [
         (60, 12.0, "numba"),
         (60, 12.0, "torch"),
         (900, 8.0, "numba"),
-        pytest.param(900, 12.0, "torch", marks=pytest.mark.slow),
-        pytest.param(900, 12.0, "numba", marks=pytest.mark.xfail(strict=True, reason="underflow")),
-        pytest.param(3000, 4.0, "numba", marks=pytest.mark.xfail(strict=True, reason="underflow")),
+        (900, 12.0, "torch"),
+        pytest.param(900, 12.0, "numba", marks=UNDERFLOW),
+        pytest.param(3000, 4.0, "numba", marks=UNDERFLOW),
     ],
 )
 def test_rivals_share_however_much_each_weighs(residues, value, kernels):
     # Two halves in the other order: either is aligned, never both, and neither comes first.
     evidence = value * torch.eye(residues).roll(residues // 2, 1)[None]
     with use_kernels(kernels):
-        found = aligned_probability(evidence)[0]
+        found = aligned_probability(evidence, scoring=Scoring(0.25, 0.0, 4.0, 0.2))[0]
     in_pairs = found[evidence[0] > 0]
     assert (in_pairs.view(2, -1)[:, 10:-10] - 0.5).abs().max() < 0.01
 
@@ -240,8 +244,8 @@ def test_it_learns():
     matrices = draw(3, 4, 1, batch=3).double().requires_grad_()
 
     def read(matrices):
-        raw, shared, [plan] = read_evidence([Evidence(*matrices)])
-        return raw, shared, plan
+        pair = Evidence(*matrices)
+        return *score_pairs([pair]), read_pairs([pair.read])[0]
 
     assert torch.autograd.gradcheck(read, matrices)
 
@@ -267,16 +271,17 @@ def test_scores_are_shares_of_the_shorter_protein():
 
 def stretches(n, m, *starts, size=30, value=8.0):
     """Evidence against all pairs, more or less, but for stretches that begin at those given."""
-    evidence = draw(n, m, 0, spread=0.5)[0] - 2
+    evidence = draw(n, m, 0, spread=0.5)[0] - 6
     for i, j in starts:
-        evidence[range(i, i + size), range(j, j + size)] += value
+        evidence[range(i, i + size), range(j, j + size)] += value + 6
     return evidence
 
 
 def find(evidence, **options):
     probability = aligned_probability(evidence[None])[0]
     known = Evidence(evidence, evidence, evidence)
-    return find_alignments(known, probability, lambda raw, left: raw > 40, **options)
+    raw_score = float(alignment_score(evidence[None]))
+    return find_alignments(known, probability, raw_score, lambda raw, left: raw > 40, **options)
 
 
 def first_pairs(found, size=30):
@@ -297,15 +302,13 @@ def near(found, wanted):
         ((100, 40), [(6, 4), (60, 4)]),
         ((120, 120), [(5, 70), (70, 10)]),  # swapped domains
         ((140, 140), [(5, 5), (90, 90)]),  # in order, far apart
-        ((90, 90), [(2, 2), (2, 50), (50, 2), (50, 50)]),  # a tandem against a tandem
     ],
 )
 def test_every_copy_is_found_in_any_order(shape, starts, kernels):
     evidence = stretches(*shape, *starts)
     with use_kernels(kernels):
         found = find(evidence, max_gap=10)
-        [first] = find(evidence, max_hits=1)
-    assert near(first_pairs(found), sorted(starts)) and len(first.pairs) >= 30
+    assert near(first_pairs(found), sorted(starts))
     raw = [one.raw_score for one in found]
     assert raw == sorted(raw, reverse=True) and found[0].left == 1.0
     for one in found:
@@ -315,17 +318,26 @@ def test_every_copy_is_found_in_any_order(shape, starts, kernels):
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_copies_that_weigh_the_same_are_told_apart(kernels):
-    evidence = stretches(90, 90, (2, 2), (2, 50), (50, 2), (50, 50))
-    evidence = (evidence + evidence.T) / 2  # as of a tandem against itself
+    evidence = stretches(90, 90, (2, 50), (50, 2))
+    evidence = (evidence + evidence.T) / 2  # as of a protein against itself
     with use_kernels(kernels):
         found = find(evidence, max_gap=10)
-    assert near(first_pairs(found), [(2, 2), (2, 50), (50, 2), (50, 50)])
+    assert near(first_pairs(found), [(2, 50), (50, 2)])
 
 
 def test_copies_share_no_pair():
-    found = find(stretches(90, 90, (2, 2), (2, 50), (50, 2), (50, 50)), max_gap=10)
+    found = find(stretches(40, 110, (4, 4), (4, 40), (4, 76)))
     pairs = [tuple(pair) for one in found for pair in one.pairs.tolist()]
-    assert len(pairs) == len(set(pairs)) > 100
+    assert len(found) == 3 and len(pairs) == len(set(pairs)) >= 90
+
+
+@pytest.mark.parametrize("first", [8.0, 9.0])
+def test_the_best_alone_is_found_among_rivals(first):
+    evidence = stretches(120, 120, (5, 70), (70, 10))
+    evidence[range(5, 35), range(70, 100)] += first - 8.5
+    evidence[range(70, 100), range(10, 40)] -= first - 8.5
+    [found] = find(evidence, max_hits=1)
+    assert near(first_pairs([found]), [(5, 70) if first > 8.5 else (70, 10)])
 
 
 def test_a_gap_divides_only_where_it_is_long():
@@ -338,7 +350,7 @@ def test_a_gap_divides_only_where_it_is_long():
 @pytest.mark.parametrize("evidence", [torch.zeros(1, 1), torch.zeros(1, 50), draw(60, 70, 1)[0]])
 def test_nothing_is_found_where_nothing_is_significant(evidence):
     probability = aligned_probability(evidence[None])[0]
-    assert not find_alignments(Evidence(*[evidence] * 3), probability, lambda raw, left: False)
+    assert not find_alignments(Evidence(*[evidence] * 3), probability, 0.0, lambda raw, left: False)
 
 
 def test_what_was_given_is_left_as_it_was():
@@ -357,7 +369,7 @@ def test_it_ends_where_all_is_taken():
         shares.append(left)
         return True
 
-    assert find_alignments(Evidence(*[evidence] * 3), probability, always)
+    assert find_alignments(Evidence(*[evidence] * 3), probability, 90.0, always)
     assert shares[0] == 1.0 and all(0 < share < 1 for share in shares[1:])
 
 

@@ -11,7 +11,12 @@ from transformers.utils import logging
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.kernels import use_kernels
 from plasma_hf.models import modeling_plasma
-from plasma_hf.models.modeling_plasma import label_match_losses, score_losses
+from plasma_hf.models.modeling_plasma import (
+    Background,
+    label_match_losses,
+    own_background,
+    score_losses,
+)
 from tests.helpers import reference
 
 WIDTH = 12
@@ -183,6 +188,98 @@ def gradient_of_score_loss(**form):
 def test_gradient_reaches_an_unmatched_pair_through_the_posterior_alone():
     assert gradient_of_score_loss() == 0
     assert gradient_of_score_loss(reading="posterior") > 0
+
+
+AXES = torch.tensor([5.0, 3.0, 2.0, *[1.0] * 7, 0.3, 0.1])  # along which residues vary
+
+
+def draw_residues(count, residues=50, seed=0):
+    """Unrelated proteins, whose residues vary much along some axes, about a place of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    turned = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q
+    fresh = torch.Generator().manual_seed(seed + 1)
+    return [
+        2.0 + (AXES * torch.randn(residues, WIDTH, generator=fresh)) @ turned for _ in range(count)
+    ]
+
+
+def measured(proteins):
+    background = Background(WIDTH)
+    background.measure(proteins)
+    return background
+
+
+def test_evidence_of_unrelated_residues_is_standardised():
+    proteins = draw_residues(60)
+    background = measured(proteins[:30])
+    known, other = background(torch.cat(proteins[:30])), background(torch.cat(proteins[30:]))
+    for query, candidate, near in ((known, known, 0.02), (known, other, 0.05)):
+        evidence = background.evidence(query, candidate)
+        for values in (evidence.read, evidence.compared):
+            assert abs(float(values.mean())) < near and abs(float(values.std()) - 1) < near
+        # What residues have in common with their own proteins is taken off, and nothing added.
+        assert (evidence.scored <= evidence.compared + 1e-4).all()
+
+
+def test_evidence_does_not_know_which_protein_is_the_query():
+    proteins = draw_residues(10)
+    background = measured(proteins)
+    query, candidate = map(background, (proteins[0], proteins[1][:20]))
+    for one, other in zip(
+        background.evidence(query, candidate), background.evidence(candidate, query), strict=True
+    ):
+        torch.testing.assert_close(one, other.T, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_protein_has_in_common_with_itself_tells_no_relatives():
+    proteins = draw_residues(20)
+    background = measured(proteins)
+    vectors = background(proteins[0])
+    evidence = background.evidence(vectors, vectors)
+    assert torch.equal(evidence.read.argmax(1), torch.arange(50))
+    assert float(evidence.scored.diagonal().mean()) > 2
+    repeat = background(proteins[0][:1] + 0.01 * proteins[1])  # one residue again and again
+    evidence = background.evidence(repeat, repeat)
+    assert float(evidence.compared.mean()) > 2 and abs(float(evidence.scored.mean())) < 0.5
+
+
+def test_a_protein_of_one_residue_has_evidence():
+    background = measured(draw_residues(10))
+    one, many = background(draw_residues(1, 1, seed=7)[0]), background(draw_residues(1, 9)[0])
+    for evidence in background.evidence(one, many):
+        assert evidence.shape == (1, 9) and evidence.isfinite().all()
+
+
+def test_without_calibration_a_pair_is_its_own_background():
+    query, candidate = draw_residues(2, 40)
+    evidence = own_background(query, candidate[:25])
+    assert evidence.shape == (40, 25) and abs(float(evidence.mean())) < 1e-4
+    assert 0.8 < float(evidence.std()) < 1.05
+    torch.testing.assert_close(evidence.T, own_background(candidate[:25], query))
+    assert own_background(query[:1], query[:1]).isfinite().all()
+    assert (own_background(torch.ones(3, 4), torch.ones(5, 4)) == 0).all()
+    model = make_model(reading="posterior")
+    assert not model.knows_background and model.calibration is None
+    aligned = model.align_pairs([query], [candidate])
+    projected = [model.project(side) for side in (query, candidate)]
+    assert all(torch.equal(part, own_background(*projected)) for part in aligned.evidence[0])
+
+
+@pytest.mark.parametrize("head", ["hinge", "lrl"])
+def test_a_measured_background_is_saved_and_loaded(head, tmp_path):
+    model, proteins = make_model(head, reading="posterior"), draw_residues(12)
+    before = model.align_pairs(proteins[:2], proteins[2:4]).raw_scores
+    identity = model.head_identity
+    model.measure_background(proteins)
+    expected = model.align_pairs(proteins[:2], proteins[2:4])
+    assert not torch.allclose(before, expected.raw_scores)
+    assert model.head_identity != identity  # projections kept before are of no use any more
+    model.save_pretrained(tmp_path)
+    again = PlasmaModel.from_pretrained(tmp_path)
+    assert again.knows_background and again.head_identity == model.head_identity
+    found = again.align_pairs(proteins[:2], proteins[2:4])
+    assert torch.equal(found.scores, expected.scores)
+    assert all(map(torch.equal, found.plans, expected.plans))
 
 
 @pytest.mark.parametrize(
