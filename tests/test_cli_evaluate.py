@@ -129,11 +129,10 @@ def test_a_sweep(run: Any) -> None:
         "--window",
         "0",
     )
-    assert run(*QUICK, *sweep, "--split", "test").exit_code == 0
+    assert run(*QUICK, "--model", "pf", *sweep, "--split", "test").exit_code == 0
     names = [row["aligner"] for row in found()["sites"]["rows"]]
     assert names == [
-        f"default, kernel scale {scale}, iterations 5, threshold 0.4, window 0"
-        for scale in (0.1, 0.3)
+        f"pf, kernel scale {scale}, iterations 5, threshold 0.4, window 0" for scale in (0.1, 0.3)
     ]
     scores = [row["figures"]["label_match"]["mean"] for row in found()["sites"]["rows"]]
     assert scores[0] != scores[1]
