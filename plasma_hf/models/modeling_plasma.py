@@ -541,6 +541,7 @@ class Background(nn.Module):
     """
 
     READ, SCORED = 0.1, -0.25  # powers of an axis' variance
+    MOST_AXES = 256
     centre: Tensor
     axes: Tensor
     variance: Tensor
@@ -549,9 +550,10 @@ class Background(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("axes", torch.zeros(width, width))
-        self.register_buffer("variance", torch.zeros(width))
-        self.register_buffer("moments", torch.zeros(2, 2, width))
+        axes = min(width, self.MOST_AXES)
+        self.register_buffer("axes", torch.zeros(width, axes))
+        self.register_buffer("variance", torch.zeros(axes))
+        self.register_buffer("moments", torch.zeros(2, 2, axes))
 
     @torch.no_grad()
     def measure(self, projected: Sequence[Tensor]) -> None:
@@ -560,54 +562,58 @@ class Background(nn.Module):
         self.centre.copy_(residues.mean(0))
         centred = residues - residues.mean(0)
         variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-        self.axes.copy_(axes)
-        self.variance.copy_((variance / variance.max()).clamp(min=1e-4))
-        for way, units in enumerate(self._units(residues.to(self.centre))):
+        most = len(self.variance)
+        self.axes.copy_(axes[:, -most:])
+        self.variance.copy_((variance[-most:] / variance.max()).clamp(min=1e-4))
+        along = (residues.to(self.centre) - self.centre) @ self.axes
+        for way, power in enumerate((self.READ, self.SCORED)):
+            units = F.normalize(along * self.variance**power, dim=-1)
             self.moments[way].copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
 
-    def _units(self, projected: Tensor) -> list[Tensor]:
-        """Return unit vectors along the axes, as they are read and scored."""
-        along = (projected - self.centre) @ self.axes
-        powers = (self.READ, self.SCORED)
-        return [F.normalize(along * self.variance**power, dim=-1) for power in powers]
-
     def forward(self, projected: Tensor) -> Tensor:
-        """Turn a protein into vectors, `(residues, 2 * (width + 4))`: as it is read, and scored.
+        """Turn a protein into vectors, `(residues, 2 * (axes + 4))`: as it is read, and scored.
 
         The product of two residues' vectors, see `evidence`, is their evidence.
         """
-        ways = list(map(self._vectors, self._units(projected), self.moments))
+        along = projected @ self.axes - self.centre @ self.axes
+        ways = map(self._vectors, [along] * 2, (self.READ, self.SCORED), self.moments)
+        (read, _), (scored, itself) = ways
         # What a residue has in common with its own protein does not tell relatives: repeats of
         # few letters are like one another in any two proteins.
-        own = _products(ways[1], ways[1].sum(0, keepdim=True))[:, 0]
-        own = own - (ways[1] * _turned(ways[1])).sum(-1)
+        units, (mean, scale, _), whole = scored[:, :-3], scored[:, -3:].T, scored.sum(0)
+        own = units @ whole[:-3] + mean * whole[-2] + scale * whole[-3] - itself
         common = -own.clamp(min=0.0) / (2 * max(1, len(own) - 1))
-        ways[1] = torch.cat([ways[1][:, :-1], common[:, None]], -1)
-        return torch.cat(ways, -1)
+        nothing = torch.zeros_like(common)
+        return torch.cat([read, nothing[:, None], scored, common[:, None]], -1)
+
+    def _vectors(self, along: Tensor, power: float, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Write residues such that a product is a standardised cosine; and that with itself."""
+        weighted, (mean, variance) = along * self.variance**power, moments
+        sums = weighted.square() @ torch.stack([torch.ones_like(variance), variance], -1)
+        square, spread = sums.clamp(min=1e-12).unbind(-1)
+        mean = weighted @ mean * square**-0.5  # of the residue's cosines with any others
+        scale = (spread / square).clamp(min=1e-8) ** -0.25
+        columns = [-mean * scale / 2, scale, torch.ones_like(scale)]
+        units = weighted * (scale * square**-0.5)[:, None]
+        return torch.cat([units, torch.stack(columns, -1)], -1), scale.square() * (1 - mean)
 
     @staticmethod
-    def _vectors(units: Tensor, moments: Tensor) -> Tensor:
-        """Write residues such that a product is a standardised cosine."""
-        mean, variance = moments
-        scale = (units.square() @ variance).clamp(min=1e-8) ** -0.25
-        columns = [-(units @ mean) * scale / 2, scale, torch.ones_like(scale), 0 * scale]
-        return torch.cat([units * scale[:, None], torch.stack(columns, -1)], -1)
+    def read(query: Tensor, candidate: Tensor) -> Tensor:
+        """Return the evidence by which residues are read, in standard deviations."""
+        return _products(query.chunk(2, -1)[0], candidate.chunk(2, -1)[0])
 
     @staticmethod
-    def evidence(query: Tensor, candidate: Tensor, read: bool = True) -> Evidence:
-        """Compare vectors of two proteins, in standard deviations of unrelated residues."""
-        (query_read, query_scored), (candidate_read, candidate_scored) = (
-            side.chunk(2, -1) for side in (query, candidate)
-        )
-        scored = _products(query_scored, candidate_scored)
-        compared = scored - query_scored[:, -1:] - candidate_scored[:, -1]
-        found = _products(query_read, candidate_read) if read else scored[:0]
-        return Evidence(found, scored, compared)
+    def scored(query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the evidence of what is scored, and of what is compared."""
+        query, candidate = query.chunk(2, -1)[1], candidate.chunk(2, -1)[1]
+        scored = _products(query, candidate)
+        return scored, scored - (query[:, -1:] + candidate[:, -1])
 
 
 def _turned(vectors: Tensor) -> Tensor:
-    """Exchange the last four columns: what one residue adds, the other multiplies by."""
-    return vectors[..., [*range(vectors.shape[-1] - 4), -3, -4, -1, -2]]
+    """Exchange the last columns: what one residue adds, the other multiplies by."""
+    same, last = vectors[..., :-4], vectors[..., -4:]
+    return torch.cat([same, last[..., [1, 0, 3, 2]]], -1)
 
 
 def _products(query: Tensor, candidate: Tensor) -> Tensor:
@@ -1022,7 +1028,8 @@ class PlasmaModel(PreTrainedHead):
         wanted = map(is_read, raw_scores.tolist(), lengths)
         chosen = [number for number, read in enumerate(wanted) if read]
         for number in chosen:
-            seen[number] = self.evidence(*pairs[number])
+            if self.knows_background:
+                seen[number] = seen[number]._replace(read=self.background.read(*pairs[number]))
         plans = [torch.empty(0, 0)] * len(pairs)
         for number, plan in zip(chosen, read_pairs([seen[n].read for n in chosen]), strict=True):
             plans[number] = plan
@@ -1041,7 +1048,9 @@ class PlasmaModel(PreTrainedHead):
         """Return the evidence of the residue pairs of two projections; unread, `read` is empty."""
         if not self.knows_background:
             return Evidence(*[own_background(query, candidate)] * 3)
-        return self.background.evidence(query, candidate, read)
+        nothing = query.new_empty(0, 0)
+        found = self.background.read(query, candidate) if read else nothing
+        return Evidence(found, *self.background.scored(query, candidate))
 
     def raw_score(self, query: Tensor, candidate: Tensor) -> Tensor:
         """Return the raw score of a pair of projections."""
