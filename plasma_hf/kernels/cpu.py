@@ -697,24 +697,17 @@ HIGHEST_ODDS = np.float32(60.0)
 
 def aligned_probability_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
     """Do what `aligned_probability` does."""
-    out = torch.empty(evidence.shape, dtype=torch.float32)
-    found = out.numpy()
-
-    def pair(odds: Sums, number: int) -> None:
-        _write_probabilities(odds, *_gap_odds(scoring), found[number])
-
-    _for_odds(evidence, allowed, scoring, pair)
-    return out
+    return torch.stack(read_pairs_numba(_where_allowed(evidence, allowed), scoring))
 
 
 def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
     """Do what `alignment_score` does."""
-    out = torch.empty(len(evidence), dtype=torch.float32)
+    given, out = _arrays(_where_allowed(evidence, allowed)), torch.empty(len(evidence))
 
-    def pair(odds: Sums, number: int) -> None:
-        out[number] = _sum_of_alignments(odds, *_gap_odds(scoring))
+    def pair(number: int) -> None:
+        out[number] = _sum_of_alignments(given[number], *_weights(scoring))
 
-    _for_odds(evidence, allowed, scoring, pair)
+    parallel_for(len(given), pair)
     return out
 
 
@@ -724,10 +717,8 @@ def score_pairs_numba(pairs: Sequence[Evidence], *scorings: Scoring) -> tuple[Te
     sums = torch.zeros(2, len(given))
 
     def pair(number: int) -> None:
-        odds = np.empty(given[number][0].shape)
         for out, evidence, scoring in zip(sums, given[number], scorings, strict=True):
-            _write_odds(evidence, scoring, odds)
-            out[number] = _sum_of_alignments(odds, *_gap_odds(scoring))
+            out[number] = _sum_of_alignments(evidence, *_weights(scoring))
 
     parallel_for(len(given), pair)
     return sums[0], sums[1]
@@ -738,17 +729,21 @@ def read_pairs_numba(read: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:
     given, plans = _arrays(read), [torch.empty(one.shape) for one in read]
 
     def pair(number: int) -> None:
-        odds = np.empty(given[number].shape)
-        _write_odds(given[number], scoring, odds)
-        if odds.size:
-            _write_probabilities(odds, *_gap_odds(scoring), plans[number].numpy())
+        if given[number].size:
+            _write_probabilities(given[number], *_weights(scoring), plans[number].numpy())
 
     parallel_for(len(given), pair)
     return plans
 
 
-def _write_odds(evidence: Array, scoring: Scoring, odds: Sums) -> None:
-    _write_odds_of(evidence, np.float32(scoring.slope), np.float32(scoring.shift), odds)
+def _where_allowed(evidence: Tensor, allowed: Tensor | None) -> Any:
+    return evidence if allowed is None else evidence.masked_fill(~allowed, NEVER)
+
+
+def _weights(scoring: Scoring) -> tuple[np.float32, np.float32, float, float]:
+    """Return slope and shift, and what a gap multiplies when it opens and extends."""
+    gaps = exp(-scoring.gap_open), exp(-scoring.gap_extend)
+    return np.float32(scoring.slope), np.float32(scoring.shift), *gaps
 
 
 def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:
@@ -764,59 +759,23 @@ def best_in_order_numba(gain: Tensor) -> Tensor:
     return torch.from_numpy(_best_in_order(gain.detach().contiguous().numpy()))
 
 
-def _gap_odds(scoring: Scoring) -> tuple[float, float]:
-    return exp(-scoring.gap_open), exp(-scoring.gap_extend)
-
-
-def _for_odds(
-    evidence: Tensor, allowed: Tensor | None, scoring: Scoring, task: Callable[[Sums, int], None]
-) -> None:
-    """Call `task(odds, number)` with the odds of each pair of a batch."""
-    given = evidence.detach().contiguous().numpy()
-    masks = None if allowed is None else allowed.contiguous().numpy()
-
-    def pair(number: int) -> None:
-        odds = np.empty(given.shape[1:])
-        _write_odds(given[number], scoring, odds)
-        if masks is not None:
-            odds *= masks[number]
-        task(odds, number)
-
-    parallel_for(len(given), pair)
-
-
 @compiled
-def _write_probabilities(odds: Sums, opened: Number, extended: Number, out: Array) -> None:
+def _write_probabilities(
+    evidence: Array, slope: Number, shift: Number, opened: Number, extended: Number, out: Array
+) -> None:
     """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
-    rows, columns = odds.shape
-    ending, logs = _alignments_ending(odds, opened, extended)
+    rows, columns = evidence.shape
+    ending, logs = np.empty((rows, columns)), np.zeros(rows)
+    every = _go_through(evidence, slope, shift, opened, extended, ending, logs)
     # From the last residues on, what ends with a pair is what begins with it.
-    beginning, other_logs = _alignments_ending(odds[::-1, ::-1].copy(), opened, extended)
-    every = 0.0
-    for i in range(rows):
-        every += ending[i].sum() / UNIT * exp(logs[i] - logs[-1])
-    every = log(every) + logs[-1]
-    for i in range(rows):
-        # The factor in halves: a row may have sums that are large, but not in one alignment.
-        half = exp((logs[i] + other_logs[rows - 1 - i] - every) / 2) / UNIT
-        backwards = beginning[rows - 1 - i, ::-1]
-        for j in range(columns):
-            # A pair is in both, and counts once.
-            both = (ending[i, j] * half) * (backwards[j] * half)
-            out[i, j] = min(both / odds[i, j], 1.0) if odds[i, j] > 0.0 else 0.0
-
-
-@compiled
-def _alignments_ending(odds: Sums, opened: Number, extended: Number) -> tuple[Sums, Sums]:
-    """Sum up the alignments that end with a pair; a sum is `exp(logs[row]) / UNIT` times that."""
-    rows, columns = odds.shape
-    sums, logs = np.empty((rows, columns)), np.zeros(rows)
+    odds, turned, beginning = np.empty(columns), np.empty(columns), np.empty(columns)
     match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
     unit, carried = UNIT, 0.0
-    for i in range(rows):
-        largest = _next_row(odds[i], unit, opened, extended, match, query_gap, total, sums[i])
-        match = sums[i]
+    for i in range(rows - 1, -1, -1):
+        _write_odds(evidence[i], slope, shift, odds)
+        turned[:] = odds[::-1]
+        largest = _next_row(turned, unit, opened, extended, match, query_gap, total, match)
         if largest > UNIT:
             factor = UNIT / largest
             match *= factor
@@ -824,8 +783,49 @@ def _alignments_ending(odds: Sums, opened: Number, extended: Number) -> tuple[Su
             total *= factor
             unit *= factor
             carried -= log(factor)
-        logs[i] = carried
-    return sums, logs
+        # The factor in halves: a row may have sums that are large, but not in one alignment.
+        half = exp((logs[i] + carried - every) / 2) / UNIT
+        beginning[:] = match[::-1]
+        for j in range(columns):
+            # A pair is in both, and counts once; one of no odds is in none.
+            share = (ending[i, j] * half) * (beginning[j] * half) / max(odds[j], 1e-300)
+            out[i, j] = min(share, 1.0)
+
+
+@compiled
+def _go_through(
+    evidence: Array,
+    slope: Number,
+    shift: Number,
+    opened: Number,
+    extended: Number,
+    ending: Sums,
+    logs: Sums,
+) -> Number:
+    """Return the logarithm of the sum of all local alignments.
+
+    Sums over those that end with a pair, of row i `exp(logs[i]) / UNIT` times `ending[i]`, are
+    kept in as many rows as `ending` has.
+    """
+    rows, columns = evidence.shape
+    odds, match = np.empty(columns), np.zeros(columns)
+    query_gap, total = np.zeros(columns), np.zeros(columns)
+    unit, every, carried = UNIT, 0.0, 0.0
+    for i in range(rows):
+        _write_odds(evidence[i], slope, shift, odds)
+        largest = _next_row(odds, unit, opened, extended, match, query_gap, total, match)
+        every += match.sum()
+        if largest > UNIT:
+            factor = UNIT / largest
+            match *= factor
+            query_gap *= factor
+            total *= factor
+            unit *= factor
+            every *= factor
+            carried -= log(factor)
+        if i < len(ending):
+            ending[i], logs[i] = match, carried
+    return log(every) - log(UNIT) + carried if every > 0.0 else NEVER
 
 
 @compiled
@@ -858,31 +858,19 @@ def _next_row(
 
 
 @compiled
-def _write_odds_of(evidence: Array, slope: Number, shift: Number, odds: Sums) -> None:
+def _write_odds(evidence: Array, slope: Number, shift: Number, odds: Sums) -> None:
     prefer_512_bit_vectors()
-    for i in range(odds.shape[0]):
-        for j in range(odds.shape[1]):
-            odds[i, j] = _exponential(min(slope * (evidence[i, j] - shift), HIGHEST_ODDS))
+    for j in range(len(odds)):
+        odds[j] = _exponential(min(slope * (evidence[j] - shift), HIGHEST_ODDS))
 
 
 @compiled
-def _sum_of_alignments(odds: Sums, opened: Number, extended: Number) -> Number:
+def _sum_of_alignments(
+    evidence: Array, slope: Number, shift: Number, opened: Number, extended: Number
+) -> Number:
     """Return the logarithm of the sum of all local alignments."""
-    columns = odds.shape[1]
-    match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-    unit, every, carried = UNIT, 0.0, 0.0
-    for i in range(len(odds)):
-        largest = _next_row(odds[i], unit, opened, extended, match, query_gap, total, match)
-        every += match.sum()
-        if largest > UNIT:
-            factor = UNIT / largest
-            match *= factor
-            query_gap *= factor
-            total *= factor
-            unit *= factor
-            every *= factor
-            carried -= log(factor)
-    return log(every) - log(UNIT) + carried if every > 0.0 else NEVER
+    nothing = np.empty((0, 0)), np.empty(0)
+    return _go_through(evidence, slope, shift, opened, extended, *nothing)
 
 
 @compiled
