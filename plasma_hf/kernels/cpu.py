@@ -746,6 +746,51 @@ def _weights(scoring: Scoring) -> tuple[np.float32, np.float32, float, float]:
     return np.float32(scoring.slope), np.float32(scoring.shift), *gaps
 
 
+def against_background_numba(along: Tensor, weights: Tensor, moments: Tensor) -> Tensor:
+    """Do what `against_background` does."""
+    axes = along.shape[1]
+    out = torch.empty(len(along), 2 * (axes + 4))
+    _write_vectors(*_arrays([along.contiguous(), weights, moments]), out.numpy())
+    return out
+
+
+@compiled(fastmath=SUMS)
+def _write_vectors(along: Array, weights: Array, moments: Array, out: Array) -> None:
+    prefer_512_bit_vectors()
+    residues, axes = along.shape
+    total, itself = np.zeros(axes + 3), np.empty(residues, np.float32)
+    tiny, one, two = np.float32(1e-12), np.float32(1.0), np.float32(2.0)
+    for i in range(residues):
+        for way in range(2):
+            first, weight = way * (axes + 4), weights[way]
+            usual, variance = moments[way, 0], moments[way, 1]
+            row: Any = out[i, first : first + axes + 4]
+            square = spread = mean = np.float32(0.0)
+            for k in range(axes):
+                row[k] = x = along[i, k] * weight[k]
+                square += x * x
+                spread += x * x * variance[k]
+                mean += x * usual[k]
+            square, spread = max(square, tiny), max(spread, tiny)
+            mean /= np.sqrt(square)
+            scale = one / np.sqrt(np.sqrt(max(spread / square, np.float32(1e-8))))
+            factor = scale / np.sqrt(square)
+            for k in range(axes):
+                row[k] *= factor
+            row[axes], row[axes + 1] = -mean * scale / two, scale
+            row[axes + 2], row[axes + 3] = one, np.float32(0.0)
+        itself[i] = scale * scale * (one - mean)
+        for k in range(axes + 2):
+            total[k] += row[k]
+    whole = total.astype(np.float32)
+    whole[axes], whole[axes + 1] = whole[axes + 1], whole[axes]
+    for i in range(residues):
+        row, own = out[i, axes + 4 :], -itself[i]
+        for k in range(axes + 2):
+            own += row[k] * whole[k]
+        row[axes + 3] = -max(own, np.float32(0.0)) / (two * max(1, residues - 1))
+
+
 def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:
     """Do what `best_stretch` does."""
     slope, shift, gap_open, gap_extend = map(np.float32, scoring)

@@ -576,26 +576,8 @@ class Background(nn.Module):
         The product of two residues' vectors, see `evidence`, is their evidence.
         """
         along = projected @ self.axes - self.centre @ self.axes
-        ways = map(self._vectors, [along] * 2, (self.READ, self.SCORED), self.moments)
-        (read, _), (scored, itself) = ways
-        # What a residue has in common with its own protein does not tell relatives: repeats of
-        # few letters are like one another in any two proteins.
-        units, (mean, scale, _), whole = scored[:, :-3], scored[:, -3:].T, scored.sum(0)
-        own = units @ whole[:-3] + mean * whole[-2] + scale * whole[-3] - itself
-        common = -own.clamp(min=0.0) / (2 * max(1, len(own) - 1))
-        nothing = torch.zeros_like(common)
-        return torch.cat([read, nothing[:, None], scored, common[:, None]], -1)
-
-    def _vectors(self, along: Tensor, power: float, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Write residues such that a product is a standardised cosine; and that with itself."""
-        weighted, (mean, variance) = along * self.variance**power, moments
-        sums = weighted.square() @ torch.stack([torch.ones_like(variance), variance], -1)
-        square, spread = sums.clamp(min=1e-12).unbind(-1)
-        mean = weighted @ mean * square**-0.5  # of the residue's cosines with any others
-        scale = (spread / square).clamp(min=1e-8) ** -0.25
-        columns = [-mean * scale / 2, scale, torch.ones_like(scale)]
-        units = weighted * (scale * square**-0.5)[:, None]
-        return torch.cat([units, torch.stack(columns, -1)], -1), scale.square() * (1 - mean)
+        weights = torch.stack([self.variance**power for power in (self.READ, self.SCORED)])
+        return against_background(along, weights, self.moments)
 
     @staticmethod
     def read(query: Tensor, candidate: Tensor) -> Tensor:
@@ -608,6 +590,39 @@ class Background(nn.Module):
         query, candidate = query.chunk(2, -1)[1], candidate.chunk(2, -1)[1]
         scored = _products(query, candidate)
         return scored, scored - (query[:, -1:] + candidate[:, -1])
+
+
+def against_background(along: Tensor, weights: Tensor, moments: Tensor) -> Tensor:
+    """Return what `Background` makes of residues along its axes, `(residues, axes)`.
+
+    Args:
+        along: Residues of one protein.
+        weights: Of each axis, as residues are read and scored, `(2, axes)`.
+        moments: Mean and variance of unit vectors, of both, `(2, 2, axes)`.
+    """
+    learns = torch.is_grad_enabled() and along.requires_grad
+    if not learns and (compiled := kernel_for("against_background", along)):
+        return compiled(along, weights, moments)
+    (read, _), (scored, itself) = map(_vectors, [along] * 2, weights, moments)
+    # What a residue has in common with its own protein does not tell relatives: repeats of few
+    # letters are like one another in any two proteins.
+    units, (mean, scale, _), whole = scored[:, :-3], scored[:, -3:].T, scored.sum(0)
+    own = units @ whole[:-3] + mean * whole[-2] + scale * whole[-3] - itself
+    common = -own.clamp(min=0.0) / (2 * max(1, len(own) - 1))
+    nothing = torch.zeros_like(common)
+    return torch.cat([read, nothing[:, None], scored, common[:, None]], -1)
+
+
+def _vectors(along: Tensor, weights: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Write residues such that a product is a standardised cosine; and that with itself."""
+    weighted, (mean, variance) = along * weights, moments
+    sums = weighted.square() @ torch.stack([torch.ones_like(variance), variance], -1)
+    square, spread = sums.clamp(min=1e-12).unbind(-1)
+    mean = weighted @ mean * square**-0.5  # of the residue's cosines with any others
+    scale = (spread / square).clamp(min=1e-8) ** -0.25
+    columns = [-mean * scale / 2, scale, torch.ones_like(scale)]
+    units = weighted * (scale * square**-0.5)[:, None]
+    return torch.cat([units, torch.stack(columns, -1)], -1), scale.square() * (1 - mean)
 
 
 def _turned(vectors: Tensor) -> Tensor:
