@@ -758,37 +758,69 @@ def against_background_numba(along: Tensor, weights: Tensor, moments: Tensor) ->
 def _write_vectors(along: Array, weights: Array, moments: Array, out: Array) -> None:
     prefer_512_bit_vectors()
     residues, axes = along.shape
-    total, itself = np.zeros(axes + 3), np.empty(residues, np.float32)
-    tiny, one, two = np.float32(1e-12), np.float32(1.0), np.float32(2.0)
-    for i in range(residues):
-        for way in range(2):
-            first, weight = way * (axes + 4), weights[way]
+    itself = np.empty(residues, np.float32)
+    for way in range(2):
+        first = way * (axes + 4)
+        for i in range(residues):
+            row = out[i, first : first + axes + 4]
             usual, variance = moments[way, 0], moments[way, 1]
-            row: Any = out[i, first : first + axes + 4]
-            square = spread = mean = np.float32(0.0)
-            for k in range(axes):
-                row[k] = x = along[i, k] * weight[k]
-                square += x * x
-                spread += x * x * variance[k]
-                mean += x * usual[k]
-            square, spread = max(square, tiny), max(spread, tiny)
-            mean /= np.sqrt(square)
-            scale = one / np.sqrt(np.sqrt(max(spread / square, np.float32(1e-8))))
-            factor = scale / np.sqrt(square)
-            for k in range(axes):
-                row[k] *= factor
-            row[axes], row[axes + 1] = -mean * scale / two, scale
-            row[axes + 2], row[axes + 3] = one, np.float32(0.0)
-        itself[i] = scale * scale * (one - mean)
-        for k in range(axes + 2):
-            total[k] += row[k]
-    whole = total.astype(np.float32)
-    whole[axes], whole[axes + 1] = whole[axes + 1], whole[axes]
+            itself[i] = _write_vector(along[i], weights[way], usual, variance, row)
+    _write_common(out[:, axes + 4 :], itself)
+
+
+@compiled(fastmath=SUMS)
+def _write_vector(
+    along: Array, weight: Array, usual: Array, variance: Array, row: Array
+) -> np.float32:
+    """Write one residue, and return its product with itself."""
+    prefer_512_bit_vectors()
+    axes, tiny, one = len(along), np.float32(1e-12), np.float32(1.0)
+    square = spread = mean = np.float32(0.0)
+    for k in range(axes):
+        row[k] = x = along[k] * weight[k]
+        square += x * x
+        spread += x * x * variance[k]
+        mean += x * usual[k]
+    square, spread = max(square, tiny), max(spread, tiny)
+    mean /= np.sqrt(square)
+    scale = one / np.sqrt(np.sqrt(max(spread / square, np.float32(1e-8))))
+    factor = scale / np.sqrt(square)
+    for k in range(axes):
+        row[k] *= factor
+    row[axes], row[axes + 1] = -mean * scale / np.float32(2.0), scale
+    row[axes + 2], row[axes + 3] = one, np.float32(0.0)
+    return scale * scale * (one - mean)
+
+
+@compiled(fastmath=SUMS)
+def _write_common(rows: Array, itself: Array) -> None:
+    """Write what residues have in common with their own protein into the last column."""
+    prefer_512_bit_vectors()
+    residues, axes = len(rows), rows.shape[1] - 4
+    usual, nothing = np.float32(plain.USUAL_REPEAT), np.float32(0.0)
+    whole = np.zeros(axes + 2)
     for i in range(residues):
-        row, own = out[i, axes + 4 :], -itself[i]
-        for k in range(axes + 2):
-            own += row[k] * whole[k]
-        row[axes + 3] = -max(own, np.float32(0.0)) / (two * max(1, residues - 1))
+        whole += rows[i, : axes + 2]
+    total = whole.astype(np.float32)
+    for i in range(residues):
+        own = _evidence(rows[i], total, axes) - itself[i]
+        rows[i, -1] = max(own, nothing) / max(1, residues - 1)
+    for step in range(1, min(plain.LONGEST_PERIOD + 1, residues)):
+        for i in range(residues - step):
+            near = _evidence(rows[i], rows[i + step], axes) - usual
+            rows[i, -1] = max(rows[i, -1], near)
+            rows[i + step, -1] = max(rows[i + step, -1], near)
+    for i in range(residues):
+        rows[i, -1] /= np.float32(-2.0)
+
+
+@compiled(fastmath=SUMS)
+def _evidence(row: Array, other: Array, axes: int) -> np.float32:
+    prefer_512_bit_vectors()
+    found = row[axes] * other[axes + 1] + row[axes + 1] * other[axes]
+    for k in range(axes):
+        found += row[k] * other[k]
+    return found
 
 
 def best_stretch_numba(evidence: Tensor, scoring: Scoring) -> tuple[slice, slice]:

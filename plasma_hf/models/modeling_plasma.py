@@ -592,6 +592,10 @@ class Background(nn.Module):
         return scored, scored - (query[:, -1:] + candidate[:, -1])
 
 
+LONGEST_PERIOD = 12  # of repeats that are no sign of common descent
+USUAL_REPEAT = 4.0  # evidence of residues so near each other that is nothing special
+
+
 def against_background(along: Tensor, weights: Tensor, moments: Tensor) -> Tensor:
     """Return what `Background` makes of residues along its axes, `(residues, axes)`.
 
@@ -607,8 +611,14 @@ def against_background(along: Tensor, weights: Tensor, moments: Tensor) -> Tenso
     # What a residue has in common with its own protein does not tell relatives: repeats of few
     # letters are like one another in any two proteins.
     units, (mean, scale, _), whole = scored[:, :-3], scored[:, -3:].T, scored.sum(0)
-    own = units @ whole[:-3] + mean * whole[-2] + scale * whole[-3] - itself
-    common = -own.clamp(min=0.0) / (2 * max(1, len(own) - 1))
+    own = (units @ whole[:-3] + mean * whole[-2] + scale * whole[-3] - itself).clamp(min=0.0)
+    own = own / max(1, len(own) - 1)
+    for step in range(1, min(LONGEST_PERIOD + 1, len(own))):
+        near = (units[step:] * units[:-step]).sum(-1)
+        near = near + mean[step:] * scale[:-step] + scale[step:] * mean[:-step] - USUAL_REPEAT
+        first, last = F.pad(near, (0, step)), F.pad(near, (step, 0))
+        own = torch.maximum(own, torch.maximum(first, last))
+    common = -own / 2
     nothing = torch.zeros_like(common)
     return torch.cat([read, nothing[:, None], scored, common[:, None]], -1)
 
