@@ -8,13 +8,14 @@ folds. Prints the table of `docs/results.md`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
@@ -41,29 +42,49 @@ def draw(
             yield one, other
 
 
-@torch.no_grad()
-def measure(model: PlasmaModel, count: int) -> dict[str, Array]:
-    """Return query residues, candidate residues and raw score of pairs, `(pairs, 3)`, by kind."""
+def measure(model: PlasmaModel, count: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return query residues, candidate residues and raw score of pairs, `(pairs, 3)`, by kind.
+
+    First domains and peptides against domains of other folds, then domains against themselves made
+    unrelated, which have their composition.
+    """
     rng = np.random.default_rng(1)
-    embed = load_backbone("substitution").embed
     domains = unrelated_domains()[1]
-    whole = model.project_each(list(embed([sequence for _, sequence in domains])))
+    real = [sequence for _, sequence in domains]
+    whole = project(model, real)
+    found = {"domains": scored(model, whole, whole, draw(domains, count, rng))}
     starts = rng.random(len(domains))
-    found = {}
-    for kind, size in ("domains", 0), *((f"{size} residues", size) for size in PEPTIDES):
-        cut = [
-            sequence[(first := int(start * (len(sequence) - size + 1))) : first + size]
-            for start, (_, sequence) in zip(starts, domains, strict=True)
-        ]
-        queries = model.project_each(list(embed(cut))) if size else whole
-        pairs = draw(domains, count // 4 if size else count, rng)
-        found[kind] = np.array(
-            [
-                (len(queries[a]), len(whole[b]), float(model.raw_score(queries[a], whole[b])))
-                for a, b in tqdm(pairs, kind, disable=None)
-            ]
-        )
-    return found
+    for size in PEPTIDES:
+        first = [int(at * (len(one) - size + 1)) for at, one in zip(starts, real, strict=True)]
+        cut = [one[at : at + size] for at, one in zip(first, real, strict=True)]
+        pairs = draw(domains, count // 4, rng)
+        found[f"{size} residues"] = scored(model, project(model, cut), whole, pairs)
+    shuffled = ["".join(rng.permutation(list(one))) for one in real]
+    made = {"shuffled": shuffled, "reversed": [one[::-1] for one in real]}
+    itself = [(number, number) for number in range(len(real))]
+    return found, {
+        f"a domain, itself {kind}": scored(model, whole, project(model, some), itself)
+        for kind, some in made.items()
+    }
+
+
+def project(model: PlasmaModel, sequences: list[str]) -> list[Tensor]:
+    """Embed and project proteins."""
+    return model.project_each(list(load_backbone("substitution").embed(sequences)))
+
+
+@torch.no_grad()
+def scored(
+    model: PlasmaModel,
+    queries: list[Tensor],
+    candidates: list[Tensor],
+    pairs: Iterable[tuple[int, int]],
+) -> Array:
+    """Return lengths and raw score of each pair."""
+    rows = [(queries[one], candidates[other]) for one, other in pairs]
+    return np.array(
+        [(len(q), len(c), float(model.raw_score(q, c))) for q, c in tqdm(rows, disable=None)]
+    )
 
 
 def by_length(found: dict[str, Array]) -> dict[str, Array]:
@@ -128,10 +149,10 @@ def main(words: list[str] | None = None) -> None:
     model = PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT).eval()
     null = model.calibration
     assert null is not None  # the default checkpoint has one
-    found = measure(model, parser.parse_args(words).pairs)
+    found, itself = measure(model, parser.parse_args(words).pairs)
     classes = by_length(found)
     draw_figure(null, classes, FIGURE)
-    print("\n".join(table(null, classes | {"all domains": found["domains"]})))
+    print("\n".join(table(null, classes | {"all domains": found["domains"]} | itself)))
 
 
 if __name__ == "__main__":
