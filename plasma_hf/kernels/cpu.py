@@ -765,7 +765,9 @@ def _write_vectors(along: Array, weights: Array, moments: Array, out: Array) -> 
             row = out[i, first : first + axes + 4]
             usual, variance = moments[way, 0], moments[way, 1]
             itself[i] = _write_vector(along[i], weights[way], usual, variance, row)
-    _write_common(out[:, axes + 4 :], itself)
+    scored = out[:, axes + 4 :].copy()  # with gaps between the rows it takes many times as long
+    _write_common(scored, itself)
+    out[:, axes + 4 :] = scored
 
 
 @compiled(fastmath=SUMS)
@@ -798,16 +800,16 @@ def _write_common(rows: Array, itself: Array) -> None:
     prefer_512_bit_vectors()
     residues, axes = len(rows), rows.shape[1] - 4
     usual, nothing = np.float32(plain.USUAL_REPEAT), np.float32(0.0)
-    whole = np.zeros(axes + 2)
+    whole = np.zeros((1, axes + 2), np.float32)
     for i in range(residues):
-        whole += rows[i, : axes + 2]
-    total = whole.astype(np.float32)
+        for k in range(axes + 2):
+            whole[0, k] += rows[i, k]
     for i in range(residues):
-        own = _evidence(rows[i], total, axes) - itself[i]
+        own = _evidence(rows, i, whole, 0, axes) - itself[i]
         rows[i, -1] = max(own, nothing) / max(1, residues - 1)
     for step in range(1, min(plain.LONGEST_PERIOD + 1, residues)):
         for i in range(residues - step):
-            near = _evidence(rows[i], rows[i + step], axes) - usual
+            near = _evidence(rows, i, rows, i + step, axes) - usual
             rows[i, -1] = max(rows[i, -1], near)
             rows[i + step, -1] = max(rows[i + step, -1], near)
     for i in range(residues):
@@ -815,11 +817,11 @@ def _write_common(rows: Array, itself: Array) -> None:
 
 
 @compiled(fastmath=SUMS)
-def _evidence(row: Array, other: Array, axes: int) -> np.float32:
+def _evidence(rows: Array, i: int, others: Array, j: int, axes: int) -> np.float32:
     prefer_512_bit_vectors()
-    found = row[axes] * other[axes + 1] + row[axes + 1] * other[axes]
+    found = rows[i, axes] * others[j, axes + 1] + rows[i, axes + 1] * others[j, axes]
     for k in range(axes):
-        found += row[k] * other[k]
+        found += rows[i, k] * others[j, k]
     return found
 
 
