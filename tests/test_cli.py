@@ -109,7 +109,9 @@ def test_json_is_the_result_of_the_pipeline(align: Any, checkpoint: str) -> None
 
     [read] = objects(align(LONG, PART, "--format", "json").stdout)
     want = pipeline("protein-alignment", model=checkpoint)((LONG, PART))
-    assert {name: read[name] for name in want} == want
+    unknown = {"bits": None, "p_value": None, "evalue": None}  # of a head that reads plans
+    want["segments"] = [segment | unknown for segment in want["segments"]]
+    assert {name: read[name] for name in [*want, *unknown]} == want | unknown
     assert (read["query_length"], read["candidate_length"]) == (22, 17)
 
 

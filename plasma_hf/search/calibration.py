@@ -60,10 +60,11 @@ def calibrate(
     real = [sequence for _, sequence in proteins]
     made = [_shuffled(sequence, rng) for sequence in real]
     short = [_peptide(real[rng.integers(len(real))], rng) for _ in range(len(real))]
-    embeddings = [one.to(model.device).float() for one in embed(real)]
-    model.measure_background(embeddings)
-    sides = [model.project_each(embeddings)]
-    sides += [model.project_each(list(embed(some))) for some in (made, short)]
+    embedded = [
+        [one.to(model.device).float() for one in embed(some)] for some in (real, made, short)
+    ]
+    model.measure_background(embedded[0])
+    sides = [model.project_each(each) for each in embedded]
     lengths, scores, kinds = [], [], []
     for kind, one, other in tqdm(_draw(families, pairs, rng), "pairs", pairs, disable=None):
         query, candidate = sides[0][one], sides[kind][other]
@@ -80,6 +81,32 @@ def calibrate(
         "families": len(set(families)),
     }
     return found
+
+
+@torch.no_grad()
+def unrelated_p_values(
+    model: PlasmaModel,
+    proteins: Sequence[tuple[Family, str]],
+    embed: Embed,
+    pairs: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return p-values of pairs of different families, `(pairs,)`: uniform where they are true.
+
+    The arguments are those of `calibrate`, which is to have measured other proteins than these.
+
+    Raises:
+        ValueError: If the model is not calibrated, or there are fewer than two families.
+    """
+    families, null = np.array([family for family, _ in proteins]), model.calibration
+    if null is None or len(set(families)) < 2:
+        raise ValueError("give a calibrated model, and proteins of two families at least.")
+    embedded = embed([sequence for _, sequence in proteins])
+    sides = model.project_each([one.to(model.device).float() for one in embedded])
+    drawn = [(i, j) for _, i, j in _draw(families, pairs, np.random.default_rng(seed))]
+    scores = [float(model.raw_score(sides[i], sides[j])) for i, j in drawn]
+    sizes = [(len(sides[i]), len(sides[j])) for i, j in drawn]
+    return np.array([null.p_value(x, *both) for x, both in zip(scores, sizes, strict=True)])
 
 
 def _draw(
