@@ -65,21 +65,16 @@ def align(
     threshold: Annotated[
         float | None, Option(min=0, max=1, help="Plan weight that aligns; the model's by default.")
     ] = None,
-    max_gap: Annotated[
-        int | None,
-        Option(min=0, help="Most residues between pairs of a segment; 30, of a plan 10."),
-    ] = None,
     min_pairs: Annotated[int, Option(min=1, help="Pairs that make a segment.")] = 3,
+    max_gap: Annotated[
+        int | None, Option(min=0, help="Most residues between its pairs; 30, or 10 of a plan.")
+    ] = None,
     min_score: Annotated[float, Option(min=0, max=1, help="Least score to write.")] = 0.0,
-    evalue: Annotated[
-        float, Option(min=0, help="Highest E-value of a segment; p-value, if no database size.")
-    ] = 0.01,
+    evalue: Annotated[float, Option(min=0, help="Highest E-value or p-value to show.")] = 0.01,
     max_hits: Annotated[int, Option(min=1, help="Most segments that are looked for.")] = 10,
     database_size: Annotated[
         int | None,
-        Option(
-            min=1, help="E-values count so many proteins; those of B by default, if it has several."
-        ),
+        Option(min=1, help="Proteins E-values count; by default B's, if it has several."),
     ] = None,
 ) -> None:
     """Align proteins; see `ALIGN_HELP`."""

@@ -42,12 +42,8 @@ def calibrate(
     output: Annotated[Path, Option("--output", "-o", help="Folder of the calibrated model.")],
     pairs: Annotated[int, Option(min=100, help="Pairs that are measured.")] = 20_000,
     plot: Annotated[Path | None, Option(help="Draw the p-values held out: .png, .svg...")] = None,
-    backbone: Annotated[
-        str | None, Option(help="The same of its backbone, if it has none.")
-    ] = None,
-    family_column: Annotated[
-        str | None, Option(help="In tables; by default family, or id.")
-    ] = None,
+    backbone: Annotated[str | None, Option(help="Backbone of a head without one.")] = None,
+    family_column: Annotated[str | None, Option(help="In tables; family or id.")] = None,
     sequence_column: Annotated[str, Option(help="Column of sequences in tables.")] = "sequence",
     revision: common.Revision = None,
     device: common.Device = None,
