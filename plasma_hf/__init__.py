@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from .hub import check_hub_folder, export_to_hub_folder, push
     from .models.configuration_plasma import PlasmaConfig
     from .models.configuration_protalign import ProtAlignConfig
+    from .models.local_alignment import Calibration
     from .models.modeling_plasma import PlasmaModel
     from .models.modeling_protalign import ProtAlignModel
     from .models.modeling_protein_mpnn import ProteinMPNNEncoder
     from .models.modeling_protssn import ProtSSNModel
     from .models.modeling_tmvec import TMVecModel
     from .models.processing_plasma import PlasmaProcessor
+    from .search.calibration import calibrate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
     "DEFAULT_RETRIEVAL_CHECKPOINT",
+    "Calibration",
     "PlasmaConfig",
     "PlasmaModel",
     "PlasmaProcessor",
@@ -37,6 +40,7 @@ __all__ = [
     "ProteinMPNNEncoder",
     "TMVecModel",
     "__version__",
+    "calibrate",
     "check_hub_folder",
     "export_to_hub_folder",
     "load_backbone",
@@ -55,6 +59,7 @@ _HOMES = {
     "models.configuration_plasma": ("PlasmaConfig",),
     "models.configuration_protalign": ("ProtAlignConfig",),
     "backbones": ("load_backbone",),
+    "models.local_alignment": ("Calibration",),
     "models.modeling_backbone": ("SubstitutionConfig", "SubstitutionModel"),
     "models.modeling_plasma": ("PlasmaModel",),
     "models.modeling_protalign": ("ProtAlignModel",),
@@ -66,6 +71,7 @@ _HOMES = {
     "models.pipeline_protein_retrieval": ("ProteinRetrievalPipeline",),
     "models.processing_plasma": ("PlasmaProcessor",),
     "models.processing_protalign": ("ProtAlignProcessor",),
+    "search.calibration": ("calibrate",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _ROOMS = ("data", "evaluation", "hub", "io", "kernels", "metrics", "models", "search", "training")

@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import os
+import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,7 +28,8 @@ from plasma_hf.io.formats import FIELDS, FORMATS, HIT_FORMATS, LEGEND
 ROOT = Path(__file__).parents[1]
 LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"
 FASTA = f">one first\n{LONG[:10]}\n{LONG[10:]}\n>two\nGGGPGGGPGGGP\n"
-VERBS = ("align", "embed", "search", "index build", "train plasma", "train protalign")
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+VERBS = ("align", "calibrate", "embed", "search", "index build", "train plasma", "train protalign")
 BAD = f">fine\n{PART}\n>empty\n>digits\nMK7LA\n"
 
 
@@ -109,7 +112,9 @@ def test_json_is_the_result_of_the_pipeline(align: Any, checkpoint: str) -> None
 
     [read] = objects(align(LONG, PART, "--format", "json").stdout)
     want = pipeline("protein-alignment", model=checkpoint)((LONG, PART))
-    assert {name: read[name] for name in want} == want
+    unknown = {"bits": None, "p_value": None, "evalue": None}  # of a head that reads plans
+    want["segments"] = [segment | unknown for segment in want["segments"]]
+    assert {name: read[name] for name in [*want, *unknown]} == want | unknown
     assert (read["query_length"], read["candidate_length"]) == (22, 17)
 
 
@@ -283,6 +288,139 @@ def test_plot(align: Any) -> None:
     result = align(LONG, PART, "--plot", "plan.png")
     assert (result.exit_code, result.stderr) == (0, "")
     assert Path("plan.png").stat().st_size > 5000
+
+
+def random_proteins(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return ["".join(rng.choices(LETTERS, k=rng.randint(30, 80))) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def calibrated(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A folder that `plasma-hf calibrate` wrote, and what it said."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    records = [f">p{n} f{n // 2}\n{one}\n" for n, one in enumerate(random_proteins(40, seed=1))]
+    (folder / "proteins.fasta").write_text("".join(records) + ">bad f0\nMK7\n")
+    words = ["calibrate", checkpoint, folder / "proteins.fasta", "--pairs", "400"]
+    words += ["--output", folder / "model"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    # One of the records could not be used, and the rest was done.
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    return str(folder / "model"), result.stderr
+
+
+def test_calibrate_says_what_unrelated_proteins_reach(calibrated: tuple[str, str]) -> None:
+    folder, said = calibrated
+    bad, count, null, share, last = said.splitlines()
+    assert "proteins.fasta: bad: sequence has the character '7'" in bad
+    assert count == "plasma-hf: 40 proteins of 20 families"
+    numbers = r"location -?[\d.]+, scale [\d.]+; tail [\d.]+"
+    assert re.search(f"unrelated proteins of 150 residues: {numbers}$", null)
+    # A tenth of the pairs, less those that were drawn twice.
+    found = re.search(
+        r"p <= 0.05 in (0\.\d{3}) of (\d+) unrelated pairs with a protein held", share
+    )
+    assert found and float(found[1]) < 0.3 and 25 < int(found[2]) <= 40
+    assert last == f"plasma-hf: {folder} holds the model"
+    config = PlasmaConfig.from_pretrained(folder)
+    assert (config.reading, config.threshold) == ("posterior", 0.2)
+    assert (config.calibration["proteins"], config.calibration["families"]) == (36, 18)
+    assert config.calibration["pairs"] == 400
+
+
+def test_significance_as_text(align: Any, calibrated: tuple[str, str]) -> None:
+    model, (one, other) = calibrated[0], random_proteins(2, seed=2)
+    text = align(one, one[3:], model=model).stdout
+    assert re.search(r"\nscore      [\d.]+  bits [\d.]+  p \de-\d\d\n|p [\d.]+e-\d\d\n", text)
+    assert re.search(
+        r"no significant alignment \(p [\d.]+\)", align(one, other, model=model).stdout
+    )
+    config = PlasmaConfig(head="hinge", reading="posterior", plm_config=SubstitutionConfig())
+    PlasmaModel(config).save_pretrained("new")
+    PlasmaProcessor().save_pretrained("new")
+    unknown = align(one, other, model="new").stdout
+    assert "\nsignificance unknown: run plasma-hf calibrate\n" in unknown
+
+
+def test_candidates_are_the_database(align: Any, calibrated: tuple[str, str]) -> None:
+    one, other, third = random_proteins(3, seed=3)
+    Path("b.fasta").write_text(f">one\n{one}\n>other\n{other}\n>bad\n7\n>third\n{third}\n")
+
+    def ratio(*words: str) -> float | None:
+        [found, *_] = objects(align(*words, "-f", "json", model=calibrated[0]).stdout)
+        for about in (found, *found["segments"]):
+            expected = about["evalue"] and pytest.approx(about["evalue"])
+            assert expected == (found["evalue"] and about["p_value"] * size)
+        return found["evalue"] and found["evalue"] / found["p_value"]
+
+    for size, words in (
+        (3, [one, "b.fasta"]),  # those that can be used
+        (1000, [one, "b.fasta", "--database-size", "1000"]),
+        (1000, [one, one, "--database-size", "1000"]),
+        (None, [one, one]),
+        (None, ["b.fasta", one]),
+    ):
+        assert ratio(*words) == (size and pytest.approx(size))
+
+
+def test_evalue_and_max_hits_say_what_is_shown(align: Any, calibrated: tuple[str, str]) -> None:
+    one, other = random_proteins(2, seed=4)
+
+    def count(*words: str) -> int:
+        [found] = objects(align(*words, "-f", "json", model=calibrated[0]).stdout)
+        return len(found["segments"])
+
+    assert count(one, other) == 0 < count(one, other, "--evalue", "1")
+    assert count(one, one, "--evalue", "0") == 0
+    assert count(one, one + one) == 2 > count(one, one + one, "--max-hits", "1")
+    long = one[:20] + other[:15] + one[20:]
+    assert count(one, long) < count(one, long, "--max-gap", "2")
+
+
+def test_families_of_tables(checkpoint: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    proteins = list(enumerate(random_proteins(24, seed=5)))
+    for name, column in (("family", 12), ("id", 24), ("other", 12)):
+        lines = [f"{n * column // 24},{one}" for n, one in proteins]
+        Path(f"{name}.csv").write_text("\n".join([f"{name},sequence", *lines]))
+
+    def run(name: str, *words: str) -> Any:
+        words = (checkpoint, f"{name}.csv", "--pairs", "100", "--output", name, *words)
+        return CliRunner().invoke(app, ["calibrate", *words])
+
+    for name, words, families in (
+        ("family", ["--plot", "p.svg"], 12),
+        ("id", [], 24),
+        ("other", ["--family-column", "other"], 12),
+    ):
+        result = run(name, *words)
+        assert result.exit_code == 0, result.output
+        assert f"24 proteins of {families} families\n" in result.stderr
+    assert "<svg" in Path("p.svg").read_text()
+    said = one_line(run("other"))
+    assert "has no column 'family', only 'other', 'sequence'" in said
+    assert "(--family-column in the shell)" in said
+    Path("few.csv").write_text("family,sequence\n" + "a,MKVLAAGHHKL\n" * 20)
+    assert "few.csv has 1 families; give 12 at least" in run("few").stderr
+    assert not Path("few").exists()
+
+
+def test_a_head_is_calibrated_with_its_backbone(tmp_path: Path) -> None:
+    PlasmaModel(PlasmaConfig(head="hinge", embedding_size=420)).save_pretrained(tmp_path / "head")
+    records = [f">p{n}\n{one}\n" for n, one in enumerate(random_proteins(15, seed=6))]
+    (tmp_path / "proteins.fasta").write_text("".join(records))
+    words = [tmp_path / "head", tmp_path / "proteins.fasta", "--pairs", "100"]
+    words += ["--output", tmp_path / "out"]
+
+    def run(*more: str) -> Any:
+        return CliRunner().invoke(app, ["calibrate", *map(str, words), *more])
+
+    assert "is a head that takes residue embeddings" in run().stderr
+    result = run("--backbone", "substitution")
+    assert result.exit_code == 0, result.output
+    align = pipeline("protein-alignment", model=str(tmp_path / "out"))
+    one = random_proteins(1, seed=7)[0]
+    assert align((one, one))["p_value"] < 1e-4
 
 
 def test_formats_are_those_of_the_library() -> None:

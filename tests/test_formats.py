@@ -73,6 +73,62 @@ def test_no_segment_is_one_plain_line() -> None:
     assert not any(row[name] for name in list(FIELDS)[3:])
 
 
+CERTAIN = {"bits": 85.23, "p_value": 3.14e-20}
+COUNTED = CERTAIN | {"evalue": 3.14e-18}
+UNKNOWN = {"bits": None, "p_value": None}
+
+
+def significant(about: dict[str, Any], **others: Any) -> AlignedPair:
+    """Return a pair of which the result and its segment say the same of chance."""
+    pair = tiny_pair()
+    segments = [segment | about for segment in pair.result["segments"]]
+    result = {**pair.result, "segments": segments} | about | others
+    return AlignedPair(pair.query, pair.candidate, result)
+
+
+@pytest.mark.parametrize(("about", "chance"), [(CERTAIN, "p 3.1e-20"), (COUNTED, "E 3.1e-18")])
+def test_text_says_how_likely_chance_is(about: dict[str, Any], chance: str) -> None:
+    text = to_text(significant(about))
+    assert f"score      0.5000  bits 85.2  {chance}\n" in text
+    assert f"score 0.5444  bits 85.2  {chance}  pairs 6" in text
+    assert "p < 1e-300\n" in to_text(significant(CERTAIN | {"p_value": 0.0}))
+
+
+def test_text_says_why_there_is_no_segment() -> None:
+    def last(about: dict[str, Any]) -> str:
+        return to_text(significant(about, segments=[])).splitlines()[-1]
+
+    assert last({"bits": 6.1, "p_value": 0.412}) == "no significant alignment (p 0.41)"
+    assert last(COUNTED | {"evalue": 41.2}) == "no significant alignment (E 41)"
+    # It is significant, and some option leaves too few pairs of it.
+    assert last(COUNTED).startswith("no segment: no stretch")
+
+
+def test_text_says_that_significance_is_unknown() -> None:
+    for about in (UNKNOWN, UNKNOWN | {"evalue": None}):
+        text = to_text(significant(about))
+        assert "score      0.5000\nsignificance unknown: run plasma-hf calibrate\n" in text
+        assert "bits" not in text
+
+
+def test_tables_and_json_hold_what_is_known_of_chance() -> None:
+    names = ("bits", "p_value", "evalue")
+    for about, want in (
+        (COUNTED, (85.23, 3.14e-20, 3.14e-18)),
+        (CERTAIN, (85.23, 3.14e-20, None)),
+        (UNKNOWN, (None, None, None)),
+        ({}, (None, None, None)),  # of a head that reads plans
+    ):
+        pair = significant(about)
+        [row] = read_tsv([pair])
+        for prefix in ("", "segment_"):
+            read = [row[prefix + name] for name in names]
+            assert [float(value) if value else None for value in read] == list(want)
+        result = json.loads(to_json(pair))
+        assert tuple(result[name] for name in names) == want
+        assert tuple(result["segments"][0][name] for name in names) == want
+
+
 def read_tsv(pairs: list[AlignedPair]) -> list[dict[str, Any]]:
     text = FORMATS["tsv"].head + "".join(map(FORMATS["tsv"].render, pairs))
     return list(csv.DictReader(io.StringIO(text), delimiter="\t"))
@@ -105,7 +161,9 @@ def test_json_keeps_the_result() -> None:
     read = json.loads(line)
     assert (read["query"], read["candidate_length"]) == ("first", 10)
     segment = pair.result["segments"][0]
-    assert read["segments"] == [{**segment, "pairs": [list(pair) for pair in segment["pairs"]]}]
+    unknown = {"bits": None, "p_value": None, "evalue": None}
+    pairs = [list(pair) for pair in segment["pairs"]]
+    assert read["segments"] == [{**segment, **unknown, "pairs": pairs}]
     assert "plan" not in read
 
 

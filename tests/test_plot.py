@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plasma_hf.io.plot import CELLS, _pool, _ticks, plot_plan
+from plasma_hf.io.plot import CELLS, _pool, _ticks, plot_p_values, plot_plan
 
 SEGMENT = {"query_start": 3, "query_end": 20, "candidate_start": 0, "candidate_end": 17}
 
@@ -70,3 +70,14 @@ def test_what_cannot_be_drawn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "plasma-hf\[plot\]"'):
         plot_plan(np.eye(3), [], "a", "b", "plan.png")
+
+
+def test_p_values_are_drawn(tmp_path: Path) -> None:
+    image_of = pytest.importorskip("matplotlib.image").imread
+    even = (np.arange(500) + 0.5) / 500
+    for name, p_values in (("even", even), ("small", even**2), ("zero", even * (even > 0.1))):
+        plot_p_values(p_values, tmp_path / f"{name}.png")
+    pictures = [image_of(tmp_path / f"{name}.png") for name in ("even", "small", "zero")]
+    # Where they are true, the points hide the diagonal.
+    assert 1.5 * orange(pictures[0]) < orange(pictures[1])
+    assert all(min(picture.shape[:2]) > 700 for picture in pictures)

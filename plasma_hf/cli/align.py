@@ -42,7 +42,8 @@ Examples:
 Formats:
   text  each segment in rows, residues counted from 1
   json  one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
-        pipeline as it is, so residues are counted from 0 and ends are exclusive
+        pipeline as it is, so residues are counted from 0 and ends are exclusive; bits, p_value
+        and evalue, of the pair and of each segment, are null where they are not known
   tsv   one line per segment, residues counted from 1, with the columns
 
 \b
@@ -64,9 +65,17 @@ def align(
     threshold: Annotated[
         float | None, Option(min=0, max=1, help="Plan weight that aligns; the model's by default.")
     ] = None,
-    max_gap: Annotated[int, Option(min=0, help="Most residues between pairs of a segment.")] = 10,
     min_pairs: Annotated[int, Option(min=1, help="Pairs that make a segment.")] = 3,
+    max_gap: Annotated[
+        int | None, Option(min=0, help="Most residues between its pairs; 30, or 10 of a plan.")
+    ] = None,
     min_score: Annotated[float, Option(min=0, max=1, help="Least score to write.")] = 0.0,
+    evalue: Annotated[float, Option(min=0, help="Highest E-value or p-value to show.")] = 0.01,
+    max_hits: Annotated[int, Option(min=1, help="Most segments that are looked for.")] = 10,
+    database_size: Annotated[
+        int | None,
+        Option(min=1, help="Proteins E-values count; by default B's, if it has several."),
+    ] = None,
 ) -> None:
     """Align proteins; see `ALIGN_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
@@ -100,6 +109,9 @@ def align(
             threshold=threshold,
             max_gap=max_gap,
             min_pairs=min_pairs,
+            evalue=evalue,
+            max_hits=max_hits,
+            database_size=database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
         )
         # Progress is shown on a terminal, and only where it does not mix with the results.
         mixed = output is None and sys.stdout.isatty()
@@ -109,11 +121,16 @@ def align(
             unit="pair",
             disable=count == 1 or mixed or not sys.stderr.isatty(),
         )
-        write(_texts(pairs, FORMATS[format_name], min_score, plot, skipped), output)
+        write(_texts(pairs, FORMATS[format_name], min_score, evalue, plot, skipped), output)
 
 
 def _texts(
-    pairs: Iterable[Any], form: Format, min_score: float, plot: Path | None, skipped: Skipped
+    pairs: Iterable[Any],
+    form: Format,
+    min_score: float,
+    evalue: float,
+    plot: Path | None,
+    skipped: Skipped,
 ) -> Iterator[str]:
     """Render results as they come, and draw the plan."""
     yield form.head
@@ -122,7 +139,7 @@ def _texts(
             skipped.report(f"{query.id} and {candidate.id}: {result['error']}")
             continue
         if result["score"] >= min_score:
-            yield form.render(AlignedPair(query, candidate, result))
+            yield form.render(AlignedPair(query, candidate, result, evalue))
         if plot:
             from ..io.plot import plot_plan
 

@@ -242,8 +242,12 @@ def load_model(
     revision: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    backbone: str | None = None,
 ) -> Any:
-    """Load a model of one kind, the bundled one without a name, to infer on a device."""
+    """Load a model of one kind, the bundled one without a name, to infer on a device.
+
+    A PLASMA head without its backbone takes the one that is named.
+    """
     from transformers import AutoModel
 
     from .. import DEFAULT_CHECKPOINT, DEFAULT_RETRIEVAL_CHECKPOINT
@@ -261,6 +265,8 @@ def load_model(
         )
     if model.config.model_type != kind:
         fail(f"--model {name} is a {model.config.model_type} model; give a {title} model")
+    if backbone is not None:
+        model.load_backbone(backbone, trust_remote_code=trust_remote_code)
     if kind == "plasma" and model.backbone is None:
         fail(f"--model {name} is a head that takes residue embeddings; give one with its backbone")
     return model.eval().to(device or best_device())

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from .align import ALIGN_HELP, align
+from .calibrate import CALIBRATE_HELP, calibrate
 from .common import group
 from .embed import EMBED_HELP, embed
 from .evaluate import EVALUATE_HELP, EVALUATE_PROTALIGN_HELP, evaluate, evaluate_protalign
@@ -51,6 +52,7 @@ evaluate_app.command("plasma", help=EVALUATE_HELP)(evaluate)
 evaluate_app.command("protalign", help=EVALUATE_PROTALIGN_HELP)(evaluate_protalign)
 
 app.command(help=ALIGN_HELP)(align)
+app.command(help=CALIBRATE_HELP)(calibrate)
 app.command(help=EMBED_HELP)(embed)
 app.command(help=SEARCH_HELP)(search)
 app.add_typer(index_app, name="index")

@@ -27,9 +27,15 @@ LEGEND = (
 FIELDS = {
     "query": "id of the query",
     "candidate": "id of the candidate",
-    "score": "score of the pair",
+    "score": "score of the pair, 0 to 1",
+    "bits": "what the pair has in common, in bits; empty, as the next two, where it is not known",
+    "p_value": "chance that two unrelated proteins of these lengths reach as much",
+    "evalue": "so many proteins of the database reach as much by chance; empty if it has no size",
     "segment": "number of the segment, from 1; it and the rest are empty where there is none",
     "segment_score": "score of the segment",
+    "segment_bits": "as bits, of what is left without the segments before",
+    "segment_p_value": "its p-value",
+    "segment_evalue": "its E-value",
     "query_start": "first aligned query residue, from 1",
     "query_end": "last aligned query residue, included",
     "candidate_start": "first aligned candidate residue, from 1",
@@ -51,6 +57,9 @@ HIT_FIELDS = {
 }
 """Columns of the hits' TSV, in order, and what they hold."""
 
+SIGNIFICANCE = ("bits", "p_value", "evalue")
+"""What a result, and each of its segments, says of chance, where the model is calibrated."""
+
 Hits = Sequence[Mapping[str, Any]]
 
 
@@ -64,11 +73,15 @@ class Format:
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """Two proteins with clean sequences, and what `pipeline("protein-alignment")` says of them."""
+    """Two proteins with clean sequences, and what `pipeline("protein-alignment")` says of them.
+
+    `evalue` is what the pipeline was called with: from there on an alignment is not significant.
+    """
 
     query: Protein
     candidate: Protein
     result: Mapping[str, Any]
+    evalue: float = 0.01
 
     def __post_init__(self) -> None:
         for protein in (self.query, self.candidate):
@@ -101,9 +114,14 @@ def to_text(pair: AlignedPair) -> str:
         "",
         f"query      {pair.query.id:<{width}}  {len(pair.query)} residues",
         f"candidate  {pair.candidate.id:<{width}}  {len(pair.candidate)} residues",
-        f"score      {pair.result['score']:.4f}",
+        f"score      {pair.result['score']:.4f}{_significance(pair.result)}",
     ]
-    if not pair.result["segments"]:
+    chance = pair.result.get("evalue", pair.result.get("p_value", 0.0))
+    if chance is None:
+        lines.append("significance unknown: run plasma-hf calibrate")
+    if not pair.result["segments"] and chance is not None and chance > pair.evalue:
+        lines.append(f"no significant alignment ({_chance(pair.result)})")
+    elif not pair.result["segments"]:
         lines.append("no segment: no stretch of the two is aligned above the threshold")
     for number, segment in enumerate(pair.result["segments"], start=1):
         query_span, candidate_span = (
@@ -111,8 +129,9 @@ def to_text(pair: AlignedPair) -> str:
             for side in ("query", "candidate")
         )
         title = (
-            f"segment {number}  {query_span}  {candidate_span}  score {segment['score']:.4f}  "
-            f"pairs {len(segment['pairs'])}  identity {pair.identity(segment):.3f}"
+            f"segment {number}  {query_span}  {candidate_span}  score {segment['score']:.4f}"
+            f"{_significance(segment)}  pairs {len(segment['pairs'])}  "
+            f"identity {pair.identity(segment):.3f}"
         )
         lines += ["", title, "", *_rows(pair, segment)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -121,7 +140,7 @@ def to_text(pair: AlignedPair) -> str:
 def to_tsv(pair: AlignedPair) -> str:
     """Write one line per segment; a pair without any keeps one, with those fields empty."""
     ids = {"query": pair.query.id, "candidate": pair.candidate.id}
-    about = ids | {"score": f"{pair.result['score']:.6f}"}
+    about = ids | {"score": f"{pair.result['score']:.6f}"} | _known(pair.result)
     rows = [
         {
             "segment": number,
@@ -134,17 +153,37 @@ def to_tsv(pair: AlignedPair) -> str:
             "identity": f"{pair.identity(segment):.4f}",
             "residue_pairs": ",".join(f"{i + 1}:{j + 1}:{w:.3f}" for i, j, w in segment["pairs"]),
         }
+        | _known(segment, "segment_")
         for number, segment in enumerate(pair.result["segments"], start=1)
     ]
     return _table(FIELDS, [about | row for row in rows or [{}]])
 
 
 def to_json(pair: AlignedPair) -> str:
-    """Write one line with ids, lengths and the pipeline's result as it is."""
+    """Write one line with ids, lengths and the pipeline's result; what is not known is null."""
+    unknown = dict.fromkeys(SIGNIFICANCE)
     about: dict[str, Any] = {"query": pair.query.id, "candidate": pair.candidate.id}
     about |= {"query_length": len(pair.query), "candidate_length": len(pair.candidate)}
     result = {name: value for name, value in pair.result.items() if name != "plan"}
-    return json.dumps(about | result) + "\n"
+    segments = {"segments": [unknown | segment for segment in result["segments"]]}
+    return json.dumps(about | unknown | result | segments) + "\n"
+
+
+def _known(about: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Write what a result or a segment says of chance, as a table has it."""
+    known = {name: about[name] for name in SIGNIFICANCE if about.get(name) is not None}
+    return {f"{prefix}{name}": f"{value:.4g}" for name, value in known.items()}
+
+
+def _significance(about: Mapping[str, Any]) -> str:
+    """Write what stands behind a score: bits, and how likely chance gives as much."""
+    return "" if about.get("p_value") is None else f"  bits {about['bits']:.1f}  {_chance(about)}"
+
+
+def _chance(about: Mapping[str, Any]) -> str:
+    """Write the E-value, or the p-value where there is no database."""
+    name, key = ("E", "evalue") if "evalue" in about else ("p", "p_value")
+    return f"{name} {about[key]:.2g}" if about[key] else f"{name} < 1e-300"
 
 
 def columns(pairs: list[Any]) -> Iterator[tuple[int | None, int | None, float | None]]:

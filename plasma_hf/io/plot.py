@@ -87,6 +87,24 @@ candidate_residues), for one pair.
     save_figure(figure, Path(path))
 
 
+def plot_p_values(p_values: ArrayLike, path: str | Path) -> None:
+    """Draw p-values of unrelated pairs against those that chance has it, on logarithmic axes.
+
+    Args:
+        p_values: `(pairs,)`; where they are true, the points lie on the diagonal.
+        path: File to write; its ending says the format (`.png`, `.svg`, `.pdf`, ...).
+    """
+    observed = np.sort(np.asarray(p_values, dtype=float)).clip(1e-300)  # a logarithm has no 0
+    expected = (np.arange(len(observed)) + 0.5) / len(observed)
+    figure = new_figure(5.2, 5.0)
+    axes = figure.subplots()
+    axes.loglog(expected, expected, color=OUTLINE, lw=1.2, label="uniform")
+    axes.loglog(expected, observed, ".", ms=4, label=f"{len(observed)} unrelated pairs")
+    axes.set(xlabel="expected p-value", ylabel="observed p-value")
+    axes.legend(frameon=False)
+    save_figure(figure, Path(path))
+
+
 def _pool(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:
     """Return the highest weight of each cell, and how many residues a cell holds."""
     down, across = (-(-size // CELLS) for size in weights.shape)

@@ -847,6 +847,9 @@ def _write_probabilities(
     rows, columns = evidence.shape
     ending, logs = np.empty((rows, columns)), np.zeros(rows)
     every = _go_through(evidence, slope, shift, opened, extended, ending, logs)
+    if every <= NEVER:  # nothing has odds
+        out[:] = 0.0
+        return
     # From the last residues on, what ends with a pair is what begins with it.
     odds, turned, beginning = np.empty(columns), np.empty(columns), np.empty(columns)
     match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)

@@ -87,6 +87,8 @@ def aligned_probability(
     learns = torch.is_grad_enabled() and evidence.requires_grad
     if not learns and (compiled := kernel_for("aligned_probability", evidence)):
         return compiled(evidence, allowed, scoring)
+    if not evidence[0].numel():
+        return torch.zeros_like(evidence)
     odds = scoring.log_odds(evidence.double(), allowed)
     ending = _alignments_ending(odds, scoring)
     beginning = _alignments_ending(odds.flip(-2, -1), scoring).flip(-2, -1)
@@ -114,6 +116,8 @@ def alignment_score(
     learns = torch.is_grad_enabled() and evidence.requires_grad
     if not learns and (compiled := kernel_for("alignment_score", evidence)):
         return compiled(evidence, allowed, scoring)
+    if not evidence[0].numel():
+        return evidence.new_full((len(evidence),), NEVER)
     odds = scoring.log_odds(evidence.double(), allowed)
     total = _alignments_ending(odds, scoring).flatten(1).logsumexp(-1)
     return total.to(evidence.dtype)
@@ -163,10 +167,16 @@ def read_pairs(read: Sequence[Tensor]) -> list[Tensor]:
     return [aligned_probability(one[None])[0] for one in read]
 
 
+def _larger(one: Tensor, other: Tensor) -> Tensor:
+    """Take the larger numbers; at a tie the gradient goes to one of them."""
+    one, other = torch.broadcast_tensors(one, other)
+    return torch.where(one >= other, one, other)
+
+
 def _alignments_ending(odds: Tensor, scoring: Scoring, best: bool = False) -> Tensor:
     """Sum up, in logarithms, the alignments that end with a pair, or take the best; as `odds`."""
     columns = odds.shape[-1]
-    add = torch.maximum if best else torch.logaddexp
+    add = _larger if best else torch.logaddexp
     opened = -scoring.gap_open
     extend = -scoring.gap_extend * torch.arange(1, columns + 1, device=odds.device).to(odds)
     match = query_gap = total = torch.full_like(odds[..., 0, :], NEVER)
@@ -199,7 +209,7 @@ def best_stretch(evidence: Tensor, scoring: Scoring = SEARCHING) -> Box:
         return compiled(evidence, scoring)
     with torch.enable_grad():  # the gradient of the largest weight is 1 at the pairs it is made of
         odds = scoring.log_odds(evidence.detach().double()).requires_grad_()
-        weight = _alignments_ending(odds, scoring, best=True).max()
+        weight = _alignments_ending(odds, scoring, best=True).flatten().max(0).values
         pairs = torch.autograd.grad(weight, odds)[0].nonzero()
     first, last = pairs.amin(0).tolist(), pairs.amax(0).tolist()
     return slice(first[0], last[0] + 1), slice(first[1], last[1] + 1)
@@ -221,7 +231,7 @@ def best_in_order(gain: Tensor) -> Tensor:
         gain = gain.detach().double().requires_grad_()
         best = gain.new_zeros(gain.shape[1] + 1)
         for row in gain:
-            best = torch.cat([best[:1], torch.maximum(best[1:], best[:-1] + row)]).cummax(0).values
+            best = torch.cat([best[:1], _larger(best[1:], best[:-1] + row)]).cummax(0).values
         pairs = torch.autograd.grad(best[-1], gain)[0]
     return (pairs > 0.5).nonzero().cpu()
 

@@ -855,7 +855,8 @@ class PlasmaModel(PreTrainedHead):
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
         if self.config.reading == "posterior":
-            return self._read(query, candidate, is_read or (lambda *pair: return_plans))
+            found = self._read(query, candidate, is_read or (lambda *pair: return_plans))
+            return found if return_plans else replace(found, plans=None)
         if (align := kernel_for("align_and_score", query[0])) is not None:
             proteins, projected = (queries, candidates), (query, candidate)
             return AlignedPairs(*align(proteins, projected, self.config, return_plans))
@@ -1022,8 +1023,8 @@ class PlasmaModel(PreTrainedHead):
     def _read_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
         """Read pairs by their local alignments, without padding."""
         query, candidate = (
-            self.project(embeddings[mask]).split(mask.sum(-1).tolist())
-            for embeddings, mask in zip(batch.embeddings, batch.masks, strict=True)
+            [self.project(rows[residues]) for rows, residues in zip(*side, strict=True)]
+            for side in zip(batch.embeddings, batch.masks, strict=True)
         )
         read = self._read(query, candidate)
         config: Any = self.config

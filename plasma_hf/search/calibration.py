@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,10 +61,11 @@ def calibrate(
     real = [sequence for _, sequence in proteins]
     made = [_shuffled(sequence, rng) for sequence in real]
     short = [_peptide(real[rng.integers(len(real))], rng) for _ in range(len(real))]
-    embeddings = [one.to(model.device).float() for one in embed(real)]
-    model.measure_background(embeddings)
-    sides = [model.project_each(embeddings)]
-    sides += [model.project_each(list(embed(some))) for some in (made, short)]
+    embedded = [
+        [one.to(model.device).float() for one in embed(some)] for some in (real, made, short)
+    ]
+    model.measure_background(embedded[0])
+    sides = [model.project_each(each) for each in embedded]
     lengths, scores, kinds = [], [], []
     for kind, one, other in tqdm(_draw(families, pairs, rng), "pairs", pairs, disable=None):
         query, candidate = sides[0][one], sides[kind][other]
@@ -82,8 +84,37 @@ def calibrate(
     return found
 
 
+@torch.no_grad()
+def unrelated_p_values(
+    model: PlasmaModel,
+    proteins: Sequence[tuple[Family, str]],
+    embed: Embed,
+    held_out: Collection[Family],
+    pairs: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return p-values of pairs of different families: uniform where they are true.
+
+    One protein of each pair, or both, is of a family of `held_out`, which `calibrate` has not seen;
+    all else is as there. A pair that is drawn again counts once, so that there are `pairs` at most.
+
+    Raises:
+        ValueError: If the model is not calibrated, or there is no such pair.
+    """
+    families, null = np.array([family for family, _ in proteins]), model.calibration
+    new = np.isin(families, list(held_out))
+    if null is None or not new.any() or len(set(families)) < 2:
+        raise ValueError("give a calibrated model, and two families at least, of them one held out")
+    embedded = embed([sequence for _, sequence in proteins])
+    sides = model.project_each([one.to(model.device).float() for one in embedded])
+    every = _draw(families, math.inf, np.random.default_rng(seed))
+    drawn = ((min(i, j), max(i, j)) for _, i, j in every if new[i] or new[j])
+    found = [(sides[i], sides[j]) for i, j in dict.fromkeys(islice(drawn, pairs))]
+    return np.array([null.p_value(float(model.raw_score(*p)), *map(len, p)) for p in found])
+
+
 def _draw(
-    families: np.ndarray, pairs: int, rng: np.random.Generator
+    families: np.ndarray, pairs: float, rng: np.random.Generator
 ) -> Iterator[tuple[int, int, int]]:
     """Yield pairs: the kind of the candidate, the query's number and the candidate's."""
     drawn = 0

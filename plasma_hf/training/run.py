@@ -212,7 +212,7 @@ class PlasmaRun(TrainingRun):
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         for name, value in preset.aligning.items():
-            setattr(model.config, name, value)
+            setattr(model.config, name, self.config.get(name, value))
         if model.config.reading == "posterior":
             _learn_background(model, pairs, store)
         trainer.evaluate()

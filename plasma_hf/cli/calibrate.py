@@ -1,0 +1,118 @@
+"""`plasma-hf calibrate`: what unrelated proteins reach, so that scores get bits and p-values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from . import common
+from .common import EXIT_CODE, Skipped, compilation_announced, fail, one_line_errors, report
+from .embed import load_embedder
+
+CALIBRATE_HELP = f"""Measure what unrelated proteins reach with a model, so that its scores have \
+bits and p-values.
+
+MODEL is a folder or Hub id of a PLASMA model; one that reads plans reads posteriors from then on.
+PROTEINS are a few hundred proteins of many families, such as those that the model will meet: FASTA
+with the family after the id (>P00760 trypsin), or a table with the columns family and sequence.
+
+Proteins of one family are never taken as unrelated. One without a family counts as a family of its
+own; near relatives must then be left out. A tenth of the families is held out, to check.
+
+{EXIT_CODE}
+
+\b
+Examples:
+  plasma-hf calibrate head proteins.fasta --output calibrated
+  plasma-hf calibrate head demo/active_sites.csv --family-column interpro_id \\
+      --sequence-column seq_full --output calibrated --plot p_values.png
+  plasma-hf align query.fasta proteins.fasta --model calibrated
+
+\b
+With a language model, which is downloaded first:
+  plasma-hf calibrate head proteins.fasta --backbone facebook/esm2_t33_650M_UR50D \\
+      --output calibrated"""
+
+
+def calibrate(
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder or Hub id of a PLASMA model.")],
+    file: Annotated[Path, Argument(metavar="PROTEINS", help="Proteins with their families.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the calibrated model.")],
+    pairs: Annotated[int, Option(min=100, help="Pairs that are measured.")] = 20_000,
+    plot: Annotated[Path | None, Option(help="Draw the p-values held out: .png, .svg...")] = None,
+    backbone: Annotated[str | None, Option(help="Backbone of a head without one.")] = None,
+    family_column: Annotated[str | None, Option(help="In tables; family or id.")] = None,
+    sequence_column: Annotated[str, Option(help="Column of sequences in tables.")] = "sequence",
+    revision: common.Revision = None,
+    device: common.Device = None,
+    trust_remote_code: common.RemoteCode = False,
+) -> None:
+    """Calibrate a model; see `CALIBRATE_HELP`."""
+    with one_line_errors() as skipped, compilation_announced():
+        import numpy as np
+
+        from ..models.modeling_backbone import Backbone
+        from ..search.calibration import calibrate, unrelated_p_values
+
+        proteins = _read(file, family_column, sequence_column, skipped)
+        families = list(dict.fromkeys(family for family, _ in proteins))
+        report(f"{len(proteins)} proteins of {len(families)} families")
+        if len(families) < 12:
+            fail(f"{file} has {len(families)} families; give 12 at least, of which 2 are held out")
+        where = (revision, device, trust_remote_code)
+        if backbone is None:
+            embedder, head = load_embedder(model, None, None, *where)
+        else:
+            head = common.load_model(model, "plasma", *where, backbone=backbone)
+            embedder = Backbone(head.backbone, head.processor)
+        assert head is not None  # a model was asked for
+        if head.config.reading != "posterior":
+            head.config.reading, head.config.threshold = "posterior", 0.2
+        output.mkdir(parents=True, exist_ok=True)  # refused now, if it cannot be written
+        held_out = families[::10]
+        measured = [one for one in proteins if one[0] not in held_out]
+        null = calibrate(head, measured, embedder.embed, pairs)
+        head.save_pretrained(output)
+        embedder.processor.save_pretrained(output)
+        given = null.features(150, 150)
+        location, log_scale = (np.dot(side, given) for side in (null.location, null.log_scale))
+        said = f"location {location:.2f}, scale {np.exp(log_scale):.2f}; tail {null.tail:.3f}"
+        report(f"unrelated proteins of 150 residues: {said}")
+        p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
+        share = (p_values <= 0.05).mean()
+        report(
+            f"p <= 0.05 in {share:.3f} of {len(p_values)} unrelated pairs with a protein held out"
+        )
+        if plot:
+            from ..io.plot import plot_p_values
+
+            plot_p_values(p_values, plot)
+        report(f"{output} holds the model")
+
+
+def _read(
+    file: Path, family_column: str | None, sequence_column: str, skipped: Skipped
+) -> list[tuple[str, str]]:
+    """Read family and sequence of each protein; one that has no family has its id."""
+    from ..io.sequences import read_sequences
+    from ..models.protein import InvalidRecord, is_fasta, open_text
+
+    def on_invalid(record: InvalidRecord) -> None:
+        skipped.report(f"{file}: {record.id}: {record.reason}")
+
+    if file.is_file() and is_fasta(file):
+        with open_text(file) as lines:
+            heads = [line.strip()[1:].split() for line in lines if line.strip()[:1] == ">"]
+        families = {words[0]: words[1] for words in heads if len(words) > 1}
+        found = read_sequences(file, on_invalid=on_invalid)
+        return [(families.get(one.id, one.id), one.sequence or "") for one in found]
+    said = ""
+    for column in (family_column,) if family_column else ("family", "id"):
+        try:
+            found = read_sequences(file, column, sequence_column, on_invalid)
+            return [(one.id, one.sequence or "") for one in found]
+        except ValueError as error:  # the file has no such column, and says it of an id
+            said = said or str(error)
+    fail(said.replace("id_column", "family_column").replace("--id", "--family"))
