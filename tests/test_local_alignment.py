@@ -212,9 +212,6 @@ def test_extreme_evidence_stays_finite(value, kernels):
     assert 0 <= rows.start < rows.stop <= 30 and 0 <= columns.start < columns.stop <= 50
 
 
-UNDERFLOW = pytest.mark.xfail(strict=True, reason="compiled sums end where a rival has exp(1150)")
-
-
 @pytest.mark.parametrize(
     ("residues", "value", "kernels"),
     [
@@ -222,8 +219,8 @@ UNDERFLOW = pytest.mark.xfail(strict=True, reason="compiled sums end where a riv
         (60, 12.0, "torch"),
         (900, 8.0, "numba"),
         (900, 12.0, "torch"),
-        pytest.param(900, 12.0, "numba", marks=UNDERFLOW),
-        pytest.param(3000, 4.0, "numba", marks=UNDERFLOW),
+        (900, 12.0, "numba"),
+        (3000, 4.0, "numba"),
     ],
 )
 def test_rivals_share_however_much_each_weighs(residues, value, kernels):

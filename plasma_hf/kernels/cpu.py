@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
-from ..models.local_alignment import NEVER, Evidence, Scoring
+from ..models.local_alignment import HIGHEST_ODDS, NEVER, Evidence, Scoring
 from ..models.modeling_plasma import PairBatch
 
 if TYPE_CHECKING:
@@ -691,7 +691,7 @@ def _gather_row(
 
 UNIT = 1e200
 """How a sum of 1 is written at first, so that small sums beside large ones have the range."""
-HIGHEST_ODDS = np.float32(60.0)
+PAIR_ODDS = np.float32(60.0)
 """Log-odds of one pair, at most."""
 
 
@@ -845,6 +845,7 @@ def _write_probabilities(
     """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
     rows, columns = evidence.shape
+    slope *= np.float32(min(1.0, HIGHEST_ODDS / max(_most_gain(evidence, slope, shift), 1.0)))
     ending, logs = np.empty((rows, columns)), np.zeros(rows)
     every = _go_through(evidence, slope, shift, opened, extended, ending, logs)
     if every <= NEVER:  # nothing has odds
@@ -872,6 +873,23 @@ def _write_probabilities(
             # A pair is in both, and counts once; one of no odds is in none.
             share = (ending[i, j] * half) * (beginning[j] * half) / max(odds[j], 1e-300)
             out[i, j] = min(share, 1.0)
+
+
+@compiled
+def _most_gain(evidence: Array, slope: Number, shift: Number) -> Number:
+    """Bound the log-odds of an alignment: each residue is in one pair at most."""
+    prefer_512_bit_vectors()
+    rows, columns = evidence.shape
+    nothing = np.float32(0.0)
+    of_rows, of_columns = 0.0, np.zeros(columns, np.float32)
+    for i in range(rows):
+        most: Any = nothing
+        for j in range(columns):
+            gain = max(slope * (evidence[i, j] - shift), nothing)
+            most = max(most, gain)
+            of_columns[j] = max(of_columns[j], gain)
+        of_rows += most
+    return min(of_rows, of_columns.sum())
 
 
 @compiled
@@ -943,7 +961,7 @@ def _next_row(
 def _write_odds(evidence: Array, slope: Number, shift: Number, odds: Sums) -> None:
     prefer_512_bit_vectors()
     for j in range(len(odds)):
-        odds[j] = _exponential(min(slope * (evidence[j] - shift), HIGHEST_ODDS))
+        odds[j] = _exponential(min(slope * (evidence[j] - shift), PAIR_ODDS))
 
 
 @compiled

@@ -27,6 +27,7 @@ except ImportError:  # as remote code, plain torch computes
         return None
 
 
+HIGHEST_ODDS = 500.0  # log-odds of an alignment that is read: float64 holds it beside its rivals
 NEVER = -1e30  # log-odds of what may not be aligned; finite, so that no gradient becomes NaN
 
 
@@ -90,6 +91,9 @@ def aligned_probability(
     if not evidence[0].numel():
         return torch.zeros_like(evidence)
     odds = scoring.log_odds(evidence.double(), allowed)
+    gain = odds.clamp(min=0.0)
+    bound = torch.minimum(gain.amax(-1).sum(-1), gain.amax(-2).sum(-1))
+    odds = odds * (HIGHEST_ODDS / bound.clamp(min=HIGHEST_ODDS))[:, None, None]
     ending = _alignments_ending(odds, scoring)
     beginning = _alignments_ending(odds.flip(-2, -1), scoring).flip(-2, -1)
     every = ending.flatten(1).logsumexp(-1)[:, None, None]
