@@ -27,7 +27,7 @@ except ImportError:  # as remote code, plain torch computes
         return None
 
 
-HIGHEST_ODDS = 1000.0  # log-odds of an alignment that is read: float64 holds it beside its rivals
+HIGHEST_ODDS = 500.0  # log-odds of an alignment that is read: float64 holds it beside its rivals
 NEVER = -1e30  # log-odds of what may not be aligned; finite, so that no gradient becomes NaN
 
 
