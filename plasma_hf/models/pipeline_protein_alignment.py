@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modeling_backbone import Backbone
+from .modeling_backbone import Backbone, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
 
@@ -114,6 +114,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     `task_head="active_site"`, "binding_site" or "motif" takes the head that was trained for the
     task in place of the default model; they come with the installed package.
+    `backbone="esm2-8m"`, a name, Hub id or folder, takes the default's head over that backbone.
 
     A head that names its backbone loads it at the first sequence. With `store=EmbeddingStore(...)`
     a sequence that is in the store is not embedded again.
@@ -137,10 +138,19 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     """
 
     def __init__(
-        self, *args: Any, store: Any = None, task_head: str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        store: Any = None,
+        task_head: str | None = None,
+        backbone: str | Path | None = None,
+        **kwargs: Any,
     ) -> None:
-        if task_head is not None:
-            # `pipeline` has loaded the default model by now, whose place a bundled head takes.
+        # `pipeline` has loaded the default model by now, whose place another takes.
+        if backbone is not None:
+            if task_head or Path(kwargs["model"].name_or_path).parent != BUNDLED:
+                raise ValueError("backbone= takes the default head; give no model, no task_head.")
+            kwargs["model"] = from_package("backbones", "backbones come").load_aligner(backbone)
+        elif task_head is not None:
             kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)
         super().__init__(*args, **kwargs)
         self.store = store
