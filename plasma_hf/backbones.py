@@ -228,7 +228,7 @@ def _downloaded(name: str, revision: str | None, known: KnownBackbone | None) ->
     None is for a folder, and where the Hub refuses or has no safetensors: loading then says what is
     missing.
     """
-    if "/" not in name or os.path.exists(name):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or os.path.exists(name):
         return None
     folder = _in_cache(name, revision)
     if folder is not None and (folder / "tokenizer_config.json").is_file():

@@ -6,7 +6,15 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModel, pipeline
 
-from plasma_hf import NearConfig, NearModel, PlasmaConfig, PlasmaModel, load_aligner, load_backbone
+from plasma_hf import (
+    NearConfig,
+    NearModel,
+    PlasmaConfig,
+    PlasmaModel,
+    export_to_hub_folder,
+    load_aligner,
+    load_backbone,
+)
 from plasma_hf.backbones import BUNDLED_NEAR
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 
@@ -100,5 +108,7 @@ def test_a_head_over_it_carries_it_along(tmp_path):
     assert (tmp_path / "modeling_near.py").is_file()
     again = pipeline("protein-alignment", model=str(tmp_path))
     assert again(pair) == align(pair)
+    exported = export_to_hub_folder(model, model.processor, tmp_path / "exported")
+    assert "NEAR's own repository showed no licence" in (exported / "README.md").read_text()
     head = PlasmaModel(PlasmaConfig(embedding_size=256, plm_name_or_path="near"))
     assert head.load_backbone().input_format.name == "generic"
