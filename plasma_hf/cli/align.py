@@ -36,11 +36,10 @@ Examples:
   plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
       --format tsv --output all.tsv
   echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
-  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone near
 
 \b
 With a language model, which is downloaded at first use (docs/backbones.md lists all):
-  plasma-hf align a.fasta b.fasta --backbone esm2-8m
+  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
 
 \b
 Formats:
