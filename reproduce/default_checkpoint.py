@@ -20,7 +20,7 @@ from tqdm import tqdm
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, PlasmaProcessor
 from plasma_hf.data import ProteinPair
 from plasma_hf.metrics import label_match_score, roc_auc
-from plasma_hf.models.modeling_substitution import SubstitutionConfig
+from plasma_hf.models.modeling_backbone import SubstitutionConfig
 from tests.benchmarks.site_pairs import load_pairs
 
 RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
@@ -89,7 +89,7 @@ def run_pair_in_all_forms(
     scores = {}
     for form in SCORE_FORMS:
         model.config.score_form = form
-        scores[form] = float(model.score_plan(aligned.first_plan, query, candidate, *masks))
+        scores[form] = float(model.score_plan(aligned.first_plan, (query, candidate), masks))
     return scores, label_match(pair, aligned.plan[0]), seconds
 
 

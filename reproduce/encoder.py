@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,10 +37,9 @@ from plasma_hf.cli.common import fail, one_line_errors, report
 from plasma_hf.data import SiteProtein, read_site_table
 from plasma_hf.data.alignments import (
     TO_BLOSUM,
-    FamilyAlignment,
     ResidueAlignment,
     blosum_aligner,
-    read_alignments,
+    read_reference_alignments,
 )
 from plasma_hf.data.clusters import nearest_identity
 from plasma_hf.io.sequences import read_sequences
@@ -51,9 +51,15 @@ from plasma_hf.models.modeling_plasma import (
     log_kernel,
     make_plans,
 )
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
-from plasma_hf.models.protein import RESIDUE_LETTERS, STANDARD_RESIDUES, InvalidRecord
+from plasma_hf.models.protein import (
+    RESIDUE_LETTERS,
+    STANDARD_RESIDUES,
+    InvalidRecord,
+    open_text,
+    parse_fasta,
+)
 from plasma_hf.training.pair_data import site_correspondences
 from plasma_hf.training.run import checkpoint_to_resume, lasting_settings
 from plasma_hf.training.trainer import BatchTrainer
@@ -63,6 +69,69 @@ Pairs = NDArray[np.int64]
 GAP_OPEN, END_GAP = 11.0, 0.5
 GAP_PENALTY = -4.0
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
+GAPS = "-."
+
+# --- Alignments to learn from: families, and pairs.
+
+
+@dataclass(frozen=True)
+class FamilyAlignment:
+    """A family of aligned sequences, all rows of one length.
+
+    A gap is `-` or `.`; residues in lower case are insertions, which correspond to nothing.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+
+    def pair(self, first: int, second: int) -> ResidueAlignment:
+        """Return two members, with the residues that stand in one column.
+
+        Example:
+            >>> FamilyAlignment("PF1", ("MK-V", "M-LV")).pair(0, 1).pairs.tolist()
+            [[0, 0], [2, 2]]
+        """
+        rows = self.rows[first], self.rows[second]
+        both = np.array([[letter.isupper() for letter in row] for row in rows]).all(axis=0)
+        present = np.array([[letter not in GAPS for letter in row] for row in rows])
+        pairs = (np.cumsum(present, axis=1) - 1)[:, both].T
+        query, candidate = (re.sub(r"[-.]", "", row).upper() for row in rows)
+        return ResidueAlignment(query, candidate, pairs, self.name)
+
+
+def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
+    """Read aligned FASTA, also .gz; the name of the family is the file's up to its first dot."""
+    try:
+        with open_text(Path(path)) as lines:
+            joined = tuple(record.sequence or "" for record in parse_fasta(lines))
+    except ValueError as error:
+        raise ValueError(f"{path} is not an aligned FASTA file: {error}") from error
+    if not joined or len({len(row) for row in joined}) != 1:
+        lengths = sorted({len(row) for row in joined})[:5]
+        raise ValueError(
+            f"{path} holds {len(joined)} rows of lengths {lengths}; give an aligned FASTA file, "
+            "whose rows are of one length"
+        )
+    others = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
+    if others:
+        raise ValueError(f"{path} holds {' '.join(map(repr, others))}, not residue letters")
+    return FamilyAlignment(Path(path).name.split(".")[0], joined)
+
+
+def read_alignments(
+    paths: Iterable[str | PathLike[str]], invalid: list[InvalidRecord] | None = None
+) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
+    """Read files of either form, or folders of them: pairs from JSON, families from all others."""
+    families: list[FamilyAlignment] = []
+    pairs: list[ResidueAlignment] = []
+    for path in map(Path, paths):
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in (one for one in inside if not one.is_dir()):
+            if ".json" in file.suffixes:
+                pairs += read_reference_alignments(file, invalid)
+            else:
+                families.append(read_family_alignment(file))
+    return families, pairs
 
 
 def confident_pairs(

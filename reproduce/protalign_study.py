@@ -33,9 +33,11 @@ from plasma_hf.cli.common import Skipped, given, load_structure_encoder, read_pa
 from plasma_hf.data.clusters import connect
 from plasma_hf.evaluation import align_sequences
 from plasma_hf.evaluation.aligners import identity
-from plasma_hf.evaluation.plots import file_name, new_figure, save_figure
-from plasma_hf.evaluation.report import markdown_table, metric_text, write_report
+from plasma_hf.evaluation.plots import file_name
+from plasma_hf.evaluation.report import metric_text, write_report
 from plasma_hf.evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
+from plasma_hf.io.formats import markdown_table
+from plasma_hf.io.plot import new_figure, save_figure
 from plasma_hf.io.structures import StructurePair
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from plasma_hf.models.modeling_backbone import Backbone

@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plasma_hf.data.alignments import (
-    FamilyAlignment,
-    read_alignments,
-    read_family_alignment,
-    read_reference_alignments,
-)
+from plasma_hf.data.alignments import read_reference_alignments
+from reproduce.encoder import FamilyAlignment, read_alignments, read_family_alignment
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FASTA = ">a/5-8\nMK-V.a\n>b/1-3\nM-LVkA\n"
@@ -55,7 +51,7 @@ def test_folders_and_files_of_both_forms(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("MKV\n", "does not begin with '>'"),
+        ("MKV\n", "line 1 comes before any '>'"),
         ("", "0 rows"),
         (">a\nMK\n>b\nMKV\n", r"rows of lengths \[2, 3\]"),
         (">a\nM7\n>b\nMK\n", "'7', not residue letters"),

@@ -309,7 +309,7 @@ def test_embeddings_that_overflow_are_refused(tmp_path):
     backbone = load_backbone(tmp_path)
     with torch.no_grad():
         backbone.model.encoder.emb_layer_norm_after.weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"NaN or infinite embeddings for protein 0.*float32"):
+    with pytest.raises(ValueError, match=r"protein 0, by .* has NaN or infinite .*float32"):
         backbone.embed(["MKV"])
 
 
@@ -457,7 +457,7 @@ def test_a_name_is_downloaded_once_even_if_the_connection_breaks(first_uses):
     for used in (first, again, first_uses["offline"][0], first_uses["no network"][0]):
         assert used["score"] == first_uses["esm2/native"], used
     [said] = first["said"]
-    assert said.startswith("downloading facebook/esm2_t6_8M_UR50D, 30.1 MB, licence: MIT; ")
+    assert "downloading facebook/esm2_t6_8M_UR50D, 30.1 MB, licence: MIT; " in said
     assert again["said"] == first_uses["offline"][0]["said"] == []
     assert first_uses["no network"][0]["said"] == []
 
@@ -481,6 +481,6 @@ def test_a_download_that_was_stopped_goes_on_and_a_pickle_comes_converted(first_
         assert used[0]["score"] == first_uses["esm2/native"], used
         assert used[1]["score"] == first_uses["prot_t5/native"], used
     assert "downloading facebook/esm2_t12_35M_UR50D, 30.1 MB" in esm2["said"][0]
-    assert re.match(f"downloading {PROT_T5}, .* MB, licence: AFL-3.0; ", prot_t5["said"][0])
+    assert re.search(f"downloading {PROT_T5}, .* MB, licence: AFL-3.0; ", prot_t5["said"][0])
     assert "model.safetensors" in first_uses["files"]
     assert "pytorch_model.bin" not in first_uses["files"]

@@ -30,19 +30,12 @@ from plasma_hf import (
     load_backbone,
 )
 from plasma_hf.hub import export_to_hub_folder
-from plasma_hf.hub.card import (
-    ANY_REPOSITORY,
-    add_held_out,
-    calibration,
-    card_of,
-    model_card,
-    template_folder,
-)
+from plasma_hf.hub.card import ANY_REPOSITORY, card_of, model_card, template_folder
 from plasma_hf.hub.upload import metric_names, metric_space, push_metric, space_card
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
-from reproduce.bundled_cards import RENDERED, bundled, card_text
+from reproduce.bundled_cards import RENDERED, add_held_out, bundled, calibration, card_text
 from tests.helpers.structure_files import make_structure, write_pdb
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

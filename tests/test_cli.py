@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -127,15 +128,48 @@ def test_batch_size_changes_nothing(align: Any) -> None:
         (FASTA, ["one", "two"]),
         (f"\n{LONG}\n\n{PART}\n", ["line2", "line4"]),
         (f">\r\n{LONG}\r\n>b c\r\n{PART}\r\n", ["line1", "b"]),
+        (gzip.compress(FASTA.encode()), ["one", "two"]),
+        (f"\ufeff;note\n{FASTA.replace('first', chr(12) + chr(0x2028))}", ["one", "two"]),
+        (f";note\r{LONG}\r{PART}", ["line2", "line3"]),
     ],
-    ids=["fasta", "bare", "windows"],
+    ids=["fasta", "bare", "windows", "gzip", "comments", "bare CR"],
 )
-def test_standard_input(align: Any, stdin: str, names: list[str]) -> None:
+def test_standard_input(align: Any, stdin: str | bytes, names: list[str]) -> None:
     queries = objects(align("-", PART, "-f", "json", stdin=stdin).stdout)
     assert [r["query"] for r in queries] == names
     candidates = objects(align(PART, "-", "-f", "json", stdin=stdin).stdout)
     assert [r["candidate"] for r in candidates] == names
     assert queries[0]["query_length"] == len(LONG)
+
+
+def test_a_structure_from_standard_input(align: Any) -> None:
+    data = (ROOT / "demo/structures/9pti_A.pdb.gz").read_bytes()
+    [result] = objects(align("-", PART, "-f", "json", stdin=data).stdout)
+    assert result["query"] == "stdin:A"
+    said = one_line(align("-", PART, stdin=data[:-9]))
+    assert said.startswith("plasma-hf: standard input is not a valid gzip file: ")
+
+
+def test_nucleotides_are_noticed(align: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plasma_hf.models.protein._nucleotides_named", [])
+    result = align("ACGT" * 10, PART, "-f", "tsv")
+    assert (result.exit_code, len(rows(result.stdout))) == (0, 1)
+    said = "plasma-hf: query looks like DNA or RNA; it is read as a protein (said once)\n"
+    assert result.stderr == said
+
+
+def test_a_name_that_is_no_utf_8_is_written_as_it_is(align: Any) -> None:
+    name = os.fsdecode(b"caf\xe9.pdb.gz")
+    try:
+        shutil.copy(ROOT / "demo/structures/9pti_A.pdb.gz", name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    assert align(name, PART, "-f", "tsv", "--output", "out.tsv").exit_code == 0
+    assert Path("out.tsv").read_bytes().splitlines()[1].startswith(b"caf\xe9.pdb.gz:A\t")
+    result = align(name, PART, "-f", "tsv")
+    assert (result.exit_code, result.stdout_bytes.splitlines()[1][:5]) == (0, b"caf\xe9.")
+    said = one_line(align(f"{name}:B", PART))
+    assert "has no chain 'B'" in said
 
 
 def test_named_record_and_gzip(align: Any) -> None:
@@ -171,13 +205,14 @@ def test_nothing_usable(align: Any) -> None:
     [
         (["no.fasta", PART], "there is no file 'no.fasta'"),
         (["two.fasta:three", PART], "two.fasta has no record 'three'; it has: one, two."),
-        (["notes.txt", PART], "this one has '.txt', which is not one of"),
+        (["notes.txt", PART], "there is no file 'notes.txt'"),
         (["-", "-"], "one of A and B can be '-'"),
         (["-", PART], "standard input is empty"),
         (["two.fasta", PART, "--plot", "plan.png"], "--plot draws one pair, and these are 2;"),
         ([LONG, PART, "--plot", "no/plan.png"], "no/plan.png"),
         ([LONG, PART, "--output", "no/out.tsv"], "no/out.tsv"),
         ([LONG, PART, "--task-head", "motif"], "--model and --task-head name two heads"),
+        (["MKTAYIAKQR.." * 400, PART], "query has the character '.' at position 11,"),
         ([LONG, PART, "--device", "banana"], "--device banana is not there; "),
     ],
 )
@@ -192,7 +227,8 @@ def test_what_cannot_be_used_is_one_line(align: Any, words: list[str], message: 
 
 def test_a_file_without_ending_is_no_sequence(align: Any) -> None:
     Path("MKV").write_text(FASTA)
-    assert "files are read by their ending" in one_line(align("MKV", PART))
+    found = [objects(align(a, PART, "-f", "json").stdout) for a in ("MKV", "MKV:two")]
+    assert [[r["query"] for r in results] for results in found] == [["one", "two"], ["two"]]
 
 
 def test_models_that_cannot_align(align: Any, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 import typer
+from datasets import Dataset
 from typer.testing import CliRunner
 
-from plasma_hf import ProtAlignModel
+from plasma_hf import ProtAlignConfig, ProtAlignModel
+from plasma_hf.cli.common import Skipped, load_structure_encoder, read_pairs
 from plasma_hf.cli.evaluate import EVALUATE_PROTALIGN_HELP, evaluate_protalign
 from plasma_hf.cli.main import EvaluateGroup
 from plasma_hf.cli.train import TRAIN_PROTALIGN_HELP, train_protalign
+from plasma_hf.io.structures import pair_to_row
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from tests.helpers.structure_files import make_pairs, write_pdb
 
@@ -134,3 +137,34 @@ def test_evaluate_takes_options_without_a_command_as_before() -> None:
     assert CliRunner().invoke(app, ["plasma"]).stdout.strip() == "plasma none"
     assert CliRunner().invoke(app, ["protalign"]).stdout.strip() == "protalign"
     assert "protalign" in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_rows_of_parquet_that_are_no_pairs_cost_themselves_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [pair_to_row(pair) for pair in make_pairs(3)]
+    rows[1]["coordinates"] = rows[1]["coordinates"][:-3]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    skipped = Skipped()
+    pairs = read_pairs([tmp_path / "rows.parquet"], 1, 1000, skipped)
+    assert [pair.id for pair in pairs] == [rows[0]["id"], rows[2]["id"]]
+    told = capsys.readouterr().err
+    assert "rows.parquet row 2: " in told and skipped.count == 1
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"cut\.parquet is not a valid Parquet file: \S"):
+        read_pairs([tmp_path / "cut.parquet"], 1, 1000, skipped)
+
+
+def test_a_structure_encoder_is_new_or_that_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again, other = (load_structure_encoder("new", seed, "cpu") for seed in (1, 1, 2))
+    weights = [next(iter(encoder.parameters())) for encoder in (first, again, other)]
+    assert torch.equal(*weights[:2]) and not torch.equal(weights[0], weights[2])
+    config = ProtAlignConfig(
+        sequence_size=8, structure_size=8, hidden_size=8, num_heads=2, structure_config=None
+    )
+    ProtAlignModel(config).save_pretrained(tmp_path / "bare")
+    with pytest.raises(typer.Exit):
+        load_structure_encoder(str(tmp_path / "bare"), 0, "cpu")
+    assert "was saved without a structure encoder" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -21,8 +22,9 @@ from plasma_hf.cli.search import SEARCH_HELP, search
 from plasma_hf.io.formats import HIT_FIELDS as FIELDS
 from plasma_hf.io.formats import HIT_FORMATS as FORMATS
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
+from plasma_hf.models.modeling_backbone import SubstitutionConfig
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import SubstitutionConfig
+from plasma_hf.models.protein import read_structures
 from plasma_hf.search import Index
 from tests.helpers.index_job import write_helix
 
@@ -242,3 +244,48 @@ def test_help_names_every_field_and_its_examples_parse(run: Any) -> None:
             assert example.startswith(f"plasma-hf {line} ")
             used = set(re.findall(r"--[a-z-]+", example))
             assert all(option in result.stdout for option in used)
+
+
+def listed(file: str) -> str:
+    """Return the chains of a structure file as a list of them."""
+    chains = (
+        {"id": f"list_{one.chain_ids[0]}", "seq": one.sequence}
+        | {atom: one.backbone[:, i].tolist() for i, atom in enumerate(("N", "CA", "C", "O"))}
+        for one in read_structures(file)
+    )
+    return "".join(json.dumps(chain) + "\n" for chain in chains)
+
+
+def test_every_record_of_an_index_is_explained(run: Any, model: str) -> None:
+    """Chains of lists, files without an ending, in folders that are linked to."""
+    helix = Path("structures/helix.pdb").read_bytes()
+    Path("else").mkdir()
+    Path("else/no-ending").write_bytes(helix)
+    Path("else/packed").write_bytes(gzip.compress(helix))
+    Path("else/chains.jsonl.gz").write_bytes(gzip.compress(listed("structures/two.pdb").encode()))
+    Path("structures/linked").symlink_to("../else")
+    assert run("index build structures two.fasta -o index --model", model).exit_code == 0
+    line = f"search --sequence {HELIX} --index index --top-k 20 --explain --format json --model"
+    [result] = [json.loads(line) for line in run(line, model).stdout.splitlines()]
+    ids = {hit["id"] for hit in result["hits"]}
+    assert {f"linked/chains.jsonl.gz:list_{chain}" for chain in "AB"} < ids
+    assert {"linked/no-ending:A", "linked/packed:A", "helix.pdb:A", "P1"} < ids and len(ids) == 9
+    assert all(len(hit["explain"]["candidate"]) == 10 for hit in result["hits"])
+
+
+def test_damaged_files_do_not_end_an_index(run: Any, model: str) -> None:
+    packed = gzip.compress(listed("structures/two.pdb").encode())
+    Path("structures/bad.jsonl.gz").write_bytes(packed[:80] + b"\xff" * 50 + packed[130:])
+    Path("structures/cut.pdb.gz").write_bytes(packed[:-50])
+    Path("cut.csv.gz").write_bytes(gzip.compress(b"id,sequence\n")[:-1])
+    result = run("index build cut.csv.gz structures two.fasta -o index --model", model)
+    assert result.exit_code == 2
+    *bad, done = result.stderr.splitlines()
+    assert [line.split(": ")[1] for line in bad] == ["cut.csv.gz", "bad.jsonl.gz", "cut.pdb.gz"]
+    assert all("is not a valid gzip file" in line for line in bad)
+    assert done == "plasma-hf: 5 embedded, 0 already there, 3 left out; index holds 5"
+
+
+def test_a_query_with_dots_is_a_sequence(run: Any, model: str) -> None:
+    said = one_line(run(f"search --sequence {'MKTAYIAKQR..' * 99} --sequences two.fasta"))
+    assert "query has the character '.' at position 11," in said

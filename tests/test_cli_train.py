@@ -136,7 +136,7 @@ def test_bad_rows_are_named_and_the_rest_is_used(train: Any) -> None:
     result = train(*QUICK)
     assert result.exit_code == 2
     assert "(B1): label holds 1 values for 3 residues" in result.stderr
-    assert "(B2): seq_full holds '7'" in result.stderr
+    assert "(B2): seq_full has the character '7'" in result.stderr
     assert Path("out/metrics.json").exists()
 
 

@@ -71,7 +71,7 @@ def test_excluded_proteins(train, tmp_path):
     [
         ((), "nothing to learn from"),
         (("--pfam", "nowhere"), "nowhere"),
-        (("--pfam", "sites.csv"), "does not begin with '>'"),
+        (("--pfam", "sites.csv"), "sites.csv is not an aligned FASTA file"),
         (("--pfam", "pfam", "--masked-weight", "1"), "needs --sequences"),
         (("--pfam", "pfam", "--dilations", "a"), "whole numbers"),
         (("--pfam", "pfam", "--device", "tpu"), "give cpu or cuda"),

@@ -35,8 +35,8 @@ def row(query: str, candidate: str, label: int, sites: bool = True) -> dict[str,
 
 
 def test_the_batch_is_what_the_model_takes(store: EmbeddingStore) -> None:
-    rows = [row("P1", "P2", 1), row("P2", SEQUENCES["P3"], 0)]
-    batch = PairCollator(store)(rows)
+    rows = [row("P1", "P2", 1), row("P2", "P3", 0)]
+    batch = PairCollator(store, by="id")(rows)
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
         "query_embeddings": (2, 7, 32),
         "query_mask": (2, 7),
@@ -47,17 +47,18 @@ def test_the_batch_is_what_the_model_takes(store: EmbeddingStore) -> None:
         "labels": (2,),
     }
     assert batch["query_embeddings"].dtype == torch.float32
-    assert torch.equal(batch["query_embeddings"][1, :3], store.embeddings("P2", torch.float32))
+    assert torch.equal(batch["query_embeddings"][1, :3], store.read("P2", dtype=torch.float32))
     assert batch["query_mask"].sum(-1).tolist() == [7, 3]
     assert batch["labels"].tolist() == [1, 0]
     output = make_head()(**batch)
-    alone = make_head()(**PairCollator(store)(rows[1:]))
+    alone = make_head()(**PairCollator(store, by="id")(rows[1:]))
     assert torch.allclose(output.scores[1], alone.scores[0], atol=1e-5)
     assert output.loss.isfinite()
 
 
 def test_rows_without_labels(store: EmbeddingStore) -> None:
-    batch = PairCollator(store, kind="projections")([{"query": "P1", "candidate": "P3"}])
+    rows = [{"query": SEQUENCES["P1"], "candidate": SEQUENCES["P3"]}]
+    batch = PairCollator(store, kind="projections")(rows)
     assert set(batch) == {
         "query_embeddings",
         "query_mask",
@@ -65,11 +66,17 @@ def test_rows_without_labels(store: EmbeddingStore) -> None:
         "candidate_mask",
     }
     assert batch["query_embeddings"].shape == (1, 7, 8)
-    assert PairCollator(store)([{"query": "P1", "candidate": "P3", "labels": True}])["labels"] == 1
+    assert PairCollator(store)([rows[0] | {"labels": True}])["labels"] == 1
 
 
 def test_errors_name_what_is_wrong(store: EmbeddingStore, tmp_path: Path) -> None:
-    collate = PairCollator(store)
+    collate = PairCollator(store, by="id")
+    with pytest.raises(
+        ValueError, match=r"query: .* sequence 'P1'; .*where rows hold ids, .*by='id'"
+    ):
+        PairCollator(store)([{"query": "P1", "candidate": "P2"}])
+    with pytest.raises(ValueError, match="by is 'name'; give 'sequence' or 'id'"):
+        PairCollator(store, by="name")  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"candidate: .* no protein .* 'P9'; add it with: plasma-hf"
     ):
@@ -112,7 +119,7 @@ def test_trainer_learns_and_evaluates(store: EmbeddingStore, tmp_path: Path, wor
         ),
         train_dataset=pairs,
         eval_dataset=pairs,
-        data_collator=PairCollator(store),
+        data_collator=PairCollator(store, by="id"),
     )
     trainer.train()
     assert not torch.equal(model.alignment_head.hidden.weight, before)

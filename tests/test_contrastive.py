@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused():
     x, y = draw()
     with pytest.raises(ValueError, match=r"sequences have shape \(12, 8\), structures \(5, 8\)"):
         clip_loss(x, y[:5], 0.07)
-    with pytest.raises(ValueError, match="accepted are 'pseudocode' and 'paper'"):
+    with pytest.raises(ValueError, match="accepted are 'pseudocode', 'paper'"):
         ProtAlignConfig(siglip_sign="minus")
     with pytest.raises(ValueError, match=r"groups has shape \(3,\); give \(12,\)"):
         clip_loss(x, y, 0.07, groups=torch.arange(3))

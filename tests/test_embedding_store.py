@@ -7,30 +7,28 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.data import EmbeddingStore
+from plasma_hf.data import EmbeddingStore, PairCollator
 from plasma_hf.data import store as store_module
-from plasma_hf.data.store import (
-    cut_batches,
-    describe,
-    rank_and_world_size,
-    sequence_hash,
-    shard_paths,
-    writer_lock,
-)
-from tests.helpers.kill_points import Jobs, jobs
+from plasma_hf.data.shards import describe, write_shard, writer_lock
+from plasma_hf.data.store import cut_batches, rank_and_world_size, sequence_hash, shard_paths
+from tests.helpers.kill_points import Jobs, Killed, jobs, kill_everywhere, killed_at
 from tests.helpers.store_job import RESIDUES_PER_BATCH, SHARD_BYTES, TinyEsm, make_head, run
 
 ROOT = Path(__file__).parents[1]
@@ -72,8 +70,8 @@ def records(folder: str | Path) -> dict[str, bytes]:
     """Return every record as its bytes on disk."""
     store = EmbeddingStore.open(folder)
     return {
-        f"{kind}/{key}": store.read(key, kind).view(torch.uint8).numpy().tobytes()
-        for key in store
+        f"{kind}/{key}": store.read_key(key, kind).view(torch.uint8).numpy().tobytes()
+        for key in store.lengths
         for kind in store.header.kinds
     }
 
@@ -108,24 +106,59 @@ def one_go(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What is kept
 
 
-def test_found_by_id_sequence_and_hash(letters: EmbeddingStore) -> None:
+def test_found_by_id_sequence_and_key(letters: EmbeddingStore) -> None:
     want = torch.tensor([float(ord(c)) for c in "MKVLA"]).unsqueeze(-1).expand(5, 3)
-    for key in ("P1", "P3", "MKVLA", "mkv la", sequence_hash("MKVLA")):
-        assert key in letters
-        assert torch.equal(letters[key], want)
-        assert torch.equal(letters.embeddings(key), want)
-    assert len(letters) == 2
-    assert set(letters) == {sequence_hash("MKVLA"), sequence_hash("ACD")}
-    assert letters.lengths[sequence_hash("ACD")] == 3
+    for name in ("P1", "P3"):
+        assert name in letters
+        assert torch.equal(letters[name], want)
+        assert torch.equal(letters.read(name, "embeddings"), want)
+    for sequence in ("MKVLA", "mkv la"):
+        assert letters.has_sequence(sequence)
+        assert torch.equal(letters.read_sequence(sequence), want)
+        assert torch.equal(letters.embeddings(sequence), want)  # as exported pipelines ask
+    assert torch.equal(letters.read_key(sequence_hash("MKVLA")), want)
+    assert (len(letters), list(letters)) == (3, ["P1", "P2", "P3"])
+    assert letters.lengths == {sequence_hash("MKVLA"): 5, sequence_hash("ACD"): 3}
     assert letters.ids["P3"] == sequence_hash("MKVLA")
     assert "P4" not in letters
-    assert "MK7" not in letters
     assert 7 not in letters
+    assert not letters.has_sequence("MK7")
+
+
+def test_an_id_is_no_sequence_and_no_key(tmp_path: Path) -> None:
+    store = EmbeddingStore.create(tmp_path, Letters())
+    # Ids that are peptides, that are each other's sequences, and one that is the key of another.
+    taken = sequence_hash("WWY")
+    rows = {"KRAS": "MKVLA", "AC": "GGG", "GGG": "AC", taken: "LLLL", "own": "WWY"}
+    assert store.add(rows.items(), Letters()).bad == []
+
+    def codes(sequence: str) -> list[float]:
+        return [float(ord(letter)) for letter in sequence]
+
+    for name, sequence in rows.items():
+        assert store[name][:, 0].tolist() == codes(sequence)
+        assert store.read_sequence(sequence)[:, 0].tolist() == codes(sequence)
+    assert store.read_key(taken)[:, 0].tolist() == codes("WWY")
+    assert not store.has_sequence("KRAS")
+    for ask in (store.read_sequence, store.embeddings):
+        with pytest.raises(KeyError, match="no protein with the sequence 'KRAS'"):
+            ask("KRAS")
+    for name in ("MKVLA", sequence_hash("MKVLA")):
+        assert name not in store
+        with pytest.raises(KeyError, match="no protein with the id"):
+            store[name]
+        with pytest.raises(KeyError, match="holds no"):
+            store.remove([name])
+    assert store.remove(["GGG"]) == 1
+    assert store["AC"][:, 0].tolist() == codes("GGG")
+    assert not store.has_sequence("AC")
 
 
 def test_missing_protein_is_named(letters: EmbeddingStore) -> None:
-    with pytest.raises(KeyError, match=r"no protein with the id or sequence 'P9'; add it with"):
+    with pytest.raises(KeyError, match=r"no protein with the id 'P9'; add it with: plasma-hf"):
         letters["P9"]
+    with pytest.raises(KeyError, match=r"no protein with the key 'P1'"):
+        letters.read_key("P1")
     with pytest.raises(ValueError, match="keeps embeddings, no projections; make one"):
         letters.read("P1", "projections")
 
@@ -144,7 +177,7 @@ def test_dtypes(tmp_path: Path, name: str) -> None:
         [want] = TinyEsm().embed(["MKVLA"])
         projected = make_head().project(want)
     store = EmbeddingStore.open(tmp_path)
-    assert torch.equal(store.embeddings("P1"), want.to(dtype))
+    assert torch.equal(store.read("P1", "embeddings"), want.to(dtype))
     assert torch.equal(store.read("P1", "projections", torch.float32), projected.to(dtype).float())
     assert store.read("P1", "projections").shape == (5, 8)
     size = sum(path.stat().st_size for path in shard_paths(tmp_path))
@@ -157,7 +190,7 @@ def test_projections_alone(tmp_path: Path) -> None:
     store.add([("P1", "MKVLA")], TinyEsm(), make_head())
     assert store["P1"].shape == (5, 8)
     with pytest.raises(ValueError, match="keeps projections, no embeddings"):
-        store.embeddings("P1")
+        store.embeddings("MKVLA")
 
 
 def test_files_can_be_read_by_those_who_may_read_the_folder(letters: EmbeddingStore) -> None:
@@ -187,9 +220,9 @@ def test_a_stream_holds_everything_once(one_go: Path) -> None:
         assert lengths == sorted(lengths, reverse=True)
         assert len(lengths) == 1 or lengths[0] * len(lengths) <= 2000
         for key in batch.keys:
-            assert torch.equal(batch.read("projections", key), store.read(key, "projections"))
+            assert torch.equal(batch.read("projections", key), store.read_key(key, "projections"))
         seen += batch.keys
-    assert sorted(seen) == sorted(store)
+    assert sorted(seen) == sorted(store.lengths)
 
 
 def test_pickled_by_its_folder(letters: EmbeddingStore) -> None:
@@ -208,7 +241,7 @@ def test_what_is_there_is_not_computed_again(letters: EmbeddingStore) -> None:
     report = letters.add([("P6", "WWWW")], embedder)
     assert (report.embedded, report.already_there) == (1, 0)
     assert embedder.batches == [["WWWW"]]
-    assert len(EmbeddingStore.open(letters.folder)) == 3
+    assert len(EmbeddingStore.open(letters.folder).lengths) == 3
 
 
 def test_remove_and_add_again(letters: EmbeddingStore) -> None:
@@ -216,10 +249,10 @@ def test_remove_and_add_again(letters: EmbeddingStore) -> None:
     assert "P1" not in letters
     assert "P3" in letters
     assert letters.remove(["P3"]) == 1
-    assert "MKVLA" not in letters
+    assert not letters.has_sequence("MKVLA")
     assert "P2" in EmbeddingStore.open(letters.folder)
-    assert letters.remove(["ACD"]) == 1
-    assert (len(letters), letters.ids, shard_paths(letters.folder)) == (0, {}, [])
+    assert letters.remove(["P2"]) == 1
+    assert (len(letters), letters.lengths, shard_paths(letters.folder)) == (0, {}, [])
     assert letters.add([("P1", "MKVLA")], Letters()).embedded == 1
     assert "P1" in letters
     with pytest.raises(KeyError, match="holds no P2"):
@@ -249,7 +282,7 @@ def test_one_id_for_two_sequences(letters: EmbeddingStore) -> None:
     assert "'AA'" in second.reason
     assert "'CC'" in second.reason
     assert "P8" in letters
-    assert "CC" not in letters
+    assert not letters.has_sequence("CC")
 
 
 def test_bad_records_are_named_and_the_rest_is_done(letters: EmbeddingStore) -> None:
@@ -397,6 +430,9 @@ def test_a_shard_of_another_store_is_named(letters: EmbeddingStore, tmp_path: Pa
     ):
         EmbeddingStore.open(letters.folder)
     save_file({"embeddings/x": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .no store has writ"):
+        EmbeddingStore.open(letters.folder)
+    write_shard(path, {"embeddings/x": torch.ones(1, 3)}, "what is this")
     with pytest.raises(ValueError, match=f"{path.name} is not a shard of .* but of none at all"):
         EmbeddingStore.open(letters.folder)
 
@@ -406,17 +442,21 @@ def test_header_missing_damaged_or_newer(letters: EmbeddingStore, tmp_path: Path
         EmbeddingStore.open(tmp_path / "nothing")
     path = letters.folder / "store.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(ValueError, match="of format 2, and this plasma_hf reads 1; install a new"):
+    del content["checksum"]  # by which a change of one number is found out
+    path.write_text(json.dumps(content | {"format": 3}))
+    with pytest.raises(ValueError, match="of format 3, and this plasma_hf reads 2; install a new"):
         EmbeddingStore.open(letters.folder)
-    for text in ("{", "[]", "{}", json.dumps(content | {"more": 1}), json.dumps({"format": 1})):
+    path.write_text(json.dumps(content | {"format": 1}))
+    with pytest.raises(ValueError, match=f"made by an older version: delete {letters.folder} and"):
+        EmbeddingStore.open(letters.folder)
+    for text in ("{", "[]", "{}", json.dumps(content | {"more": 1}), json.dumps({"format": 2})):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"store\.json .*; delete it and run"):
             EmbeddingStore.open(letters.folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="is not finished; run the command that builds it"):
         EmbeddingStore.open(letters.folder)
-    assert len(EmbeddingStore.create(letters.folder, Letters())) == 2
+    assert len(EmbeddingStore.create(letters.folder, Letters())) == 3
 
 
 # Opening and reading little
@@ -428,13 +468,12 @@ def test_reading_one_record_opens_one_file(
     shutil.copytree(one_go, tmp_path / "store")
     opened: list[str] = []
 
-    open_shard = store_module.open_shard
+    class Spy(store_module.Shard):
+        def __init__(self, path: Path, remedy: str) -> None:
+            opened.append(path.name)
+            super().__init__(path, remedy)
 
-    def spy(path: Path, remedy: str) -> Any:
-        opened.append(path.name)
-        return open_shard(path, remedy)
-
-    monkeypatch.setattr(store_module, "open_shard", spy)
+    monkeypatch.setattr(store_module, "Shard", Spy)
     store = EmbeddingStore.open(tmp_path / "store")
     paths = shard_paths(store.folder)
     assert opened == [path.name for path in paths]
@@ -453,8 +492,8 @@ def test_reading_one_record_opens_one_file(
 def test_open_files_are_bounded(one_go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "OPEN_SHARDS", 2)
     store = EmbeddingStore.open(one_go)
-    for key in store:
-        store[key]
+    for name in store:
+        store[name]
     with open("/proc/self/maps") as maps:
         mapped = {line.split()[-1] for line in maps if str(one_go) in line}
     assert 1 <= len(mapped) <= 2
@@ -494,6 +533,263 @@ def test_killed_three_times_and_resumed(
     assert records(folder) == records(one_go)
     assert not list(folder.glob("*.tmp"))
     assert EmbeddingStore.open(folder).ids == EmbeddingStore.open(one_go).ids
+
+
+PEPTIDES = [(f"P{i}", LETTERS[i:] + LETTERS[:i]) for i in range(4)]
+
+
+def embed_peptides(folder: Path, rows: list[tuple[str, str]] = PEPTIDES) -> EmbeddingStore:
+    """Embed in batches of two, which make a shard each."""
+    store = EmbeddingStore.create(folder, Letters())
+    store.shard_bytes = 1
+    store.run(store.prepare(rows, 40), Letters())
+    return store
+
+
+def take_out(folder: Path) -> None:
+    store = EmbeddingStore.open(folder)
+    if there := [name for name in ("P0", "P1", "P3") if name in store]:
+        store.remove(there)
+
+
+def put_others(folder: Path) -> None:
+    changed = [(name, sequence[::-1]) for name, sequence in PEPTIDES[:2]]
+    store = EmbeddingStore.open(folder)
+    old = [n for n, s in changed if n in store and not torch.equal(store[n], letters_of(s))]
+    store.remove(old)
+    embed_peptides(folder, changed)
+
+
+def everything(store: EmbeddingStore) -> dict[str, torch.Tensor]:
+    return {name: store[name] for name in store}
+
+
+def letters_of(sequence: str) -> torch.Tensor:
+    return Letters().embed([sequence])[0]
+
+
+def read_all(folder: Path) -> None:
+    """Read what there is; a store may not have been begun."""
+    try:
+        store = EmbeddingStore.open(folder)
+    except FileNotFoundError:
+        return
+    expected = dict(PEPTIDES)
+    for name, tensor in everything(store).items():
+        forwards, backwards = letters_of(expected[name]), letters_of(expected[name][::-1])
+        assert torch.equal(tensor, forwards) or torch.equal(tensor, backwards)
+    assert sum(len(batch.keys) for batch in store.stream()) == len(store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [embed_peptides, take_out, put_others])
+def test_killed_at_every_file_operation(job: Any, tmp_path: Path) -> None:
+    base = None
+    if job is not embed_peptides:
+        embed_peptides(base := tmp_path / "base")
+    assert kill_everywhere(job, read_all, tmp_path, base) > 15
+
+
+def test_a_killed_removal_is_whole(tmp_path: Path) -> None:
+    embed_peptides(tmp_path / "base")
+    names = ["P0", "P1", "P3"]
+    seen = set()
+    for number in range(1, 15):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "base", folder)
+        with suppress(Killed), killed_at(number):
+            EmbeddingStore.open(folder).remove(names)
+        with FileLock(folder / "shard-00000.lock"):  # so that it is not ended before it is seen
+            store = EmbeddingStore.open(folder)
+        seen.add(there := len(store.ids.keys() & set(names)))
+        assert len(store.lengths) == len(store) == 1 + there
+        ended = EmbeddingStore.open(folder)
+        assert not list(folder.glob("*.tmp")) and not list(folder.glob("removal.json*"))
+        assert set(ended) == set(store)
+    assert seen == {0, 3}
+
+
+def test_an_unfinished_removal_and_new_records(tmp_path: Path) -> None:
+    store = embed_peptides(tmp_path)
+    with suppress(Killed), killed_at(8):
+        EmbeddingStore.open(tmp_path).remove(["P0", "P1", "P3"])
+    with FileLock(tmp_path / "removal.lock"):  # as if the one who removes were at it
+        assert set(EmbeddingStore.open(tmp_path)) == {"P2"}
+    assert (tmp_path / "removal.json").exists()
+    assert store.add(PEPTIDES, Letters()).embedded == 3
+    assert not (tmp_path / "removal.json").exists()
+    assert set(EmbeddingStore.open(tmp_path)) == set(dict(PEPTIDES))
+
+
+def test_what_other_ranks_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "shard-00003-000000.safetensors.tmp"
+    own = tmp_path / "notes-2026.tmp"
+    for path in (left, own):
+        path.write_bytes(b"half")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    embed_peptides(tmp_path)
+    assert left.exists()  # rank 3 of this job may be at it
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    embed_peptides(tmp_path)
+    assert not left.exists() and own.exists()
+
+
+# Readers and changes
+
+
+def test_opened_while_a_shard_goes(
+    letters: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters.add([("P4", "WWW")], Letters())
+    listed, changes = store_module.shard_paths, iter([["P4"]])
+
+    def list_and_change(*words: Any) -> list[Path]:
+        found = listed(*words)
+        for names in changes:
+            EmbeddingStore.open(letters.folder).remove(names)
+        return found
+
+    monkeypatch.setattr(store_module, "shard_paths", list_and_change)
+    assert set(EmbeddingStore.open(letters.folder)) == {"P1", "P2", "P3"}
+
+
+def test_read_after_others_have_changed_it(letters: EmbeddingStore) -> None:
+    letters.add([("P4", "WWW"), ("P5", "YYYY")], Letters())
+    stale = EmbeddingStore.open(letters.folder)
+    other = EmbeddingStore.open(letters.folder)
+    other.remove(["P2", "P4", "P5"])
+    other.add([("P4", "WWW")], Letters())
+    assert torch.equal(stale["P1"], letters_of("MKVLA"))
+    keys = {key for batch in stale.stream() for key in batch.keys}
+    assert keys == {sequence_hash("MKVLA"), sequence_hash("WWW")}
+    with pytest.raises(KeyError, match="no protein with the id 'P5'"):
+        stale["P5"]
+    assert torch.equal(stale["P4"], letters_of("WWW"))
+
+
+# Bytes that are not what was written
+
+
+def test_a_flipped_byte_is_named(letters: EmbeddingStore, tmp_path: Path) -> None:
+    for path in sorted(letters.folder.iterdir()):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 5):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=f"{path.name} .*delet"):
+                everything(EmbeddingStore.open(letters.folder))
+        path.write_bytes(whole)
+    assert len(everything(EmbeddingStore.open(letters.folder))) == 3
+
+
+def test_damage_of_one_record_leaves_the_others(letters: EmbeddingStore) -> None:
+    [path] = shard_paths(letters.folder)
+    content = path.read_bytes()
+    place = content.index(letters["P2"].numpy().tobytes())
+    path.write_bytes(content[:place] + b"?" + content[place + 1 :])
+    store = EmbeddingStore.open(letters.folder)
+    assert torch.equal(store["P1"], letters_of("MKVLA"))
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .* delete that file"):
+        store["P2"]
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .* delete that file"):
+        store.remove(["P1", "P3"])
+    path.unlink()
+    assert store.add([("P1", "MKVLA"), ("P2", "ACD")], Letters()).embedded == 2
+
+
+DEEP = 100_000 * "["
+NESTED = 100_000 * '{"a":'
+
+
+@pytest.mark.parametrize("file", ["store.json", "ids-00000.json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        NESTED,
+        '{"format": %s}' % (10_000 * "9"),
+        '{"format": "2"}',
+        "[1]",
+        "null",
+        "NaN",
+        "",
+        "{}",
+    ]
+    + [json.dumps({"ids": wrong}) for wrong in ({"P1": 5}, {"P1": ["x"]}, ["P1"], 7)]
+    + [json.dumps({"checksum": 5, "ids": {}}), json.dumps({"more": {}})],
+)
+def test_crafted_json_is_one_line(letters: EmbeddingStore, file: str, text: str) -> None:
+    (letters.folder / file).write_text(text)
+    with pytest.raises(ValueError, match=f"{file} .*delet") as caught:
+        EmbeddingStore.open(letters.folder)
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "int8"},
+        {"kinds": []},
+        {"kinds": "x"},
+        {"hidden_size": 3.0},
+        {"backbone": {"a": 1}},
+    ],
+)
+def test_headers_of_wrong_types(letters: EmbeddingStore, changes: dict[str, Any]) -> None:
+    path = letters.folder / "store.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(ValueError, match=r"store\.json is not a valid header .*delete it"):
+        EmbeddingStore.open(letters.folder)
+
+
+def test_crafted_shards_are_one_line(letters: EmbeddingStore) -> None:
+    [path] = shard_paths(letters.folder)
+    key = f"embeddings/{sequence_hash('MKVLA')}"
+    one = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+    def file(header: Any) -> bytes:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        return struct.pack("<Q", len(text)) + text + b"1234"
+
+    for content in (
+        struct.pack("<Q", 2**64 - 1),
+        struct.pack("<Q", 100) + 100 * b" ",
+        file(DEEP.encode()),
+        file({key: one | {"shape": [2**62, 2**62]}}),
+        file({key: one | {"data_offsets": [0, 2**60]}}),
+        file({"__metadata__": {"store": DEEP}, key: one}),
+        file({"__metadata__": {"store": "[1]"}, key: one}),
+        file({"__metadata__": {"store": '{"about": "x"}'}, key: one}),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path.name} is missing or damaged .*delete that"):
+            EmbeddingStore.open(letters.folder)
+    about = letters.header.text()
+    for tensor in (torch.tensor(1.0), torch.ones(3), torch.ones(5, 4)):
+        write_shard(path, {key: tensor}, about)
+        with pytest.raises(ValueError, match=f"{path.name} is not a shard of this store"):
+            EmbeddingStore.open(letters.folder)
+
+
+# Other processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_read_in_the_processes_of_a_loader(letters: EmbeddingStore, how: str) -> None:
+    letters["P1"]  # a file is mapped before there are other processes
+    names = [["P1"], ["P2"], ["P3"]]
+    collate = PairCollator(letters, by="id")
+    rows = [{"query": one, "candidate": "P2"} for [one] in names]
+    loader = DataLoader(
+        rows, batch_size=1, collate_fn=collate, num_workers=1, multiprocessing_context=how
+    )
+    found = [batch["query_embeddings"][0] for batch in loader]
+    for [name], tensor in zip(names, found, strict=True):
+        assert torch.equal(tensor, letters[name])
 
 
 def test_records_do_not_depend_on_shards(fasta: Path, one_go: Path, tmp_path: Path) -> None:

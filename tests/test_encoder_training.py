@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import SiteProtein
-from plasma_hf.data.alignments import FamilyAlignment, ResidueAlignment
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.data.alignments import ResidueAlignment
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from reproduce.encoder import (
     HEAD,
@@ -24,6 +24,7 @@ from reproduce.encoder import (
     EncoderObjective,
     EncoderSources,
     EncoderTraining,
+    FamilyAlignment,
     ObjectiveWeights,
     collate,
     confident_pairs,

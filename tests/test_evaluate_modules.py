@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import runpy
 import shutil
+import types
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import plasma_hf.metrics
+from plasma_hf.hub.card import template_folder
 from plasma_hf.metrics import average_precision, f1_max, label_match_score
 
 evaluate = pytest.importorskip("evaluate")
 
-MODULES = Path(plasma_hf.metrics.__file__).parent / "modules"
+MODULES = template_folder() / "metrics"
 SCORES, LABELS = [0.9, 5.0, -2.0, 30.0, 0.2], [1, 0, 0, 1, 1]
 
 
@@ -76,3 +79,11 @@ def test_folders_have_a_card_and_say_what_they_need(name: str) -> None:
     card = (MODULES / name / "README.md").read_text()
     assert card.startswith("---\n") and f"title: {name}\n" in card
     assert (MODULES / name / "requirements.txt").read_text().split() == ["plasma-hf[train]"]
+
+
+@pytest.mark.parametrize("name", ["average_precision", "f1_max", "label_match_score"])
+def test_the_example_of_a_module_runs(name: str) -> None:
+    module = types.ModuleType(name)
+    vars(module).update(runpy.run_path(str(MODULES / name / f"{name}.py"), run_name=name))
+    done = doctest.testmod(module)
+    assert done.attempted and not done.failed

@@ -64,7 +64,6 @@ KINDS = {
     "protein_mpnn": set(),
 }
 MODULES = {kind: f"modeling_{kind}.py" for kind in KINDS}
-MODULES["residue_encoder"] = "modeling_substitution.py"
 
 
 @pytest.mark.parametrize("kind", KINDS)

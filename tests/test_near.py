@@ -94,8 +94,10 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path):
     tokens = torch.tensor([[13, 11, 22]])
     again = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(again(tokens)[0], model(tokens)[0])
-    with pytest.raises(Exception, match="odd kernel"):
+    with pytest.raises(Exception, match="kernel=4; give an odd number"):
         NearConfig(kernel=4)
+    with pytest.raises(Exception, match="blocks=0; give a number above 0"):
+        NearConfig(blocks=0)
 
 
 def test_a_head_over_it_carries_it_along(tmp_path):

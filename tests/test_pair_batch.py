@@ -66,6 +66,22 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(form, lengths, seed)
         torch.testing.assert_close(found, grad, atol=near, rtol=1e-3)
 
 
+@pytest.mark.parametrize("lengths", [[(12, 12)], [(36, 1), (7, 9)]], ids=["one pair", "padded"])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_without_gradient_it_is_the_same(form, lengths):
+    pytest.importorskip("numba")
+    torch.manual_seed(0)
+    model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, kernel_scale=0.5, **form))
+    batch = make_batch(lengths)
+    sides = {name: batch[name] for name in batch if name.endswith(("embeddings", "mask"))}
+    expected = run(model, batch, "torch")[0]
+    with torch.no_grad(), use_kernels("numba"):
+        found, scored = model(**batch), model(**sides)
+    assert torch.equal(found.scores, scored.scores)
+    for name in ("scores", "loss", "score_loss", "label_match_loss", "correspondence_loss"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
 def test_plans_and_costs_are_put_together_again():
     pytest.importorskip("numba")
     model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, head="hinge"))

@@ -62,7 +62,7 @@ def test_reader_keeps_good_rows_in_order(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         (("P", "F", "MKV", "[0, 1]"), "label holds 2 values for 3 residues"),
-        (("P", "F", "MK-v", "[0, 1, 0, 0]"), "'-' 'v'"),
+        (("P", "F", "MK-v", "[0, 1, 0, 0]"), "seq_full has the character '-' at position 3"),
         (("P", "F", "MKV", "[0, 1, 2]"), "not a list of 0 and 1"),
         (("P", "F", "MKV", "7"), "not a list of 0 and 1"),
         (("P", "F", "MKV", "[0, 1, 0"), "not JSON"),

@@ -1,6 +1,8 @@
 """The pipeline: every kind of input, batches, and one clear error for each kind of bad input."""
 
 import gzip
+import os
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +15,8 @@ from transformers import pipeline
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
 from plasma_hf.data import EmbeddingStore
-from plasma_hf.models import pipeline_protein_alignment, processing_plasma
+from plasma_hf.hub import upstream
+from plasma_hf.models import modeling_plasma, pipeline_protein_alignment, processing_plasma
 from plasma_hf.models import protein as protein_module
 from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.pipeline_protein_alignment import find_segments
@@ -127,12 +130,12 @@ BAD = {
     "gap": (("MK-V", "MKV"), "Remove gaps"),
     "not latin": (("MKß", "MKV"), "character 'ß' at position 3"),
     "no file": (("no/such.fasta", "MKV"), r"there is no file 'no/such.fasta'; check the path"),
-    "ending": (("{}/notes.txt", "MKV"), r"has '.txt', which is not one of .fasta"),
-    "no ending": (("{}/notes", "MKV"), "has no ending; give one of .fasta"),
+    "ending": (("{}/notes.txt", "MKV"), "notes.txt is not .* nor begins with '>' as FASTA"),
+    "no ending": (("{}/notes", "MKV"), "there is no file '.*notes'"),
     "several": (("{}/two.fa", "MKV"), r"holds 2 records: a, b; name one, as in '.*two.fa:a'"),
     "no record": (("{}/two.fa:z", "MKV"), r"has no record 'z'; it has: a, b"),
-    "no header": (("{}/noheader.fasta", "MKV"), r"line 1 comes before any '>' header line"),
-    "blank": (("{}/blank.fasta", "MKV"), "holds no FASTA record"),
+    "no header": (("{}/noheader.fasta", "MKV"), "noheader.fasta is not .* nor begins with '>'"),
+    "blank": (("{}/blank.fasta", "MKV"), "blank.fasta is not .* nor begins with '>'"),
     "empty record": (("{}/empty.fasta", "MKV"), "query 'nothing' is empty"),
     "structure": (("{}/rubbish.pdb", "MKV"), "rubbish.pdb (is not a valid|holds no protein)"),
     "several chains": (("{}/two.pdb", "MKV"), r"holds 2 chains: A, B; name one"),
@@ -143,12 +146,13 @@ BAD = {
     "whole numbers": ((np.ones((5, 420), int), "MKV"), "residue embeddings are floating point"),
     "no residues": ((torch.ones(0, 420), "MKV"), "at least one residue"),
     "nan": ((torch.full((3, 420), torch.nan), "MKV"), "NaN or infinite"),
+    "large": ((torch.full((3, 420), 1e20), "MKV"), r"query has NaN or infinite .* beyond 1e\+12"),
     "ragged": (([[1.0, 2.0], [1.0]], "MKV"), "is not a table of numbers"),
     "kind": ((5, "MKV"), "query is a int; give a sequence, a path"),
     "protein": ((Protein("p", "MK1"), "MKV"), "character '1'"),
     "three": (("A", "B", "C"), "a pair is a tuple of 3"),
     "key": ({"query": "MKV", "target": "MKV"}, r"has no candidate, only \['query', 'target'\]"),
-    "one protein": ("MKV", "a str is one protein, and an alignment needs two"),
+    "one protein": ("MKV", "cannot align a str, and an alignment needs two proteins: give a pair"),
     "number": (7, "cannot align a int"),
 }
 
@@ -173,6 +177,70 @@ def test_two_arguments_and_unknown_options(align):
         align(PAIR, on_error="ignore")
     with pytest.raises(TypeError, match="nonsense"):
         align(PAIR, nonsense=1)
+
+
+def test_numbers_that_cannot_be(align):
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size={size}; give 1 or more"):
+            align([PAIR], batch_size=size)
+    for name, value in (("min_pairs", 0), ("max_gap", -1), ("threshold", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name}={value}.*; give"):
+            align(PAIR, **{name: value})
+
+
+def test_a_pair_that_does_not_fit_keeps_no_other_from_its_answer(align, monkeypatch):
+    monkeypatch.setattr(modeling_plasma, "FEW_CELLS", 10_000)
+    monkeypatch.setattr(modeling_plasma, "free_memory", lambda: 1e5)
+    long = ("MKTAYIAKQR" * 40, "AYIAKQRQLS" * 40)
+    good, bad, last = align([PAIR, long, PAIR], on_error="report", batch_size=4)
+    assert equal(good, last)
+    assert "1 pairs, up to 400 and 400 residues, take 0.0 GB" in bad["error"]
+
+
+FORK = """
+import os, sys, torch
+from torch.utils.data import DataLoader
+from transformers import pipeline
+import plasma_hf
+
+torch.set_num_threads(2)
+pair = ("MKTAYIAKQRQISFVKSHFSRQ" * 4, "AYIAKQRQLSFVKSHFS" * 4)
+
+class Scores:
+    align = None
+    def __len__(self):
+        return 2
+    def __getitem__(self, number):
+        align = Scores.align or pipeline("protein-alignment")
+        return align(pair)["score"]
+
+if __name__ == "__main__":
+    align = Scores.align = pipeline("protein-alignment")
+    large = torch.randn(900, 900)
+    expected, _ = align(pair)["score"], large @ large
+    for _ in range(2):
+        if not (child := os.fork()):
+            same = align(pair)["score"] == expected and (large @ large).exp().isfinite().any()
+            os._exit(0 if same and torch.get_num_threads() == 1 else 3)
+        assert os.waitpid(child, 0)[1] == 0
+    for way in ("fork", "spawn"):
+        found = list(DataLoader(Scores(), num_workers=1, multiprocessing_context=way))
+        assert all(abs(float(score) - expected) < 1e-6 for score in found), (way, found)
+    print("answered")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_after_an_alignment_answers(tmp_path):
+    script = tmp_path / "fork.py"
+    script.write_text(FORK)
+    command = [sys.executable, "-W", "ignore", str(script)]
+    places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | places
+    )
+    assert done.stdout == "answered\n", done.stderr
 
 
 def test_a_head_alone_takes_embeddings():
@@ -335,7 +403,7 @@ def test_the_default_checkpoint_is_small_and_described(align):
 def test_a_bundled_head_takes_the_place_of_the_default(tmp_path, monkeypatch):
     config = PlasmaConfig(plm_config=SubstitutionConfig(), head="residual", head_size=8)
     PlasmaModel(config).save_pretrained(tmp_path / "plasma_head_zinc_site")
-    monkeypatch.setattr(pipeline_protein_alignment, "BUNDLED", tmp_path)
+    monkeypatch.setattr(upstream, "BUNDLED", tmp_path)
     align = pipeline("protein-alignment", task_head="zinc_site")
     assert align.model.config.head == "residual" and not align.model.training
     assert align(PAIR)["score"] >= 0

@@ -9,6 +9,8 @@ from transformers import T5Config
 from transformers.utils import logging
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig
+from plasma_hf.kernels import use_kernels
+from plasma_hf.models import modeling_plasma
 from plasma_hf.models.modeling_plasma import label_match_losses, score_losses
 from tests.helpers import reference
 
@@ -276,12 +278,22 @@ def test_an_encoder_decoder_gives_its_encoder():
     assert model(query_input_ids=ids, candidate_input_ids=ids).scores.shape == (1,)
 
 
+ABOVE_0 = ("kernel_scale", "eps")
+FROM_0 = ("support_weight", "order_weight", "threshold", "correspondence_weight")
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ({}, "neither is here"),
-        ({"query_embeddings": torch.ones(1, 3, 5)}, "has width 5, this head takes 12"),
-        ({"query_embeddings": torch.ones(3, WIDTH)}, r"\(batch, residues, hidden\)"),
+        (
+            {"query_embeddings": torch.ones(1, 3, 5)},
+            r"of shape \(1, 3, 5\); give .* \(batch, residues, 12\)",
+        ),
+        (
+            {"query_embeddings": torch.ones(3, WIDTH)},
+            r"of shape \(3, 12\); give .* \(batch, residues, 12\)",
+        ),
         ({"query_embeddings": torch.ones(1, 3, WIDTH, dtype=torch.long)}, "floating point"),
         ({"query_input_ids": torch.ones(1, 3).long()}, "head without a backbone"),
         ({"query_embeddings": torch.ones(2, 3, WIDTH)}, "2 queries and 1 candidates"),
@@ -300,6 +312,42 @@ def test_inputs_that_do_not_fit(inputs, message):
         make_model()(**inputs, candidate_embeddings=torch.ones(1, 3, WIDTH))
 
 
+WRONG = [float("nan"), float("inf"), -float("inf"), 1e20]
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("kernels", ["numba", "torch"])
+@pytest.mark.parametrize("form", ["published", "mass", "collinear"])
+def test_embeddings_that_are_no_numbers_are_named(value, kernels, form):
+    model = make_model("hinge", score_form=form, normalize=False)
+    good, bad = torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
+    bad[1, 4, 2] = value
+    with use_kernels(kernels):
+        for gradient in (True, False):
+            with torch.set_grad_enabled(gradient):
+                with pytest.raises(ValueError, match=r"query_embeddings has NaN.* \[1, 4"):
+                    model(bad, good)
+                with pytest.raises(ValueError, match="candidate_embeddings has NaN or infinite"):
+                    model(good, bad)
+                mask = torch.ones(2, 7).bool()
+                mask[1, 4:] = False
+                assert model(bad, good, query_mask=mask).scores.isfinite().all()
+        with pytest.raises(ValueError, match=r"candidate 1 has NaN or infinite.*at residue \[4\]"):
+            model.align_pairs(list(good), list(bad))
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_it_starts(monkeypatch):
+    monkeypatch.setattr(modeling_plasma, "FEW_CELLS", 1000)
+    monkeypatch.setattr(modeling_plasma, "free_memory", lambda: 30_000.0)
+    model, long, short = make_model("hinge"), torch.randn(200, WIDTH), torch.randn(20, WIDTH)
+    refused = "pairs, up to 200 and 200 residues, take .* GB and 0.0 GB of memory are free; give"
+    with pytest.raises(ValueError, match=refused):
+        model.align_pairs([short, long], [short, long])
+    with pytest.raises(ValueError, match=refused):
+        model(long[None], long[None])
+    assert len(model.align_pairs([short], [short]).plans) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -307,9 +355,14 @@ def test_inputs_that_do_not_fit(inputs, message):
         ({"kernel_scale": 0}, "kernel_scale=0; give a number above 0"),
         ({"support_rounds": -1}, "support_rounds=-1; give 0 or more"),
         ({"order_weight": -2.0}, "order_weight=-2.0; give 0 or more"),
+        *(({name: float("nan")}, f"{name}=nan; give a number above 0") for name in ABOVE_0),
+        *(({name: float("inf")}, f"{name}=inf; give 0 or more") for name in FROM_0),
+        ({"threshold": -0.1}, "threshold=-0.1; give 0 or more"),
+        ({"support_gap": -1}, "support_gap=-1; give 0 or more"),
+        ({"embedding_size": 0}, "embedding_size=0; give a number above 0"),
         ({"plm_config": {"model_type": "nonsense"}}, "model_type='nonsense'"),
         ({"head": "mlp"}, "head='mlp'; accepted are 'lrl', 'hinge'"),
-        ({"score_form": "soft"}, 'score_form="soft" is no more; score with "published", "mass" or'),
+        ({"score_form": "soft"}, "score_form='soft'; accepted are 'published', 'mass', '"),
     ],
 )
 def test_configurations_that_cannot_be(options, message):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, Training
 import plasma_hf
 from plasma_hf import ProtAlignConfig, ProtAlignModel, ProteinMPNNEncoder
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.models.protein import Structure, is_structure, read_structure
 from plasma_hf.training.lora import lora_config
@@ -334,11 +334,15 @@ def test_the_trainer_of_transformers_trains_it(structures, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss": "triplet"}, "loss='triplet'; accepted are 'clip' and 'siglip'"),
-        ({"siglip_sign": "plus"}, "accepted are 'pseudocode' and 'paper'"),
+        ({"loss": "triplet"}, "loss='triplet'; accepted are 'clip', 'siglip'"),
+        ({"siglip_sign": "plus"}, "accepted are 'pseudocode', 'paper'"),
         ({"hidden_size": 10, "num_heads": 4}, "is not a multiple of num_heads=4"),
         ({"logit_temperature": 0}, "logit_temperature=0; give a number above 0"),
         ({"num_queries": 0}, "num_queries=0; give a number above 0"),
+        ({"logit_temperature": float("nan")}, "logit_temperature=nan; give a number above 0"),
+        ({"attention_dropout": -0.5}, "attention_dropout=-0.5; give 0 or more"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps=inf; give 0 or more"),
+        ({"logit_bias": float("nan")}, "logit_bias=nan; give a finite number"),
     ],
 )
 def test_a_wrong_configuration_is_refused(fields, message):
@@ -360,7 +364,7 @@ def test_unusable_input_is_refused():
         r"\(3, 9, 8\); give floating point numbers of shape \(batch, residues, 12\)",
         sequence_embeddings=torch.zeros(3, 9, 8),
     )
-    refused(r"mask of the sequences has shape \(3, 4\); give \(3, 9\)", sequence_mask=mask[:, :4])
+    refused(r"sequence_mask has shape \(3, 4\); give \(3, 9\)", sequence_mask=mask[:, :4])
     refused("protein 1 of the batch", sequence_mask=mask & torch.tensor([[1], [0], [1]]).bool())
     refused(
         r"sequences have shape \(3, 16\), structures \(2, 16\)",

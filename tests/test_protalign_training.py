@@ -214,10 +214,10 @@ def test_structures_are_stored_by_content_and_once(tmp_path) -> None:
     gap = replace(one, id="gap", backbone=atoms)
     named = replace(one, id="other name")
     store = store_structures(tmp_path, [one, gap, named], encoder, "float32")
-    assert len(store) == 2
-    assert store[structure_hash(gap)].shape == (19, 16)  # the residue without CA has no row
+    assert len(store.lengths) == 2
+    assert store.read_key(structure_hash(gap)).shape == (19, 16)  # one lacks CA
     (expected,) = encoder.embed([one])
-    assert torch.allclose(store[structure_hash(named)], expected, atol=1e-5)
+    assert torch.allclose(store.read_key(structure_hash(named)), expected, atol=1e-5)
     before = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     store_structures(tmp_path, [gap], encoder, "float32")
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == before

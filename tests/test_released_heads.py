@@ -244,3 +244,8 @@ def test_from_the_hub_and_then_without_it(esm, tmp_path):
     assert run(load, tmp_path / "small").returncode == 0
     elsewhere = run(load, tmp_path / "small", HF_HOME=str(tmp_path / "empty"))
     assert f"hf download facebook/esm2_t33_650M_UR50D --revision {COMMIT}" in elsewhere.stderr
+
+
+def test_a_head_on_the_hub_is_named_in_full():
+    with pytest.raises(ValueError, match="is no folder here; to load from the Hub give task and"):
+        PlasmaModel.from_upstream("org/heads", task="motif")

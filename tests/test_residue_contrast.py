@@ -9,7 +9,7 @@ import torch
 from plasma_hf import ProtAlignConfig, ProtAlignModel, load_backbone
 from plasma_hf.data import StructurePair, pair_of
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.training.residue_contrast import (
     KNOWN,
@@ -125,7 +125,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_weights(tmp_path):
 def test_what_cannot_be_learnt_from_is_refused():
     chain = PAIRS[0].structure
     other = StructurePair("p", chain.sequence[:-1], chain)
-    with pytest.raises(ValueError, match="not that of its structure"):
+    with pytest.raises(ValueError, match="give the residues observed"):
         ChainBatches([other], ["a"], ProtAlignProcessor(), SETTINGS)
     empty = pair_of(replace(chain, backbone=torch.full_like(chain.backbone, math.nan)))
     with pytest.raises(ValueError, match="no chain with backbone atoms"):

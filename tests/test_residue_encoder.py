@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from plasma_hf import PlasmaConfig, PlasmaModel, SubstitutionConfig, SubstitutionModel
 from plasma_hf.backbones import load_backbone
-from plasma_hf.models.modeling_substitution import ResidueEncoderConfig, ResidueEncoderModel
+from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig, ResidueEncoderModel
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.protein import RESIDUE_LETTERS
 
@@ -120,7 +120,7 @@ def test_under_a_head_with_gradient(tmp_path):
     "fields", [{"width": 1}, {"kernel": 4}, {"dilations": [1, 0]}, {"window": -1}]
 )
 def test_settings_that_make_no_network(fields):
-    with pytest.raises(ValueError, match="give a w"):
+    with pytest.raises(ValueError, match="give a width of 2 or more|window=-1; give 0 or more"):
         ResidueEncoderConfig(**fields)
 
 

@@ -18,8 +18,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 import plasma_hf  # noqa: F401 - it registers the task
 from plasma_hf import ProtAlignModel
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
+from plasma_hf.models.modeling_backbone import SubstitutionConfig
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
-from plasma_hf.models.modeling_substitution import SubstitutionConfig
 from plasma_hf.models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 from plasma_hf.models.protein import Protein, read_structure
 from plasma_hf.search import build_index, read_records
@@ -305,5 +305,5 @@ def test_where_the_package_is_not_installed_files_are_searched_and_an_index_is_r
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     refusal, found = done.stdout.splitlines()
-    assert "is opened by the package plasma_hf, which is not installed here: pip" in refusal
+    assert "candidates=[...] needs none) is opened by the package: pip install plasma-hf" in refusal
     assert found.split() == [hit["id"] for hit in search(SEQUENCES["short"])]

@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
 
 from plasma_hf.data import InvalidRecord
+from plasma_hf.data.shards import write_shard
 from plasma_hf.models.protein import Protein, read_structures
 from plasma_hf.search import (
     Index,
@@ -34,13 +37,9 @@ from tests.helpers.index_job import (
     run,
     write_helix,
 )
-from tests.helpers.kill_points import Jobs, jobs
+from tests.helpers.kill_points import Jobs, contents, jobs, kill_everywhere
 
 FEW = [("P1", "MKVLA"), ("P2", "WWFF", "a.fasta:P2"), ("P3", "GGGA")]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "index.lock"}
 
 
 @pytest.fixture
@@ -245,6 +244,195 @@ def test_stopped_at_any_step_the_index_is_the_old_or_the_new_one(
     assert set(contents(few)) == {"index.json", header.vectors, *header.shards}
 
 
+def embed_peptides(folder: Path) -> None:
+    sizes = {"records_per_shard": 3, "residues_per_batch": 60}
+    build_index(Composition(), make_records(4), folder, factory="Flat", **sizes)
+
+
+CHANGES = {
+    "build": embed_peptides,
+    "add": lambda folder: add_records(folder, Composition(), make_records(6)[4:]),
+    "replace": lambda folder: add_records(
+        folder, Composition(), [("P1", "MKVLA"), ("P3", "WWFF")], replace_changed=True
+    ),
+    "remove": lambda folder: remove_records(folder, ["P0", "P3"]),
+}
+
+
+def search_all(folder: Path) -> None:
+    """Search what there is; an index may not be finished."""
+    try:
+        index = Index.open(folder, Composition())
+    except FileNotFoundError:
+        return
+    [hits] = index.search(Composition().embed_sequences(["MKV"]), 100)
+    assert sorted(hit["id"] for hit in hits) == sorted(index.ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_killed_at_every_file_operation(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "PARTIAL_SECONDS", -1.0)  # after every batch
+    base = None
+    if name != "build":
+        embed_peptides(base := tmp_path / "base")
+    assert kill_everywhere(CHANGES[name], search_all, tmp_path, base) > 10
+
+
+class Hour(Composition):
+    """Take two seconds of a clock for a batch, until it is stopped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: float = float("inf")) -> None:
+        super().__init__()
+        self.clock, self.stop = 0.0, stop
+        monkeypatch.setattr(index_module.time, "monotonic", lambda: self.clock)
+
+    def embed_sequences(self, sequences: list[str], batch_size: int = 32) -> torch.Tensor:
+        if self.clock >= self.stop:
+            raise KeyboardInterrupt
+        self.clock += 2
+        return super().embed_sequences(sequences, batch_size)
+
+
+def test_a_killed_build_loses_ten_seconds_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [*make_records(120), ("bad", "MKO" * 15)]
+    sizes = {"residues_per_batch": 150}
+    whole = Hour(monkeypatch)
+    build_index(whole, records, tmp_path / "one go", **sizes)
+    assert whole.clock > 70
+    for stop in (24.0, 31.0):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(Hour(monkeypatch, stop), records, folder, **sizes)
+        resumed = Hour(monkeypatch)
+        report = build_index(resumed, records, folder, **sizes)
+        assert resumed.clock <= whole.clock - stop + 10
+        assert (report.embedded, report.already_there) == (resumed.embedded, 120 - resumed.embedded)
+        assert [bad.id for bad in report.bad] == ["bad"]
+        assert contents(folder) == contents(tmp_path / "one go")
+
+
+def test_a_reader_that_meets_a_change_reads_again(
+    few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, changes = IndexHeader.read, iter([["P1"], ["P2"]])
+
+    def read_and_change(folder: Path) -> IndexHeader:
+        header = read(folder)
+        with monkeypatch.context() as patched:
+            patched.setattr(IndexHeader, "read", read)
+            for names in changes:
+                remove_records(few, names)
+                break
+        return header
+
+    monkeypatch.setattr(IndexHeader, "read", read_and_change)
+    assert Index.open(few).ids == ["P3"]
+
+
+def test_a_flipped_byte_is_named(approximate: Path) -> None:
+    everything = [str(name) for name in contents(approximate)]
+    assert len(everything) == 4
+    for name in everything:
+        whole = (approximate / name).read_bytes()
+        for place in range(0, len(whole), 7):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            (approximate / name).write_bytes(changed)
+            with pytest.raises(ValueError, match=f"{name} .*build the index again"):
+                Index.open(approximate).search(torch.ones(1, WIDTH), 3)
+        (approximate / name).write_bytes(whole)
+    assert len(Index.open(approximate).search(torch.ones(1, WIDTH), 3)[0]) == 3
+
+
+def test_what_is_damaged_is_built_again(approximate: Path) -> None:
+    before = contents(approximate)
+    for name, content in before.items():
+        if name != IndexHeader.FILE:
+            (approximate / name).write_bytes(content[:-1] + b"?")
+    words = {"records_per_shard": 2, "factory": "Flat", "overwrite": True}
+    assert build_index(Composition(), FEW, approximate, **words).embedded == 3
+    assert contents(approximate) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vectors": "../../etc/passwd"},
+        {"vectors": 5},
+        {"shards": {"../few/records-000000000000000000000000.safetensors": 1}},
+        {"shards": {"/etc/passwd": 1}},
+        {"shards": [["a", 1]]},
+        {"width": -1},
+        {"width": 3.5},
+        {"kinds": [1]},
+        {"made_by": {"model": {"a": 1}, "weights": "a", "recipe": "b"}},
+        {"made_by": [1]},
+        {"format": "3"},
+        {"format": True},
+        {"more": 1},
+    ],
+)
+def test_headers_of_wrong_types(few: Path, changes: dict[str, Any]) -> None:
+    header = json.loads((few / "index.json").read_text())
+    del header["checksum"]
+    (few / "index.json").write_text(json.dumps(header | changes))
+    with pytest.raises(ValueError, match=r"index\.json is not a valid header .*build the index"):
+        Index.open(few)
+
+
+def test_crafted_files_are_one_line(few: Path) -> None:
+    name = next(iter(IndexHeader.read(few).shards))
+    rows = torch.frombuffer(bytearray(b"{}\n{}"), dtype=torch.uint8)
+    deep = torch.frombuffer(bytearray(2 * (9_999 * b"[" + b"\n")), dtype=torch.uint8)
+    vectors, about = torch.ones(2, WIDTH), json.dumps({"kinds": {}, "bad": []})
+    for tensors, text in (
+        ({"vectors": vectors, "about": rows}, 100_000 * "["),
+        ({"vectors": vectors, "about": rows}, json.dumps({"kinds": [1], "bad": []})),
+        ({"vectors": vectors, "about": rows}, json.dumps({"kinds": {}, "bad": [["1", "2", "3"]]})),
+        ({"vectors": vectors, "about": rows}, about),
+        ({"vectors": vectors, "about": deep}, about),
+        ({"vectors": vectors}, about),
+        ({"vectors": vectors.bfloat16(), "about": rows}, about),
+        ({"vectors": torch.ones(2), "about": rows}, about),
+        ({"vectors": torch.ones(2, WIDTH + 1), "about": rows}, about),
+    ):
+        write_shard(few / name, tensors, text)
+        with pytest.raises(ValueError, match=f"{name} .*build the index again"):
+            Index.open(few).search(torch.ones(1, WIDTH), 3)
+    for text in (100_000 * "[", 100_000 * '{"a":', '{"format": %s}' % (10_000 * "9"), "", "NaN"):
+        (few / "index.json").write_text(text)
+        with pytest.raises(ValueError, match=r"index\.json .*build the index again"):
+            Index.open(few)
+
+
+@dataclass
+class Searched(Dataset[str]):
+    """Queries of an index, answered where they are asked for."""
+
+    index: Index
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, number: int) -> str:
+        query = Composition().embed_sequences(["MKVLA", "GGGA"][number : number + 1])
+        return str(self.index.search(query, 1)[0][0]["id"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_searched_in_the_processes_of_a_loader(few: Path, how: str) -> None:
+    searched = Searched(Index.open(few))
+    assert searched[0] == "P1"  # mapped before there are other processes
+    loader = DataLoader(searched, batch_size=None, num_workers=1, multiprocessing_context=how)
+    assert list(loader) == ["P1", "P3"]
+
+
 def test_equal_scores_keep_the_order_of_the_index(tmp_path: Path) -> None:
     records = [(f"P{i}", "MKV" if i % 3 else "WYF") for i in range(300)]
     model = Composition()
@@ -320,7 +508,7 @@ def test_content_of_a_structure_is_its_atoms(tmp_path: Path) -> None:
 
 def test_the_folder_is_plain(few: Path) -> None:
     header = json.loads((few / "index.json").read_text())
-    assert (sum(header["shards"].values()), header["width"], header["format"]) == (3, WIDTH, 2)
+    assert (sum(header["shards"].values()), header["width"], header["format"]) == (3, WIDTH, 3)
     assert header["made_by"]["model"] == "tiny/composition"
     [(shard, count), _] = header["shards"].items()
     assert count == 2
@@ -351,15 +539,19 @@ def test_damage_and_other_formats(approximate: Path) -> None:
     with pytest.raises(ValueError, match=f"{second} holds 2 records, not 1; build the index again"):
         Index.open(few)
     save_file({"vectors": torch.ones(1, WIDTH)}, few / second)
+    with pytest.raises(ValueError, match=f"{second} is missing or damaged .no store .*build the"):
+        Index.open(few)
+    write_shard(few / second, {"vectors": torch.ones(1, WIDTH)}, "{}")
     with pytest.raises(ValueError, match=f"{second} is not a shard of an index .*build the index"):
         Index.open(few)
-    (few / "index.json").write_text(json.dumps(header | {"format": 3}))
-    with pytest.raises(ValueError, match="of format 3, and this plasma_hf reads 2; install a new"):
+    del header["checksum"]
+    (few / "index.json").write_text(json.dumps(header | {"format": 4}))
+    with pytest.raises(ValueError, match="of format 4, and this plasma_hf reads 3; install a new"):
         IndexHeader.read(few)
-    (few / "index.json").write_text(json.dumps(header | {"format": 1}))
+    (few / "index.json").write_text(json.dumps(header | {"format": 2}))
     with pytest.raises(ValueError, match="was made by an older version: build the index again"):
         IndexHeader.read(few)
-    for text in ("[]", "{}", '{"format": 2, "made_by": {"model": "m"}, "width": 3}'):
+    for text in ("[]", "{}", '{"format": 3, "made_by": {"model": "m"}, "width": 3}'):
         (few / "index.json").write_text(text)
         with pytest.raises(ValueError, match="is not a valid .*build the index again"):
             IndexHeader.read(few)

@@ -129,13 +129,14 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
             pytest.importorskip("datasets")
         with pytest.raises(FileNotFoundError, match="there is no file"):
             read(tmp_path / name)
-    with pytest.raises(ValueError, match=r"x\.txt is not read by its ending '\.txt'; give a file"):
+    (tmp_path / "x.txt").write_text("MKV\n")
+    with pytest.raises(ValueError, match=r"x\.txt is not a valid .* nor begins with '>' as FASTA"):
         read(tmp_path / "x.txt")
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(CSV.encode())[:-20])
-    with pytest.raises(ValueError, match=r"x\.csv\.gz is not a valid table"):
+    with pytest.raises(ValueError, match=r"x\.csv\.gz is not a valid gzip file"):
         read(tmp_path / "x.csv.gz")
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"x\.csv is not a valid table"):
+    with pytest.raises(ValueError, match=r"x\.csv has no column 'id', only"):
         read(tmp_path / "x.csv")
     (tmp_path / "y.csv").write_text("")
     with pytest.raises(ValueError, match=r"y\.csv has no column 'id', only ; name"):

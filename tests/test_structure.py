@@ -17,7 +17,7 @@ from plasma_hf.models.protein import (
     read_structures,
     split_record,
 )
-from tests.helpers.structures import FULL, atom_at, write_structure
+from tests.helpers.structures import FULL, atom_at, backbone_of, cif_text, pdb_text, write_structure
 
 
 def pdb_atom(  # noqa: PLR0913
@@ -244,7 +244,7 @@ def test_a_trace_is_refused_by_name_unless_wanted(tmp_path, caplog):
     trace = [("ALA", ("CA",)), ("GLY", ("CA",)), ("SER", ("CA",))]
     path = write_structure(tmp_path / "p.pdb", {"A": [("ALA", FULL)], "T": trace})
     assert [s.id for s in read_structures(path)] == ["p.pdb:A"]
-    assert "chain 'T' of" in caplog.text and "no residue with N, CA, C, O" in caplog.text
+    assert "chains that are left out, without any residue with N, CA, C, O: T" in caplog.text
     a, t = read_structures(path, atoms=("CA",))
     assert t.sequence == "AGS" and t.backbone.isfinite().all(-1).tolist() == [[0, 1, 0, 0]] * 3
     assert not t.residue_mask.any() and a.residue_mask.all()
@@ -371,3 +371,133 @@ def test_a_structure_of_another_copy_of_the_code_is_one():
     twin = dataclasses.make_dataclass("Structure", names)
     assert is_structure(twin("p", "M", torch.zeros(1, 4, 3), ("1",), ("A",)))
     assert not is_structure("p.pdb") and not is_structure(atom_at("N", (0, 0, 0)))
+
+
+def bound(residues, first=1, y=0.0, chain="A"):
+    """Return a chain as a row for `pdb_text`, its residues bound and numbered from a number on."""
+    numbers = [str(first + i) if isinstance(first, int) else first[i] for i in range(len(residues))]
+    return chain, "A", residues, numbers, backbone_of(len(residues), y)
+
+
+def read_text(tmp_path, text, suffix=".pdb"):
+    (tmp_path / f"p{suffix}").write_text(text)
+    found = read_structures(tmp_path / f"p{suffix}")
+    return {chain.id.partition(":")[2]: (chain.sequence, chain.author_numbers) for chain in found}
+
+
+def test_a_chain_named_as_a_copy_would_be_keeps_its_name(tmp_path, caplog):
+    chains = [bound(["ALA", "GLY"], y=50 * i, chain=name) for i, name in enumerate("AAB")]
+    text = cif_text([*chains, bound(["SER", "SER"], y=200, chain="A2")], without=["label_asym_id"])
+    found = read_text(tmp_path, text, ".cif")
+    assert {name: sequence for name, (sequence, _) in found.items()} == {
+        **{"A": "AG", "A3": "AG"},
+        **{"B": "AG", "A2": "SS"},
+    }
+    assert "several chains of one name; others than the first are called A3" in caplog.text
+    assert read_structure(f"{tmp_path / 'p.cif'}:A3").chain_ids == ("A3", "A3")
+
+
+@pytest.mark.parametrize(
+    ("second", "names"),
+    [
+        ({"first": 9, "y": 12}, ["A"]),  # a gap
+        ({"first": 3, "y": 60}, ["A", "A2"]),  # the next number, where no residue reaches
+        ({"first": 2, "y": 12}, ["A", "A2"]),  # a number that is there
+        ({"first": -5, "y": 60}, ["A", "A2"]),  # numbers that go back, far away
+    ],
+)
+def test_a_ter_inside_a_chain_is_told_from_the_end_of_a_copy(tmp_path, second, names):
+    chains = [bound(["ALA", "GLY"]), bound(["SER", "VAL"], **second)]
+    assert list(read_text(tmp_path, pdb_text(chains))) == names
+
+
+@pytest.mark.parametrize(
+    "numbers", [["1B", "1A", "1", "2"], ["90", "91", "5", "6"], ["7", "8", "7", "8"]]
+)
+@pytest.mark.parametrize("between", ["TER", "nothing"])
+def test_numbers_may_go_back_in_a_chain_that_is_bound(tmp_path, numbers, between):
+    name, label, residues, _, places = bound(["ALA", "GLY", "SER", "VAL"])
+    parts = [
+        (name, label, residues[:2], numbers[:2], places[:2]),
+        (name, label, residues[2:], numbers[2:], places[2:]),
+    ]
+    assert read_text(tmp_path, pdb_text(parts, between)) == {"A": ("AGSV", tuple(numbers))}
+
+
+def test_a_modified_residue_listed_behind_the_chain_stands_where_it_is_bound(tmp_path):
+    name, label, residues, numbers, places = bound(["ALA", "MSE", "SER", "MSE"])
+    order = [0, 2, 1, 3]
+    moved = (name, label, [residues[i] for i in order], [numbers[i] for i in order], places[order])
+    lines = pdb_text([moved]).split("\n")
+    free = pdb_text([bound(["MSE"], 300, 50)]).split("\n")[:4]
+    text = "\n".join([*lines[:8], "TER", *free, *lines[8:]])
+    assert read_text(tmp_path, text) == {"A": ("AMSM", ("1", "2", "3", "4"))}
+
+
+def test_entries_one_after_another_are_all_read(tmp_path):
+    one = pdb_text([bound(["ALA", "GLY"]), bound(["SER", "SER"], chain="B", y=30)])
+    other = pdb_text([bound(["VAL", "LEU"], y=90)])
+    found = read_text(tmp_path, f"HEADER    ONE\n{one}HEADER    TWO\n{other}")
+    assert {name: one[0] for name, one in found.items()} == {"A": "AG", "B": "SS", "A2": "VL"}
+
+
+@pytest.mark.parametrize("kept", [3, 20, 40, 50])
+def test_a_file_that_is_cut_off_is_said_to_be(tmp_path, caplog, kept):
+    lines = pdb_text([bound(["ALA", "GLY", "SER"])]).split("\n")
+    text = "\n".join([*lines[:9], lines[9][:kept]])
+    assert read_text(tmp_path, text) == {"A": ("AGS", ("1", "2", "3"))}
+    assert "p.pdb is cut off in its last line, behind N   SER A   3" in caplog.text
+    caplog.clear()
+    read_text(tmp_path, "\n".join(lines[:10]))
+    assert "cut off" not in caplog.text
+    cif = cif_text([bound(["ALA", "GLY"])])
+    with pytest.raises(ValueError, match=r"Wrong number of values .*\(is it cut off\?\)"):
+        read_text(tmp_path, cif[: cif.rindex(" 1.0")], ".cif")
+
+
+def test_names_of_residues(tmp_path, caplog):
+    pytest.importorskip("Bio", reason="knows the parents of rare residues")
+    states = ["NMET", "HSD", "HSE", "HSP", "HID", "HIE", "CHIP", "CYX", "CYM", "ASH", "GLH", "LYN"]
+    for suffix, write in ((".pdb", pdb_text), (".cif", cif_text)):
+        text = write([bound([*states, "BP5", "Q9Q", "ALA", "Q9Q"])])
+        found = read_text(tmp_path, text, suffix)
+        assert found["A"][0] == "MHHHHHHCCDEKAXAX"
+        assert (
+            f"p{suffix} has residues with names that are not known, read as X: Q9Q" in caplog.text
+        )
+        assert caplog.text.count("Q9Q") == 1
+        caplog.clear()
+
+
+def test_atoms_that_no_residue_can_have_are_reported(tmp_path, caplog):
+    name, label, residues, numbers, places = bound(["ALA", "GLY", "SER", "VAL", "LEU", "ILE"])
+    places[1, 1, 1] += 30
+    places[4:, :, 2] += 30
+    numbers[2:] = "3", "4", "5", "8"
+    read_text(tmp_path, pdb_text([(name, label, residues, numbers, places)]))
+    assert (
+        "p.pdb has residues with N and CA, or C and the next N, too far apart: A2, A5"
+        in caplog.text
+    )
+    assert len(caplog.records) == 1
+
+
+def test_columns_of_mmcif_that_may_lack_and_that_may_not(tmp_path):
+    chains = [bound(["ALA", "GLY"]), bound(["SER", "SER"], chain="B", y=30)]
+    for gone in ("group_PDB", "occupancy", "type_symbol", "label_asym_id", "label_seq_id"):
+        found = read_text(tmp_path, cif_text(chains, [gone]), ".cif")
+        assert [one[0] for one in found.values()] == ["AG", "SS"], gone
+    for gone in ("Cartn_x", "label_atom_id", "label_comp_id"):
+        with pytest.raises(ValueError, match=rf"p.cif is not a valid .*_atom_site\.{gone}"):
+            read_text(tmp_path, cif_text(chains, [gone]), ".cif")
+    with pytest.raises(ValueError, match=r"no column _atom_site.label_seq_id"):
+        read_text(tmp_path, cif_text(chains, ["label_seq_id", "auth_seq_id"]), ".cif")
+    two = cif_text(chains) + cif_text(chains).replace("data_x", "data_y")
+    with pytest.raises(ValueError, match="2 of its data blocks have atoms; give a file for each"):
+        read_text(tmp_path, two, ".cif")
+
+
+def test_lines_of_any_length_are_of_one_segment(tmp_path):
+    lines = pdb_text([bound(["ALA", "GLY", "SER"])]).split("\n")
+    cut = [line[:66] if i % 2 else line for i, line in enumerate(lines)]
+    assert read_text(tmp_path, "\n".join(cut)) == {"A": ("AGS", ("1", "2", "3"))}

@@ -12,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from plasma_hf.io.structures import read_structure_folder
 from plasma_hf.models.protein import join_structures, read_structures
-from tests.helpers.structures import FULL, atom_at, write_structure
+from tests.helpers.structures import (
+    FULL,
+    THREE,
+    atom_at,
+    backbone_of,
+    cif_text,
+    pdb_text,
+    write_structure,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TWINS = SHARED / "structures" / "biotite" / "pdb"
@@ -223,3 +232,73 @@ def test_breaks_leave_enough_to_read(originals, tmp_path):
             continue
         read += 1
     assert 40 < read < 160
+
+
+STATES = {"H": ["HSD", "HIE", "HISH", "NHIE"], "C": ["CYX", "CYS2", "CCYX"], "D": ["ASH", "CASP"]}
+STATES |= {"M": ["MSE", "NMET"], "K": ["LYN", "LYSH"], "E": ["GLH"], "A": ["NALA"], "R": ["ARN"]}
+FEW = ("label_asym_id", "occupancy", "type_symbol", "label_alt_id", "pdbx_PDB_model_num")
+
+
+@st.composite
+def drawn_chains(draw):
+    """Chains of one name or of several, from one number on, with insertion codes."""
+    count, begin = draw(st.integers(1, 4)), draw(st.integers(-3, 900))
+    names = draw(st.sampled_from(["AAAA", "    ", "ABCD", "ABAB", "AABB"]))
+    chains = []
+    for i in range(count):
+        letters = draw(st.text("".join(THREE), min_size=3, max_size=12))
+        residues = [draw(st.sampled_from([THREE[x], *STATES.get(x, ())])) for x in letters]
+        numbers, last = [], begin
+        for code in draw(st.lists(st.booleans(), min_size=len(letters), max_size=len(letters))):
+            inserted = bool(code and numbers) and numbers[-1][-1] != "C"
+            letter = numbers[-1].lstrip("-0123456789") if inserted else ""
+            numbers.append(f"{last - 1}{chr(ord(letter or '@') + 1)}" if inserted else str(last))
+            last += not inserted
+        places = backbone_of(len(letters), 100.0 * i)
+        chains.append((names[i].strip(), "WXYZ"[i], letters, residues, numbers, places))
+    return chains
+
+
+def names_expected(chains):
+    seen, names = {}, []
+    for name, *_ in chains:
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}{seen[name]}")
+    return names
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    chains=drawn_chains(),
+    between=st.sampled_from(["TER", "END", "segment", "nothing", "all columns", "few columns"]),
+    packed=st.booleans(),
+)
+def test_chains_come_back_from_every_format(tmp_path_factory, chains, between, packed):
+    rows = [(name, label, *rest) for name, label, _, *rest in chains]
+    if "columns" in between:
+        text, ending = cif_text(rows, FEW if between[0] == "f" else ()), "cif"
+    else:
+        text, ending = pdb_text(rows, between), "pdb"
+    file = tmp_path_factory.getbasetemp() / (f"drawn.{ending}" + ".gz" * packed)
+    file.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    read = {chain.chain_ids[0]: chain for chain in read_structures(file)}
+    assert sorted(read) == sorted(names_expected(chains))
+    for name, (_, _, letters, _, numbers, places) in zip(
+        names_expected(chains), chains, strict=True
+    ):
+        assert read[name].id == f"{file.name}:{name}" and read[name].sequence == letters
+        assert read[name].author_numbers == tuple(numbers)
+        assert torch.equal(read[name].backbone, places)
+        assert read_structures(file, chains=name)[0].sequence == letters
+
+
+def test_every_broken_file_is_read_or_reported(originals, tmp_path):
+    for seed in range(40):
+        r = random.Random(seed)  # noqa: S311
+        broken = r.choice(BREAKS)(r, r.choice(originals))
+        (tmp_path / f"{seed}.pdb").write_bytes(broken)
+    reported = []
+    read = {one.id.partition(":")[0] for one in read_structure_folder(tmp_path, reported.append)}
+    told = {record.id.partition(":")[0] for record in reported}
+    assert len(read) > 10 < len(told) and not read & told
+    assert len(read | told) == 40

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
 from plasma_hf import SubstitutionConfig, SubstitutionModel
-from plasma_hf.models.modeling_substitution import residue_vectors
+from plasma_hf.models.modeling_backbone import residue_vectors
 from plasma_hf.models.processing_plasma import substitution_tokenizer
 from plasma_hf.models.protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES
 
@@ -76,7 +76,13 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path):
     assert not list(loaded.parameters())
 
 
-@pytest.mark.parametrize("options", [{"window": -1}, {"decay": 0}])
-def test_windows_that_cannot_be(options):
-    with pytest.raises(ValueError, match="give a window of 0 or more"):
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"window": -1}, "window=-1; give 0 or more"),
+        ({"decay": 0}, "decay=0; give a number above 0"),
+    ],
+)
+def test_windows_that_cannot_be(options, told):
+    with pytest.raises(ValueError, match=told):
         SubstitutionConfig(**options)

@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.data import PairCollator
 from plasma_hf.metrics import average_precision, f1_max, label_match_score, roc_auc
-from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, TrainingCollator, lora_config
+from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, lora_config
 from plasma_hf.training.samplers import LengthGroupedSampler
 from tests.helpers.hub import run_client, serve
 from tests.helpers.tiny_backbones import FAMILIES
@@ -74,7 +74,7 @@ def test_a_batch_has_the_mean_gradient_of_its_pairs(pairs, store, head, form):
     fields = {"embedding_size": WIDTH, "head": head, "head_size": 32, "kernel_scale": 0.5}
     losses = {"score_loss_form": "affine", "label_match_form": form, "score_form": "collinear"}
     model = PlasmaModel(PlasmaConfig(**fields, **losses))
-    rows, collate = PairRows(pairs, correspondences=True), TrainingCollator(store)
+    rows, collate = PairRows(pairs, correspondences=True), PairCollator(store)
     batch = gradients(model, collate([rows[i] for i in range(16)]))
     alone = [gradients(model, collate([rows[i]])) for i in range(16)]
     for name, gradient in batch.items():
@@ -224,7 +224,7 @@ def test_a_backbone_trains_too(trained, tmp_path):
     trainer = PlasmaTrainer(
         model,
         arguments,
-        data_collator=TrainingCollator(backbone.processor),
+        data_collator=PairCollator(backbone.processor),
         train_dataset=PairRows(pairs),
         eval_dataset=PairRows(pairs),
     )

@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at import of gradio
 
+import gzip
+import zlib
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
@@ -33,6 +35,10 @@ QUERY, CANDIDATE = (
 BPTI = "RPDFCLEPPYTGPCKARIIRYFYNAKAGLCQTFVYGGCRAKRNNFKSAEDCMRTCGGA"
 MOST_RESIDUES = 3000
 """Residues of a protein that this page takes; the library has no limit."""
+MOST_LETTERS, MOST_BYTES, MOST_RECORDS = 100_000, 50_000_000, 1000
+"""Characters of a text, bytes that a file may unpack to, and FASTA records of either."""
+MOST_WAITING = 20
+"""Visitors whose request waits; the next one is told to come back."""
 
 NAMES = {
     "1acb_E": "chymotrypsin",
@@ -79,6 +85,11 @@ def read_input(text: str, file: str | None, part: str, name: str) -> Protein:
     Raises:
         ValueError: If it cannot be used, or is longer than `MOST_RESIDUES`.
     """
+    if len(text) > MOST_LETTERS:
+        raise ValueError(
+            f"the text has {len(text):,} characters, and this page takes up to {MOST_LETTERS:,}; "
+            "the library takes more: plasma-hf align."
+        )
     if file:
         record = read_file(Path(file), part)
     elif text.lstrip().startswith(">"):
@@ -98,11 +109,32 @@ def read_input(text: str, file: str | None, part: str, name: str) -> Protein:
 
 def read_file(file: Path, part: str) -> Protein:
     """Read one protein of a file; errors name the file, not the folder it was put into."""
+    check_size(file)
     try:
         place = f"{file}:{part.strip()}" if part.strip() else file
         return read_protein(place, "query", BACKBONE_ATOMS)
     except (ValueError, OSError) as error:
         raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
+
+
+def check_size(file: Path) -> None:
+    """Refuse a file that unpacks to much, or has many records, without keeping what is in it."""
+    size = records = 0
+    last = b"\n"
+    try:
+        packed = file.read_bytes()[:2] == b"\x1f\x8b"
+        with gzip.open(file) if packed else file.open("rb") as content:
+            while piece := content.read(2**20):
+                size, records = size + len(piece), records + (last + piece).count(b"\n>")
+                last = piece[-1:]
+                if size > MOST_BYTES or records > MOST_RECORDS:
+                    raise ValueError(
+                        f"{file.name} holds more than {MOST_BYTES // 10**6} MB or "
+                        f"{MOST_RECORDS} records, the most that this page takes; the library takes "
+                        "more: plasma-hf align."
+                    )
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{file.name} cannot be read: {error}.") from error
 
 
 def align(*given: Any) -> list[Any]:
@@ -245,7 +277,7 @@ def main() -> None:
     """Serve the page, once both models have been loaded and tried."""
     align(QUERY, None, "", CANDIDATE, None, "")
     search(BPTI, None, "", 1)
-    build().launch(
+    build().queue(max_size=MOST_WAITING, default_concurrency_limit=1).launch(
         theme=gr.themes.Default(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ def plan_figure(
     weights = np.asarray(plan, dtype=np.float32)
     steps = [-(-size // CELLS) for size in weights.shape]
     query, candidate = (
-        cell_names(residue_names(record), step) for record, step in zip(records, steps, strict=True)
+        cell_names([plain(name) for name in residue_names(record)], step)
+        for record, step in zip(records, steps, strict=True)
     )
     heat_map = go.Heatmap(
         z=highest(weights, *steps),
@@ -50,8 +52,8 @@ def plan_figure(
         side if record.id == side else f"{side} {record.id}"
         for side, record in zip(("query", "candidate"), records, strict=True)
     )
-    figure.update_xaxes(title=candidate_title, type="category", nticks=8)
-    figure.update_yaxes(title=query_title, type="category", nticks=8, autorange="reversed")
+    figure.update_xaxes(title=plain(candidate_title), type="category", nticks=8)
+    figure.update_yaxes(title=plain(query_title), type="category", nticks=8, autorange="reversed")
     figure.update_layout(
         height=480,
         dragmode=False,  # a finger on it scrolls the page
@@ -59,6 +61,16 @@ def plan_figure(
         font={"family": "system-ui, sans-serif"},
     )
     return figure
+
+
+def plain(text: str) -> str:
+    """Escape what plotly would read as HTML, and a dollar, as a formula of TeX.
+
+    Example:
+        >>> plain("<b>A</b> $x$")
+        '&lt;b&gt;A&lt;/b&gt; &#36;x&#36;'
+    """
+    return escape(text, quote=False).replace("$", "&#36;")
 
 
 def cell_names(names: Sequence[str], step: int) -> list[str]:

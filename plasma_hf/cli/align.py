@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
 
-A and B are each a sequence; a FASTA, PDB or mmCIF file, also .gz, with every record in it or the
-one named as FILE:RECORD; or '-' for standard input, FASTA or one bare sequence per line. Every
-protein of A is aligned with every one of B.
+A and B are each a sequence; a FASTA, PDB or mmCIF file, also gzipped, with every record in it or
+the one named as FILE:RECORD; or '-' for standard input, such a file or one bare sequence per line.
+Every protein of A is aligned with every one of B.
 
 {EXIT_CODE}
 
@@ -140,13 +141,13 @@ def _texts(
 
 def _read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
     """Read what can be used, and say in `messages` what cannot."""
-    from ..models.protein import looks_like_path, read_protein, read_records
+    from ..models.protein import looks_like_path, read_protein, read_records, split_record
 
     name = f"{value}: record"
     records: Sequence[Any]
     if value == "-":
-        name, records = "standard input: record", _parse(sys.stdin.read())
-    elif looks_like_path(value) or os.path.isfile(value):
+        name, records = "standard input: record", _read_standard_input()
+    elif looks_like_path(value) or os.path.isfile(split_record(value)[0]):
         records = read_records(value)
     else:
         name, records = side, [value]
@@ -159,13 +160,21 @@ def _read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein
     return proteins
 
 
-def _parse(text: str) -> list[Protein]:
-    """Split FASTA into records, or else each line into a bare sequence."""
-    from ..models.protein import Protein, parse_fasta
+def _read_standard_input() -> list[Protein]:
+    """Read what a file may hold, or else each line as a bare sequence."""
+    from ..io.structures import begins_as_structure
+    from ..models.protein import Protein, is_fasta, open_text, read_records
 
-    if not text.strip():
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "stdin")
+        file.write_bytes(sys.stdin.buffer.read())
+        try:
+            if begins_as_structure(file) or is_fasta(file):
+                return read_records(file)
+            with open_text(file) as lines:
+                text = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        except (ValueError, OSError) as error:
+            fail(str(error).replace(str(file), "standard input"))
+    if not text:
         fail("standard input is empty; it takes FASTA or one sequence per line")
-    if text.lstrip().startswith(">"):
-        return list(parse_fasta(text.splitlines()))
-    lines = enumerate(text.splitlines(), start=1)
-    return [Protein(f"line{number}", line) for number, line in lines if line.strip()]
+    return [Protein(f"line{number}", line) for number, line in text if line[0] != ";"]

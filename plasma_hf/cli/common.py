@@ -5,12 +5,13 @@ torch, transformers and the other rooms are imported inside functions: `--help` 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 
 logger = logging.getLogger(__name__)
+package = logging.getLogger(__package__.partition(".")[0])
 
 
 def report(message: str) -> None:
@@ -53,6 +55,16 @@ class Skipped:
             self.report(f"{record.id}: {record.reason}")
 
 
+class _Reported(logging.Handler):
+    """Report what the library warns of like the rest, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        report(record.getMessage())
+
+
 @contextmanager
 def one_line_errors() -> Iterator[Skipped]:
     """Run a verb: an error is one line and exit code 2, and so is the end if something was skipped.
@@ -63,16 +75,19 @@ def one_line_errors() -> Iterator[Skipped]:
 
     from .. import register
 
-    skipped = Skipped()
+    skipped, warnings = Skipped(), _Reported()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    package.addHandler(warnings)
     try:
         register()
         yield skipped
     except BrokenPipeError:  # the reader has seen enough; typer ends quietly
         raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, EOFError, ImportError) as error:
         fail(str(error))
+    finally:
+        package.removeHandler(warnings)
     # Under torchrun an exit code other than 0 would stop the other processes.
     if skipped.count and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)
@@ -106,8 +121,12 @@ def compilation_announced() -> Iterator[None]:
 
 def write(texts: Iterable[str], output: Path | None) -> None:
     """Write texts as they come, to a file or else to standard output."""
-    opened = output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout)
-    with opened as file:
+    # A name of a file that is not UTF-8 is written as the bytes that it is.
+    kept = "surrogateescape"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=kept)
+    opened: Any = output and output.open("w", encoding="utf-8", errors=kept, newline="")
+    with opened or nullcontext(sys.stdout) as file:
         for text in texts:
             file.write(text)
             file.flush()
@@ -280,14 +299,14 @@ def read_pairs(
     paths: Iterable[Path], min_residues: int, max_residues: int, skipped: Skipped
 ) -> list[StructurePair]:
     """Read all chains that can be used, and report the rest."""
-    from ..io.structures import pair_of, read_structure_folder, row_to_pair
+    from ..io.structures import pair_of, read_structure_folder
 
     invalid: list[Any] = []
     pairs: list[StructurePair] = []
     unfit = 0
     for path in paths:
         if path.suffix == ".parquet":
-            found = map(row_to_pair, _parquet_rows(path))
+            found = _parquet_pairs(path, invalid.append)
         else:
             found = map(pair_of, read_structure_folder(path, invalid.append))
         for pair in found:
@@ -306,11 +325,26 @@ def read_pairs(
     return pairs
 
 
-def _parquet_rows(path: Path) -> Any:
+def _parquet_pairs(path: Path, on_invalid: Callable[[Any], None]) -> Iterator[StructurePair]:
+    """Read the rows of a Parquet file as pairs, without those that are none."""
+    from ..io.structures import row_to_pair
+    from ..models.protein import InvalidRecord
+
     try:
         from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
     except ImportError as error:
         raise ImportError("reading Parquet needs datasets; pip install datasets") from error
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    return Dataset.from_parquet(str(path))
+    try:
+        rows = Dataset.from_parquet(str(path))
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a valid Parquet file: {error.__cause__ or error}"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield row_to_pair(row)
+        except (ValueError, TypeError) as error:
+            on_invalid(InvalidRecord(f"{path} row {number}", str(error)))

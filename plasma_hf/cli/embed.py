@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EMBED_HELP = f"""Embed proteins once and keep the result, a store to search and to train from.
 
 Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, or a
-folder written by datasets.save_to_disk. The store is a folder. A protein is found in it by its id
-or its sequence; equal sequences are kept once, and what is there already is not computed again.
+folder written by datasets.save_to_disk. The store is a folder. Proteins are found in it by id
+and by sequence; equal sequences are kept once, and what is there already is not computed again.
 
 A job that was stopped goes on when the same command is run again. The same command with other
 files adds them. A store is of one model and input format; another is refused.
@@ -92,17 +92,17 @@ def embed(
         share = f"rank {rank} of {world_size}: " if world_size > 1 else ""
         report(
             f"{share}{done.embedded} embedded, {done.already_there} already there, "
-            f"{len(done.bad)} left out; {output} holds {len(store)}"
+            f"{len(done.bad)} left out; {output} holds {len(store.lengths)}"
         )
 
 
-def _remove(store: EmbeddingStore, keys: list[str], skipped: Skipped) -> None:
+def _remove(store: EmbeddingStore, ids: list[str], skipped: Skipped) -> None:
     """Take proteins out, and say which are not there."""
-    for key in keys:
-        if key not in store:
-            skipped.report(f"{store.folder} holds no protein {key!r}")
-    count = store.remove(key for key in keys if key in store)
-    report(f"{count} taken out, {store.folder} holds {len(store)}")
+    for name in ids:
+        if name not in store:
+            skipped.report(f"{store.folder} holds no protein {name!r}")
+    count = store.remove([name for name in ids if name in store])
+    report(f"{count} taken out, {store.folder} holds {len(store.lengths)}")
 
 
 def _read(

@@ -17,22 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 from typer import Option
 
-from .common import (
-    Device,
-    Identity,
-    MaxResidues,
-    MinResidues,
-    RemoteCode,
-    Skipped,
-    Structures,
-    compilation_announced,
-    fail,
-    given,
-    load_model,
-    one_line_errors,
-    read_pairs,
-    report,
-)
+from . import common
+from .common import Skipped, fail, load_model, one_line_errors, report
 
 if TYPE_CHECKING:
     from ..data.pairs import ProteinPair
@@ -249,11 +235,11 @@ def evaluate(
     alignments: Annotated[Paths, Option(help="Reference alignments, JSON, also .gz.")] = None,
     examples: Annotated[int, Option(min=0, help="Pairs whose plans are drawn.")] = 2,
     pictures: Annotated[Literal["png", "svg", "none"], Option(help="Format of figures.")] = "png",
-    device: Device = None,
-    trust_remote_code: RemoteCode = False,
+    device: common.Device = None,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
-    with one_line_errors() as skipped, compilation_announced():
+    with one_line_errors() as skipped, common.compilation_announced():
         from ..data.sites import read_site_table
         from ..data.splits import make_splits
         from ..evaluation import read_reference_pairs, run_residue_truth
@@ -385,16 +371,16 @@ Examples:
 
 
 def evaluate_protalign(
-    structures: Structures,
+    structures: common.Structures,
     out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
     model: Annotated[Names, Option(help="default, or a model; can be repeated.")] = None,
     part: Annotated[Literal["test", "validation", "all"], Option(help="Of the pairs.")] = "test",
     seed: Annotated[Counts, Option(help="Of splits; 0 by default; can be repeated.")] = None,
-    identity: Identity = None,
-    min_residues: MinResidues = 20,
-    max_residues: MaxResidues = 1024,
-    device: Device = None,
-    trust_remote_code: RemoteCode = False,
+    identity: common.Identity = None,
+    min_residues: common.MinResidues = 20,
+    max_residues: common.MaxResidues = 1024,
+    device: common.Device = None,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Evaluate retrieval; see `EVALUATE_PROTALIGN_HELP`."""
     with one_line_errors() as skipped:
@@ -402,8 +388,8 @@ def evaluate_protalign(
         from ..evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
         from ..training.structure_data import split_pairs
 
-        pairs = read_pairs(structures, min_residues, max_residues, skipped)
-        seeds, options = list(dict.fromkeys(seed or [0])), given({"identity": identity})
+        pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
+        seeds, options = list(dict.fromkeys(seed or [0])), common.given({"identity": identity})
         found = RetrievalReport("model")
         for number in seeds:
             shares = (0.0, 0.0, 1.0) if part == "all" else (0.8, 0.1, 0.1)

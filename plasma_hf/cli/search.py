@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,12 +109,12 @@ def _read_queries(
     from ..models.protein import BACKBONE_ATOMS, read_protein
     from ..search import read_records
 
-    if sequence is not None and "." in sequence and Path(sequence).is_file():
+    if sequence is not None and "." in sequence and os.path.isfile(sequence):
         fail(f"--sequence {sequence} is a file; give it as --fasta or --structure")
     if sequence is not None:
         return [read_protein({"id": "query", "sequence": sequence}, "query")]
     place = fasta or structure or ""
-    if not Path(place).exists():  # FILE:RECORD
+    if not os.path.exists(place):  # FILE:RECORD
         return [read_protein(Path(place), "query", BACKBONE_ATOMS)]
     return list(read_records(place, invalid, "sequence" if fasta else "structure"))
 

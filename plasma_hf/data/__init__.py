@@ -1,7 +1,5 @@
 """Read proteins, sites and structures, keep embeddings, draw pairs and batch them."""
 
-from __future__ import annotations
-
 from ..io.sequences import read_sequences
 from ..io.structures import StructurePair, pair_of, pair_to_row, read_structure_folder, row_to_pair
 from ..models.protein import InvalidRecord, Structure, read_structure, read_structures

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from os import PathLike
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.protein import RESIDUE_LETTERS, InvalidRecord
+from ..models.protein import InvalidRecord, open_text
 
 # BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
 TO_BLOSUM = str.maketrans("UOJ", "CKX")
@@ -44,7 +41,6 @@ def blosum_aligner(mode: str, gap_open: float, end_gap: float | None = None) -> 
 # --- Reference alignments: which residues of two proteins stand in the same place.
 
 Pairs = NDArray[np.int64]
-GAPS = "-."
 
 
 @dataclass(frozen=True)
@@ -70,58 +66,10 @@ class ResidueAlignment:
         return float(np.mean(same)) if same else 0.0
 
 
-@dataclass(frozen=True)
-class FamilyAlignment:
-    """A family of aligned sequences, all rows of one length.
-
-    A gap is `-` or `.`; residues in lower case are insertions, which correspond to nothing.
-    """
-
-    name: str
-    rows: tuple[str, ...]
-
-    def pair(self, first: int, second: int) -> ResidueAlignment:
-        """Return two members, with the residues that stand in one column.
-
-        Example:
-            >>> FamilyAlignment("PF1", ("MK-V", "M-LV")).pair(0, 1).pairs.tolist()
-            [[0, 0], [2, 2]]
-        """
-        rows = self.rows[first], self.rows[second]
-        both = np.array([[letter.isupper() for letter in row] for row in rows]).all(axis=0)
-        present = np.array([[letter not in GAPS for letter in row] for row in rows])
-        pairs = (np.cumsum(present, axis=1) - 1)[:, both].T
-        query, candidate = (re.sub(r"[-.]", "", row).upper() for row in rows)
-        return ResidueAlignment(query, candidate, pairs, self.name)
-
-
-def read_family_alignment(path: str | PathLike[str]) -> FamilyAlignment:
-    """Read aligned FASTA, also .gz; the name of the family is the file's up to its first dot."""
-    rows: list[list[str]] = []
-    for line in _text(path).splitlines():
-        if line.startswith(">"):
-            rows.append([])
-        elif line.strip():
-            if not rows:
-                raise ValueError(f"{path} does not begin with '>'; give an aligned FASTA file")
-            rows[-1].append(line.strip())
-    joined = tuple("".join(row) for row in rows)
-    if not joined or len({len(row) for row in joined}) != 1:
-        lengths = sorted({len(row) for row in joined})[:5]
-        raise ValueError(
-            f"{path} holds {len(joined)} rows of lengths {lengths}; give an aligned FASTA file, "
-            "whose rows are of one length"
-        )
-    others = sorted(set("".join(joined).upper()) - set(RESIDUE_LETTERS) - set(GAPS))
-    if others:
-        raise ValueError(f"{path} holds {' '.join(map(repr, others))}, not residue letters")
-    return FamilyAlignment(Path(path).name.split(".")[0], joined)
-
-
 def read_reference_alignments(
     path: str | PathLike[str], invalid: list[InvalidRecord] | None = None
 ) -> list[ResidueAlignment]:
-    """Read reference alignments of pairs from JSON, also .gz.
+    """Read reference alignments of pairs from JSON, also gzipped.
 
     Args:
         path: A list of records with `seq_a`, `seq_b` and `pairs` (`[[i, j], ...]`, 0-based), where
@@ -129,8 +77,9 @@ def read_reference_alignments(
         invalid: Takes the invalid records; without it the first of them raises.
     """
     try:
-        records = json.loads(_text(path))
-    except (ValueError, OSError, EOFError) as error:
+        with open_text(Path(path)) as lines:
+            records = json.load(lines)
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON, or gzipped JSON: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} holds a {type(records).__name__}; give a list of records")
@@ -147,22 +96,6 @@ def read_reference_alignments(
     return found
 
 
-def read_alignments(
-    paths: Iterable[str | PathLike[str]], invalid: list[InvalidRecord] | None = None
-) -> tuple[list[FamilyAlignment], list[ResidueAlignment]]:
-    """Read files of either form, or folders of them: pairs from JSON, families from all others."""
-    families: list[FamilyAlignment] = []
-    pairs: list[ResidueAlignment] = []
-    for path in map(Path, paths):
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in (one for one in inside if not one.is_dir()):
-            if ".json" in file.suffixes:
-                pairs += read_reference_alignments(file, invalid)
-            else:
-                families.append(read_family_alignment(file))
-    return families, pairs
-
-
 def _reference(record: dict[str, Any]) -> ResidueAlignment:
     query, candidate = record["seq_a"].upper(), record["seq_b"].upper()
     columns, core = (
@@ -177,8 +110,3 @@ def _reference(record: dict[str, Any]) -> ResidueAlignment:
     trusted, group = core if len(core) else columns, str(record.get("set", ""))
     aligned = columns if len(columns) else trusted
     return ResidueAlignment(query, candidate, trusted, group, names, aligned)
-
-
-def _text(path: str | PathLike[str]) -> str:
-    data = Path(path).read_bytes()
-    return (gzip.decompress(data) if Path(path).suffix == ".gz" else data).decode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +20,16 @@ class PairCollator:
     """Make padded batches of pairs, from an embedding store or by the processor of a backbone.
 
     It is a data collator for `Trainer`, with `remove_unused_columns=False` in its arguments. A row
-    has "query" and "candidate", each an id in the store or a sequence; to learn from also "label"
-    (or "labels"), 1 where the two share a site, and "query_site_labels" and
-    "candidate_site_labels", 0 or 1 per residue. The batch holds what `PlasmaModel.forward` takes.
+    has "query" and "candidate", sequences, or ids of the store if `by` says so; to learn from also
+    "label" (or "labels"), 1 where the two share a site, and "query_site_labels" and
+    "candidate_site_labels", 0 or 1 per residue, and "correspondences", residues that correspond,
+    `(n, 2)`. The batch holds what `PlasmaModel.forward` takes.
 
     Args:
         source: The store where the embeddings are, for a head alone; or the processor, for a model
             with a backbone.
         kind: Of a store, "embeddings", or "projections" for a head that projects no further.
+        by: "sequence" or "id", what rows name proteins of a store by.
 
     Example:
         >>> import tempfile
@@ -38,15 +40,22 @@ class PairCollator:
         ...         return [torch.ones(len(sequence), 4) for sequence in sequences]
         >>> store = EmbeddingStore.create(tempfile.mkdtemp(), Ones())
         >>> _ = store.add([("P1", "MKVLA"), ("P2", "MKV")], Ones())
-        >>> batch = PairCollator(store)([{"query": "P1", "candidate": "P2", "label": 1}])
+        >>> batch = PairCollator(store)([{"query": "MKVLA", "candidate": "MKV", "label": 1}])
         >>> batch["query_embeddings"].shape, batch["labels"]
         (torch.Size([1, 5, 4]), tensor([1]))
     """
 
-    def __init__(self, source: EmbeddingStore | PlasmaProcessor, kind: str = "embeddings") -> None:
+    def __init__(
+        self,
+        source: EmbeddingStore | PlasmaProcessor,
+        kind: str = "embeddings",
+        by: Literal["sequence", "id"] = "sequence",
+    ) -> None:
         self.store = source if isinstance(source, EmbeddingStore) else None
         self.processor = source if isinstance(source, PlasmaProcessor) else None
-        self.kind = kind
+        self.kind, self.by = kind, by
+        if by not in ("sequence", "id"):
+            raise ValueError(f"by is {by!r}; give 'sequence' or 'id'.")
         if self.store is not None:
             self.store.check_kind(kind)
         elif self.processor is None:
@@ -59,7 +68,7 @@ class PairCollator:
         """Make a batch: embeddings and masks from a store, or what the processor gives.
 
         `{query,candidate}_embeddings (batch, residues, hidden)` are float32; site labels `(batch,
-        residues)` are 0 at padding.
+        residues)` are 0 at padding, `correspondences (batch, n, 2)` are -1.
         """
         batch: dict[str, Tensor] = {}
         for side in SIDES:
@@ -77,16 +86,21 @@ class PairCollator:
         for name in ("labels", "label"):
             if _given(rows, name):
                 batch["labels"] = torch.tensor([int(row[name]) for row in rows])
+        if _given(rows, "correspondences"):
+            known = [torch.as_tensor(row["correspondences"]).view(-1, 2) for row in rows]
+            batch["correspondences"] = pad_sequence(known, batch_first=True, padding_value=-1)
         return batch
 
     def _side(self, proteins: list[str], side: str) -> Mapping[str, Tensor]:
         if self.processor is not None:
             return self.processor.encode(proteins, side)
         assert self.store is not None
+        read = self.store.read if self.by == "id" else self.store.read_sequence
         try:
-            rows = [self.store.read(protein, self.kind, torch.float32) for protein in proteins]
+            rows = [read(protein, self.kind, torch.float32) for protein in proteins]
         except KeyError as error:
-            raise ValueError(f"{side}: {error.args[0]}") from error
+            hint = "" if self.by == "id" else "; where rows hold ids, PairCollator(store, by='id')"
+            raise ValueError(f"{side}: {error.args[0]}{hint}") from error
         return dict(zip(("embeddings", "mask"), pad_residues(rows), strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..io.formats import markdown_table
 from .clusters import Method, nearest_identity
 from .pairs import ProteinPair
 from .sites import SiteProtein
@@ -85,20 +86,19 @@ class LeakageReport:
             [one.split, f"{one.median:.2f}", f"{one.highest:.2f}", *one.counts]
             for one in self.nearest
         ]
-        lines = [
-            f"Protocol {self.protocol}, seed {self.seed}.\n",
+        parts = [
+            f"Protocol {self.protocol}, seed {self.seed}.",
             _table(header, counts),
             _table("in common|proteins|sequences|pairs|families", common),
-            f"Identity with the nearest training protein, by {self.identity_by}:\n",
+            f"Identity with the nearest training protein, by {self.identity_by}:",
             _table("|".join(("split", "median", "highest", *BIN_NAMES)), near),
         ]
-        return "\n".join(lines).rstrip() + "\n"
+        return "\n\n".join(parts) + "\n"
 
 
 def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
     names = header.split("|")
-    cells = [names, ["---"] * len(names), *(map(str, row) for row in rows)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    return markdown_table(names, [list(map(str, row)) for row in rows], left=len(names))
 
 
 def leakage_report(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
+
+from ..io.sequences import read_table
+from ..models.protein import clean_sequence, open_text
 
 COLUMNS = ("uid", "interpro_id", "seq_full", "label")
-LETTERS = frozenset("ACDEFGHIKLMNPQRSTVWYBJOUXZ")
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
 # How the reasons of each kind begin, for the counts of a report.
 KINDS = {
     "empty": "nothing in ",
-    "alphabet": "seq_full holds ",
+    "alphabet": "seq_full has the character ",
     "label length": "label holds ",
     "label": "label is ",
     "duplicate": "repeats ",
@@ -172,42 +171,33 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
             if not number:
                 _check_columns(row, "the first row")
             yield row
-    elif Path(source).suffix == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise ImportError(
-                f"{source} is a Parquet file; to read it: pip install 'plasma-hf[train]'"
-            ) from error
-        batches = parquet.ParquetFile(source).iter_batches(batch_size=256)
-        yield from _rows(row for batch in batches for row in batch.to_pylist())
     else:
-        opened: Any = gzip.open if fspath(source).endswith(".gz") else open
-        # With "replace", a byte that is not UTF-8 makes its row invalid, not the file.
-        with opened(source, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-            yield from _csv_rows(file, fspath(source))
+        yield from _read_file(fspath(source))
 
 
-def _csv_rows(file: IO[str], name: str) -> Iterator[Mapping[str, Any]]:
-    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+def _read_file(name: str) -> Iterator[Mapping[str, Any]]:
+    with open_text(name) as lines:
+        start = lines.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
         raise ValueError(
             f"{name} is a Git-LFS pointer, not the table; fetch it with `git lfs pull`, or "
             "download it with huggingface_hub"
         )
-    file.seek(0)
-    reader = csv.DictReader(file)
-    _check_columns(reader.fieldnames or (), name)
-    row: dict[str, Any] | None
-    while True:
+    if start.startswith("PAR1"):
         try:
-            row = next(reader, None)
-        except csv.Error as error:
-            row = {"error": f"the line cannot be read: {error}"}
-        if row is None:
-            return
-        if None in row:
-            row["error"] = "the line holds more values than the header has columns"
-        yield row
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ImportError(
+                f"{name} is a Parquet file; to read it: pip install 'plasma-hf[train]'"
+            ) from error
+        batches = parquet.ParquetFile(name).iter_batches(batch_size=256)
+        yield from _rows(row for batch in batches for row in batch.to_pylist())
+        return
+    with open_text(name) as lines:
+        columns, rows = read_table(lines, COLUMNS)
+        _check_columns(columns, name)
+        for row in rows:
+            yield {"error": str(row)} if isinstance(row, ValueError) else row
 
 
 def _check_columns(given: Iterable[str], name: str) -> None:
@@ -225,10 +215,7 @@ def _parse(row: Mapping[str, Any]) -> SiteProtein:
     empty = [name for name in COLUMNS if row[name] in (None, "") or not str(row[name]).strip()]
     if empty:
         raise ValueError(f"nothing in {', '.join(empty)}")
-    sequence = row["seq_full"]
-    others = sorted(set(sequence) - LETTERS)
-    if others:
-        raise ValueError(f"seq_full holds {' '.join(map(repr, others))}, not residue letters")
+    sequence = clean_sequence(str(row["seq_full"]), "seq_full")
     labels = row["label"]
     try:
         labels = json.loads(labels) if isinstance(labels, str) else labels
@@ -248,7 +235,7 @@ def _check_coordinates(row: Mapping[str, Any], protein: SiteProtein) -> str:
     if starts == ends == [""]:
         return "" if marked else "label marks no residue"
     spans = _parse_spans(starts, ends, len(protein.sequence))
-    fragments = str(row.get("seq_fragment") or "")
+    fragments = str(row.get("seq_fragment") or "").strip().upper()
     expected = "|".join(protein.sequence[start:end] for start, end in spans)
     if fragments and fragments != expected:
         raise ValueError(

@@ -5,172 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from ..io.sequences import Source, read_sequences
 from ..models.modeling_backbone import weights_digest
 from ..models.protein import InvalidRecord, clean_sequence
+from .shards import (
+    TEMPORARY,
+    Header,
+    Shard,
+    ShardedStore,
+    describe,
+    parse_json,
+    read_again,
+    read_json,
+    write_json,
+    write_shard,
+    writer_lock,
+)
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
-
-# --- Any store: a header and shards, each file there whole or not at all, and a lock for writers.
-
-TEMPORARY = ".tmp"
-
-
-@dataclass(frozen=True)
-class Header:
-    """What all records of a store have in common; its JSON file makes a folder a store."""
-
-    FILE: ClassVar[str]
-    FORMAT: ClassVar[int]
-    NOUN: ClassVar[str]
-    BUILD: ClassVar[str]  # the command that makes one
-    REMEDY: ClassVar[str]  # what to do where the file is damaged
-
-    @classmethod
-    def read(cls, folder: str | PathLike[str]) -> Self:
-        """Read the header of a folder; refuse one that is missing, damaged or of another format."""
-        path, remedy = Path(folder) / cls.FILE, cls.REMEDY.format(folder=folder)
-        if not path.is_file():
-            named, build = f"{cls.NOUN} in {str(folder)!r}", cls.BUILD.format(folder=folder)
-            raise FileNotFoundError(
-                f"the {named} is not finished; run the command that builds it again, it goes on "
-                "where it stopped."
-                if any(path.parent.glob("*.safetensors*"))
-                else f"there is no {named}; build one with: {build}"
-            )
-        values = _read_json(path, remedy)
-        version = values.pop("format", None)
-        if isinstance(version, int) and version != cls.FORMAT:
-            newer = "install a newer one with: pip install --upgrade plasma-hf"
-            todo = newer if version > cls.FORMAT else f"it was made by an older version: {remedy}"
-            raise ValueError(
-                f"{path} is of format {version}, and this plasma_hf reads {cls.FORMAT}; {todo}."
-            )
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            message = f"{path} is not a valid header of an {cls.NOUN} ({error}); {remedy}."
-            raise ValueError(message) from error
-
-    def write(self, folder: Path) -> None:
-        """Write the file, in one step."""
-        _write_json(folder / self.FILE, {"format": self.FORMAT} | asdict(self))
-
-
-class ShardedStore:
-    """Records of one model in a folder: a header and shards, which are safetensors files.
-
-    A file appears whole or not at all: readers need no lock, a killed writer does no harm, and what
-    is there need not be computed again. Writers keep each other away by `writer_lock`.
-    """
-
-    HEADER: ClassVar[type[Header]]
-
-    def __init__(self, folder: str | PathLike[str], header: Any) -> None:
-        self.folder, self.header = Path(folder), header
-
-    @classmethod
-    def open(cls, folder: str | PathLike[str]) -> Self:
-        """Open a store that is there."""
-        return cls(folder, cls.HEADER.read(folder))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Maps of files do not travel to the workers of a DataLoader; the folder does.
-        return type(self).open, (self.folder,)
-
-
-def describe(fingerprint: Mapping[str, str] | None) -> str:
-    """Spell the fingerprint of a model in one line."""
-    if not fingerprint:
-        return "none"
-    (_, name), *details = sorted(fingerprint.items())  # "backbone", "head" or "model" comes first
-    details.sort(key=lambda item: item[0] != "weights")
-    short = [f"{key} {v[:8] if key == 'weights' else v}" for key, v in details if v]
-    return f"{name} ({', '.join(short)})" if short else name
-
-
-@contextmanager
-def writer_lock(path: Path, busy: str, stale: Iterable[str] = ()) -> Iterator[None]:
-    """Refuse a second writer, saying `busy`; sweep the `stale` files that a killed one left."""
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(busy) from error
-    try:
-        for pattern in stale:
-            for left in path.parent.glob(pattern + TEMPORARY):
-                left.unlink()
-        yield
-    finally:
-        lock.release()
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, and give it its name once it is on the disk."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    write(temporary)
-    _sync(temporary)
-    os.replace(temporary, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=0)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}, not an object")
-    except ValueError as error:
-        raise ValueError(f"{path} is not a valid JSON file: {error}; {remedy}.") from error
-    return value
-
-
-def write_shard(path: Path, tensors: Mapping[str, Tensor], about: str) -> None:
-    """Write named tensors, and what they are of."""
-    # Not by save_file, whose files no other user may read. One key: several come in any order.
-    content = save(dict(tensors), metadata={"store": about})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def open_shard(path: Path, remedy: str) -> Any:
-    """Map a shard, reading nothing but its table of contents, or say what to do if damaged."""
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); {remedy}.") from error
-
 
 # --- Batches of proteins that are the same whoever computes them, and whenever.
 
@@ -261,12 +130,16 @@ def _spell(error: Exception) -> str:
 # --- The embedding store.
 
 HEADER = "store.json"
+REMOVAL = "removal.json"
+OTHERS_SECONDS = 5.0
+"""How long a writer waits for others that look for a killed removal."""
 RESUME = "delete that file and run the plasma-hf embed command again: it embeds what is missing"
 RESIDUES_PER_BATCH = 4096
+WRITTEN = re.compile(r"(?:shard|ids)-(\d{5})[-.]")
 OPEN_SHARDS = 16
 """Shards that stay mapped at a time; what was read of them counts as resident memory."""
-# A record's entry in the table of contents of its shard: key, dtype, shape and offsets.
-ENTRY_BYTES = 160
+# A record's entry in the table of contents of its shard: key, dtype, shape, offsets, checksum.
+ENTRY_BYTES = 168
 
 
 @dataclass(frozen=True)
@@ -274,10 +147,11 @@ class StoreHeader(Header):
     """What `store.json` says of an embedding store."""
 
     FILE = HEADER
-    FORMAT = 1
+    FORMAT = 2
     NOUN = "embedding store"
     BUILD = "plasma-hf embed proteins.fasta --output {folder}"
     REMEDY = "delete it and run the plasma-hf embed command that made the store again"
+    RENEW = "delete {folder} and run the plasma-hf embed command that made it again"
 
     backbone: dict[str, str]  # its fingerprint
     head: dict[str, str] | None  # fingerprint of the head that projections are of
@@ -316,7 +190,16 @@ class StoreHeader(Header):
         )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "kinds", tuple(self.kinds))
+        if self.dtype not in DTYPES or not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise ValueError(f"it keeps {', '.join(self.kinds)} as {self.dtype}")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each kind that is kept."""
+        both = {"embeddings": self.hidden_size, "projections": self.head_size or 0}
+        return {kind: both[kind] for kind in self.kinds}
 
     def text(self) -> str:
         """Return everything in one line; every shard carries it."""
@@ -348,11 +231,11 @@ class StoredBatch:
     """Hashes of some proteins of a store, the longest first, and the shard they are in."""
 
     keys: list[str]
-    shard: Any
+    shard: Shard
 
     def read(self, kind: str, key: str) -> Tensor:
         """Map a record, `(residues, width)`, as it is kept; do not write to it."""
-        return self.shard.get_tensor(f"{kind}/{key}")
+        return self.shard.read(f"{kind}/{key}")
 
 
 def shard_paths(folder: Path, rank: int | None = None) -> list[Path]:
@@ -361,17 +244,14 @@ def shard_paths(folder: Path, rank: int | None = None) -> list[Path]:
     return sorted(folder.glob(f"shard-{by}-{6 * '[0-9]'}.safetensors"))
 
 
-def _numbers(path: Path) -> list[int]:
-    """Return the rank that wrote a shard or a table of ids, and the number of the shard."""
-    return [int(part) for part in path.stem.split("-")[1:]]
-
-
 class EmbeddingStore(ShardedStore):
     """Residue embeddings, and the projections of a head, in a folder.
 
-    A record is found by the id of a protein, by its sequence or by the hash of that; equal
-    sequences share one. All are of one backbone, revision and input format, and of one head.
-    Opening reads tables of contents, reading a protein its record alone.
+    A mapping of ids to records. What is asked for by `read`, `[]` and `in` is an id, by
+    `read_sequence` and `has_sequence` a sequence, by `read_key` the key of a record, which is the
+    hash of its sequence; equal sequences share one. All are of one backbone, revision and input
+    format, and of one head. Opening reads tables of contents, reading a protein its record alone;
+    a record that is not what was written is refused, naming its file.
 
     A job that was killed is resumed by starting it again, and loses the last minute at most. Under
     `torchrun` or `accelerate launch` every rank computes its share of the batches and writes
@@ -379,8 +259,8 @@ class EmbeddingStore(ShardedStore):
     however many ranks shared it: batches depend on the whole input of `add` alone.
 
     Attributes:
-        lengths: Number of residues by hash.
-        ids: Hash of the sequence by id.
+        lengths: Number of residues by key, of every record.
+        ids: Key by id.
 
     Example:
         >>> import tempfile, torch
@@ -392,7 +272,7 @@ class EmbeddingStore(ShardedStore):
         >>> store = EmbeddingStore.create(tempfile.mkdtemp(), Ones(), dtype="float16")
         >>> store.add([("P1", "MKVLA"), ("P2", "MK"), ("P3", "M7")], Ones()).embedded
         2
-        >>> store["P1"].shape, store["MK"].dtype, "P3" in store
+        >>> store["P1"].shape, store.read_sequence("MK").dtype, "P3" in store
         (torch.Size([5, 4]), torch.float16, False)
     """
 
@@ -403,6 +283,9 @@ class EmbeddingStore(ShardedStore):
 
     def __init__(self, folder: str | PathLike[str], header: StoreHeader) -> None:
         super().__init__(folder, header)
+        if self._is_removing():
+            with suppress(ValueError, OSError):  # another process is at it, or this one may not
+                self._end_removal()
         self.refresh()
 
     @classmethod
@@ -430,7 +313,7 @@ class EmbeddingStore(ShardedStore):
         with FileLock(path / "store.lock"):  # of several ranks, the first one writes
             if not (path / HEADER).exists():
                 StoreHeader.of(embedder, head, dtype, kinds).write(path)
-        store = cls.open(path)
+            store = cls.open(path)
         store.check(embedder.fingerprint, None if head is None else head.head_identity)
         asked = None if dtype is None else [str(dtype).removeprefix("torch.")]
         for kept, given in ((store.header.kinds, kinds), ([store.header.dtype], asked)):
@@ -495,95 +378,133 @@ class EmbeddingStore(ShardedStore):
 
     def refresh(self) -> None:
         """Read the tables of contents again, after a change."""
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(open_shard)
-        self.lengths: dict[str, int] = {}
-        self._paths: dict[str, Path] = {}
-        prefix = f"{self.header.kinds[0]}/"
-        for path in shard_paths(self.folder):
-            shard = open_shard(path, RESUME)
-            self._check_shard(path, (shard.metadata() or {}).get("store"))
-            for name in (name for name in shard.keys() if name.startswith(prefix)):
-                key = name.removeprefix(prefix)
-                self.lengths[key] = shard.get_slice(name).get_shape()[0]
-                self._paths[key] = path
-        known: dict[str, str] = {}
-        for path in sorted(self.folder.glob("ids-*.json")):
-            known |= _read_json(path, RESUME)
-        # An id is written before its record is, and says nothing while that is missing.
-        self.ids = {name: key for name, key in known.items() if key in self.lengths}
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(partial(Shard, remedy=RESUME))
+        read_again(self._read_contents, self.folder)
 
-    def _check_shard(self, path: Path, about: str | None) -> None:
-        if about == self.header.text():
+    def _read_contents(self) -> None:
+        gone_ids, gone_keys = self._removal()
+        lengths: dict[str, int] = {}
+        paths: dict[str, Path] = {}
+        for path in shard_paths(self.folder):
+            shard = Shard(path, RESUME)
+            self._check_shard(shard)
+            for name, shape in shard.shapes.items():
+                kind, _, key = name.partition("/")
+                if kind == self.header.kinds[0] and key not in gone_keys:
+                    lengths[key], paths[key] = shape[0], path
+        known: dict[str, str] = {}
+        for path in self._tables():
+            known |= _read_ids(path)
+        # An id is written before its record is, and says nothing while that is missing.
+        there = {name: key for name, key in known.items() if key in lengths}
+        ids = {name: key for name, key in there.items() if name not in gone_ids}
+        self.lengths, self._paths, self.ids = lengths, paths, ids
+
+    def _tables(self) -> list[Path]:
+        return sorted(self.folder.glob(f"ids-{5 * '[0-9]'}.json"))
+
+    def _check_shard(self, shard: Shard) -> None:
+        widths = self.header.widths
+        fit = (
+            len(shape) == 2 and shape[1] == widths.get(name.partition("/")[0])
+            for name, shape in shard.shapes.items()
+        )
+        if shard.about == self.header.text() and all(fit):
             return
         try:
-            values = json.loads(about or "")
+            values = parse_json(shard.about, dict[str, Any])
             origin = f"of a store of {describe(values['backbone'])} in {values['dtype']}"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             origin = "of none at all"
         raise ValueError(
-            f"{path} is not a shard of this store, which is of {describe(self.header.backbone)}, "
-            f"but {origin}; move it away and run the same plasma-hf embed command again: it embeds "
-            "what is missing."
+            f"{shard.path} is not a shard of this store, which is of "
+            f"{describe(self.header.backbone)}, but {origin}; move it away and run the same "
+            "plasma-hf embed command again: it embeds what is missing."
         )
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.ids)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.lengths)
+        return iter(self.ids)
 
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._find(key) is not None
+    def __contains__(self, name: object) -> bool:
+        return name in self.ids
 
-    def __getitem__(self, key: str) -> Tensor:
-        return self.read(key)
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
 
-    def _find(self, key: str) -> str | None:
-        """Return the hash that an id, a hash or a sequence stands for, if there is a record."""
-        if key in self.ids:
-            return self.ids[key]
-        if key in self.lengths:
-            return key
-        try:
-            found = sequence_hash(clean_sequence(key))
-        except ValueError:
-            return None
-        return found if found in self.lengths else None
-
-    def read(self, key: str, kind: str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Read the record of one protein, `(residues, width)`.
+    def read(self, name: str, kind: str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Read the record of the protein with an id, `(residues, width)`.
 
         Args:
-            key: Id (tried first), sequence, or hash of a sequence.
+            name: The id.
             kind: "embeddings" or "projections"; by default the first that the store keeps.
             dtype: What to convert to; by default it comes as it is kept.
         """
+        return self._find(self.ids.get(name, ""), f"the id {name!r}", kind, dtype)
+
+    def has_sequence(self, sequence: str) -> bool:
+        """Tell whether there is a record of a sequence, spelled as in a file."""
+        return _key_of(sequence) in self.lengths
+
+    def read_sequence(
+        self, sequence: str, kind: str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Read the record of a sequence, whatever its id; see `read`."""
+        what = f"the sequence {_shorten(sequence)!r}"
+        return self._find(_key_of(sequence), what, kind, dtype)
+
+    def embeddings(self, sequence: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Read residue embeddings of a sequence, as pipelines exported before do."""
+        return self.read_sequence(sequence, "embeddings", dtype)
+
+    def read_key(
+        self, key: str, kind: str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Read a record by its key, one of `lengths`; see `read`."""
+        return self._find(key, f"the key {key!r}", kind, dtype)
+
+    def _find(self, key: str, what: str, kind: str | None, dtype: torch.dtype | None) -> Tensor:
         kind = kind or self.header.kinds[0]
         self.check_kind(kind)
-        found = self._find(key)
-        if found is None:
-            raise KeyError(
-                f"the store {self.folder} holds no protein with the id or sequence "
-                f"{_shorten(key)!r}; add it with: plasma-hf embed FILE --output {self.folder}"
-            )
-        tensor = self._open(self._paths[found], RESUME).get_tensor(f"{kind}/{found}")
+
+        def mapped() -> Tensor:
+            if key not in self._paths:
+                raise KeyError(
+                    f"the store {self.folder} holds no protein with {what}; add it with: "
+                    f"plasma-hf embed FILE --output {self.folder}"
+                )
+            return self._open(self._paths[key]).read(f"{kind}/{key}")
+
+        def mapped_again() -> Tensor:
+            self.refresh()
+            return mapped()
+
+        try:
+            tensor = mapped()
+        except ValueError:  # its shard has changed since this store was opened, or is damaged
+            tensor = read_again(mapped_again, self.folder)
         # A copy: in the mapped tensor a change would show in every later reading.
         return tensor.to(dtype or tensor.dtype, copy=True)
-
-    def embeddings(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Read residue embeddings, `(residues, hidden)`; see `read`."""
-        return self.read(key, "embeddings", dtype)
 
     def stream(self, max_residues: int = RESIDUES_PER_BATCH) -> Iterator[StoredBatch]:
         """Go through all proteins, shard by shard, in batches of like length.
 
         A file is unmapped when its last batch is let go of: memory does not grow with the store.
+        What was removed since the store was opened is left out.
         """
         by_path: dict[Path, list[str]] = {}
         for key, path in self._paths.items():
             by_path.setdefault(path, []).append(key)
         for path, keys in by_path.items():
-            shard = open_shard(path, RESUME)
+            shard = read_again(
+                lambda at=path: Shard(at, RESUME) if at.exists() else None,  # type: ignore[misc]
+                self.folder,
+            )
+            if shard is None:
+                continue
+            keys = [key for key in keys if f"{self.header.kinds[0]}/{key}" in shard.shapes]
             keys.sort(key=lambda key: (-self.lengths[key], key))
             for part in cut([self.lengths[key] for key in keys], max_residues):
                 yield StoredBatch(keys[part], shard)
@@ -591,8 +512,7 @@ class EmbeddingStore(ShardedStore):
     def estimate(self, lengths: Iterable[int]) -> int:
         """Return the bytes on disk of records of proteins of these lengths."""
         lengths, header = list(lengths), self.header
-        widths = {"embeddings": header.hidden_size, "projections": header.head_size or 0}
-        bytes_each = DTYPES[header.dtype].itemsize * sum(widths[kind] for kind in header.kinds)
+        bytes_each = DTYPES[header.dtype].itemsize * sum(header.widths.values())
         return sum(lengths) * bytes_each + len(lengths) * len(header.kinds) * ENTRY_BYTES
 
     def add(
@@ -741,10 +661,10 @@ class EmbeddingStore(ShardedStore):
         self, path: Path, keep: Callable[[str, str], bool], new: Mapping[str, str]
     ) -> None:
         """Rewrite a table of ids if it changes: the names and keys to keep, and new ones."""
-        before = _read_json(path, RESUME) if path.exists() else {}
+        before = _read_ids(path) if path.exists() else {}
         after = {name: key for name, key in before.items() if keep(name, key)} | dict(new)
-        if after != before:
-            _write_json(path, after)
+        if after != before:  # sorted: the same, whatever was written before a job was killed
+            write_json(path, {"ids": dict(sorted(after.items()))})
 
     def write(self, batches: Iterable[Mapping[str, Record]]) -> None:
         """Write records by their keys into shards of this rank.
@@ -752,8 +672,12 @@ class EmbeddingStore(ShardedStore):
         A killed job loses the shard in the making; one that an error stops writes it. No batch is
         asked for before other writers are kept away.
         """
-        rank, _ = rank_and_world_size()
-        with self._lock(rank):
+        rank, world_size = rank_and_world_size()
+        if self._is_removing():
+            self._end_removal(OTHERS_SECONDS)
+        # What other jobs' ranks have left, the first one sweeps.
+        left = {other for other in self._ranks(TEMPORARY) if other >= world_size and not rank}
+        with self._locked({rank} | left):
             self.refresh()
             shard: Record = {}
             begun = time.monotonic()
@@ -770,53 +694,109 @@ class EmbeddingStore(ShardedStore):
 
     def _flush(self, rank: int, shard: Record) -> None:
         if shard:
-            number = max((_numbers(path)[1] for path in shard_paths(self.folder, rank)), default=-1)
+            written = shard_paths(self.folder, rank)
+            number = int(written[-1].stem.split("-")[2]) if written else -1
             path = self.folder / f"shard-{rank:05d}-{number + 1:06d}.safetensors"
             write_shard(path, shard, self.header.text())
             shard.clear()
 
-    def _lock(self, rank: int) -> AbstractContextManager[None]:
-        busy = (
-            f"another process is writing the shards of rank {rank} in {self.folder}; wait for it, "
-            "or stop it. Processes that torchrun starts share a job, each with a rank."
-        )
-        stale = (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json")
-        return writer_lock(self.folder / f"shard-{rank:05d}.lock", busy, stale)
+    def _ranks(self, suffix: str = "") -> set[int]:
+        """Return the ranks that have written files of the store, or some kind of them."""
+        names = [path.name for path in self.folder.glob(f"*{suffix}")]
+        return {int(found[1]) for found in map(WRITTEN.match, names) if found}
 
-    def remove(self, keys: Iterable[str]) -> int:
+    @contextmanager
+    def _locked(self, ranks: Iterable[int]) -> Iterator[None]:
+        """Keep other writers of these ranks away, and sweep what killed ones left."""
+        with ExitStack() as locks:
+            for rank in sorted(ranks):
+                busy = (
+                    f"another process is writing the shards of rank {rank} in {self.folder}; wait "
+                    "for it, or stop it. Processes that torchrun starts share a job, each with a "
+                    "rank."
+                )
+                locks.enter_context(writer_lock(self.folder / f"shard-{rank:05d}.lock", busy))
+                for stale in (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json"):
+                    for left in self.folder.glob(stale + TEMPORARY):
+                        left.unlink()
+            yield
+
+    def remove(self, ids: Iterable[str]) -> int:
         """Take proteins out, or none if one is not there; return the number of records gone.
 
-        A sequence or hash takes all its ids with it; what another id stands for as well stays.
+        A record goes with the last id that stands for it. What a killed removal has left to do,
+        whoever opens the store next does.
         """
-        keys = list(keys)
-        unknown = [key for key in keys if key not in self]
-        if unknown:
-            raise KeyError(f"the store {self.folder} holds no {', '.join(map(_shorten, unknown))}")
-        ids = {key for key in keys if key in self.ids}
-        still_named = {key for name, key in self.ids.items() if name not in ids}
-        gone = {str(self._find(key)) for key in keys if key not in ids}
-        gone |= {self.ids[name] for name in ids} - still_named
-        paths = sorted({self._paths[key] for key in gone})
-        tables = sorted(self.folder.glob("ids-*.json"))
-        with ExitStack() as locks:
-            for rank in sorted({_numbers(path)[0] for path in (*paths, *tables)}):
-                locks.enter_context(self._lock(rank))
-            for path in paths:
-                self._rewrite_without(path, gone)
-            for path in tables:
-                self._change_ids(path, lambda name, key: name not in ids and key not in gone, {})
+        names = set(ids)
+        with self._removing(OTHERS_SECONDS), self._locked(self._ranks()):
+            self._do_removal()
             self.refresh()
-        return len(gone)
+            if unknown := sorted(names - self.ids.keys()):
+                held = ", ".join(map(_shorten, unknown))
+                raise KeyError(f"the store {self.folder} holds no {held}")
+            still_named = {key for name, key in self.ids.items() if name not in names}
+            keys = {self.ids[name] for name in names} - still_named
+            # From here on the proteins are gone for whoever reads.
+            removal = {"ids": sorted(names), "keys": sorted(keys)}
+            write_json(self.folder / REMOVAL, removal)
+            self._do_removal()
+        self.refresh()
+        return len(keys)
+
+    def _removal(self) -> tuple[set[str], set[str]]:
+        """Read the ids and keys that a killed removal was to take out."""
+        path = self.folder / REMOVAL
+        told = read_json(path, RESUME, list[str]) if path.exists() else {}
+        return set(told.get("ids", ())), set(told.get("keys", ()))
+
+    def _is_removing(self) -> bool:
+        return any(self.folder.glob(f"{REMOVAL}*"))
+
+    def _removing(self, seconds: float) -> AbstractContextManager[None]:
+        # A lock of its own: who only looks for a killed removal keeps no writer from its rank.
+        busy = f"another process is taking proteins out of {self.folder}; wait for it."
+        return writer_lock(self.folder / "removal.lock", busy, seconds=seconds)
+
+    def _end_removal(self, seconds: float = 0.0) -> None:
+        """Do what a killed removal has left; refuse to if there is one at work."""
+        with self._removing(seconds):
+            if self._is_removing():
+                with self._locked(self._ranks()):
+                    self._do_removal()
+
+    def _do_removal(self) -> None:
+        path, (ids, keys) = self.folder / REMOVAL, self._removal()
+        if path.exists():
+            for shard in shard_paths(self.folder):
+                self._rewrite_without(shard, keys)
+            for table in self._tables():
+                self._change_ids(table, lambda n, key: n not in ids and key not in keys, {})
+        for left in (path, path.with_name(path.name + TEMPORARY)):
+            left.unlink(missing_ok=True)
 
     def _rewrite_without(self, path: Path, keys: set[str]) -> None:
-        shard = open_shard(path, RESUME)
-        names = [name for name in shard.keys() if name.partition("/")[2] not in keys]
+        shard = Shard(path, RESUME)
+        names = [name for name in shard.shapes if name.partition("/")[2] not in keys]
         if not names:
             path.unlink()
-            return
-        # Copies: safetensors writes no tensors that share memory, as those of a map do.
-        kept = {name: shard.get_tensor(name).clone() for name in names}
-        write_shard(path, kept, self.header.text())
+        elif len(names) < len(shard.shapes):
+            # Copies: safetensors writes no tensors that share memory, as those of a map do.
+            kept = {name: shard.read(name).clone() for name in names}
+            write_shard(path, kept, self.header.text())
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    tables = read_json(path, RESUME, dict[str, str])
+    if tables.keys() != {"ids"}:
+        raise ValueError(f"{path} is not a table of ids; {RESUME}.")
+    return dict(tables["ids"])
+
+
+def _key_of(sequence: str) -> str:
+    """Return the key of a sequence spelled as in a file; none is that of an invalid one."""
+    with suppress(ValueError):
+        return sequence_hash(clean_sequence(sequence))
+    return ""
 
 
 def gigabytes(n_bytes: int) -> str:

@@ -1,7 +1,5 @@
 """Evaluate aligners on held-out pairs and on residues that are known to correspond."""
 
-from __future__ import annotations
-
 from .aligners import (
     AlignedPair,
     Aligner,

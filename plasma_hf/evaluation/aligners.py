@@ -31,13 +31,10 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """A score, larger for a likelier match, and a plan, `(query_residues, candidate_residues)`.
-
-    The plan is None from an aligner that gives scores alone.
-    """
+    """A score, larger for a likelier match, and a plan, `(query_residues, candidate_residues)`."""
 
     score: float
-    plan: NDArray[np.floating] | None = None
+    plan: NDArray[np.floating] | None = None  # None from an aligner that gives scores alone
 
     @classmethod
     def from_path(cls, score: float, path: AlignmentPath, pair: ProteinPair) -> AlignedPair:
@@ -71,7 +68,8 @@ class StoredEmbeddings:
 
     def get(self, sequences: Iterable[str]) -> Mapping[str, Tensor]:
         """Return embeddings by sequence; the KeyError for a missing one says how to add it."""
-        return {s: self.store.embeddings(s, torch.float32) for s in dict.fromkeys(sequences)}
+        read, wanted = self.store.read_sequence, dict.fromkeys(sequences)
+        return {s: read(s, "embeddings", torch.float32) for s in wanted}
 
 
 @dataclass(eq=False)
@@ -371,7 +369,7 @@ def with_settings(model: PlasmaModel, **changes: Any) -> PlasmaModel:
     changed.config = deepcopy(model.config)
     for name, value in changes.items():
         setattr(changed.config, name, value)
-    changed.config._check_ranges()
+    changed.config._check_settings()
     return changed
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.pairs import ProteinPair
+from ..io.plot import new_figure, plot_plan, save_figure
 from .aligners import Aligner
 from .run import Run, align_in_chunks
 
@@ -19,22 +20,6 @@ if TYPE_CHECKING:
 
 LONGEST = 600
 """Residues of the longest protein in an example."""
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return a figure, sizes in inches; without pyplot it needs no screen, and is forgotten."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'figures need matplotlib; install it with: pip install "plasma-hf[plot]"'
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; its date is left out, so that the same numbers give the same file."""
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
 def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str) -> None:
@@ -90,7 +75,6 @@ def draw_plans(
     """
     import torch
 
-    from ..io.plot import plot_plan
     from ..models.pipeline_protein_alignment import find_segments
 
     for pair, result, _ in align_in_chunks(aligner, pairs):

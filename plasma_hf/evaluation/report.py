@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..io.formats import markdown_table
 from .run import ALL, BINS, Bounds, PairOutcome, Run, TruthRun, pair_metrics
 
 METRICS = {
@@ -54,22 +55,6 @@ directions. Mass: mean plan weight of the true pairs. Precision: true pairs amon
 aligned, {threshold} being the weight above which that is so; a called pair counts where one of its
 residues is in a true pair. Called: such pairs by true pair. Identity: identical residues by
 aligned residue pair of the reference."""
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Write a Markdown table, its columns after the first `left` ones right-aligned.
-
-    Example:
-        >>> print(markdown_table(("aligner", "ROC-AUC"), [("eba", "0.9")]))
-        | aligner | ROC-AUC |
-        |---|--:|
-        | eba | 0.9 |
-    """
-    first, *lines = (
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-        for cells in (head, *rows)
-    )
-    return "\n".join([first, "|" + "---|" * left + "--:|" * (len(head) - left), *lines])
 
 
 def metric_text(value: float, error: float = nan) -> str:

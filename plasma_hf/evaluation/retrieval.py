@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.clusters import KmerIndex
+from ..io.formats import markdown_table
 from ..io.structures import StructurePair
 from ..metrics.retrieval import best_ranks, ranks_within_family
 from ..models.modeling_protalign import ProtAlignModel
-from .report import markdown_table, mean_and_error, metric_text, summary
+from .report import mean_and_error, metric_text, summary
 
 PLACES = (1, 5)
 DIRECTIONS = {"": "sequence to structure", "reverse_": "structure to sequence"}

@@ -1,17 +1,13 @@
 """To the Hub: complete folders, checked before they leave."""
 
-from __future__ import annotations
-
 from .export import check_hub_folder, export_to_hub_folder
-from .upload import demo_space, metric_names, metric_space, push, push_demo_space, push_metric
+from .upload import metric_names, metric_space, push, push_metric
 
 __all__ = [
     "check_hub_folder",
-    "demo_space",
     "export_to_hub_folder",
     "metric_names",
     "metric_space",
     "push",
-    "push_demo_space",
     "push_metric",
 ]

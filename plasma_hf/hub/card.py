@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
+from ..io.formats import markdown_table
+
 METRICS = "metrics.json"
-"""What a run, and `add_held_out`, say of a model: for its card."""
+"""What a run, and `reproduce.bundled_cards`, say of a model: for its card."""
 ANY_REPOSITORY = "ORG/NAME"
 """What stands in a card for the place of the model, where that is not known."""
 HELD_OUT = ("roc_auc", "average_precision", "label_match")
@@ -117,8 +117,8 @@ def card_of(
 ) -> ModelCard:
     """Write the card of a model from its configuration and the content of its `metrics.json`.
 
-    That has `figures` by the name of the evaluation set, `settings` of the run, and what
-    `add_held_out` added; see `model_card`.
+    That has `figures` by the name of the evaluation set, `settings` of the run, and `held_out`
+    where an evaluation was taken into it; see `model_card`.
     """
     known = metrics.get("held_out") or {}
     for field in MEASURED if known else ():
@@ -126,8 +126,8 @@ def card_of(
         if (then := known["measured"].get(field, now)) != now:
             raise ValueError(
                 f"{METRICS} has held-out metrics of {field}={then}, and the model has "
-                f"{field}={now}; run plasma-hf evaluate again and then add_held_out, or take "
-                f"held_out out of {METRICS}."
+                f"{field}={now}; run plasma-hf evaluate again and then reproduce.bundled_cards, "
+                f"or take held_out out of {METRICS}."
             )
     name = f"Residue encoder, {config.model_type}"
     encoder = Kind("model_encoder.md", name, ["encoder", "residue-embeddings"])
@@ -224,14 +224,12 @@ def _estimate(value: tuple[float | None, float | None]) -> str:
 
 
 def _table(by_set: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
-    if not by_set:
-        return ""
-    lines = [f"| pairs of | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    head, rows = ("pairs of", *columns.values()), []
     for name, values in by_set.items():
         found = (values.get(metric, "-") for metric in columns)
         cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in found]
-        lines.append(f"| {SETS.get(name, (name,))[0]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((SETS.get(name, (name,))[0], *cells))
+    return markdown_table(head, rows, left=len(head)) if rows else ""
 
 
 def _results(by_set: Mapping[str, Mapping[str, float]], kind: Kind) -> Iterator[EvalResult]:
@@ -272,91 +270,3 @@ def _hub_id(name: str | None) -> str | None:
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON file; one that is not there holds nothing."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-# Held-out metrics: taken from an evaluation, with the settings that they were measured with.
-
-
-def add_held_out(
-    folder: str | PathLike[str], evaluation: str | PathLike[str], aligner: str
-) -> dict[str, Any]:
-    """Take what `plasma-hf evaluate` found of a model into the `metrics.json` of its folder.
-
-    The settings of the model are kept beside the metrics, so that a card with metrics of other
-    settings is never written.
-
-    Args:
-        folder: The model.
-        evaluation: What `plasma-hf evaluate --out` wrote: `evaluation.json` and `pairs.csv`.
-        aligner: The name of the model there; all others are baselines. Models that were trained
-            once for each seed (`{seed}` in their name) are left out.
-
-    Returns:
-        What `metrics.json` now holds; in `held_out` are `tables`, one for all pairs and one for
-        each bin of identity, the model in the first row, and the `calibration` of its score.
-    """
-    config, source = AutoConfig.from_pretrained(folder), Path(evaluation)
-    found = json.loads((source / "evaluation.json").read_text())
-    bins = {"all": found["sites"]["rows"]} | found["sites"]["by_identity"]
-    mine = [row for row in bins["all"] if row["aligner"] == aligner]
-    if len(mine) != 1:
-        names = ", ".join(dict.fromkeys(row["aligner"] for row in bins["all"]))
-        raise ValueError(
-            f"{source} has {len(mine)} rows of {aligner!r}; give one of {names}, from an "
-            "evaluation of one task and split."
-        )
-    with (source / "pairs.csv").open(encoding="utf-8", newline="") as lines:
-        pairs = [row for row in csv.DictReader(lines) if row["aligner"] == aligner]
-    scores, labels = ([float(pair[name]) for pair in pairs] for name in ("score", "label"))
-    held_out = {
-        "measured": {name: getattr(config, name) for name in MEASURED},
-        "task": mine[0]["task"],
-        "protocol": found["settings"]["protocol"],
-        "split": mine[0]["split"],
-        "seeds": mine[0]["seeds"],
-        "tables": [_held_out_table(name, rows, aligner) for name, rows in bins.items()],
-        "calibration": calibration(scores, labels),
-    }
-    metrics = read_json(Path(folder) / METRICS) | {"held_out": held_out}
-    (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-    return metrics
-
-
-def _held_out_table(name: str, rows: Iterable[Mapping[str, Any]], aligner: str) -> dict[str, Any]:
-    kept = [row for row in rows if row["aligner"] == aligner or "{seed}" not in row["aligner"]]
-    kept.sort(key=lambda row: row["aligner"] != aligner)
-    parts = ("mean", "standard_error")
-    return {
-        "identity": name,
-        "positives": sum(kept[0]["pairs"]["positives"]),
-        "negatives": sum(kept[0]["pairs"]["negatives"]),
-        "rows": [
-            {"method": row["aligner"]}
-            | {name: list(map(row["figures"][name].get, parts)) for name in HELD_OUT}
-            for row in kept
-        ],
-    }
-
-
-def calibration(scores: Sequence[float], labels: Sequence[float]) -> dict[str, Any]:
-    """Count how many pairs of each tenth of the scores are positive.
-
-    Pairs without a score (NaN), and tenths without a pair, are left out. The `thresholds` are
-    scores that a share of all negative pairs exceeds, with the share of positive ones that does.
-    """
-    score, label = np.array(scores, dtype=float), np.array(labels, dtype=int)
-    score, label = score[np.isfinite(score)], label[np.isfinite(score)]
-    step = np.minimum((score * 10).astype(int), 9)
-    pairs = np.bincount(step, minlength=10).tolist()
-    positives = np.bincount(step[label == 1], minlength=10).tolist()
-    steps = [
-        {"from": k / 10, "to": (k + 1) / 10, "pairs": pairs[k], "positives": positives[k]}
-        for k in range(10)
-        if pairs[k]
-    ]
-    thresholds = []
-    for share in (0.05, 0.01):
-        at = float(np.quantile(score[label == 0], 1 - share, method="higher"))
-        found = float((score[label == 1] > at).mean())
-        thresholds.append({"negatives": share, "score": at, "found": found})
-    return {"steps": steps, "thresholds": thresholds}

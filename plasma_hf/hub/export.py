@@ -99,7 +99,9 @@ def export_to_hub_folder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = is_adapter(model)
+    # Of PEFT, or loaded into its base by transformers.
+    adapter = type(model).__module__.startswith("peft.")
+    adapter |= bool(getattr(model, "_hf_peft_config_loaded", False))
     if adapter:
         _save_adapter(model, folder, base_model)
     else:
@@ -109,21 +111,15 @@ def export_to_hub_folder(
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         fields = read_json(folder / name)
         if (kept := _portable(fields, fields.get("dtype"))) != fields:
-            _write(folder / name, kept, sort_keys=True)
+            write_json(folder / name, kept, sort_keys=True)
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
     needs = REQUIREMENTS + ("peft>=0.20\n" if adapter else "")
     (folder / "requirements.txt").write_text(needs, encoding="utf-8")
-    _write(folder / RECORD, _record(model))
+    write_json(folder / RECORD, _record(model))
     if not (folder / "README.md").is_file():
         _write_card(model, folder, repo_id)
     check_hub_folder(folder)
     return folder
-
-
-def is_adapter(model: Any) -> bool:
-    """Tell an adapter, of PEFT or loaded into its base by transformers, from a model."""
-    peft = type(model).__module__.startswith("peft.")
-    return peft or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
@@ -173,7 +169,7 @@ def _save_adapter(model: Any, folder: Path, base_model: str | None) -> None:
             "else has; publish that model with plasma_hf.push, then give its id: "
             "base_model='<org>/<name>'."
         )
-    _write(folder / ADAPTER[0], fields | {"base_model_name_or_path": base}, sort_keys=True)
+    write_json(folder / ADAPTER[0], fields | {"base_model_name_or_path": base}, sort_keys=True)
 
 
 def _portable(value: Any, dtype: str | None = None, name: str = "") -> Any:
@@ -242,7 +238,8 @@ def _copy_metrics(model: Any, folder: Path, revision: str | None) -> list[Path]:
     return [Path(shutil.copyfile(file, folder / n)) for n in missing if (file := find(n))]
 
 
-def _write(file: Path, fields: dict[str, Any], sort_keys: bool = False) -> None:
+def write_json(file: Path, fields: dict[str, Any], sort_keys: bool = False) -> None:
+    """Write a JSON file as `read_json` reads it."""
     file.write_text(json.dumps(fields, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 

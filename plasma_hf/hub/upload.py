@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import re
 import shutil
-import tomllib
 from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
@@ -17,8 +15,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, SpaceCardData
 
-from .card import ANY_REPOSITORY, render, template_folder
-from .export import PICKLES, RECORD, export_to_hub_folder
+from .card import ANY_REPOSITORY, read_json, render, template_folder
+from .export import PICKLES, RECORD, export_to_hub_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +71,8 @@ def push(
             ignore_patterns=["README.md"] if keep_card else None,
             delete_patterns=OUTDATED,
         )
-        record = json.loads((exported / RECORD).read_text(encoding="utf-8"))
-        record |= {"pushed_to": repo_id, "commit": commit.oid}
-        (exported / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        pushed = {"pushed_to": repo_id, "commit": commit.oid}
+        write_json(exported / RECORD, read_json(exported / RECORD) | pushed)
     logger.info("%s is at revision %s", repo_id, commit.oid)
     return commit
 
@@ -83,7 +80,8 @@ def push(
 # --- Metrics on the Hub: each `evaluate` module of this package as the folder of a Space.
 
 
-MODULES = Path(__file__).parents[1] / "metrics" / "modules"
+MODULES = template_folder() / "metrics"
+COMPUTATIONS = Path(__file__).parents[1] / "metrics"
 GRADIO = "6.31.0"
 """Version that the Space runs; `app.py` was written for its interface."""
 LICENCE = "mit"
@@ -125,7 +123,7 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
     code, beside = _standalone((module / f"{name}.py").read_text(encoding="utf-8"))
     (out / f"{name}.py").write_text(code, encoding="utf-8")
     for file in beside:
-        shutil.copy(MODULES.parent / file, out / file)
+        shutil.copy(COMPUTATIONS / file, out / file)
     shutil.copy(MODULES / "app.py", out / "app.py")
     (out / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     (out / "README.md").write_text(space_card(name, repository), encoding="utf-8")
@@ -156,7 +154,7 @@ def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:
     """Write the card of a metric's Space, from that of its module."""
     data = SpaceCardData(title=name, tags=["evaluate", "metric"], **GRADIO_SPACE)
     text = ModelCard((MODULES / name / "README.md").read_text(encoding="utf-8")).text.strip()
-    text = text.replace(f"plasma_hf/metrics/modules/{name}", repository)
+    text = text.replace(f"hub_cards/metrics/{name}", repository)
     text = INSTALLED.sub(STANDALONE, text)
     return render("metric_space.md", data, text=text, licence=LICENCE)
 
@@ -180,10 +178,10 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
         )
     with TemporaryDirectory() as scratch:
         folder = metric_space(name, Path(scratch) / name, repository)
-        return _push_space(folder, repository, private)
+        return push_space(folder, repository, private)
 
 
-def _push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
+def push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
     """Put the folder of a Gradio Space on the Hub; Python files that it no longer has go."""
     api = HfApi()
     api.create_repo(
@@ -192,64 +190,3 @@ def _push_space(folder: Path, repository: str, private: bool) -> CommitInfo:
     return api.upload_folder(
         repo_id=repository, folder_path=folder, repo_type="space", delete_patterns="*.py"
     )
-
-
-# --- The demo page as the folder of a Space, complete: page, examples, this package, its card.
-
-
-PACKAGE = Path(__file__).parents[1]
-PROJECT = PACKAGE.parent
-EXAMPLES = PROJECT / "demo"
-SEQUENCES = "serine_proteases.fasta"
-TITLE = "plasma_hf"
-
-
-def demo_space(folder: str | PathLike[str]) -> Path:
-    """Write the folder of a Space that shows both bundled models; `python app.py` serves it.
-
-    This package and the example proteins, which only a clone has, are copied into it. Files of the
-    same names in the folder are replaced.
-    """
-    if not EXAMPLES.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {EXAMPLES} with the example proteins of the page, which the "
-            "installed package lacks; clone the repository and run this in it."
-        )
-    out = Path(folder)
-    folders = {
-        ".": template_folder() / "space",
-        PACKAGE.name: PACKAGE,
-        "demo/structures": EXAMPLES / "structures",
-    }
-    for name, source in folders.items():
-        left = shutil.ignore_patterns("__pycache__", ".*")
-        shutil.copytree(source, out / name, ignore=left, dirs_exist_ok=True)
-    shutil.copy(EXAMPLES / SEQUENCES, out / "demo" / SEQUENCES)
-    (out / "README.md").write_text(demo_space_card(), encoding="utf-8")
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
-    # Gradio is there by the `sdk_version` of the card.
-    lines = [f"{need}\n" for need in needed if not need.startswith("gradio")]
-    (out / "requirements.txt").write_text("".join(lines), encoding="utf-8")
-    return out
-
-
-def demo_space_card() -> str:
-    """Write the card of the demo Space."""
-    data = SpaceCardData(
-        title=TITLE,
-        short_description="Which residues of two proteins correspond",
-        python_version="3.12",
-        tags=["biology", "protein", "alignment", "retrieval"],
-        **GRADIO_SPACE,
-    )
-    structures = len(list((EXAMPLES / "structures").glob("*.gz")))
-    return render(
-        "demo_space.md", data, title=TITLE, gradio=GRADIO, licence=LICENCE, structures=structures
-    )
-
-
-def push_demo_space(repository: str, private: bool = False) -> CommitInfo:
-    """Put the page of `demo_space` on the Hub as the Space `org/name`, made there if need be."""
-    with TemporaryDirectory() as scratch:
-        return _push_space(demo_space(Path(scratch) / "space"), repository, private)

@@ -1,4 +1,4 @@
-"""Files as authors publish them: the released PLASMA heads, and checkpoints of `torch.save`."""
+"""Files that are published: the released PLASMA heads, checkpoints, and the heads bundled here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ..backbones import find_backbone
 from ..models.modeling_protein_mpnn import POSITION_FEATURES, SHAPE_FEATURES
+
+BUNDLED = Path(__file__).parents[1] / "checkpoints"
+HEAD = "plasma_head_"  # how the folders of bundled heads begin; the task follows
 
 PARAMETERS = {
     "eta.lrl.0.weight": "alignment_head.hidden.weight",
@@ -104,7 +107,13 @@ def write_released_head(config: Any, state: dict[str, Tensor], folder: Path) -> 
     """Write a head as the released ones are laid out, and return the folder of its files.
 
     That is `weights/{task}/{backbone}/` below `folder`, or itself for a head that names neither.
+    A ValueError says so where the layout has no place for a head.
     """
+    if config.head == "residual":
+        raise ValueError(
+            'the layout of the released heads has no place for head="residual"; save with '
+            'model.save_pretrained(), or train with head="lrl".'
+        )
     metadata = config.released_metadata
     if metadata and metadata.get("task") and metadata.get("backbone"):
         folder = folder / "weights" / metadata["task"] / metadata["backbone"]
@@ -121,6 +130,15 @@ def write_released_head(config: Any, state: dict[str, Tensor], folder: Path) -> 
     (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True))
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))
     return folder
+
+
+def bundled_head(task: str) -> Path:
+    """Return the folder of the head for a task that comes with the package."""
+    folders = {folder.name.removeprefix(HEAD): folder for folder in BUNDLED.glob(f"{HEAD}*")}
+    if task not in folders:
+        there = ", ".join(map(repr, sorted(folders)))
+        raise ValueError(f"task_head={task!r}; the heads that are bundled are {there}.")
+    return folders[task]
 
 
 def _find_folder(

@@ -229,6 +229,22 @@ HIT_FORMATS = {
 """Formats of hits by name; each renders the id of a query, its residues and its hits."""
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Write a Markdown table, its columns after the first `left` ones right-aligned.
+
+    Example:
+        >>> print(markdown_table(("aligner", "ROC-AUC"), [("eba", "0.9")]))
+        | aligner | ROC-AUC |
+        |---|--:|
+        | eba | 0.9 |
+    """
+    first, *lines = (
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        for cells in (head, *rows)
+    )
+    return "\n".join([first, "|" + "---|" * left + "--:|" * (len(head) - left), *lines])
+
+
 def _table(fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     csv.DictWriter(text, fields, delimiter="\t", lineterminator="\n").writerows(rows)

@@ -10,11 +10,28 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
 
 CELLS = 250  # cells along a side that a picture can show; a longer protein shares them
 OUTLINE, MARK = "#d9822b", "#b01030"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure, sizes in inches; without pyplot it needs no screen, and is forgotten."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'figures need matplotlib; install it with: pip install "plasma-hf[plot]"'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; its date is left out, so that the same numbers give the same file."""
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
 def plot_plan(
@@ -49,16 +66,10 @@ candidate_residues), for one pair.
             f"a plan of shape {weights.shape} cannot be drawn; give "
             "(query_residues, candidate_residues), for one pair."
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'drawing a plan needs matplotlib; install it with: pip install "plasma-hf[plot]"'
-        ) from error
     rows, cols = weights.shape
     # The true proportions, as far as both axes stay readable.
     height = float(np.clip(5.2 * rows / cols, 3.0, 8.0))
-    figure = Figure(figsize=(6.4, height + 0.6), layout="constrained")
+    figure = new_figure(6.4, height + 0.6)
     axes = figure.subplots()
     pooled, (down, across) = _pool(weights)
     extent = (0.5, pooled.shape[1] * across + 0.5, pooled.shape[0] * down + 0.5, 0.5)
@@ -73,7 +84,7 @@ candidate_residues), for one pair.
     for number, segment in enumerate(segments, start=1):
         _outline(axes, number, segment, cols)
     _point_out(axes, marks, cols)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, Path(path))
 
 
 def _pool(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:

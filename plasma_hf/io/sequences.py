@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import json
 import logging
+import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..models.protein import (
-    FILE_SUFFIXES,
     InvalidRecord,
     Protein,
     is_protein,
+    open_text,
     read_protein,
     read_records,
-    suffix_of,
 )
 
 logger = logging.getLogger(__name__)
 
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-DATASET_FORMATS = {".parquet": "parquet", ".jsonl": "json"}
+csv.field_size_limit(2**31 - 1)  # its own limit of 131,072 characters costs the rest of a table
+
+DELIMITERS = ",\t;"
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ACCEPTED = (
-    f"a file ({', '.join((*FILE_SUFFIXES, *DELIMITERS))}, each also with .gz; "
-    f"{', '.join(DATASET_FORMATS)}), a folder of datasets.save_to_disk, a datasets.Dataset, or "
-    "rows that are (id, sequence) or mappings"
+    "a file (FASTA, PDB, mmCIF, CSV, TSV, JSON Lines, each also gzipped, or Parquet), a folder of "
+    "datasets.save_to_disk, a datasets.Dataset, or rows that are (id, sequence) or mappings"
 )
 
 Source: TypeAlias = "str | PathLike[str] | Iterable[Any]"
@@ -49,9 +52,10 @@ def read_sequences(
     """Read proteins one after the other, leaving out and reporting invalid records.
 
     Args:
-        source: Path of a FASTA, PDB, mmCIF, CSV or TSV file (each also `.gz`), of a Parquet or
-            JSON Lines file or of a folder written by `datasets.save_to_disk`; or a
-            `datasets.Dataset` or any rows, each `(id, sequence)`, a mapping or a `Protein`.
+        source: Path of a FASTA, PDB, mmCIF, CSV, TSV or JSON Lines file (each also gzipped; its
+            content tells which), of a Parquet file or of a folder written by
+            `datasets.save_to_disk`; or a `datasets.Dataset` or any rows, each `(id, sequence)`, a
+            mapping or a `Protein`.
         id_column: Name of the ids in tables, data sets and mappings; so `sequence_column`.
         on_invalid: Called with each record that is left out; by default it is logged.
 
@@ -91,30 +95,103 @@ def _rows(source: Source, columns: tuple[str, str]) -> Iterable[Any]:
 
 
 def _read_file(file: Path, columns: tuple[str, str]) -> Iterable[Any]:
-    suffix = suffix_of(file)
-    if suffix in FILE_SUFFIXES and not file.is_dir():
-        return read_records(file)
-    if not file.is_dir() and suffix not in DATASET_FORMATS and suffix not in DELIMITERS:
-        raise ValueError(f"{file} is not read by its ending {suffix!r}; give {ACCEPTED}.")
-    if not file.exists():
-        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
-    if suffix in DELIMITERS and not file.is_dir():
-        return _read_table(file, DELIMITERS[suffix], columns)
-    return _rows(_load_dataset(file, suffix), columns)
+    if file.is_dir():
+        return _rows(_load_dataset(file), columns)
+    with open_text(file) as lines:
+        start = lines.read(2**16).lstrip()
+    if start.startswith("PAR1"):
+        return _rows(_load_dataset(file), columns)
+    named = file.name.lower().endswith(TABLES)
+    if start.startswith("{") and not named:
+        return _read_json_lines(file, columns)
+    header = set(re.split(rf'["{DELIMITERS}\s]+', start.partition("\n")[0]))
+    if named or not header.isdisjoint(columns):
+        return _read_table(file, columns)
+    return read_records(file)
 
 
-def _read_table(file: Path, delimiter: str, columns: tuple[str, str]) -> Iterator[dict[str, str]]:
-    opened = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opened(file, "rt", encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter=delimiter)
-            _check_columns(reader.fieldnames or [], columns, str(file))
-            yield from reader
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is not a valid table: {error}.") from error
+def _read_table(file: Path, columns: tuple[str, str]) -> Iterator[Any]:
+    with open_text(file) as lines:
+        names, rows = read_table(lines, columns)
+        _check_columns(names, columns, str(file))
+        yield from rows
 
 
-def _load_dataset(path: Path, suffix: str) -> Iterable[Any]:
+def read_table(
+    lines: Iterable[str], columns: Iterable[str]
+) -> tuple[list[str], Iterator[dict[str, str | None] | ValueError]]:
+    r"""Read CSV, or what has tabs or semicolons in place of commas, as the header's columns tell.
+
+    A quote that nothing closes makes its line invalid, not the rest of the file.
+
+    Returns:
+        Names of the columns, and the rows: each a mapping, None where a value is missing, or an
+        error for one that is invalid.
+
+    Example:
+        >>> lines = ["id,sequence\n", "P1,MKV\n", 'P2,"MK\n', "P3,MLA\n"]
+        >>> names, rows = read_table(lines, ["id"])
+        >>> [row["id"] if isinstance(row, dict) else str(row) for row in rows]
+        ['P1', 'the line cannot be read: unexpected end of data', 'P3']
+    """
+    rest = iter(lines)
+    first = next((line for line in rest if line.strip()), "")
+    split = {d: next(csv.reader([first], delimiter=d), []) for d in DELIMITERS}
+    wanted = set(columns)
+    delimiter = max(split, key=lambda d: (len(wanted & set(split[d])), len(split[d])))
+    names = [name.strip() for name in split[delimiter]]
+    return names, (_as_mapping(names, row) for row in _split_lines(rest, delimiter))
+
+
+def _as_mapping(names: list[str], row: list[str] | csv.Error) -> dict[str, str | None] | ValueError:
+    if isinstance(row, csv.Error):
+        return ValueError(f"the line cannot be read: {row}")
+    if any(cell.strip() for cell in row[len(names) :]):
+        return ValueError("the line holds more values than the header has columns")
+    return dict.fromkeys(names) | dict(zip(names, row, strict=False))
+
+
+def _split_lines(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | csv.Error]:
+    """Split each row into its values; where that fails, go on with the line after its first."""
+    again: deque[str] = deque()
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        nonlocal again
+        while again or (again := deque(islice(lines, 1))):
+            taken.append(again.popleft())
+            yield taken[-1]
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    while True:
+        taken.clear()
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield error
+            again.extendleft(reversed(taken[1:]))
+            reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+            continue
+        if row is None:
+            return
+        if row:
+            yield row
+
+
+def _read_json_lines(file: Path, columns: tuple[str, str]) -> Iterator[Any]:
+    with open_text(file) as lines:
+        for number, line in enumerate(line for line in lines if line.strip()):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield ValueError(f"the line is not JSON: {error}")
+                continue
+            if not number:
+                _check_columns(row if isinstance(row, dict) else (), columns, str(file))
+            yield row
+
+
+def _load_dataset(path: Path) -> Iterable[Any]:
     try:
         import datasets
     except ImportError as error:
@@ -123,8 +200,7 @@ def _load_dataset(path: Path, suffix: str) -> Iterable[Any]:
         ) from error
     if path.is_dir():
         return datasets.load_from_disk(str(path))
-    kind = DATASET_FORMATS[suffix]
-    return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
 
 
 def _check_columns(names: Iterable[str] | None, columns: tuple[str, str], where: str) -> None:
@@ -139,6 +215,8 @@ def _check_columns(names: Iterable[str] | None, columns: tuple[str, str], where:
 
 def _split(row: Any, columns: tuple[str, str]) -> tuple[Any, Any]:
     """Return id and sequence of a row, however it was given."""
+    if isinstance(row, ValueError):
+        raise row
     if is_protein(row):
         return row.id, row.sequence
     if isinstance(row, Mapping):

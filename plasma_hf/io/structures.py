@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -17,7 +17,9 @@ from ..models.protein import (
     STRUCTURE_SUFFIXES,
     InvalidRecord,
     Structure,
+    files_below,
     join_structures,
+    open_text,
     read_structures,
     suffix_of,
 )
@@ -157,29 +159,38 @@ def read_structure_folder(
 
 
 def find_structure_files(path: str | PathLike[str]) -> list[tuple[Path, str]]:
-    """List the files below a folder that can hold structures, each with its place in there."""
+    """List the files below a folder that can hold structures, each with its place in there.
+
+    Linked folders are entered, once; a link to nothing is listed, so that its reader reports it.
+    """
     path = Path(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return [(path, path.name)]
-    found = sorted(
-        (file.relative_to(path).as_posix(), file)
-        for file in path.rglob("*")
-        if file.is_file() and _may_hold_structures(file)
-    )
+    files = files_below(path)
+    found = [(f, f.relative_to(path).as_posix()) for f in files if _may_hold_structures(f)]
     if not found:
         raise FileNotFoundError(
             f"there is no structure file below {str(path)!r}; give a folder with files of the kind "
             f"{', '.join((*STRUCTURE_SUFFIXES, CHAIN_LIST_SUFFIX))}, each also with .gz"
         )
-    return [(file, name) for name, file in found]
+    return found
 
 
 def _may_hold_structures(file: Path) -> bool:
     if suffix := suffix_of(file):
         # BinaryCIF cannot be read; it is tried, so that the reason is told.
         return suffix in (*STRUCTURE_SUFFIXES, ".bcif", CHAIN_LIST_SUFFIX)
-    with open(file, "rb") as opened:
-        return opened.read(6).decode("ascii", "replace") in PDB_RECORDS
+    return begins_as_structure(file)
+
+
+def begins_as_structure(file: Path) -> bool:
+    """Tell a PDB or mmCIF file by how it begins; what cannot be read may be one."""
+    try:
+        with open_text(file) as lines:
+            start = re.sub(r"^(?:\s|#.*\n)*", "", lines.read(2**12))
+    except (ValueError, OSError):
+        return True
+    return start[:6] in PDB_RECORDS or start[:5].lower() == "data_"
 
 
 def read_structure_file(
@@ -214,8 +225,7 @@ def choose_chains(
 
 
 def _read_chain_list(file: Path, name: str, on_invalid: OnInvalid) -> Iterator[Structure]:
-    opened = gzip.open if file.name.endswith(".gz") else open
-    with opened(file, "rt", encoding="utf-8") as lines:
+    with open_text(file) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -223,6 +233,17 @@ def _read_chain_list(file: Path, name: str, on_invalid: OnInvalid) -> Iterator[S
                 yield _chain_of_list(json.loads(line), name)
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 on_invalid(InvalidRecord(f"{name} line {number}", str(error)))
+
+
+def read_listed_chain(file: str | PathLike[str], key: str) -> Structure:
+    """Read the chain of a list that has an id."""
+    with open_text(Path(file)) as lines:
+        for line in lines:
+            if key in line or json.dumps(key)[1:-1] in line:  # JSON takes its time
+                record = json.loads(line)
+                if str(record.get("id")) == key:
+                    return _chain_of_list(record, Path(file).name)
+    raise ValueError(f"{file} has no chain {key!r}")
 
 
 def _chain_of_list(record: Mapping[str, Any], name: str) -> Structure:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from math import exp, log
+from operator import mul
 from os import getpid
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
@@ -971,18 +973,19 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, config: PlasmaConfig, plans: bool) -> Settings:
         """Read a configuration; without plans nothing is supported, since scores are not."""
+        own = SimpleNamespace(**vars(config))  # a configuration takes microseconds per attribute
         return cls(
-            np.float32(config.kernel_scale),
-            np.float32(config.eps),
-            config.n_iters,
-            config.support_rounds if plans else 0,
-            config.support_window,
-            config.support_gap,
-            np.float32(config.support_weight),
-            np.float32(config.order_weight if plans else 0.0),
-            np.float32(config.threshold),
-            config.diagonal_window,
-            config.score_form == "collinear",
+            np.float32(own.kernel_scale),
+            np.float32(own.eps),
+            own.n_iters,
+            own.support_rounds if plans else 0,
+            own.support_window,
+            own.support_gap,
+            np.float32(own.support_weight),
+            np.float32(own.order_weight if plans else 0.0),
+            np.float32(own.threshold),
+            own.diagonal_window,
+            own.score_form == "collinear",
         )
 
 
@@ -1089,21 +1092,20 @@ MUCH_PADDING = 0.1
 
 
 def take_apart_numba(
-    batch: PairBatch, project: Callable[[Tensor], Tensor]
+    batch: PairBatch, project: Callable[[Tensor], Tensor], always: bool = False
 ) -> list[PairBatch] | None:
     """Return each pair as a batch of its own, without padding, with projections.
 
-    Without padding there is less to compute. None where there is little padding, or elsewhere than
-    at the end.
+    Without padding there is less to compute. None where there is padding elsewhere than at the
+    end or, if not `always`, little of it.
     """
-    query, candidate = batch.masks
-    lengths = query.sum(-1), candidate.sum(-1)
-    at_the_end = all(bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in batch.masks)
-    pairs = (lengths[0] * lengths[1]).sum()
-    much = pairs < (1 - MUCH_PADDING) * query.numel() * candidate.shape[1]
-    if not (at_the_end and bool((torch.minimum(*lengths) > 0).all()) and bool(much)):
+    query, candidate = lengths = [mask.sum(-1).tolist() for mask in batch.masks]
+    rows, columns = (mask.shape[1] for mask in batch.masks)
+    pairs = sum(map(mul, query, candidate))
+    much = pairs < (1 - MUCH_PADDING) * len(query) * rows * columns
+    if not (always or much) or not all(map(_at_the_end, batch.masks, lengths)):
         return None
-    sides = zip(batch.embeddings, batch.masks, batch.site_labels, strict=True)
+    sides = zip(batch.embeddings, batch.masks, lengths, batch.site_labels, strict=True)
     by_protein = [_by_protein(*side, project) for side in sides]
     labels, correspondences = (
         [None] * len(query) if known is None else known.split(1)
@@ -1116,21 +1118,55 @@ def take_apart_numba(
     return parts
 
 
+def _at_the_end(mask: Tensor, lengths: list[int]) -> bool:
+    """Tell whether every protein has residues, and padding behind them alone."""
+    shortest = min(lengths, default=0)
+    return shortest == mask.shape[1] > 0 or (
+        shortest > 0 and bool((mask[:, 1:] <= mask[:, :-1]).all())
+    )
+
+
 def _by_protein(
-    embeddings: Tensor, mask: Tensor, site_labels: Tensor | None, project: Callable[..., Tensor]
+    embeddings: Tensor,
+    mask: Tensor,
+    lengths: list[int],
+    site_labels: Tensor | None,
+    project: Callable[..., Tensor],
 ) -> list[tuple[Any, ...]]:
     """Return embeddings, mask, site labels and projections of each protein, `(1, residues, ...)`.
 
     All are views of rows without padding, so that gradients are put together in one go.
     """
-    lengths = mask.sum(-1).tolist()
-    rows = embeddings[mask]
-    labels = None if site_labels is None else site_labels[mask]
+    padded = min(lengths) < mask.shape[1]
+    rows, present, labels = (
+        side if side is None else side[mask] if padded else side.flatten(0, 1)
+        for side in (embeddings, mask, site_labels)
+    )
     parts = [
         [None] * len(lengths) if side is None else side.unsqueeze(0).split(lengths, dim=1)
-        for side in (rows, mask[mask], labels, project(rows))
+        for side in (rows, present, labels, project(rows))
     ]
     return list(zip(*parts, strict=True))
+
+
+def score_apart_numba(
+    parts: Sequence[PairBatch], config: PlasmaConfig
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Score what was taken apart, without gradient.
+
+    Returns:
+        Scores, `(1,)` each, and plans, `(1, query_residues, candidate_residues)` each, None where
+        no site labels or correspondences ask for plans.
+    """
+    given = ([part.embeddings for part in parts], [part.projections for part in parts])
+    proteins, projected = (
+        [[side[0] for side in sides] for sides in zip(*pairs, strict=True)] for pairs in given
+    )
+    known = (*parts[0].site_labels, parts[0].correspondences)
+    read = any(each is not None for each in known)
+    scores, plans = align_and_score_numba(proteins, projected, config, read)
+    one_each = [None] * len(parts) if plans is None else [plan[None] for plan in plans]
+    return scores.split(1), one_each
 
 
 def _area(query: Array, candidate: Array) -> int:

@@ -1,10 +1,7 @@
 """Metrics of alignments: ranking pairs, matching site labels and residues, retrieving partners.
 
-Plain functions on numpy arrays (torch tensors are converted); none of them needs torch. The
-folders under `modules` offer some of them to `evaluate.load(folder)`.
+Plain functions on numpy arrays (torch tensors are converted); none of them needs torch.
 """
-
-from __future__ import annotations
 
 from .pairs import PairMean, average_precision, f1_max, mean_over_pairs, roc_auc
 from .residues import (

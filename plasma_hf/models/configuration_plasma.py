@@ -8,18 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .modeling_backbone import backbone_config, width_of
-from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
+from .modeling_backbone import backbone_config, check_settings, width_of
 
 logger = logging.get_logger(__name__)
 
-PIPELINES = {
-    "protein-alignment": {
-        "impl": "pipeline_protein_alignment.ProteinAlignmentPipeline",
-        "pt": ("AutoModel",),
-        "type": "text",
-    }
-}
+ALIGNMENT = "pipeline_protein_alignment.ProteinAlignmentPipeline"
+PIPELINES = {"protein-alignment": {"impl": ALIGNMENT, "pt": ("AutoModel",), "type": "text"}}
 """What a saved folder offers to `pipeline(...)` where this package is not installed."""
 
 CHOICES = {
@@ -28,8 +22,12 @@ CHOICES = {
     "score_loss_form": ("published", "affine"),
     "label_match_form": ("published", "symmetric"),
 }
+ABOVE_0 = ("embedding_size", "head_size", "kernel_scale", "n_iters", "eps")
+SUPPORT = ("support_rounds", "support_window", "support_gap", "support_weight", "order_weight")
+LOSSES = ("label_match_weight", "correspondence_weight")
+FROM_0 = (*SUPPORT, "threshold", "diagonal_window", *LOSSES)
+# Fields of configurations that were saved before, with the value that says nothing.
 RETIRED = {"tol": None, "max_iters": 2000, "domain": "linear", "softness": 0.05}
-"""Fields of configurations that were saved before, with the only value that they still may have."""
 
 
 @strict
@@ -62,10 +60,8 @@ class PlasmaConfig(PreTrainedConfig):
         label_match_form: "published" looks for the candidate's labelled residues, "symmetric"
             for those of both sides, each weighing half.
         label_match_weight: Weight of the label match loss beside the score loss.
-        correspondence_weight: Weight of the correspondence loss, where a batch has residue
-            correspondences.
-        plm_config: The backbone's configuration in full, or as a dict, or None for a head that
-            takes ready embeddings.
+        correspondence_weight: Weight of the correspondence loss.
+        plm_config: The backbone's configuration, or its fields, or None for ready embeddings.
         plm_name_or_path: Where the backbone's weights come from.
         plm_revision: Which revision of them.
         plm_recipe: How sequences are written for the backbone, a name of `INPUT_FORMATS`.
@@ -73,8 +69,8 @@ class PlasmaConfig(PreTrainedConfig):
         released_metadata: What a released head says of itself (`metadata.json`).
 
     Example:
-        >>> PlasmaConfig(embedding_size=1280).tau
-        10.0
+        >>> PlasmaConfig(head="hinge", embedding_size=None).score_form
+        'published'
     """
 
     model_type = "plasma"
@@ -108,64 +104,28 @@ class PlasmaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
-        _drop_retired(kwargs)
+        given = {name: kwargs.pop(name, default) for name, default in RETIRED.items()}
+        if lost := [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]:
+            told = "PLASMA has no such settings any more and ignores them."
+            logger.warning_once(f"{', '.join(lost)}: {told}")
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
         if self.plm_config is not None:
             self.embedding_size = width_of(self.plm_config)
-        self._check_choices()
-        self._check_ranges()
+        self._check_settings()
         super().__post_init__(**kwargs)
         # As remote code, the folder's own pipeline is the one to use; installed, the package's.
         if __name__.startswith("transformers_modules"):
             self.custom_pipelines = custom_pipelines
 
-    @property
-    def tau(self) -> float:
-        """Entropic temperature of the paper, the inverse of `kernel_scale`."""
-        return 1 / self.kernel_scale
-
-    @property
-    def uses_support(self) -> bool:
-        """Tell whether plans are solved again with support from what is aligned nearby."""
-        return self.support_rounds > 0 or self.order_weight > 0
-
     def to_dict(self) -> dict[str, Any]:
         """Return every field, and the pipelines that a saved folder offers."""
         return super().to_dict() | {"custom_pipelines": PIPELINES}
 
-    def _check_choices(self) -> None:
-        if self.score_form == "soft":
-            raise ValueError(
-                'score_form="soft" is no more; score with "published", "mass" or "collinear", of '
-                "which the last two have gradient through every matched residue."
-            )
-        for name, accepted in CHOICES.items():
-            if (value := getattr(self, name)) not in accepted:
-                choices = ", ".join(map(repr, accepted))
-                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
-
-    def _check_ranges(self) -> None:
+    def _check_settings(self) -> None:
         if self.embedding_size is None and self.head == "lrl":
             raise ValueError(
                 'head="lrl" learns a projection and needs to know embedding_size; give the width '
                 'of your residue embeddings, or head="hinge" for any width.'
             )
-        for name in ("head_size", "kernel_scale", "n_iters", "eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        window, support = "diagonal_window", ("support_rounds", "support_window", "support_gap")
-        for name in (*support, "order_weight", window):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give 0 or more.")
-
-
-def _drop_retired(fields: dict[str, Any]) -> None:
-    """Take fields out that are no more, and say so where one had a value that mattered."""
-    given = {name: fields.pop(name, default) for name, default in RETIRED.items()}
-    changed = [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]
-    if changed:
-        logger.warning_once(
-            f"{', '.join(changed)}: PLASMA has no such settings any more and ignores them; plans "
-            "take `n_iters` iterations in the linear domain."
-        )
+        check_settings(self, ABOVE_0, FROM_0, CHOICES)

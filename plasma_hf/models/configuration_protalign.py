@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modeling_backbone import backbone_config, width_of
+from .modeling_backbone import backbone_config, check_settings, width_of
 from .modeling_protein_mpnn import ProteinMPNNConfig
-from .modeling_substitution import SubstitutionConfig  # noqa: F401 - the default, now registered
+from .modeling_residue_encoder import ResidueEncoderConfig  # noqa: F401 - the default, registered
 
 RETRIEVAL = "pipeline_protein_retrieval.ProteinRetrievalPipeline"
 PIPELINES = {"protein-retrieval": {"impl": RETRIEVAL, "pt": ("AutoModel",), "type": "text"}}
@@ -88,7 +89,7 @@ class ProtAlignConfig(PreTrainedConfig):
             self.sequence_size = width_of(self.plm_config)
         if self.structure_config is not None:
             self.structure_size = width_of(self.structure_config)
-        self._check_ranges()
+        self._check_settings()
         if self.logit_temperature is None:
             self.logit_temperature = 0.07 if self.loss == "clip" else 0.1
         if self.learn_temperature is None:
@@ -102,16 +103,12 @@ class ProtAlignConfig(PreTrainedConfig):
         """Return every field, and the pipelines that a saved folder offers."""
         return super().to_dict() | {"custom_pipelines": PIPELINES}
 
-    def _check_ranges(self) -> None:
-        for name, accepted in CHOICES.items():
-            if (value := getattr(self, name)) not in accepted:
-                raise ValueError(
-                    f"{name}={value!r}; accepted are {' and '.join(map(repr, accepted))}."
-                )
+    def _check_settings(self) -> None:
         positive = ("sequence_size", "structure_size", "hidden_size", "num_heads", "num_queries")
-        for name in (*positive, "logit_temperature", "loss_chunk"):
-            if (number := getattr(self, name)) is not None and number <= 0:
-                raise ValueError(f"{name}={number}; give a number above 0.")
+        above_0 = (*positive, "logit_temperature", "loss_chunk")
+        check_settings(self, above_0, ("attention_dropout", "layer_norm_eps"), CHOICES)
+        if not math.isfinite(self.logit_bias):
+            raise ValueError(f"logit_bias={self.logit_bias}; give a finite number.")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}; "

@@ -1,10 +1,12 @@
-"""Protein language models as backbones: load them safely, embed proteins, put a head on them."""
+"""Backbones: load language models safely, embed proteins, put a head on them; the default one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,22 +15,24 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.hub import extract_commit_hash, has_file
 
 from .processing_plasma import INPUT_FORMATS, PUBLISHERS, InputFormat, PlasmaProcessor
-from .protein import Protein
+from .protein import LETTER_RULES, RESIDUE_LETTERS, STANDARD_RESIDUES, Protein
 
-ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"
-"""Environment variable; with 1, weights that are there as a pickle alone are read."""
-
+ALLOW_PICKLE = "PLASMA_HF_ALLOW_PICKLE"  # variable; with 1, weights in a pickle alone are read
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 PADDED_RESIDUES = 8192  # computed together; how many changes last bits at most
 
@@ -41,6 +45,8 @@ class SafeWeights(PreTrainedModel):
     """A model that is read from safetensors and knows which commit of the Hub it came from."""
 
     source_revision: str | None = None  # None for a folder, and for what was never loaded
+    _no_split_modules: list[str] = []
+    _supports_sdpa = True  # one without attention meets any request for a kind of it
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -71,8 +77,7 @@ def _load_safely(load: Any, name: Any, *args: Any, **options: Any) -> Any:
         return load(name, *args, **options | {"use_safetensors": safe})
     except Exception as error:  # what a reader makes of a damaged file may be of any kind
         told = safe is False or isinstance(error, WeightsError)
-        reason = None if told else _what_is_wrong(name, options)
-        if reason is None:
+        if told or not (reason := _what_is_wrong(name, options)):
             raise
         raise WeightsError(reason) from error
 
@@ -84,13 +89,12 @@ def _what_is_wrong(name: Any, options: dict[str, Any]) -> str | None:
         return gone if Path(name or "").is_absolute() else None
     remedy = f"while online, type: {download_command(name, options.get('revision'))}"
     remedy = "copy it again, or save the model to it again" if local else remedy
-    missing = []
-    for file in weight_files(folder):
-        if not file.is_file():
-            missing.append(file.name)
-        elif not is_whole(file):
+    files = weight_files(folder)
+    for file in files:
+        if file.is_file() and not is_whole(file):
             told = f"{file.name} of {name} is cut short or damaged ({file}, {file.stat().st_size}"
             return f"{told} bytes); {remedy}{'' if local else ' --force-download'}."
+    missing = [file.name for file in files if not file.is_file()]
     if WEIGHTS in missing and (refusal := _pickle_refusal(name, WEIGHTS, options)):
         return refusal
     where = "" if local else " here: its download was not finished, or the Hub does not have it"
@@ -166,10 +170,8 @@ def download_command(name: Any, revision: str | None) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return 16 hexadecimal digits that depend on every weight of a module.
-
-    It adds up bit patterns as integers, exactly and hence in any order, without copying weights.
-    """
+    """Return 16 hexadecimal digits that depend on every weight of a module, none copied."""
+    # Integers add up exactly, hence in any order.
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -188,8 +190,68 @@ def pad_residues(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return embeddings, position < lengths.unsqueeze(-1)
 
 
-OWN_BACKBONES: dict[str, Any] = {}
-"""Encoders that are not part of transformers, by model type; importing their file adds them."""
+if hasattr(os, "register_at_fork"):  # a forked child has none of the threads OpenMP waits for
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+def free_memory() -> float:
+    """Return the bytes that Linux has for a process, or for its container; elsewhere no limit."""
+    found = [math.inf]
+    for file, unit in (("/proc/meminfo", 1024), ("/sys/fs/cgroup/memory.max", 1)):
+        with suppress(OSError):
+            told = re.search(r"(?:MemAvailable: +|^)(\d+)", Path(file).read_text())
+            found += [unit * int(told[1])] if told else []
+    return min(found)
+
+
+def residue_mask(side: str, embeddings: Any, mask: Tensor | None, width: int | None) -> Tensor:
+    """Return the mask of a side, all True if it has none; refuse shapes that do not fit."""
+    shape, wanted = tuple(embeddings.shape), width or "hidden"
+    if len(shape) != 3 or width not in (None, shape[2]) or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{side}_embeddings is {embeddings.dtype} of shape {shape}; give floating point "
+            f"numbers of shape (batch, residues, {wanted}), of the encoder the model was made for."
+        )
+    if mask is None:
+        return torch.ones(shape[:2], dtype=torch.bool, device=embeddings.device)
+    if mask.shape != shape[:2]:
+        raise ValueError(
+            f"{side}_mask has shape {tuple(mask.shape)}; give {shape[:2]}, True at residues."
+        )
+    return mask.bool()
+
+
+LARGEST = 1e12  # embeddings beyond it overflow when they are squared and summed
+
+
+def check_embeddings(embeddings: Tensor, name: str, mask: Tensor | None = None) -> None:
+    """Refuse embeddings `(..., hidden)` that are NaN, infinite or beyond `LARGEST` at residues."""
+    given = embeddings.detach()
+    if not given.numel() or max(abs(float(end)) for end in given.aminmax()) < LARGEST:
+        return
+    wrong = ~(given.abs() < LARGEST).all(-1)  # NaN is not, either
+    if (wrong := wrong if mask is None else wrong & mask).any():
+        raise ValueError(
+            f"{name} has NaN or infinite embeddings, or beyond {LARGEST:g}, at residue "
+            f"{wrong.nonzero()[0].tolist()}; load a backbone with dtype=torch.float32."
+        )
+
+
+def check_settings(
+    config: Any, above_0: Sequence[str], from_0: Sequence[str] = (), choices: dict | None = None
+) -> None:
+    """Refuse settings that are no choice, or no finite number above 0 or from 0; None may be."""
+    for name, accepted in (choices or {}).items():
+        if (value := getattr(config, name)) not in accepted:
+            raise ValueError(f"{name}={value!r}; accepted are {', '.join(map(repr, accepted))}.")
+    for name in (*above_0, *from_0):
+        value, may_be_0 = getattr(config, name), name in from_0
+        if value is not None and not (0 < value < math.inf or (value == 0 and may_be_0)):
+            accepted = "0 or more" if may_be_0 else "a number above 0"
+            raise ValueError(f"{name}={value}; give {accepted}.")
+
+
+OWN_BACKBONES: dict[str, Any] = {}  # those that are not of transformers; importing them adds them
 
 
 def register_backbone(model_class: Any) -> Any:
@@ -207,8 +269,7 @@ def backbone_config(fields: dict[str, Any]) -> PreTrainedConfig:
     if model_type not in transformers.CONFIG_MAPPING:
         raise ValueError(
             f"plm_config has model_type={model_type!r}, which transformers does not know; give the "
-            "configuration of a backbone, for example EsmConfig(...) or "
-            "AutoConfig.from_pretrained('facebook/esm2_t6_8M_UR50D')."
+            "configuration of a backbone, for example EsmConfig(...)."
         )
     return transformers.CONFIG_MAPPING[model_type](**fields)
 
@@ -341,8 +402,7 @@ class Backbone:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What an embedding depends on: the model, its weights, and the format of its input."""
-        # A folder may move; the digest of the weights stays.
-        name = Path(self.name).name if Path(self.name).is_dir() else self.name
+        name = Path(self.name).name if Path(self.name).is_dir() else self.name  # a folder may move
         return {
             "backbone": name,
             "revision": self.revision or "",
@@ -353,10 +413,7 @@ class Backbone:
 
     @torch.no_grad()
     def embed(self, proteins: Sequence[str | Path | Protein]) -> list[Tensor]:
-        """Embed proteins as `(residues, hidden)` each, float32, on the CPU.
-
-        They are sequences, or for a model that reads structures paths to PDB or mmCIF.
-        """
+        """Embed proteins, or paths of them, as `(residues, hidden)` each, float32 on the CPU."""
         read = [self.processor.read(p, f"protein {i}") for i, p in enumerate(proteins)]
         sequences = [protein.sequence or "" for protein in read]
         limit = None if self.input_format.reads_structures else self.input_format.max_residues
@@ -384,11 +441,7 @@ class Backbone:
                 f"{self.name} gives {len(embeddings)} rows for {protein.id} of {residues} "
                 "residues; a backbone gives one per residue."
             )
-        if not torch.stack(embeddings.aminmax()).isfinite().all():  # NaN is both, and it is fast
-            raise ValueError(
-                f"{self.name} gives NaN or infinite embeddings for {protein.id}; it runs in "
-                f"{self.model.dtype}: load it with dtype=torch.float32."
-            )
+        check_embeddings(embeddings, f"{protein.id}, by {self.name} in {self.model.dtype},")
         return embeddings
 
 
@@ -399,10 +452,9 @@ def fetch(load: Callable[..., Any], source: str, revision: str | None, **options
     except WeightsError as error:
         raise WeightsError(f"the backbone {source}: {error}") from error
     except OSError as error:
-        at = f" (revision {revision})" if revision else ""
         raise OSError(
-            f"the backbone {source}{at} is no folder here, is not in the cache of the Hub and "
-            f"cannot be fetched. While online, type: {download_command(source, revision)}. "
+            f"the backbone {source} is no folder here, is not in the cache of the Hub and cannot "
+            f"be fetched. While online, type: {download_command(source, revision)}. "
             f"What the loader says: {error}"
         ) from error
 
@@ -448,11 +500,10 @@ def _window(config: Any, processor: PlasmaProcessor, max_residues: int | None) -
     tokenizer, form = processor.tokenizer, processor.input_format
     limits = [max_residues, form.max_residues]
     # Types that look positions up in a table, and whether they count on from the padding token.
-    tables = {"bert": False, "electra": False, "albert": False, "esm": True, "roberta": True}
-    counts_on = tables.get(config.model_type)
+    tables = {"bert": 0, "electra": 0, "albert": 0, "esm": 1, "roberta": 1}
     kind = getattr(config, "position_embedding_type", "absolute")
-    if counts_on is not None and kind == "absolute":
-        first = (config.pad_token_id or 0) + 1 if counts_on else 0
+    if config.model_type in tables and kind == "absolute":
+        first = tables[config.model_type] * ((config.pad_token_id or 0) + 1)
         limits.append(int(config.max_position_embeddings) - first - 2)  # two special tokens
     tokens = int(tokenizer.model_max_length)
     if form.name == "generic" and tokens < 10**6:  # many tokenizers state an absurd limit
@@ -479,8 +530,10 @@ class PreTrainedHead(SafeWeights):
     """
 
     backbone: Any
+    encoders: tuple[str, ...] = ("backbone",)  # attributes; frozen until something else is said
     takes_embeddings = "query_embeddings and candidate_embeddings"  # for an error message
     _fetched: Backbone | None = None  # the backbone as it came from its id
+    _processor: Any = None  # what a derived class has made for the backbone
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -495,9 +548,12 @@ class PreTrainedHead(SafeWeights):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if load_backbone and model.backbone is None and model.config.plm_config is not None:
             model.load_backbone(use_safetensors=kwargs.get("use_safetensors"))
-        if model.backbone is not None:
-            model.backbone.requires_grad_(False).eval()
+        for encoder in model._encoders():
+            encoder.requires_grad_(False).eval()
         return loaded
+
+    def _encoders(self) -> list[Any]:
+        return [one for name in self.encoders if (one := getattr(self, name)) is not None]
 
     @property
     def processor(self) -> PlasmaProcessor | None:
@@ -505,11 +561,11 @@ class PreTrainedHead(SafeWeights):
         return self._fetched.processor if self._fetched is not None else None
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen backbone goes on embedding as in inference."""
+        """Set training mode; a frozen encoder goes on embedding as in inference."""
         super().train(mode)
-        under = self.backbone
-        if under is not None and not any(p.requires_grad for p in under.parameters()):
-            under.eval()
+        for encoder in self._encoders():
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
         return self
 
     def load_backbone(self, source: str | Path | None = None, **options: Any) -> PlasmaProcessor:
@@ -559,7 +615,7 @@ class PreTrainedHead(SafeWeights):
                 f"this head was made for the backbone {made_for!r}, not for {name!r}; load "
                 f"{made_for!r}, or train a head on {name!r}."
             )
-        self.backbone = encoder.requires_grad_(False).eval()
+        self.backbone, self._processor = encoder.requires_grad_(False).eval(), None
         config.plm_config, config.embedding_size = encoder.config, width
         config.plm_name_or_path = name or made_for
         if isinstance(backbone, Backbone):
@@ -574,8 +630,7 @@ class PreTrainedHead(SafeWeights):
         if self.backbone is None:
             raise ValueError(
                 "this model is a head without a backbone and takes no token ids; pass "
-                f"{self.takes_embeddings}, or put its backbone under it with "
-                "model.load_backbone()."
+                f"{self.takes_embeddings}, or put its backbone under it: model.load_backbone()."
             )
         return pad_residues(_residue_embeddings(self.backbone, input_ids, *further))
 
@@ -595,17 +650,13 @@ class PreTrainedHead(SafeWeights):
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any
     ) -> None:
-        """Save the model, and with `save_backbone=True` the weights of its backbone as well.
-
-        By default those are saved where they are not, or no longer, those of the backbone's id.
-        """
+        """Save the model, by default with the backbone's weights unless its id has the same."""
         under, fetched = self.backbone, self._fetched and self._fetched.digest
         changed = under is not None and fetched != weights_digest(under)
         if save_backbone is False and changed:
             raise ValueError(
-                "the weights of the backbone are not those of "
-                f"{self.config.plm_name_or_path or 'any id'}; left out they would be lost. Save "
-                "with save_backbone=True."
+                f"the backbone's weights are not of {self.config.plm_name_or_path or 'any id'}; "
+                "left out they would be lost: save with save_backbone=True."
             )
         keep = changed if save_backbone is None else save_backbone
         weights = [] if keep or under is None else under.state_dict()
@@ -614,3 +665,103 @@ class PreTrainedHead(SafeWeights):
         super().save_pretrained(save_directory, *args, **kwargs)
         if IN_PACKAGE:
             import_module("plasma_hf.hub.export").bring_code_of_backbone(self, save_directory)
+
+
+# --- The default backbone: substitution windows, with nothing trained.
+
+
+@strict
+class SubstitutionConfig(PreTrainedConfig):
+    """Configure the substitution encoder: a window of BLOSUM62 vectors, nothing trained.
+
+    Args:
+        window: Residues looked at on each side; the embedding has `20 * (2 * window + 1)` numbers.
+        decay: Distance in residues at which a neighbour's vector is scaled by `exp(-1/2)`.
+    """
+
+    model_type = "substitution_window"
+
+    window: int = 10
+    decay: float | int = 7.0
+
+    def __post_init__(self, **kwargs: object) -> None:
+        check_settings(self, ("decay",), ("window",))
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a residue embedding."""
+        return 20 * (2 * self.window + 1)
+
+
+# Henikoff & Henikoff 1992, half-bits; the lower triangle, row by row, in the order of
+# STANDARD_RESIDUES.
+BLOSUM62 = """
+4 -1 5 -2 0 6 -2 -2 1 6 0 -3 -3 -3 9 -1 1 0 0 -3 5 -1 0 0 2 -4 2 5 0 -2 0 -1 -3 -2 -2 6 -2 0 1 -1
+-3 0 0 -2 8 -1 -3 -3 -3 -1 -3 -3 -4 -3 4 -1 -2 -3 -4 -1 -2 -3 -4 -3 2 4 -1 2 0 -1 -3 1 1 -2 -1 -3
+-2 5 -1 -1 -2 -3 -1 0 -2 -3 -2 1 2 -1 5 -2 -3 -3 -3 -2 -3 -3 -3 -1 0 0 -3 0 6 -1 -2 -2 -1 -3 -1 -1
+-2 -2 -3 -3 -1 -2 -4 7 1 -1 1 0 -1 0 0 0 -1 -2 -2 0 -1 -2 -1 4 0 -1 0 -1 -1 -1 -1 -2 -2 -1 -1 -1
+-1 -2 -1 1 5 -3 -3 -4 -4 -2 -2 -3 -2 -2 -3 -2 -3 -1 1 -4 -3 -2 11 -2 -2 -2 -3 -2 -1 -2 -3 2 -1 -1
+-2 -1 3 -3 -2 -2 2 7 0 -3 -3 -3 -1 -2 -2 -3 -3 3 1 -2 1 -1 -2 -2 0 -3 -1 4
+"""
+
+
+def residue_vectors() -> np.ndarray:
+    """Return one vector per token, `(27 tokens, 20)`: `<pad>` (zeros), then the letters A-Z.
+
+    For the vectors X of the twenty residues `X @ X.T` is BLOSUM62 with its negative eigenvalues
+    set to 0; the other letters are means over what they may stand for.
+    """
+    scores = np.zeros((20, 20))
+    scores[np.tril_indices(20)] = [float(score) for score in BLOSUM62.split()]
+    values, axes = np.linalg.eigh(scores)  # which reads the lower triangle alone
+    vectors = axes * np.sqrt(np.clip(values, 0, None))
+    meanings = [LETTER_RULES.get(letter, letter) for letter in RESIDUE_LETTERS]
+    means = [vectors[[STANDARD_RESIDUES.index(r) for r in each]].mean(0) for each in meanings]
+    return np.stack([np.zeros(20), *means]).astype(np.float32)
+
+
+@register_backbone
+class SubstitutionModel(SafeWeights):
+    """Embed each residue by the BLOSUM62 vectors in a window around it.
+
+    The embedding of residue i is the concatenation over offsets k = -window..window of the vector
+    of residue i + k times `exp(-(k / decay)^2 / 2)`, zeros beyond either end. Nothing is trained.
+
+    Example:
+        >>> model = SubstitutionModel(SubstitutionConfig())
+        >>> model(torch.tensor([[13, 11, 22]])).last_hidden_state.shape
+        torch.Size([1, 3, 420])
+    """
+
+    config_class = SubstitutionConfig
+    base_model_prefix = "substitution"
+    main_input_name = "input_ids"
+
+    vectors: Tensor
+
+    def __init__(self, config: SubstitutionConfig) -> None:
+        super().__init__(config)
+        # Saved with the model, the vectors do not depend on the reader's linear algebra.
+        self.register_buffer("vectors", torch.from_numpy(residue_vectors()))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SubstitutionModel):
+            init.copy_(module.vectors, torch.from_numpy(residue_vectors()))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
+    ) -> BaseModelOutput | tuple[Tensor]:
+        """Embed token ids `(batch, residues)`, 0 at padding, as `(batch, residues, hidden)`."""
+        vectors = self.vectors[input_ids]  # (batch, residues, 20)
+        if attention_mask is not None:
+            vectors = vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
+        window = self.config.window
+        offsets = torch.arange(-window, window + 1, device=vectors.device)
+        weights = torch.exp(-((offsets / self.config.decay) ** 2) / 2).to(vectors.dtype)
+        padded = nn.functional.pad(vectors, (0, 0, window, window))
+        windows = padded.unfold(1, 2 * window + 1, 1) * weights  # (batch, residues, 20, offsets)
+        hidden = windows.transpose(2, 3).flatten(2)
+        return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)

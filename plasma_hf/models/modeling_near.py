@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import SafeWeights, register_backbone
+from .modeling_backbone import SafeWeights, check_settings, register_backbone
 from .protein import RESIDUE_LETTERS
 
 
@@ -28,11 +28,9 @@ class NearConfig(PreTrainedConfig):
     kernel: int = 7
 
     def __post_init__(self, **kwargs: object) -> None:
-        if self.hidden_size < 1 or self.blocks < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(
-                f"hidden_size={self.hidden_size}, blocks={self.blocks}, kernel={self.kernel}: give "
-                "numbers above 0 and an odd kernel, for example NearConfig(blocks=8, kernel=7)."
-            )
+        check_settings(self, ("hidden_size", "blocks", "kernel"))
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel}; give an odd number, for example 7.")
         super().__post_init__(**kwargs)
 
 
@@ -69,7 +67,6 @@ class NearModel(SafeWeights):
     base_model_prefix = "near"
     main_input_name = "input_ids"
     _no_split_modules = ["NearBlock"]
-    _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     def __init__(self, config: NearConfig) -> None:
         super().__init__(config)

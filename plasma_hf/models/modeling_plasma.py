@@ -1,8 +1,6 @@
 """PLASMA: residue embeddings of two proteins in, an alignment plan and one score out.
 
-In the order of the computation: the hinge cost of matching two residues, the partial Sinkhorn plan
-over it, support from what is aligned nearby or in order, scores of a plan, losses, the heads, and
-the model that puts them together. What is here is plain torch and says what is computed; where the
+What is here is plain torch and says what is computed, in the order of the computation; where the
 package `plasma_hf` is installed, its compiled kernels compute the same.
 """
 
@@ -24,8 +22,11 @@ from .configuration_plasma import PlasmaConfig
 from .modeling_backbone import (
     PreTrainedHead,
     build_backbone,
+    check_embeddings,
+    free_memory,
     from_package,
     pad_residues,
+    residue_mask,
     weights_digest,
 )
 
@@ -44,26 +45,20 @@ except ImportError:  # as remote code, plain torch computes
 
 # --- The hinge cost of matching a query residue with a candidate residue.
 
-BLOCK = {"cpu": 1 << 21}
-"""Numbers that the plain cost compares at a time, by device: what a cache holds."""
-LARGE_BLOCK = 1 << 26
-"""The same on other devices."""
+# Numbers that the plain cost compares at a time: on a CPU what a cache holds, and elsewhere.
+BLOCK, LARGE_BLOCK = 1 << 21, 1 << 26
 
 
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess of the candidate residue.
 
-    `C_ij = sum_k relu(q_ik - c_jk)`, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is
-    rounded twice, and a residue costs exactly nothing against itself. No form has a
-    `(query_residues, candidate_residues, channels)` intermediate.
+    `C_ij = sum_k relu(q_ik - c_jk)`, `(batch, query_residues, candidate_residues)`, in float32 or
+    wider, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is rounded twice, and a residue
+    costs exactly nothing against itself. Nothing has residues, residues and channels as its axes.
 
     Args:
-        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
-            every candidate.
-        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
-
-    Returns:
-        The cost, `(batch, query_residues, candidate_residues)`, in float32 or wider.
+        query, candidate: Projected residues, `(batch, residues, channels)`; a batch of one meets
+            every protein of the other.
 
     Raises:
         ValueError: If the two have different widths.
@@ -79,9 +74,8 @@ def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     if (compiled := kernel_for("hinge_cost", query)) is not None:
         return compiled(query, candidate)
     batch = torch.broadcast_shapes(query.shape[:1], candidate.shape[:1])
-    return _HingeCost.apply(
-        *(at_least_float32(side).expand(*batch, -1, -1) for side in (query, candidate))
-    )
+    sides = (at_least_float32(side).expand(*batch, -1, -1) for side in (query, candidate))
+    return _HingeCost.apply(*sides)
 
 
 class _HingeCost(torch.autograd.Function):
@@ -117,7 +111,7 @@ class _HingeCost(torch.autograd.Function):
 def _blocks(query: Tensor, candidate: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
     """Yield pairs, some rows of each query, and room to compare them with the candidate in."""
     rows, (columns, channels) = query.shape[1], candidate.shape[1:]
-    entries = BLOCK.get(query.device.type, LARGE_BLOCK)
+    entries = BLOCK if query.device.type == "cpu" else LARGE_BLOCK
     size = min(rows, max(1, entries // max(1, columns * channels)))
     room = query.new_empty(size, columns, channels)
     for pair in range(len(query)):
@@ -135,44 +129,41 @@ def check_widths(query: Tensor, candidate: Tensor) -> None:
         )
 
 
+def check_counts(queries: Sequence[Tensor] | Tensor, candidates: Sequence[Tensor] | Tensor) -> None:
+    """Refuse queries and candidates that are no pairs."""
+    q, c = len(queries), len(candidates)
+    if q != c:
+        raise ValueError(f"{q} queries and {c} candidates; give as many of each.")
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen half precision, which the head does not compute in."""
-    # Costs of some hundreds need the bits.
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 # --- The partial Sinkhorn plan: which query residue goes with which candidate residue.
 
-NEVER = -1e30
-"""Log-kernel of a pair that may not match; finite, so that no gradient becomes NaN."""
+NEVER = -1e30  # log-kernel of a pair that may not match; finite, so that no gradient becomes NaN
 
 
 def log_kernel(
     cost: Tensor, kernel_scale: float, query_mask: Tensor, candidate_mask: Tensor
 ) -> Tensor:
-    """Turn a cost into the logarithm of the transport kernel, `-kernel_scale * cost`.
+    """Return the log of the transport kernel, `-kernel_scale * cost`; `NEVER` where masked.
 
     Args:
         cost: `(batch, query_residues, candidate_residues)`.
         kernel_scale: What multiplies the cost in the exponent, 1 / tau in the paper's notation.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-
-    Returns:
-        The log-kernel, shaped like `cost`; `NEVER` where either residue is masked.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
     """
-    logs = -kernel_scale * cost
-    # On a CPU it costs little to know that nothing is masked, and saves a pass or two.
-    if cost.device.type == "cpu" and query_mask.all() and candidate_mask.all():
-        return logs
     allowed = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
-    return logs.masked_fill(~allowed, NEVER)
+    return (-kernel_scale * cost).masked_fill(~allowed, NEVER)
 
 
 def sinkhorn(
     log_kernel: Tensor, candidate_mask: Tensor, *, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to a partial transport plan, by two matrix-vector products per iteration.
+    """Scale a kernel to a partial transport plan of its shape, 0 where a residue is masked.
 
     `u = 1 / (K v + eps)`, `v = 1 / (K' u + eps)`, and the plan is `u K v`. The updates end with
     the candidate's: columns sum to at most 1, rows to up to candidate/query residues. A potential
@@ -184,9 +175,6 @@ def sinkhorn(
         candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
         eps: Slack of each residue; staying unmatched costs `-log(eps)` in the exponent.
         n_iters: Iterations, at least one.
-
-    Returns:
-        The plan, shaped like `log_kernel`; 0 where either residue is masked.
 
     Source: PLASMA (ICLR 2026), the partial Sinkhorn plan.
 
@@ -210,11 +198,10 @@ def sinkhorn(
 def make_plans(log_kernel: Tensor, candidate_mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
     """Return the plan of a kernel, which is scored, and the plan with support, which is read.
 
-    A transport plan knows no order: a lone residue may match anywhere. In each support round the
-    plan is solved again with `support_weight * diagonal_support` added to the log-kernel, which
-    prefers, among equal matches, the one whose neighbours match as well. A last round, of
-    `order_weight`, looks at whole alignments: its support is that of the probabilities of
-    `in_order`, and their logarithms are added as well.
+    In each support round the plan is solved again with `support_weight * diagonal_support` added
+    to the log-kernel, which prefers, among equal matches, the one whose neighbours match as well.
+    A last round, of `order_weight`, looks at whole alignments: its support is that of the
+    probabilities of `in_order`, and their logarithms are added as well.
 
     Args:
         log_kernel: `(batch, query_residues, candidate_residues)`.
@@ -269,13 +256,11 @@ def diagonal_support(plan: Tensor, allowed: Tensor, window: int, gap: int) -> Te
 def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
     """Sum a stretch of diagonal: `out[i, j] = sum of matrix[i + k, j + k], k = -before..after`.
 
-    Entries beyond the edges count as zero. A stretch is the difference of two running sums, so
-    the time does not depend on its length.
+    Entries beyond the edges count as zero.
 
     Args:
         matrix: `(batch, query_residues, candidate_residues)`.
-        before: Steps taken towards the first residues.
-        after: Steps taken towards the last residues.
+        before, after: Steps taken towards the first residues, and towards the last.
 
     Example:
         >>> diagonal_sums(torch.eye(3)[None], 0, 1)
@@ -286,13 +271,11 @@ def diagonal_sums(matrix: Tensor, before: int, after: int) -> Tensor:
     if not _learns(matrix) and (compiled := kernel_for("diagonal_sums", matrix)):
         return compiled(matrix, before, after)
     rows, columns = matrix.shape[-2:]
-    # float64: a stretch is a small difference of sums that grow with the protein.
-    running = F.pad(_shear(matrix).cumsum(-2, dtype=torch.float64), (0, 0, 1, 0))
-    row = torch.arange(rows, device=matrix.device)
-    last = (row + after + 1).clamp(max=rows)
-    first = (row - before).clamp(min=0)
-    sums = running[..., last, :] - running[..., first, :]
-    return _unshear(sums.to(matrix.dtype), columns)
+    wide = F.pad(matrix, (before, after, before, after))
+    sums = torch.zeros_like(matrix)
+    for k in range(before + after + 1):
+        sums = sums + wide[..., k : k + rows, k : k + columns]
+    return sums
 
 
 def _learns(tensor: Tensor) -> bool:
@@ -300,34 +283,12 @@ def _learns(tensor: Tensor) -> bool:
     return torch.is_grad_enabled() and tensor.requires_grad
 
 
-def _shear(matrix: Tensor) -> Tensor:
-    """Turn diagonals into columns: `(..., rows, columns) -> (..., rows, rows + columns - 1)`."""
-    rows, columns = matrix.shape[-2:]
-    # Reading the rows of a wide frame as if they were one shorter moves row i right by i places;
-    # with the columns reversed, i - j is what stays in place.
-    wide = F.pad(matrix.flip(-1), (0, rows)).flatten(-2)
-    return wide[..., :-rows].unflatten(-1, (rows, rows + columns - 1))
-
-
-def _unshear(sheared: Tensor, columns: int) -> Tensor:
-    """Undo `_shear`."""
-    rows = sheared.shape[-2]
-    wide = F.pad(sheared.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + columns))
-    return wide[..., :columns].flip(-1)
-
-
-FLOOR = 1e-5
-"""Added to every plan entry: none is impossible."""
-BACKGROUND = 0.8
-"""Entry that speaks neither for a pair nor against it, over that of residues all alike."""
-POWER = 0.1
-"""How much of an entry's log-odds counts: neighbours in a plan are no independent witnesses."""
-OPEN, EXTEND = -6.0, -0.3
-"""Log-weights of the first residue of a gap and of each further one."""
-HIGHEST_ODDS = 1000.0
-"""Log-odds that an alignment may sum up to: float64 then holds it and whatever rivals it."""
-UNLIKELY = 1e-3
-"""Added to a probability before its logarithm: what is out of order is never ruled out."""
+FLOOR = 1e-5  # added to every plan entry: none is impossible
+BACKGROUND = 0.8  # speaks neither for a pair nor against it, over the entry of residues all alike
+POWER = 0.1  # how much log-odds count: neighbours in a plan are no independent witnesses
+OPEN, EXTEND = -6.0, -0.3  # log-weights of the first residue of a gap and of each further one
+HIGHEST_ODDS = 1000.0  # log-odds of an alignment; float64 then holds it and whatever rivals it
+UNLIKELY = 1e-3  # added to a probability: what is out of order is never ruled out
 
 
 def in_order(plan: Tensor, allowed: Tensor) -> Tensor:
@@ -399,8 +360,7 @@ def _alignments_ending(odds: Tensor) -> Tensor:
 
 # --- From a plan to one number per pair, in three forms.
 
-USUAL_RESIDUES = 100
-"""Length up to which a collinear score is the share itself."""
+USUAL_RESIDUES = 100  # length up to which a collinear score is the share itself
 
 
 def published_score(
@@ -413,38 +373,31 @@ def published_score(
     threshold: float = 0.5,
     diagonal_window: int = 10,
 ) -> Tensor:
-    """Score a pair by its matched residues: their similarity times their collinearity.
+    """Score by matched residues, similarity times collinearity: `(batch,)`, in [0, 1].
 
     A residue is matched where its best plan entry exceeds `threshold`. The similarity is the
     cosine between the summed embeddings of matched candidate residues and the embeddings that the
     plan transports to them. The collinearity is the mass on the best stretch of
     `diagonal_window` steps along a diagonal, as a share of the stretch; proteins shorter than the
-    stretch count the missing steps as empty.
+    stretch count the missing steps as empty. Gradient reaches the plan through the similarity.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query: Query embeddings as the backbone gives them, `(batch, query_residues, hidden)`.
-        candidate: Candidate embeddings, `(batch, candidate_residues, hidden)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query, candidate: Embeddings as the backbone gives them, `(batch, residues, hidden)` each.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
         threshold: Plan entry above which a residue is matched.
         diagonal_window: Steps of the stretch; 0 leaves the collinearity out.
 
-    Returns:
-        Scores in [0, 1], `(batch,)`. The gradient reaches the plan through the similarity alone.
-
     Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
-    query_gate = (plan.amax(-1) > threshold).to(plan.dtype)
-    candidate_gate = (plan.amax(-2) > threshold).to(plan.dtype)
+    query_gate, candidate_gate = ((plan.amax(d) > threshold).to(plan.dtype) for d in (-1, -2))
     sent = query_gate * (plan @ candidate_gate.unsqueeze(-1)).squeeze(-1)  # (batch, query_residues)
-    best = plan.new_zeros(len(plan))
+    query, candidate = query.to(plan.dtype), candidate.to(plan.dtype)
+    similarity = matched_similarity(sent, query, candidate_gate, candidate)
+    best = similarity
     if diagonal_window > 0:
         sums = _window_sums(plan.detach(), query_mask, candidate_mask, diagonal_window)
         best = sums.amax((-1, -2))
-    similarity = matched_similarity(
-        sent, query.to(plan.dtype), candidate_gate, candidate.to(plan.dtype)
-    )
     return with_window(similarity, best, diagonal_window)
 
 
@@ -487,8 +440,7 @@ def matched_mass(
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
         threshold: Plan entry above which mass counts.
     """
     mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
@@ -503,15 +455,13 @@ def share_of_shorter(mass: Tensor, query_residues: Tensor, candidate_residues: T
 def collinear_score(plan: Tensor, query_mask: Tensor, candidate_mask: Tensor) -> Tensor:
     """Score by what is aligned in order: `(batch,)`, in [0, 1].
 
-    The largest sum of plan entries (i, j) in which both i and j rise from one to the next. A plan
-    knows no order, so unrelated proteins have lone matches all over it; these do not add up, an
-    alignment does. Gaps cost nothing, and every entry counts, however small. See `of_lengths` for
-    what becomes of the sum. The gradient reaches the entries on the best path.
+    The largest sum of plan entries (i, j) in which both i and j rise from one to the next, see
+    `of_lengths` for what becomes of it. Lone matches of unrelated proteins do not add up, an
+    alignment does. Gaps cost nothing. The gradient reaches the entries on the best path.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query_mask: True where there is a residue, `(batch, query_residues)`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
 
     Example:
         >>> plan, every = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.ones(1, 2).bool()
@@ -543,7 +493,8 @@ def of_lengths(mass: Tensor, query_residues: Tensor, candidate_residues: Tensor)
 
 # --- A padded batch of pairs.
 
-Project = Callable[[Tensor], Tensor]
+Sides = tuple[Tensor, Tensor]  # query and candidate
+Given = Tensor | None
 
 
 @dataclass
@@ -559,24 +510,18 @@ class PairBatch:
         projections: What the head makes of embeddings, `(batch, residues, head_size)` each.
     """
 
-    embeddings: tuple[Tensor, Tensor]
-    masks: tuple[Tensor, Tensor]
+    embeddings: Sides
+    masks: Sides
     site_labels: tuple[Tensor | None, Tensor | None] = (None, None)
     labels: Tensor | None = None
     correspondences: Tensor | None = None
     projections: tuple[Any, Any] = (None, None)
 
-    def projected(self, project: Project) -> PairBatch:
+    def projected(self, project: Callable[[Tensor], Tensor]) -> PairBatch:
         """Return the batch with projections; embeddings and projections are 0 at padding."""
-        query, candidate = (
-            side.masked_fill(~mask.unsqueeze(-1), 0.0)
-            for side, mask in zip(self.embeddings, self.masks, strict=True)
-        )
-        sides = zip((query, candidate), self.masks, strict=True)
-        projections = [_project_residues(side, mask, project) for side, mask in sides]
-        return replace(
-            self, embeddings=(query, candidate), projections=(projections[0], projections[1])
-        )
+        sides = zip(self.embeddings, self.masks, strict=True)
+        embeddings, projections = zip(*(_projected(*side, project) for side in sides), strict=True)
+        return replace(self, embeddings=embeddings, projections=projections)
 
     def joined(self, matrices: Sequence[Tensor]) -> Tensor:
         """Put matrices of pairs that were taken apart into one, 0 at padding."""
@@ -586,24 +531,24 @@ class PairBatch:
         )
 
 
-def _project_residues(embeddings: Tensor, mask: Tensor, project: Project) -> Tensor:
-    """Project what is no padding: that would be work too."""
+def _projected(embeddings: Tensor, mask: Tensor, project: Any) -> tuple[Tensor, Tensor]:
+    """Return embeddings and projections, 0 at padding, which is not projected."""
     if mask.all():
-        return project(embeddings)
+        return embeddings, project(embeddings)
     rows = project(embeddings[mask])
-    return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
+    projections = rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
+    return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0), projections
 
 
 # --- What a pair is trained on: its label, its site labels, residues known to correspond.
 
-LEAST_MASS = 1e-6
-"""Mass below which a correspondence that was missed costs no more."""
+LEAST_MASS = 1e-6  # below it a correspondence that was missed costs no more
 
 
 def score_losses(
     scores: Tensor, labels: Tensor, form: str = "published", affine: Tensor | None = None
 ) -> Tensor:
-    """Return the binary cross-entropy between the score of each pair and its label.
+    """Return the binary cross-entropy between score and label of each pair, `(batch,)`.
 
     Args:
         scores: Scores in [0, 1], `(batch,)`.
@@ -612,11 +557,7 @@ def score_losses(
             of .503; "affine" reads it so after scaling and shifting.
         affine: Scale and shift of the affine form, `(2,)`.
 
-    Returns:
-        Losses, `(batch,)`.
-
     Example:
-        >>> import torch
         >>> round(score_losses(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
         0.3133
     """
@@ -633,17 +574,13 @@ def label_match_losses(
 ) -> Tensor:
     """Return the share of a candidate's labelled residues that no labelled query residue reaches.
 
-    Per pair `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`; 0 where the candidate has no
-    labelled residue. The label match score is 1 minus this.
+    `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`, `(batch,)`; 0 where the candidate has
+    no labelled residue. The label match score is 1 minus this.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
-        query_site_labels: 0/1, `(batch, query_residues)`; 0 at padding.
-        candidate_site_labels: 0/1, `(batch, candidate_residues)`; 0 at padding.
+        query_site_labels, candidate_site_labels: 0/1, `(batch, residues)` each; 0 at padding.
         form: "published", or "symmetric" for the mean of both directions.
-
-    Returns:
-        Losses in [0, 1], `(batch,)`.
     """
     if form == "symmetric":
         back = label_match_losses(plan.mT, candidate_site_labels, query_site_labels)
@@ -656,27 +593,20 @@ def label_match_losses(
 
 
 def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Mark the pairs that have a label match loss: positive, with a labelled candidate.
-
-    Without `labels` every pair is positive.
-    """
+    """Mark pairs that have a label match loss: positive, if labelled, with a candidate's site."""
     counted = candidate_site_labels.sum(-1) > 0
     return counted if labels is None else counted & (labels > 0)
 
 
 def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
-    """Return the mean of `-log M_ij` over the residues (i, j) that are known to correspond.
+    """Return the mean of `-log M_ij` over residues (i, j) known to correspond, `(batch,)`.
 
     Args:
         plan: `(batch, query_residues, candidate_residues)`.
         correspondences: Query and candidate residue, `(batch, n, 2)`, from 0; rows of -1 are
             padding, and a pair with nothing else has a loss of 0.
 
-    Returns:
-        Losses, `(batch,)`.
-
     Example:
-        >>> import torch
         >>> plan = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
         >>> correspondence_losses(plan, torch.tensor([[[0, 0], [1, 1], [-1, -1]]]))
         tensor([0.3466])
@@ -728,10 +658,9 @@ def _mean_losses(
 class LearnedProjection(nn.Module):
     """Project residue embeddings, `LayerNorm(W2 relu(W1 h + b1) + b2)`: the head "lrl"."""
 
-    def __init__(self, config: PlasmaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        width: Any = config.embedding_size  # the configuration has checked that there is one
-        self.hidden = nn.Linear(width, config.head_size)
+        self.hidden = nn.Linear(config.embedding_size, config.head_size)
         self.output = nn.Linear(config.head_size, config.head_size)
         self.norm = nn.LayerNorm(config.head_size)
 
@@ -753,9 +682,7 @@ class LayerNormalization(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return `(..., hidden)` as it came in shape."""
-        if not self.normalize:
-            return embeddings
-        return nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+        return F.layer_norm(embeddings, embeddings.shape[-1:]) if self.normalize else embeddings
 
 
 class ZeroLinear(nn.Linear):
@@ -763,22 +690,17 @@ class ZeroLinear(nn.Linear):
 
 
 class ResidualProjection(nn.Module):
-    """Correct the parameter-free head, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual".
+    """Correct PLASMA-PF, at first by 0, `LayerNorm(x + W2 relu(W1 x + b1) + b2)`: "residual"."""
 
-    x is what the head "hinge" gives. W2 and b2 start at 0, so that an untrained head aligns as
-    PLASMA-PF does.
-    """
-
-    def __init__(self, config: PlasmaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        width: Any = config.embedding_size  # the configuration has checked that there is one
-        self.hidden = nn.Linear(width, config.head_size)
-        self.output = ZeroLinear(config.head_size, width)
-        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(config.embedding_size, config.head_size)
+        self.output = ZeroLinear(config.head_size, config.embedding_size)
+        self.norm = nn.LayerNorm(config.embedding_size)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return `(..., hidden)` as it came in shape."""
-        start = nn.functional.layer_norm(embeddings, embeddings.shape[-1:])
+        start = F.layer_norm(embeddings, embeddings.shape[-1:])
         return self.norm(start + self.output(torch.relu(self.hidden(start))))
 
 
@@ -799,8 +721,8 @@ HEADS = {"lrl": LearnedProjection, "hinge": LayerNormalization, "residual": Resi
 
 # --- The model.
 
-PADDED_PAIRS = 16
-"""Pairs that are padded to one batch on a GPU; on a CPU padding costs more than it saves."""
+FEW_CELLS = 2**24  # of all plans together, which fit into any memory
+PADDED_PAIRS = 16  # in one batch on a GPU; on a CPU padding costs more than it saves
 
 
 @dataclass
@@ -864,8 +786,6 @@ class PlasmaModel(PreTrainedHead):
     main_input_name = "query_embeddings"
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
     _keep_in_fp32_modules_strict = {"alignment_head", "score_affine"}
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True
 
     def __init__(self, config: PlasmaConfig) -> None:
         super().__init__(config)
@@ -921,16 +841,8 @@ class PlasmaModel(PreTrainedHead):
         return model.eval()
 
     def save_upstream(self, folder: str | Path) -> Path:
-        """Write the head in the layout of the released heads and return the folder it is in.
-
-        A head of a form that was never released raises a ValueError.
-        """
+        """Write the head in the layout of the released heads, if it has one; return the folder."""
         upstream = from_package("hub.upstream", "the layout of the released heads is written")
-        if self.config.head == "residual":
-            raise ValueError(
-                'the layout of the released heads has no place for head="residual"; save with '
-                'model.save_pretrained(), or train with head="lrl".'
-            )
         state = self.alignment_head.state_dict(prefix="alignment_head.")
         return upstream.write_released_head(self.config, state, Path(folder))
 
@@ -954,16 +866,13 @@ class PlasmaModel(PreTrainedHead):
         candidate_projections: Sequence[Tensor] | None = None,
         return_plans: bool = True,
     ) -> AlignedPairs:
-        """Align query p with candidate p, without gradient and without padding.
-
-        It computes what `forward` does, as fast as the machine allows.
+        """Align query p with candidate p as `forward` does, without gradient and padding.
 
         Args:
-            queries: Residue embeddings, `(residues, hidden)` each; one may stand there repeatedly.
-            candidates: As many.
-            query_projections: What `project` makes of them, `(residues, head_size)` each, where it
-                is at hand.
-            candidate_projections: The same for the candidates.
+            queries, candidates: Residue embeddings, `(residues, hidden)` each, as many of one as of
+                the other; a protein may stand there repeatedly.
+            query_projections, candidate_projections: What `project` makes of them, `(residues,
+                head_size)` each, where it is at hand.
             return_plans: Return plans beside scores; without them less is computed.
 
         Example:
@@ -973,72 +882,77 @@ class PlasmaModel(PreTrainedHead):
             >>> aligned.scores.shape, [plan.shape for plan in aligned.plans]
             (torch.Size([2]), [torch.Size([12, 12]), torch.Size([12, 6])])
         """
-        if len(queries) != len(candidates):
-            raise ValueError(
-                f"{len(queries)} queries and {len(candidates)} candidates; give as many of each."
-            )
-        query, candidate = (
-            self.project_each(side) if given is None else given
-            for side, given in ((queries, query_projections), (candidates, candidate_projections))
-        )
-        for sides in zip(query, candidate, strict=True):
+        check_counts(queries, candidates)
+        query = query_projections or self.project_each(queries, "query")
+        candidate = candidate_projections or self.project_each(candidates, "candidate")
+        pairs = list(zip(query, candidate, strict=True))
+        for sides in pairs:
             check_widths(*sides)
+        self.check_memory([(len(q), len(c)) for q, c in pairs], return_plans)
         if not len(queries):
             return AlignedPairs(torch.zeros(0), [] if return_plans else None)
         if (align := kernel_for("align_and_score", query[0])) is not None:
             proteins, projected = (queries, candidates), (query, candidate)
             return AlignedPairs(*align(proteins, projected, self.config, return_plans))
-        # Padding and masks are for devices that want large batches.
-        alone = query[0].device.type == "cpu" and kernel_for("hinge_cost", query[0]) is None
-        size = 1 if alone else PADDED_PAIRS
+        size = 1 if query[0].device.type == "cpu" else PADDED_PAIRS
         parts = []
         for start in range(0, len(queries), size):
-            part = range(start, min(start + size, len(queries)))
+            part = range(len(queries))[start : start + size]  # a store reads its proteins singly
             some = [[side[p] for p in part] for side in (queries, candidates, query, candidate)]
             parts.append(self._align_padded(some[:2], some[2:], return_plans))
         plans = [plan for part in parts for plan in part.plans or ()] if return_plans else None
         return AlignedPairs(torch.cat([part.scores for part in parts]), plans)
 
+    def check_memory(self, lengths: Sequence[Any], plans: bool, learns: bool = False) -> None:
+        """Refuse pairs, of such lengths each, for which the memory that is free is too little."""
+        cells = sorted(map(math.prod, lengths), reverse=True)
+        if sum(cells) < FEW_CELLS or self.device.type != "cpu":  # other devices say so themselves
+            return
+        # Numbers per cell, as measured: with kernels, and four times as many without or to learn.
+        each = 11 if self.config.order_weight else 3 if self.config.support_rounds else 1
+        plain = learns or kernel_for("align_and_score", torch.empty(0)) is None
+        at_once = cells if learns else cells[: torch.get_num_threads()]
+        needed = 4 * each * (4 if plain else 1) * sum(at_once) + 4 * sum(cells) * plans
+        if needed > (free := free_memory()):
+            q, c = max(lengths, key=math.prod)
+            raise ValueError(
+                f"{len(lengths)} pairs, up to {q} and {c} residues, take {needed / 1e9:.1f} GB "
+                f"and {free / 1e9:.1f} GB of memory are free; give fewer or shorter ones at a time."
+            )
+
     @torch.no_grad()  # also where a thread calls it that knows nothing of its caller's no_grad
-    def project_each(self, proteins: Sequence[Tensor]) -> list[Tensor]:
+    def project_each(self, proteins: Sequence[Tensor], name: str = "protein") -> list[Tensor]:
         """Project proteins `(residues, hidden)`; one that stands there repeatedly, once."""
-        known = {id(protein): protein for protein in proteins}
-        projected = {key: self.project(protein) for key, protein in known.items()}
+        projected: dict[int, Tensor] = {}
+        for number, protein in enumerate(proteins):
+            if id(protein) not in projected:
+                check_embeddings(protein, f"{name} {number}")
+                projected[id(protein)] = self.project(protein)
         return [projected[id(protein)] for protein in proteins]
 
     def _align_padded(
-        self,
-        proteins: Sequence[Sequence[Tensor]],
-        projected: Sequence[Sequence[Tensor]],
-        return_plans: bool,
+        self, proteins: list[list[Tensor]], projected: list[list[Tensor]], return_plans: bool
     ) -> AlignedPairs:
         """Align a few pairs, queries and candidates, in one padded batch."""
-        embeddings, masks = zip(*map(_padded, proteins), strict=True)
-        projections = [_padded(side)[0] for side in projected]
+        embeddings, masks = zip(*map(pad_residues, proteins), strict=True)
+        projections = [pad_residues(side)[0] for side in projected]
         score = kernel_for("score_padded", projections[0])
         if score and not return_plans and self.config.score_form in ("published", "mass"):
             return AlignedPairs(score(embeddings, projections, masks, self.config))
         aligned = self.align_projected(*projections, *masks)
-        scores = self.score_plan(aligned.first_plan, *embeddings, *masks)
+        scores = self.score_plan(aligned.first_plan, embeddings, masks)
         pairs = zip(aligned.plan, *proteins, strict=True)
         return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
 
-    def score_many(
-        self,
-        queries: Tensor | Sequence[Tensor],
-        store: Any,
-        *,
-        top_k: int = 10,
-        return_plans: bool = True,
-        progress: bool | None = None,
-    ) -> list[list[Any]]:
+    def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
 
-        Returns the `top_k` hits of each query, best first, see `plasma_hf.search.exhaustive`.
+        Returns the hits of each query, best first. Options are `top_k` (10), `return_plans` (True)
+        and `progress`, see `plasma_hf.search.exhaustive.score_many`.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)
-        return search.score_many(self, several, store, top_k, return_plans, progress=progress)
+        return search.score_many(self, several, store, **options)
 
     def forward(
         self,
@@ -1080,16 +994,12 @@ class PlasmaModel(PreTrainedHead):
         Raises:
             ValueError: If a side is missing or given twice, or shapes do not fit together.
         """
-        tokens = (query_input_ids, query_attention_mask, query_mask, query_backbone_atoms)
-        query, query_mask = self._side("query", query_embeddings, query_mask, tokens)
-        further = (candidate_attention_mask, candidate_mask, candidate_backbone_atoms)
-        candidate, candidate_mask = self._side(
-            "candidate", candidate_embeddings, candidate_mask, (candidate_input_ids, *further)
-        )
-        if len(query) != len(candidate):
-            raise ValueError(
-                f"{len(query)} queries and {len(candidate)} candidates; give as many of each."
-            )
+        given = (query_embeddings, query_input_ids, query_attention_mask)
+        query, query_mask = self._side("query", *given, query_mask, query_backbone_atoms)
+        given = (candidate_embeddings, candidate_input_ids, candidate_attention_mask)
+        atoms = candidate_backbone_atoms
+        candidate, candidate_mask = self._side("candidate", *given, candidate_mask, atoms)
+        check_counts(query, candidate)
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
             site_labels = (
@@ -1101,22 +1011,24 @@ class PlasmaModel(PreTrainedHead):
         return output.to_tuple() if return_dict is False else output
 
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
-        """Align pairs together, or one by one where padding would be much of the work."""
+        """Align pairs together, or one by one where that is less work."""
         config: Any = self.config
-        take_apart = kernel_for("take_apart", batch.embeddings[0])
-        alone = take_apart(batch, self.project) if take_apart else None
+        first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
+        if batch.masks[0].numel() * batch.masks[1].shape[1] > FEW_CELLS:
+            sizes = zip(*(mask.sum(-1).tolist() for mask in batch.masks), strict=True)
+            self.check_memory(list(sizes), return_plan, learns=not no_cost)
+        take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
+        alone = take_apart(batch, self.project, no_cost) if take_apart else None
         parts = alone or [batch.projected(self.project)]
-        compiled = kernel_for("pair_plans", batch.embeddings[0]) if alone else None
-        if compiled and not return_plan and not config.uses_support:  # no cost is kept
-            query, candidate = zip(*(part.projections for part in parts), strict=True)
-            plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
+        if alone and no_cost and score:
+            scores, plans = score(parts, config)
             aligned = [AlignedBatch(None, plan, plan) for plan in plans]
         else:
-            aligned = [self.align_projected(*part.projections, *part.masks) for part in parts]
-        scores = [
-            self.score_plan(a.first_plan, *part.embeddings, *part.masks)
-            for a, part in zip(aligned, parts, strict=True)
-        ]
+            aligned = self._align_parts(parts, bool(alone) and not return_plan)
+            scores = [
+                self.score_plan(a.first_plan, part.embeddings, part.masks)
+                for a, part in zip(aligned, parts, strict=True)
+            ]
         affine = self.score_affine() if config.score_loss_form == "affine" else None
         losses = [
             _pair_losses(part, score, a.plan, config, affine)
@@ -1130,45 +1042,31 @@ class PlasmaModel(PreTrainedHead):
             **_mean_losses(all_losses, batch, config),
         )
 
+    def _align_parts(self, parts: Sequence[PairBatch], plans_alone: bool) -> list[AlignedBatch]:
+        """Align parts of a batch; where plans are enough, pairs on their own keep no cost."""
+        config = self.config
+        compiled = kernel_for("pair_plans", parts[0].embeddings[0]) if plans_alone else None
+        if compiled is None or config.support_rounds or config.order_weight:
+            return [self.align_projected(*part.projections, *part.masks) for part in parts]
+        query, candidate = zip(*(part.projections for part in parts), strict=True)
+        plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
+        return [AlignedBatch(None, plan, plan) for plan in plans]
+
     def _side(
-        self,
-        side: str,
-        embeddings: Tensor | None,
-        mask: Tensor | None,
-        tokens: tuple[Tensor | None, ...],
-    ) -> tuple[Tensor, Tensor]:
+        self, side: str, embeddings: Given, ids: Given, attended: Given, mask: Given, atoms: Given
+    ) -> Sides:
         """Return embeddings, whatever stands at padding, and residue mask of one side."""
-        input_ids, *further = tokens
-        if (embeddings is None) == (input_ids is None):
+        if (embeddings is None) == (ids is None):
             raise ValueError(
                 f"give the {side} either as {side}_embeddings or as {side}_input_ids"
                 + (", not as both." if embeddings is not None else "; neither is here.")
             )
-        if input_ids is not None:
-            embeddings, mask = self.embed(input_ids, *further)
+        if ids is not None:
+            embeddings, mask = self.embed(ids, attended, mask, atoms)
         assert embeddings is not None
-        if mask is None:
-            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        self._check_side(side, embeddings, mask)
-        return at_least_float32(embeddings), mask.bool()
-
-    def _check_side(self, side: str, embeddings: Tensor, mask: Tensor) -> None:
-        width = self.config.embedding_size
-        if embeddings.ndim != 3 or not embeddings.is_floating_point():
-            raise ValueError(
-                f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
-                "floating point numbers of shape (batch, residues, hidden)."
-            )
-        if width is not None and embeddings.shape[-1] != width:
-            raise ValueError(
-                f"{side}_embeddings has width {embeddings.shape[-1]}, this head takes {width}; "
-                "use the backbone the head was made for, or a head made for this backbone."
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise ValueError(
-                f"{side}_mask has shape {tuple(mask.shape)}; give {tuple(embeddings.shape[:2])}, "
-                "(batch, residues), True at residues."
-            )
+        mask = residue_mask(side, embeddings, mask, self.config.embedding_size)
+        check_embeddings(embeddings, f"{side}_embeddings", mask)
+        return at_least_float32(embeddings), mask
 
     def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
@@ -1178,30 +1076,15 @@ class PlasmaModel(PreTrainedHead):
         kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
         return AlignedBatch(cost, *make_plans(kernel, candidate_mask, self.config))
 
-    def score_plan(
-        self,
-        plan: Tensor,
-        query: Tensor,
-        candidate: Tensor,
-        query_mask: Tensor,
-        candidate_mask: Tensor,
-    ) -> Tensor:
+    def score_plan(self, plan: Tensor, embeddings: Sides, masks: Sides) -> Tensor:
         """Score a padded batch, `(batch,)`, by its first plans and the backbone's embeddings."""
         config = self.config
         if config.score_form == "mass":
-            return matched_mass(plan, query_mask, candidate_mask, threshold=config.threshold)
+            return matched_mass(plan, *masks, threshold=config.threshold)
         if config.score_form == "collinear":
-            return collinear_score(plan, query_mask, candidate_mask)
+            return collinear_score(plan, *masks)
         settings = {"threshold": config.threshold, "diagonal_window": config.diagonal_window}
-        return published_score(plan, query, candidate, query_mask, candidate_mask, **settings)
-
-
-def _padded(proteins: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad proteins to a batch, and return it with its residue mask; one alone is not copied."""
-    if len(proteins) > 1:
-        return pad_residues(proteins)
-    alone = proteins[0].unsqueeze(0)
-    return alone, torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
+        return published_score(plan, *embeddings, *masks, **settings)
 
 
 def _masked_labels(side: str, labels: Tensor | None, mask: Tensor) -> Tensor | None:

@@ -66,7 +66,6 @@ class PLMEncoder(SafeWeights):
     """Take residue embeddings, or token ids through the language model underneath."""
 
     main_input_name = "input_ids"
-    _supports_sdpa = True
     reads_residue_mask = True  # it looks at residues alone, not at special tokens
     trained_on = ""  # id of the language model to name in an error message
 

@@ -7,8 +7,8 @@ contrastive loss that brings the two vectors of a protein together, apart from a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -17,20 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_protalign import ProtAlignConfig
-from .modeling_backbone import Backbone, PreTrainedHead, build_backbone, pad_residues
-from .modeling_protein_mpnn import ProteinMPNNEncoder, structure_batch
+from .modeling_backbone import Backbone, PreTrainedHead, build_backbone, pad_residues, residue_mask
+from .modeling_protein_mpnn import ProteinMPNNEncoder, inference, structure_batch
 from .processing_protalign import ProtAlignProcessor
 from .protein import Protein, Structure, clean_sequence
 
 if TYPE_CHECKING:
     from .pipeline_protein_retrieval import ProteinRetrievalPipeline  # noqa: F401
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", Protein, Structure)
+Given = Tensor | None
+Pooled = tuple[Tensor, Tensor]  # vectors, and how much each residue weighs in its protein's
 
 
 class Gathered(NamedTuple):
@@ -120,13 +121,10 @@ def siglip_loss(
     for rows in places.split(chunk or len(sequences)):
         left_out = None if excluded is None else excluded[rows]
         parts.append(run(sequences[rows], everyone.vectors, rows + everyone.start, left_out))
-    # As in `clip_loss`.
-    return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))
+    return torch.stack(parts).sum() * (everyone.ranks / len(everyone.vectors))  # as in `clip_loss`
 
 
-def _excluded(
-    sequences: Tensor, structures: Tensor, groups: Tensor | None, gather: Gather
-) -> Tensor | None:
+def _excluded(sequences: Tensor, structures: Tensor, groups: Given, gather: Gather) -> Given:
     """Check pairs; return which others are of the same group, `(pairs, pairs of all ranks)`."""
     if sequences.shape != structures.shape or sequences.ndim != 2 or not len(sequences):
         raise ValueError(
@@ -189,11 +187,7 @@ class PairLoss(nn.Module):
         return self.scale * (sequences @ structures.T) + self.offset
 
     def forward(
-        self,
-        sequences: Tensor,
-        structures: Tensor,
-        groups: Tensor | None = None,
-        gather: Gather = alone,
+        self, sequences: Tensor, structures: Tensor, groups: Given = None, gather: Gather = alone
     ) -> Tensor:
         """Return the loss of pairs, see `clip_loss` and `siglip_loss`."""
         if self.config.learn_temperature:
@@ -227,9 +221,8 @@ class AttentionPool(nn.Module):
     There is no residual connection and no network behind the attention: a multi-head attention
     from the query token to the residues, and a layer norm. Several queries are averaged.
 
-    Two things are not in the paper, and are off unless the configuration asks for them. `spread`
-    adds how much residues differ from what the query sees on average: proteins of equal mean may
-    differ in that. `standardize` spreads proteins over all directions of the space.
+    Not in the paper, and off by default: `spread` adds how much residues differ from what the query
+    sees on average, `standardize` spreads proteins over all directions of the space.
 
     Source: ProtAlign (arXiv 2603.06722), section 2.
 
@@ -252,19 +245,16 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.scale = Standardize(width) if config.standardize else None
 
-    def forward(
-        self, embeddings: Tensor, mask: Tensor, gather: Gather = alone
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, embeddings: Tensor, mask: Tensor, gather: Gather = alone) -> Pooled:
         """Pool a batch of proteins; padding, often the most of it, is not computed.
+
+        They become vectors `(batch, shared)`; beside them is how much each residue weighs, `(batch,
+        residues)`: the mean over heads, 0 at padding, with the sum 1.
 
         Args:
             embeddings: `(batch, residues, hidden)`, anything at padding.
             mask: True at residues, `(batch, residues)`; every protein needs one.
             gather: For `Standardize`.
-
-        Returns:
-            Vectors `(batch, shared)`, and how much each residue weighs in them, `(batch,
-            residues)`: the mean over heads, 0 at padding, with the sum 1.
         """
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         if empty:
@@ -307,10 +297,6 @@ class AttentionPool(nn.Module):
         return vectors, weights.mean((2, 3))
 
 
-ONE_TOKENIZER = ("substitution_window", "residue_encoder")
-"""Model types of sequence encoders that all read the same token ids."""
-
-
 @dataclass
 class ProtAlignOutput(ModelOutput):
     """What ProtAlign says about a batch of pairs.
@@ -349,11 +335,10 @@ class ProtAlignModel(PreTrainedHead):
     config_class = ProtAlignConfig
     base_model_prefix = "protalign"
     main_input_name = "sequence_embeddings"
+    encoders = ("backbone", "structure_encoder")
     takes_embeddings = "sequence_embeddings"
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever accumulates it
     _keep_in_fp32_modules_strict = {"sequence_pool", "structure_pool", "pair_loss"}
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True
     structure_encoder: Any
 
     def __init__(self, config: ProtAlignConfig) -> None:
@@ -365,7 +350,6 @@ class ProtAlignModel(PreTrainedHead):
         self.sequence_pool = AttentionPool(config, config.sequence_size)
         self.structure_pool = AttentionPool(config, config.structure_size)
         self.pair_loss = PairLoss(config)
-        self._processor: ProtAlignProcessor | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -378,15 +362,6 @@ class ProtAlignModel(PreTrainedHead):
             for name, value in module.starting_values().items():
                 init.constant_(getattr(module, name), value)
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load a saved model, its encoders frozen; see `PreTrainedHead.from_pretrained`."""
-        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.structure_encoder is not None:
-            model.structure_encoder.requires_grad_(False).eval()
-        return loaded
-
     @property
     def sequence_encoder(self) -> Any:
         """The encoder of sequences, or None; put one there with `attach_backbone`."""
@@ -395,38 +370,26 @@ class ProtAlignModel(PreTrainedHead):
     @property
     def processor(self) -> ProtAlignProcessor | None:
         """What makes the model's inputs: the one set, or that of the encoder, or that saved."""
-        if self._processor is None:
-            self._processor = self._find_processor()
+        if self._processor is not None:
+            return self._processor
+        structures, sequences = self.config.structure_config, self.config.plm_config
+        options = {} if structures is None else {"atoms": structures.atoms}
+        if self._fetched is not None:
+            came = self._fetched.processor
+            self._processor = ProtAlignProcessor(came.tokenizer, came.input_format, **options)
+        elif getattr(sequences, "model_type", "") in ("substitution_window", "residue_encoder"):
+            self._processor = ProtAlignProcessor(**options)
+        else:
+            with suppress(OSError, ValueError):  # it was not loaded, or none was saved with it
+                self._processor = ProtAlignProcessor.from_pretrained(self.name_or_path or "")
         return self._processor
 
     @processor.setter
     def processor(self, processor: ProtAlignProcessor) -> None:
         self._processor = processor
 
-    def _find_processor(self) -> ProtAlignProcessor | None:
-        structures = self.config.structure_config
-        options = {} if structures is None else {"atoms": structures.atoms}
-        if self._fetched is not None:
-            came = self._fetched.processor
-            return ProtAlignProcessor(came.tokenizer, came.input_format, **options)
-        if getattr(self.config.plm_config, "model_type", None) in ONE_TOKENIZER:
-            return ProtAlignProcessor(**options)
-        try:
-            return ProtAlignProcessor.from_pretrained(self.name_or_path or "")
-        except (OSError, ValueError):  # it was not loaded, or none was saved with it
-            return None
-
-    def attach_backbone(
-        self, backbone: Backbone | PreTrainedModel, name: str | None = None
-    ) -> Self:
-        """Put a sequence encoder under the model, frozen; see `PreTrainedHead.attach_backbone`."""
-        self._processor = None
-        return super().attach_backbone(backbone, name)
-
     def attach_structure_encoder(self, encoder: ProteinMPNNEncoder) -> Self:
-        """Put a structure encoder under the model, frozen.
-
-        To train it, call `model.structure_encoder.requires_grad_(True)`.
+        """Put a structure encoder under the model, frozen until `requires_grad_(True)` of it.
 
         Raises:
             ValueError: If the model was made for another width.
@@ -439,14 +402,6 @@ class ProtAlignModel(PreTrainedHead):
             )
         self.structure_encoder = encoder.requires_grad_(False).eval()
         self.config.structure_config = encoder.config
-        return self
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen encoder goes on embedding as in inference."""
-        super().train(mode)
-        encoder = self.structure_encoder
-        if encoder is not None and not any(p.requires_grad for p in encoder.parameters()):
-            encoder.eval()
         return self
 
     def forward(
@@ -472,15 +427,12 @@ class ProtAlignModel(PreTrainedHead):
         residues; None means that every position is one.
 
         Args:
-            sequence_embeddings: `(batch, residues, sequence_size)`, any floating dtype.
-            sequence_mask: `(batch, residues)`, or over tokens with `input_ids`.
-            structure_embeddings: `(batch, residues, structure_size)`.
-            structure_mask: `(batch, residues)`.
+            *_embeddings: `(batch, residues, sequence_size or structure_size)`, any floating dtype.
+            *_mask: `(batch, residues)`, or over tokens with `input_ids`.
             input_ids: `(batch, tokens)`, as is `attention_mask`.
             backbone: N, CA, C and O in angstrom, `(batch, residues, 4, 3)`.
             structure_residue_mask: True at residues with these atoms, `(batch, residues)`.
-            residue_index: Position of each residue, `(batch, residues)`, see `structure_batch`.
-            chain_index: Chain of each residue, `(batch, residues)`.
+            residue_index, chain_index: `(batch, residues)` each, see `structure_batch`.
             groups: `(batch,)`, integers. Pairs of one group are too alike to be negatives of each
                 other, and are left out of the loss.
             return_loss: Compute the loss; else the two sides need not be of the same number.
@@ -520,22 +472,19 @@ class ProtAlignModel(PreTrainedHead):
 
     def pool_sequences(
         self,
-        sequence_embeddings: Tensor | None = None,
-        sequence_mask: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        sequence_embeddings: Given = None,
+        sequence_mask: Given = None,
+        input_ids: Given = None,
+        attention_mask: Given = None,
         gather: Gather = alone,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the vectors of sequences before they are normalised, and attention weights.
-
-        Arguments have the names and meanings of those of `forward`.
-        """
+    ) -> Pooled:
+        """Return sequences' vectors, not yet normalised, and attention weights; see `forward`."""
         embeddings, mask = sequence_embeddings, sequence_mask
         _check_given_once("sequence_embeddings", embeddings, "input_ids", input_ids)
         if input_ids is not None:
             embeddings, mask = self.embed(input_ids, attention_mask, mask)
-        checked = _check_residues("sequence", embeddings, mask, self.config.sequence_size)
-        return self.sequence_pool(*checked, gather)
+        mask = residue_mask("sequence", embeddings, mask, self.config.sequence_size)
+        return self.sequence_pool(embeddings, mask, gather)
 
     def pool_structures(
         self,
@@ -546,7 +495,7 @@ class ProtAlignModel(PreTrainedHead):
         residue_index: Tensor | None = None,
         chain_index: Tensor | None = None,
         gather: Gather = alone,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Pooled:
         """Return the vectors of structures before they are normalised, and attention weights."""
         embeddings, mask = structure_embeddings, structure_mask
         _check_given_once("structure_embeddings", embeddings, "backbone", backbone)
@@ -555,8 +504,8 @@ class ProtAlignModel(PreTrainedHead):
             mask = structure_residue_mask
             atoms = (backbone, mask, residue_index, chain_index)
             embeddings = self.structure_encoder(*atoms).last_hidden_state
-        checked = _check_residues("structure", embeddings, mask, self.config.structure_size)
-        return self.structure_pool(*checked, gather)
+        mask = residue_mask("structure", embeddings, mask, self.config.structure_size)
+        return self.structure_pool(embeddings, mask, gather)
 
     def embed_sequences(self, sequences: Sequence[str], batch_size: int = 32) -> Tensor:
         """Return the vectors of sequences, `(sequences, shared)` float32 on the CPU, in order.
@@ -566,9 +515,9 @@ class ProtAlignModel(PreTrainedHead):
         Raises:
             ValueError: If a sequence is unusable, by its position, or there is no encoder.
         """
-        proteins = [_read(sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
-        lengths = [len(protein.sequence or "") for protein in proteins]
-        return self._embed_batches(proteins, lengths, self._pool_proteins, batch_size)
+        cleaned = [clean_sequence(each, f"sequence {i}") for i, each in enumerate(sequences)]
+        proteins = [Protein(f"sequence {i}", each) for i, each in enumerate(cleaned)]
+        return self._embed_batches(proteins, self._pool_proteins, batch_size)
 
     def embed_structures(self, structures: Sequence[Structure], batch_size: int = 8) -> Tensor:
         """Do the same for structures, as `read_structures` gives them.
@@ -576,24 +525,21 @@ class ProtAlignModel(PreTrainedHead):
         Raises:
             ValueError: If a structure has no residue with all atoms, or there is no encoder.
         """
-        lengths = [len(structure) for structure in structures]
-        return self._embed_batches(structures, lengths, self._pool_atoms, batch_size)
+        return self._embed_batches(structures, self._pool_atoms, batch_size)
 
     def explain_sequence(self, sequence: str) -> Tensor:
         """Return how much each residue weighs in the vector, `(residues,)`, with the sum 1."""
-        with self._inference():
-            return self._pool_proteins([_read(sequence, "the sequence")])[1][0].float().cpu()
+        with inference(self):
+            cleaned = clean_sequence(sequence, "the sequence")
+            return self._pool_proteins([Protein("the sequence", cleaned)])[1][0].float().cpu()
 
     def explain_structure(self, structure: Structure) -> Tensor:
         """Do the same for a structure; a residue without all atoms has 0."""
-        with self._inference():
+        with inference(self):
             return self._pool_atoms([structure])[1][0].float().cpu()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save the model, and its processor if it has one; see `PreTrainedHead.save_pretrained`.
-
-        The weights of the structure encoder are always saved along.
-        """
+        """Save the model, always with its structure encoder, and its processor if it has one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         processor = self._processor if self.backbone is None else self.processor
         if processor is not None and kwargs.get("is_main_process", True):
@@ -608,7 +554,7 @@ class ProtAlignModel(PreTrainedHead):
                 f"{side}_embeddings, or put an encoder under it with model.{attach[side]}."
             )
 
-    def _pool_proteins(self, proteins: list[Protein]) -> tuple[Tensor, Tensor]:
+    def _pool_proteins(self, proteins: list[Protein]) -> Pooled:
         """Pool proteins by their sequences, long ones embedded in windows."""
         self.check_encoder("sequence")
         if self.processor is None:
@@ -619,7 +565,7 @@ class ProtAlignModel(PreTrainedHead):
         rows = Backbone(self.sequence_encoder, self.processor).embed(proteins)
         return self.pool_sequences(*pad_residues([row.to(self.device) for row in rows]))
 
-    def _pool_atoms(self, structures: list[Structure]) -> tuple[Tensor, Tensor]:
+    def _pool_atoms(self, structures: list[Structure]) -> Pooled:
         """Pool structures by the atoms of their backbones."""
         self.check_encoder("structure")
         batch = structure_batch(structures, self.structure_encoder.config.atoms)
@@ -629,68 +575,26 @@ class ProtAlignModel(PreTrainedHead):
                     f"structure {structure.id} has no residue with all the backbone atoms that "
                     "are read; leave it out, or give one with coordinates."
                 )
-        names = ("backbone", "residue_mask", "residue_index", "chain_index")
-        atoms: list[Any] = [batch[name].to(self.device) for name in names]
+        atoms: Any = (part.to(self.device) for part in batch.values())  # as they are ordered there
         return self.pool_structures(None, None, *atoms)
 
     def _embed_batches(
-        self,
-        items: Sequence[Item],
-        lengths: list[int],
-        pool: Callable[[list[Item]], tuple[Tensor, Tensor]],
-        batch_size: int,
+        self, items: Sequence[Item], pool: Callable[[list[Item]], Pooled], batch_size: int
     ) -> Tensor:
         """Pool in batches of like length, and normalise the vectors."""
         vectors = torch.zeros(len(items), self.config.hidden_size)
-        longest_first = sorted(range(len(items)), key=lambda i: -lengths[i])
-        with self._inference():
+        longest_first = sorted(range(len(items)), key=lambda i: -len(items[i]))
+        with inference(self):
             for start in range(0, len(items), batch_size):
                 places = longest_first[start : start + batch_size]
                 pooled, _ = pool([items[i] for i in places])
                 vectors[places] = F.normalize(pooled, dim=-1).float().cpu()
         return vectors
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """Leave training mode and gradients for a while."""
-        training = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, mode in training.items():
-                module.training = mode
 
-
-def _read(sequence: str, name: str) -> Protein:
-    return Protein(name, clean_sequence(sequence, name))
-
-
-def _check_given_once(first: str, one: Tensor | None, second: str, other: Tensor | None) -> None:
+def _check_given_once(first: str, one: Given, second: str, other: Given) -> None:
     if (one is None) == (other is None):
         raise ValueError(
             f"give either {first} or {second}"
             + ("; neither is here." if one is None else ", not both.")
         )
-
-
-def _check_residues(
-    side: str, embeddings: Tensor | None, mask: Tensor | None, width: int
-) -> tuple[Tensor, Tensor]:
-    """Check the residue embeddings of a side, and return them with their mask."""
-    assert embeddings is not None
-    if embeddings.ndim != 3 or embeddings.shape[-1] != width or not embeddings.is_floating_point():
-        raise ValueError(
-            f"{side}_embeddings is {embeddings.dtype} of shape {tuple(embeddings.shape)}; give "
-            f"floating point numbers of shape (batch, residues, {width}), from the encoder that "
-            "the model was made for."
-        )
-    if mask is None:
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-    if mask.shape != embeddings.shape[:2]:
-        raise ValueError(
-            f"the mask of the {side}s has shape {tuple(mask.shape)}; give "
-            f"{tuple(embeddings.shape[:2])}, True at residues."
-        )
-    return embeddings, mask.bool()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .modeling_backbone import SafeWeights, from_package
+from .modeling_backbone import SafeWeights, check_settings, from_package
 from .protein import Structure
 
 CHOICES = {"atoms": ("backbone", "ca"), "mask_fill": ("inf", "rowmax")}
@@ -50,17 +51,10 @@ class ProteinMPNNConfig(PreTrainedConfig):
     augment_eps: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("hidden_size", "num_layers", "k_neighbors"):
-            if (number := getattr(self, name)) <= 0:
-                raise ValueError(f"{name}={number}; give a number above 0.")
-        for name, accepted in CHOICES.items():
-            if (value := getattr(self, name)) not in accepted:
-                choices = " and ".join(map(repr, accepted))
-                raise ValueError(f"{name}={value!r}; accepted are {choices}.")
+        above_0 = ("hidden_size", "num_layers", "k_neighbors")
+        check_settings(self, above_0, ("augment_eps",), CHOICES)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a number from 0 to below 1.")
-        if self.augment_eps < 0:
-            raise ValueError(f"augment_eps={self.augment_eps}; give 0 or more angstrom.")
         super().__post_init__(**kwargs)
 
 
@@ -87,19 +81,16 @@ SHAPE_FEATURES = {"backbone": len(ATOM_PAIRS) * BASES, "ca": len(ALPHA_PAIRS) * 
 
 
 def structure_batch(structures: Sequence[Structure], atoms: str = "backbone") -> dict[str, Tensor]:
-    """Pad structures to the arguments of `ProteinMPNNEncoder.forward`.
+    """Pad structures, one at least, to the arguments of `ProteinMPNNEncoder.forward`, in its order.
 
-    Chains are numbered in the order of the structure (by name in the original; it does not
-    matter). Residues that the author numbers skip are counted and get no row.
+    `backbone` is `(batch, residues, 4, 3)` in angstrom, 0 where an atom is missing; `residue_mask`,
+    `residue_index` and `chain_index` are `(batch, residues)`. The index is 100 per chain plus the
+    position among all residues, those counted that the author numbers skip, and -100 in padding;
+    chains are 1, 2 and so on in the order of the structure, and 0 in padding.
 
     Args:
-        structures: At least one.
+        structures: As they were read.
         atoms: What a residue must have: "backbone" is N, CA, C and O, "ca" is CA.
-
-    Returns:
-        `backbone`, `(batch, residues, 4, 3)` in angstrom, 0 where an atom is missing;
-        `residue_mask`, `(batch, residues)`; `residue_index`, 100 per chain plus the position
-        among all residues, -100 in padding; `chain_index`, 1, 2 and so on, 0 in padding.
     """
     if not structures:
         raise ValueError("there are no structures; give a list of at least one.")
@@ -339,6 +330,19 @@ class ProteinMPNNLayer(nn.Module):
         return self.edge_norm(edges + self.dropout(message))
 
 
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Leave training mode and gradients for a while."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 class ProteinMPNNEncoder(SafeWeights):
     """Embed residues by the backbone around them; the sequence is not read.
 
@@ -362,7 +366,6 @@ class ProteinMPNNEncoder(SafeWeights):
     base_model_prefix = "protein_mpnn"
     main_input_name = "backbone"
     _no_split_modules = ["ProteinMPNNLayer"]
-    _supports_sdpa = True  # there is no attention; any request for a kind of it is met
 
     def __init__(self, config: ProteinMPNNConfig) -> None:
         super().__init__(config)
@@ -402,19 +405,15 @@ class ProteinMPNNEncoder(SafeWeights):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Tensor, ...]:
-        """Embed a batch of structures, as `structure_batch` makes it.
+        """Embed a batch of structures as `(batch, residues, hidden)`, zeros where masked.
 
         Args:
             backbone: N, CA, C and O in angstrom, `(batch, residues, 4, 3)`.
             residue_mask: True at residues, `(batch, residues)`. Residues without finite
                 coordinates are masked too.
-            residue_index: Where a residue stands, `(batch, residues)`.
-            chain_index: The chain it is of, `(batch, residues)`.
+            residue_index, chain_index: Where a residue stands, in which chain, `(batch, residues)`.
             output_hidden_states: Return the residues after each layer too.
             return_dict: Return a `BaseModelOutput` (default) or a tuple.
-
-        Returns:
-            `last_hidden_state`, `(batch, residues, hidden)`, zeros where the mask is False.
 
         Raises:
             ValueError: If the shapes do not fit.
@@ -461,13 +460,10 @@ class ProteinMPNNEncoder(SafeWeights):
         apart = chain_index[:, :, None] != _at_neighbors(chain_index, neighbors)
         return neighbors, self.edges(offset.masked_fill(apart, POSITIONS - 1), shape)
 
-    @torch.no_grad()
     def embed(self, structures: Sequence[Structure], batch_size: int = 8) -> list[Tensor]:
-        """Embed structures, those of like length together, without dropout or noise.
+        """Embed structures as `(residues, hidden)` each, on the CPU, without dropout or noise.
 
-        Returns:
-            `(residues, hidden)` per structure, on the CPU and in the order given; zeros at residues
-            without all atoms. A structure without any other is refused.
+        It is zeros at residues without all atoms; a structure without any other is refused.
         """
         for structure in structures:
             if not atoms_present(structure.backbone, self.config.atoms).any():
@@ -477,15 +473,11 @@ class ProteinMPNNEncoder(SafeWeights):
                 )
         order = sorted(range(len(structures)), key=lambda number: len(structures[number]))
         embedded: dict[int, Tensor] = {}
-        training = self.training
-        self.eval()
-        try:
+        with inference(self):
             for start in range(0, len(order), batch_size):
                 numbers = order[start : start + batch_size]
                 batch = structure_batch([structures[n] for n in numbers], self.config.atoms)
                 hidden = self(**{name: value.to(self.device) for name, value in batch.items()})[0]
                 for number, rows in zip(numbers, hidden.cpu(), strict=True):
                     embedded[number] = rows[: len(structures[number])].clone()
-        finally:
-            self.train(training)
         return [embedded[number] for number in range(len(structures))]

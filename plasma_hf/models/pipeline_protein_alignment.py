@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modeling_backbone import Backbone, from_package
+from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
 
 SIDES = ("query", "candidate")
-
-BUNDLED = Path(__file__).parents[1] / "checkpoints"
-HEAD = "plasma_head_"  # how the folders of bundled heads begin; the task follows
 
 # Embeddings, and proteins as they were read, that one call keeps for the pairs that follow.
 KEPT_BYTES, KEPT_PROTEINS = 2**28, 4096
@@ -40,6 +37,9 @@ def find_segments(
         >>> segment["query_start"], segment["query_end"], segment["candidate_start"]
         (1, 5, 0)
     """
+    if not threshold >= 0 or max_gap < 0 or min_pairs < 1:  # NaN is not, either
+        given = f"threshold={threshold}, max_gap={max_gap}, min_pairs={min_pairs}"
+        raise ValueError(f"{given}; give 0 or more, 0 or more and 1 or more.")
     segments: list[list[tuple[int, int, float]]] = []
     for query, candidate, weight in _best_pairs(plan, threshold):
         home, least = None, 0
@@ -147,18 +147,19 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     ) -> None:
         # `pipeline` has loaded the default model by now, whose place another takes.
         if backbone is not None:
-            if task_head or Path(kwargs["model"].name_or_path).parent != BUNDLED:
+            package = from_package("backbones", "named backbones come")
+            if task_head or kwargs["model"].name_or_path != package.DEFAULT_CHECKPOINT:
                 raise ValueError("backbone= takes the default head; give no model, no task_head.")
-            kwargs["model"] = from_package("backbones", "backbones come").load_aligner(backbone)
+            kwargs["model"] = package.load_aligner(backbone)
         elif task_head is not None:
-            kwargs["model"] = _bundled_head(type(kwargs["model"]), task_head)
+            folder = from_package("hub.upstream", "heads are bundled").bundled_head(task_head)
+            kwargs["model"] = type(kwargs["model"]).from_pretrained(folder).eval()
         super().__init__(*args, **kwargs)
         self.store = store
         if self.processor is None:
-            backbone = getattr(self.model.config, "plm_config", None)
-            substitution = getattr(backbone, "model_type", "") == "substitution_window"
-            of_model = getattr(self.model, "processor", None)
-            self.processor = PlasmaProcessor() if substitution else of_model
+            model_type = getattr(self.model.config.plm_config, "model_type", "")
+            substitution = model_type == "substitution_window"
+            self.processor = PlasmaProcessor() if substitution else self.model.processor
         self._check_recipe()
         if store is not None:
             store.check_model(self.model)
@@ -180,15 +181,13 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             )
         if isinstance(inputs, tuple | Mapping):
             return super().__call__(inputs, **kwargs)
-        given = type(inputs).__name__
-        if isinstance(inputs, str | Path | Tensor):
-            raise TypeError(
-                f"a {given} is one protein, and an alignment needs two: pipe((query, candidate))."
-            )
         refusal = (
-            f"cannot align a {given}; give a pair (query, candidate), a list or generator of "
-            "pairs, or a datasets.Dataset with columns query and candidate."
+            f"cannot align a {type(inputs).__name__}, and an alignment needs two proteins: give a "
+            "pair (query, candidate), a list or generator of pairs, or a datasets.Dataset with "
+            "columns query and candidate."
         )
+        if isinstance(inputs, str | Path | Tensor):
+            raise TypeError(refusal)
         return self.answer_each(inputs, refusal, **kwargs)
 
     def get_iterator(self, *args: Any) -> Iterator[dict[str, Any]]:
@@ -205,7 +204,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         """Read one pair as `{"query": Protein, "candidate": Protein}`."""
         given = zip(_sides_of(pair), SIDES, strict=True)
         seen = seen or _Seen()
-        return {side: self._read_side(value, side, seen) for value, side in given}
+        read = {side: self._read_side(value, side, seen) for value, side in given}
+        self.model.check_memory([self.size_of(read)], plans=True)
+        return read
 
     def _forward(
         self, pairs: list[dict[str, Protein]], seen: _Seen | None = None
@@ -235,22 +236,22 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     def _read_side(self, value: Any, side: str, seen: _Seen) -> Protein:
         """Read a protein, once in a call, and see to it that the model can use it."""
-        by_value = (
-            isinstance(value, str | Path | Protein) and getattr(value, "embeddings", None) is None
-        )
+        embedded = getattr(value, "embeddings", None) is not None
+        by_value = isinstance(value, str | Path | Protein) and not embedded
         if by_value and value in seen.proteins:
             return seen.proteins[value]
         protein, width = read_protein(value, side), self.model.config.embedding_size
         if protein.embeddings is None:
-            if self.store is None or protein.sequence not in self.store:
+            if self.store is None or not self.store.has_sequence(protein.sequence):
                 self._load_backbone(side)
                 protein = self.processor.read(protein, side)
         elif width is not None and protein.embeddings.shape[-1] != width:
             raise ValueError(
                 f"{side} has residue embeddings of width {protein.embeddings.shape[-1]}, this "
-                f"model takes {width}; use the backbone the head was made for, or a head made for "
-                "this backbone."
+                f"model takes {width}; use the backbone the head was made for."
             )
+        else:
+            check_embeddings(protein.embeddings, side)
         if by_value:
             seen.proteins[value] = protein
         return protein
@@ -265,18 +266,17 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         if model.backbone is None or self.processor is None:
             width = model.config.embedding_size
             raise ValueError(
-                f"{side} is a sequence, and this model is a head without a backbone (or without "
-                f"the processor of one); give residue embeddings (residues, {width or 'hidden'}), "
-                "or load its backbone with model.load_backbone('<Hub id or folder>')."
+                f"{side} is a sequence, and this model is a head without a backbone and processor; "
+                f"give residue embeddings (residues, {width or 'hidden'}), or load the backbone: "
+                "model.load_backbone('<Hub id or folder>')."
             )
 
     def _check_recipe(self) -> None:
         wanted = self.model.config.plm_recipe
         if self.processor is not None and wanted not in (None, self.processor.input_format.name):
             raise ValueError(
-                f"this head was made for sequences in the input format {wanted!r}, the processor "
-                f"has {self.processor.input_format.name!r}; give "
-                f"processor=PlasmaProcessor(tokenizer, input_format={wanted!r}), or none."
+                f"this head takes sequences in the input format {wanted!r}, the processor has "
+                f"{self.processor.input_format.name!r}; give one with input_format={wanted!r}."
             )
 
     def _embed(self, proteins: list[Protein], seen: _Seen) -> list[Tensor]:
@@ -284,18 +284,16 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         # A sequence says all there is to a model that reads no structures.
         by_structure = self.processor is not None and self.processor.input_format.reads_structures
         keys = [protein.sha if by_structure else protein.sequence for protein in proteins]
-        known, new = seen.embeddings, {}
-        for key, protein in zip(keys, proteins, strict=True):
-            if protein.embeddings is None and key not in known:
-                if self.store is not None and protein.sequence in self.store:
-                    known[key] = self.store.embeddings(protein.sequence)
-                else:
-                    new[key] = protein
+        known, sides = seen.embeddings, list(zip(keys, proteins, strict=True))
+        new = {key: p for key, p in sides if p.embeddings is None and key not in known}
+        if self.store is not None:
+            for key in [key for key, p in new.items() if self.store.has_sequence(p.sequence)]:
+                known[key] = self.store.read_sequence(new.pop(key).sequence, "embeddings")
         if new:
             backbone = Backbone(self.model.backbone, self.processor)
             known.update(zip(new, backbone.embed(list(new.values())), strict=True))
         rows = []
-        for key, protein in zip(keys, proteins, strict=True):
+        for key, protein in sides:
             given = known[key] if protein.embeddings is None else protein.embeddings
             rows.append(given.to(self.device).float())
             if protein.embeddings is None:
@@ -316,12 +314,3 @@ def _sides_of(pair: Any) -> tuple[Any, Any]:
         return pair[0], pair[1]
     size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
     raise ValueError(f"a pair is a {type(pair).__name__}{size}; {wanted}")
-
-
-def _bundled_head(model_class: Any, task: str) -> Any:
-    """Load the head for a task from the checkpoints that come with the installed package."""
-    folders = {folder.name.removeprefix(HEAD): folder for folder in BUNDLED.glob(f"{HEAD}*")}
-    if task not in folders:
-        there = ", ".join(map(repr, sorted(folders))) or "none, in a folder of remote code"
-        raise ValueError(f"task_head={task!r}; the heads that are bundled are {there}.")
-    return model_class.from_pretrained(folders[task]).eval()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .modeling_backbone import from_package
 from .protein import (
     ACCEPTED,
     BACKBONE_ATOMS,
-    FASTA_SUFFIXES,
     KINDS,
     STRUCTURE_SUFFIXES,
     InvalidRecord,
     Protein,
     ProteinPipeline,
+    files_below,
+    is_fasta,
     is_protein,
     is_structure,
     read_protein,
@@ -88,7 +91,8 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if index is None:
             self.index = self._embed_candidates(candidates)
         elif isinstance(index, str | PathLike):
-            self.index = _open_index(index, self.model)
+            opened = f"an index on disk ({index}; candidates=[...] needs none) is opened"
+            self.index = from_package("search.index", opened).Index.open(index, self.model)
         else:
             index.check(self.model)
 
@@ -106,7 +110,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if args:
             raise TypeError("give one query or a list of them as one argument: pipe([a, b]).")
         if isinstance(inputs, str | Path):
-            if suffix_of(inputs) not in FASTA_SUFFIXES or not Path(inputs).is_file():
+            if not (os.path.isfile(inputs) and is_fasta(inputs)):
                 return super().__call__(inputs, **kwargs)
             inputs = read_records(inputs)
         elif isinstance(inputs, Mapping) or is_structure(inputs) or is_protein(inputs):
@@ -203,8 +207,7 @@ def embed_proteins(
 ) -> list[Tensor | Exception]:
     """Embed proteins, each kind by its own side of the model, in batches of like length.
 
-    Returns:
-        One L2-normalised vector `(width,)` per protein, float32 on the CPU, or what went wrong.
+    Each becomes an L2-normalised vector `(width,)`, float32 on the CPU, or what went wrong.
     """
     results: dict[int, Tensor | Exception] = {}
     for kind in KINDS:
@@ -271,20 +274,18 @@ def read_candidates(
 
 def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> Iterator[Protein]:
     """Read the proteins of a file, or of the structures below a folder, unchecked."""
-    if not place.is_dir():
-        if not Path(split_record(place)[0]).is_file():
-            raise FileNotFoundError(
-                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into "
-                "a list: candidates=['MKVLA']."
+    if not os.path.isdir(place):
+        if not os.path.exists(split_record(place)[0]):
+            said = (
+                f"there is no file or folder {str(place)!r}; check the path. A sequence goes into"
             )
+            raise FileNotFoundError(f"{said} a list: candidates=['MKVLA'].")
         yield from read_records(place, BACKBONE_ATOMS)
         return
-    files = [file for file in sorted(place.rglob("*")) if suffix_of(file) in STRUCTURE_SUFFIXES]
+    files = [file for file in files_below(place) if suffix_of(file) in STRUCTURE_SUFFIXES]
     if not files:
-        raise ValueError(
-            f"there is no structure file below {str(place)!r}; structures are read from "
-            f"{', '.join(STRUCTURE_SUFFIXES)}, each also with .gz."
-        )
+        kinds = ", ".join(STRUCTURE_SUFFIXES)
+        raise ValueError(f"there is no structure file below {str(place)!r}: {kinds}, also .gz.")
     for file in files:
         name = file.relative_to(place).as_posix()
         try:
@@ -294,39 +295,23 @@ def _read_place(place: Path, on_invalid: Callable[[InvalidRecord], object]) -> I
             on_invalid(InvalidRecord(name, str(error)))
 
 
-def _open_index(folder: str | PathLike[str], model: Any) -> Any:
-    try:
-        from plasma_hf.search.index import Index
-    except ImportError as error:
-        raise ImportError(
-            f"an index on disk ({folder}) is opened by the package plasma_hf, which is not "
-            "installed here: pip install plasma-hf; or give candidates=[...]."
-        ) from error
-    return Index.open(folder, model)
-
-
 class CandidateList:
     """Find the nearest of a list of proteins in memory, with L2-normalised vectors of each."""
 
     def __init__(self, records: Sequence[Protein], vectors: Tensor) -> None:
         self.records = list(records)
         self.vectors = vectors.double().cpu().numpy()
-
-    def __len__(self) -> int:
-        return len(self.records)
+        self.about = [{name: getattr(one, name) for name in ABOUT} for one in self.records]
 
     def search(self, vectors: Tensor | np.ndarray, k: int = 5) -> list[list[dict[str, Any]]]:
         """Find the nearest records of each query; see `Index.search`."""
         queries = unit_rows(vectors, self.vectors.shape[1], k)
-        rows = np.arange(len(self))
-        return [hits_of(query, self.vectors, rows, k, self._about) for query in queries]
+        rows = np.arange(len(self.records))
+        return [hits_of(query, self.vectors, rows, k, self.about.__getitem__) for query in queries]
 
     def read(self, row: int) -> Protein:
         """Give a record."""
         return self.records[row]
-
-    def _about(self, row: int) -> dict[str, Any]:
-        return {name: getattr(self.records[row], name) for name in ABOUT}
 
 
 def unit_rows(vectors: Tensor | np.ndarray, width: int, k: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +33,7 @@ PROBES = (STANDARD_RESIDUES, STANDARD_RESIDUES[::-1], "LLLLAAAAGGSSVVEEKKKK", "M
 def substitution_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer of the substitution encoder: `<pad>` is 0, the letters A-Z are 1-26.
 
-    Lower case is read as upper case, and what is not a letter as X. It is plain data of
-    `tokenizers`: a saved copy loads without any code of ours.
+    Lower case is read as upper case, what is no letter as X; a copy loads without code of ours.
     """
     vocabulary = {token: i for i, token in enumerate(("<pad>", *RESIDUE_LETTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="X"))
@@ -102,31 +102,28 @@ ESM2 = "facebook/esm2_t33_650M_UR50D"
 # The released embeddings stop at 1024 residues; here a longer protein goes on in windows.
 CUT, AS_X = 1024, "UZOB"
 
-INPUT_FORMATS = {
-    input_format.name: input_format
-    for input_format in (
-        InputFormat("esm2/native"),
-        InputFormat("esm2/upstream", special_tokens=False, max_residues=CUT),
-        InputFormat("prot_bert/native", "spaced", AS_X),
-        InputFormat("prot_bert/upstream", "spaced", special_tokens=False, max_residues=CUT),
-        InputFormat("prot_t5/native", "spaced", AS_X),
-        InputFormat("prot_t5/upstream", "spaced", AS_X, max_residues=CUT),
-        InputFormat("prost_t5/native", "spaced", AS_X, prefix="<AA2fold>"),
-        InputFormat("prost_t5/upstream", "spaced", AS_X),
-        InputFormat("ankh/native", "list"),
-        InputFormat("ankh/upstream", special_tokens=False, max_residues=CUT),
-        InputFormat("tm_vec/native", "spaced", AS_X, language_model=PROT_T5),
-        InputFormat("tm_vec/upstream", "spaced", AS_X, language_model=PROST_T5),
-        InputFormat("protssn/native", language_model=ESM2, k_neighbors=20),
-        InputFormat("protssn/upstream", language_model=ESM2, k_neighbors=10),
-        InputFormat("esmc/native", max_residues=2046),
-    )
-}
-"""Every named input format, by its name "family/form"."""
+_FORMATS = (
+    InputFormat("esm2/native"),
+    InputFormat("esm2/upstream", special_tokens=False, max_residues=CUT),
+    InputFormat("prot_bert/native", "spaced", AS_X),
+    InputFormat("prot_bert/upstream", "spaced", special_tokens=False, max_residues=CUT),
+    InputFormat("prot_t5/native", "spaced", AS_X),
+    InputFormat("prot_t5/upstream", "spaced", AS_X, max_residues=CUT),
+    InputFormat("prost_t5/native", "spaced", AS_X, prefix="<AA2fold>"),
+    InputFormat("prost_t5/upstream", "spaced", AS_X),
+    InputFormat("ankh/native", "list"),
+    InputFormat("ankh/upstream", special_tokens=False, max_residues=CUT),
+    InputFormat("tm_vec/native", "spaced", AS_X, language_model=PROT_T5),
+    InputFormat("tm_vec/upstream", "spaced", AS_X, language_model=PROST_T5),
+    InputFormat("protssn/native", language_model=ESM2, k_neighbors=20),
+    InputFormat("protssn/upstream", language_model=ESM2, k_neighbors=10),
+    InputFormat("esmc/native", max_residues=2046),
+)
+INPUT_FORMATS = {input_format.name: input_format for input_format in _FORMATS}
 
+# Who has the models of a family on the Hub; released heads name the last part of an id alone.
 PUBLISHERS = {"esm2": "facebook", "ankh": "ElnaggarLab", "esmc": "biohub"}
 PUBLISHERS |= dict.fromkeys(("prot_bert", "prot_t5", "prost_t5"), "Rostlab")
-"""Who has the models of a family on the Hub; released heads name the last part of an id alone."""
 
 
 class PlasmaProcessor(ProcessorMixin):
@@ -165,11 +162,7 @@ class PlasmaProcessor(ProcessorMixin):
         candidate: str | Protein | Sequence[str | Protein],
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode pairs as `{query,candidate}_{input_ids,attention_mask,mask}`, see `encode`.
-
-        Each side is one sequence or several, or proteins with atoms for a model that reads
-        structures. Nothing else is read: `return_tensors` of transformers is always "pt" here.
-        """
+        """Encode pairs, each side one sequence or several, as `{side}_{name}`; see `encode`."""
         features: dict[str, Tensor] = {}
         for side, given in (("query", query), ("candidate", candidate)):
             proteins: Any = [given] if isinstance(given, str) or is_protein(given) else given
@@ -187,20 +180,18 @@ class PlasmaProcessor(ProcessorMixin):
     def encode(
         self, proteins: Sequence[str | Protein], name: str = "sequence"
     ) -> dict[str, Tensor]:
-        """Encode sequences or proteins, each a `name`.
+        """Encode sequences or proteins, each a `name`: as `input_ids`, `attention_mask` and `mask`.
 
-        Returns:
-            `input_ids`, `attention_mask` and `mask` (True at residues), each `(batch, tokens)`,
-            and for a model that reads structures `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
+        They are `(batch, tokens)`, the mask True at residues. For a model that reads structures
+        there is also `backbone_atoms`, `(batch, residues, 3, 3)` in Å.
         """
         sequences = []
         for protein in proteins:
             letters: Any = protein.sequence or "" if is_protein(protein) else protein
-            clean = getattr(protein, "checked", False)
-            sequences.append(letters if clean else clean_sequence(letters, name))
+            checked = getattr(protein, "checked", False)
+            sequences.append(letters if checked else clean_sequence(letters, name))
         rows = [torch.tensor(row) for row in self.token_ids(sequences, name)]
-        padding_token = self.tokenizer.pad_token_id or 0
-        input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_token)
+        input_ids = pad_sequence(rows, True, padding_value=self.tokenizer.pad_token_id or 0)
         position, first = torch.arange(input_ids.shape[1]), self._surroundings[0]
         tokens = torch.tensor([len(row) for row in rows]).unsqueeze(-1)
         residues = torch.tensor([len(sequence) for sequence in sequences]).unsqueeze(-1)
@@ -210,14 +201,13 @@ class PlasmaProcessor(ProcessorMixin):
             "mask": (position >= first) & (position < first + residues),
         }
         if self.input_format.reads_structures:
-            atoms = [p.backbone_atoms for p in proteins if is_protein(p)]
-            known = [each for each in atoms if each is not None]
-            if len(known) < len(proteins):
+            atoms: Any = [getattr(protein, "backbone_atoms", None) for protein in proteins]
+            if any(each is None for each in atoms):
                 raise ValueError(
                     f"a {name} has no backbone atoms, and this backbone reads structures; give "
                     "the path of a PDB or mmCIF file."
                 )
-            encoded["backbone_atoms"] = pad_sequence(known, True, padding_value=float("nan"))
+            encoded["backbone_atoms"] = pad_sequence(atoms, True, padding_value=float("nan"))
         return encoded
 
     def token_ids(self, sequences: Sequence[str], name: str = "sequence") -> list[list[int]]:
@@ -247,24 +237,18 @@ class PlasmaProcessor(ProcessorMixin):
         starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
         if len(bare) != len(probe) or not starts:
             raise ValueError(
-                f"{kind} makes {len(bare)} tokens of the {len(probe)} residues {probe} in the "
-                f"input format {form.name!r} (text={form.text!r}), and one per residue is "
-                "needed; give another input format."
+                f"{kind} makes {len(bare)} tokens of the {len(probe)} residues {probe}, and one "
+                f"per residue is needed; give another input format than {form.name!r}."
             )
         front = starts[0]
         if form.prefix and tokenizer.get_vocab().get(form.prefix) not in full[:front]:
             raise ValueError(
                 f"the input format {form.name!r} begins with {form.prefix}, for which {kind} has "
-                "no token; give the tokenizer of the backbone it was made for, or another input "
-                "format."
+                "no token; give the backbone's own tokenizer, or another input format."
             )
         alone = zip(RESIDUE_LETTERS, self._tokenize(RESIDUE_LETTERS, bare=True), strict=True)
-        unknown = "".join(
-            letter
-            for letter, ids in alone
-            if letter != tokenizer.unk_token  # some tokenizers read the unknown as X
-            and (len(ids) != 1 or ids[0] == tokenizer.unk_token_id)
-        )
+        lost = [a for a, ids in alone if len(ids) != 1 or ids[0] == tokenizer.unk_token_id]
+        unknown = "".join(lost).replace(str(tokenizer.unk_token), "")  # some have X for the unknown
         return front, len(full) - len(bare) - front, unknown
 
     def _tokenize(
@@ -296,8 +280,8 @@ class PlasmaProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that the model takes."""
-        parts = ["input_ids", "attention_mask", "mask"]
-        parts += ["backbone_atoms"] if self.input_format.reads_structures else []
+        atoms = ["backbone_atoms"] if self.input_format.reads_structures else []
+        parts = ("input_ids", "attention_mask", "mask", *atoms)
         return [f"{side}_{part}" for side in ("query", "candidate") for part in parts]
 
 
@@ -305,14 +289,11 @@ def _generic_input_format(tokenizer: Any) -> InputFormat:
     """Return the first text form that gives one token per residue."""
     for text in TEXT_FORMS:
         processor = PlasmaProcessor(tokenizer, InputFormat("generic", text))
-        try:
+        with suppress(ValueError):
             processor.token_ids(PROBES)
-        except ValueError:
-            continue
-        if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
-            return processor.input_format
+            if not set(STANDARD_RESIDUES) & set(processor._surroundings[2]):
+                return processor.input_format
     raise ValueError(
         f"{type(tokenizer).__name__} gives one token per residue in none of the text forms "
-        f"{', '.join(TEXT_FORMS)}: residues cannot be told apart. Give a model of single residues, "
-        "or the input format it needs, input_format=InputFormat(...)."
+        f"{', '.join(TEXT_FORMS)}; take a model of single residues, or give an InputFormat(...)."
     )

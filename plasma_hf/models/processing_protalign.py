@@ -49,31 +49,22 @@ class ProtAlignProcessor(PlasmaProcessor):
         """Encode sequences, structures, or pairs of both; nothing else is read.
 
         Structures are read already, or files: `file.pdb:A` where a file has several chains,
-        `file.pdb:*` for all of them.
-
-        Returns:
-            `input_ids`, `attention_mask` and `sequence_mask`, each `(batch, tokens)`; `backbone`
-            `(batch, residues, 4, 3)`, `structure_residue_mask`, `residue_index` and `chain_index`,
-            each `(batch, residues)`.
+        `file.pdb:*` for all of them. For what they become see `ProtAlignModel.forward`.
         """
         features: dict[str, Tensor] = {}
         if sequences is not None:
             features |= self.encode([sequences] if isinstance(sequences, str) else sequences)
             features["sequence_mask"] = features.pop("mask")
         if structures is not None:
-            features |= self._encode_structures(structures)
+            one = isinstance(structures, str | Path) or is_structure(structures)
+            several: Any = [structures] if one else structures
+            wanted = {"backbone": BACKBONE_ATOMS, "ca": ("CA",)}[self.atoms]
+            read = [s if is_structure(s) else read_structure(s, wanted) for s in several]
+            features |= structure_batch(read, self.atoms)
+            features["structure_residue_mask"] = features.pop("residue_mask")
         if not features:
             raise ValueError("there is nothing to encode; give sequences, structures or both.")
         return BatchFeature(features)
-
-    def _encode_structures(self, structures: Any) -> dict[str, Tensor]:
-        one = isinstance(structures, str | Path) or is_structure(structures)
-        wanted = {"backbone": BACKBONE_ATOMS, "ca": ("CA",)}[self.atoms]
-        several = [structures] if one else structures
-        read = [each if is_structure(each) else read_structure(each, wanted) for each in several]
-        batch = structure_batch(read, self.atoms)
-        batch["structure_residue_mask"] = batch.pop("residue_mask")
-        return batch
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved."""

@@ -7,18 +7,22 @@ This file reads FASTA, PDB and mmCIF with gemmi alone, also where plasma_hf is n
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import logging
 import math
+import os
 import re
 import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain as chained
-from itertools import compress, islice
+from itertools import compress, count, islice, pairwise
+from operator import not_
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -32,6 +36,10 @@ try:
     import gemmi
 except ImportError:  # structures are optional; sequences need nothing beyond torch
     gemmi = None
+try:
+    from Bio.Data.PDBData import protein_letters_3to1_extended as PARENTS
+except ImportError:  # gemmi knows the modified residues that are frequent
+    PARENTS = {}
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +52,14 @@ RESIDUE_LETTERS = string.ascii_uppercase
 # What a letter outside the twenty may stand for; its embedding is the mean over these. U is
 # selenocysteine, in the place of a cysteine, O pyrrolysine, a lysine derivative.
 LETTER_RULES = {"U": "C", "O": "K", "B": "DN", "Z": "EQ", "J": "IL", "X": STANDARD_RESIDUES}
+_nucleotides_named: list[str] = []  # the first that was noticed
 
 BACKBONE_ATOMS = ("N", "CA", "C", "O")
-FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
-FILE_SUFFIXES = FASTA_SUFFIXES + STRUCTURE_SUFFIXES
 KINDS = ("sequence", "structure")
 ACCEPTED = (
-    f"a sequence, a path to FASTA ({', '.join(FASTA_SUFFIXES)}) or a structure "
-    f"({', '.join(STRUCTURE_SUFFIXES)}; each also with .gz), a Structure or Protein, a mapping "
-    "with 'sequence' or 'structure', and 'id' if you like, or, to align, residue embeddings "
-    "(residues, hidden)"
+    "a sequence, a path to FASTA, PDB or mmCIF, a Structure or Protein, a mapping with 'sequence' "
+    "or 'structure', and 'id' if you like, or, to align, residue embeddings (residues, hidden)"
 )
 
 
@@ -62,7 +67,7 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
     """Return a protein sequence in upper case, without white space and trailing stop.
 
     Nothing else is removed, so positions in the result are residues as given. Errors call it
-    `name`.
+    `name`; so does a warning, once, if it `is_nucleotides`.
 
     Example:
         >>> clean_sequence("mkv laX*")
@@ -82,19 +87,101 @@ def clean_sequence(sequence: str, name: str = "sequence") -> str:
             "residue; accepted are the letters A-Z in either case. Remove gaps ('-', '.') and "
             "inner stops ('*') before aligning."
         )
-    return residues.upper()
+    residues = residues.upper()
+    if not _nucleotides_named and is_nucleotides(residues):
+        _nucleotides_named.append(name)
+        logger.warning("%s looks like DNA or RNA; it is read as a protein (said once)", name)
+    return residues
+
+
+def is_nucleotides(letters: str) -> bool:
+    """Tell DNA or RNA: of 20 letters or more 95 % are A, C, G, T, U, N, four different ones."""
+    counts = sorted(map(letters.count, "ACGTUN"))
+    return counts[2] > 0 and sum(counts) >= 0.95 * max(len(letters), 20)
+
+
+# --- Text files, plain or gzipped. What a file is, its content tells, not its name.
+
+MOST_UNPACKED, MOST_GROWTH = 2**26, 50  # bytes of any gzipped file, and times its own size
+_piped = lru_cache(maxsize=2)(lambda pipe, number: Path(pipe).read_bytes())  # which works once
+
+
+def _as_latin_1(error: Any) -> tuple[str, int]:
+    line = re.compile(rb"[^\r\n]*").match(error.object, error.start)[0]  # type: ignore[index]
+    return line.decode("latin-1"), error.start + len(line)
+
+
+codecs.register_error("or-latin-1", _as_latin_1)
+
+
+class _Unpacked(gzip.GzipFile):
+    def read1(self, size: int = -1) -> bytes:
+        try:
+            piece = super().read1(size)
+            if self.tell() > (most := max(MOST_UNPACKED, MOST_GROWTH * os.path.getsize(self.name))):
+                raise OSError(f"it unpacks to over {most // 10**6} MB; gunzip what you trust first")
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.name} is not a valid gzip file: {error}.") from error
+        return piece
+
+    def read(self, size: int | None = -1) -> bytes:  # of a whole file, as TextIOWrapper asks
+        return b"".join(iter(lambda: self.read1(2**20), b""))
+
+
+def open_text(file: str | Path) -> io.TextIOWrapper:
+    """Open a file or pipe as lines, ended by CR, LF or both; where it is not UTF-8, Latin-1."""
+    if not os.path.exists(file) or os.path.isdir(file):
+        link = " (a link to nothing)" if os.path.islink(file) else ""
+        raise FileNotFoundError(f"there is no file {str(file)!r}{link}; check the path.")
+    regular, number = os.path.isfile(file), os.stat(file).st_ino
+    raw: Any = open(file, "rb") if regular else io.BytesIO(_piped(str(file), number))
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    opened: Any = _Unpacked(str(file), "rb", fileobj=raw) if packed else raw
+    if packed:
+        opened.myfileobj = raw  # is closed with it
+    return io.TextIOWrapper(opened, "utf-8-sig", "or-latin-1")
+
+
+def is_fasta(file: str | Path) -> bool:
+    """Tell FASTA by its first line that is no comment."""
+    with open_text(file) as lines:
+        return bool(re.match(r"(?:\s*[;#].*\n)*\s*>", lines.read(2**16)))
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """List the files below a folder, and links to nothing; linked folders are entered once."""
+    entered, found, waiting = set(), [], [str(folder)]  # the linked come last
+    for place, folders, files in chained.from_iterable(map(os.walk, waiting)):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+        else:
+            entered.add(real)
+            linked = (os.path.join(place, name) for name in sorted(folders))
+            waiting += filter(os.path.islink, linked)
+            found += [Path(place, name) for name in files]
+    return sorted((f for f in found if f.is_file() or not f.exists()), key=Path.as_posix)
 
 
 # --- Structures: PDB and mmCIF files, read into backbone atoms chain by chain.
 
 _FARTHEST = 9999.0  # Å; a coordinate this large is none: 9999 is what files write for that
+_BOND, _BREAK = 2.5, 5.0  # Å; no bond is longer, and no C and next N in a chain are farther apart
 _CIF_START = re.compile(r"(?:\s|#.*\n)*data_", re.IGNORECASE)
 _COORDINATE = re.compile(r" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _USUAL = r"(?:(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}){3}"
-_TER_INSIDE_A_CHAIN = re.compile(
-    r"^((?:ATOM  |HETATM).{15}(.).*\n)TER.*\n(?=ATOM  .{15}\2)", re.MULTILINE
-)
 _UNUSUAL_ATOM_LINE = re.compile(rf"^((?:ATOM  |HETATM).{{24}})(?!{_USUAL})(.{{24}})", re.MULTILINE)
+# Chain, number and segment of each backbone atom.
+_PDB_ROW = re.compile(
+    r"^(?:ATOM  |HETATM)(?=.{6} ?(?:N|CA|C|O) ).{14}(..)( *-?\d+)(?<=^.{26})(?:.{46}(.{1,4}))?",
+    re.M,
+)
+# What force fields call the twenty by their protons, and with N or C before it at a chain's ends.
+_STATES = """ALA|ARG ARN ARGN|ASN|ASP ASH ASPH ASPP|CYS CYM CYX CYS1 CYS2 CYSH|GLN|GLU GLH GLUH
+ GLUP|GLY|HIS HID HIE HIP HSD HSE HSP HIS1 HIS2 HISA HISB HISD HISE HISH|ILE|LEU|LYS LSN LYN LYSH
+|MET|PHE|PRO|SER|THR|TRP|TYR TYM|VAL"""
+_STANDARD = {name: names.split()[0] for names in _STATES.split("|") for name in names.split()}
+_STANDARD |= {end + name: _STANDARD[name] for end in "NC" for name in _STANDARD if len(name) == 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,11 +270,27 @@ def read_structures(
             f"{file} has no residue with the backbone atoms {needed} in chain {', '.join(wanted)}; "
             "give a structure with backbone atoms."
         )
-    for name, observed in zip(wanted, there, strict=True):
-        if not observed:
-            message = "chain %r of %s has no residue with %s and is left out"
-            logger.warning(message, name, file, needed)
+    residues = (one.name for name in wanted for place in found[name] for one in place)
+    unknown = dict.fromkeys(name for name in residues if not _letter(name))
+    left_out = compress(wanted, map(not_, there))
+    for problem, places in (
+        (f"chains that are left out, without any residue with {needed}", left_out),
+        ("residues with names that are not known, read as X", unknown),
+        ("residues with N and CA, or C and the next N, too far apart", chained(*map(_torn, every))),
+    ):
+        if listed := _listed(places):
+            logger.warning("%s has %s: %s", file, problem, listed)
     return list(compress(every, there))
+
+
+def _torn(one: Structure) -> list[str]:
+    """Name residues that cannot be: N far from CA, or from C of the residue numbered before."""
+    nitrogen, alpha, carbon = one.backbone[:, :3].unbind(1)
+    numbers = [int(m[0]) if (m := re.match(r"-?\d+", n)) else 0 for n in one.author_numbers]
+    far = (nitrogen - alpha).norm(dim=1) > _BOND
+    between = (carbon[:-1] - nitrogen[1:]).norm(dim=1) > _BREAK
+    far[1:] |= between & (torch.tensor(numbers).diff() == 1)
+    return [f"{one.chain_ids[i]}{one.author_numbers[i]}" for i in far.nonzero().flatten()]
 
 
 def read_structure(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS) -> Structure:
@@ -217,13 +320,15 @@ def join_structures(name: str, structures: Sequence[Structure]) -> Structure:
 def split_record(place: str | Path) -> tuple[str, str | None]:
     """Split `file:record` into file and record; the record is None where none is named."""
     text = str(place)
-    file, colon, wanted = text.rpartition(":")
-    return (file, wanted) if file and colon and not Path(text).exists() else (text, None)
+    colons = [] if os.path.exists(text) else [i for i, one in enumerate(text) if one == ":" and i]
+    for i in ([i for i in colons if os.path.exists(text[:i])] or colons)[-1:]:
+        return text[:i], text[i + 1 :]
+    return text, None
 
 
 def suffix_of(path: str | Path) -> str:
-    """Return the ending that says what a file is, in lower case; that of `x.PDB.gz` is `.pdb`."""
-    return Path(Path(path).name.removesuffix(".gz")).suffix.lower()
+    """Return the ending of a name, in lower case; that of `x.PDB.gz` is `.pdb`."""
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -235,55 +340,104 @@ def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
     """Return the residues of each protein chain of a model, see `_places`, by the chain's name."""
     if gemmi is None:
         raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
-    text = _text(file)
+    structure = _parse(file, re.sub("\r\n?", "\n", _text(file)))
+    if not 1 <= model <= len(structure):
+        has = f"has no model {model}; it has {len(structure)}, counted from 1."
+        raise ValueError(f"{file} {has if len(structure) else 'holds no atoms.'}")
+    chains = _gathered(structure[model - 1])
+    if not chains:
+        raise ValueError(f"{file} holds no protein chain.")
+    if copies := chains.keys() - {part.name for part in structure[model - 1]}:
+        message = "%s has several chains of one name; others than the first are called %s"
+        logger.warning(message, file, _listed(sorted(copies)))
+    return {name: _places(residues) for name, residues in chains.items()}
+
+
+def _parse(file: Path, text: str) -> Any:
     is_cif = "_atom_site." in text or _CIF_START.match(text)
     if not is_cif and not re.search("^(ATOM  |HETATM)", text, re.MULTILINE):
         raise ValueError(
             f"{file} is not a valid structure file: it has neither atoms as a PDB file has them "
-            "('ATOM  ') nor those of an mmCIF file ('_atom_site.')."
+            "('ATOM  ') nor those of mmCIF ('_atom_site.'), nor begins with '>' as FASTA does."
         )
+    before, last = ["", "", *text.rsplit("\n", 2)][-2:]
+    is_atom = last and any(kind.startswith(last[:6]) for kind in ("ATOM  ", "HETATM"))
+    if is_atom and not is_cif and len(last) < min(len(before), 66):
+        logger.warning("%s is cut off in its last line, behind %s", file, before[12:27].strip())
+        text = text[: -len(last)]
     try:
-        cif = gemmi.CoorFormat.Mmcif
-        models: Any = gemmi.read_structure_string(text, format=cif) if is_cif else _parse_pdb(text)
-        models.setup_entities()
+        structure = _parse_cif(text) if is_cif else _parse_pdb(text)
+        for one in chained.from_iterable(chained.from_iterable(structure)):
+            one.name = _STANDARD.get(one.name, one.name)
+        structure.setup_entities()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"{file} is not a valid structure file: {error}.") from error
-    if not 1 <= model <= len(models):
-        has = f"has no model {model}; it has {len(models)}, counted from 1."
-        raise ValueError(f"{file} {has if len(models) else 'holds no atoms.'}")
-    chains: dict[str, list[list[Any]]] = {}
-    for chain in models[model - 1]:
-        if places := _places(chain):
-            chains.setdefault(chain.name, []).extend(places)
-    if not chains:
-        raise ValueError(f"{file} holds no protein chain.")
+        cut_off = " (is it cut off?)" if "Wrong number of values" in str(error) else ""
+        raise ValueError(f"{file} is not a valid structure file: {error}{cut_off}.") from error
+    return structure
+
+
+def _gathered(parts: Iterable[Any]) -> dict[str, list[Any]]:
+    """Gather the amino acids of each chain; another of the same name is `A2`, then `A3`, ..."""
+    chains: dict[str, list[Any]] = {}
+    last: dict[str, str] = {}
+    taken = {part.name for part in parts}
+    for part in parts:
+        chain, acids = chains.get(last.get(part.name, ""), []), [*filter(_is_amino_acid, part)]
+        # Behind a chain are its ligands; of those it has what is bound to it, where that is.
+        polymer = not chain or any(one.het_flag != "H" for one in part)
+        sure = [polymer and one.entity_type == gemmi.EntityType.Polymer for one in acids]
+        residues = list(compress(acids, sure))
+        if residues and not (chain and _goes_on(chain, residues)):
+            taken.update(chains)
+            copies = (f"{part.name}{k}" for k in count(2) if f"{part.name}{k}" not in taken)
+            name = next(copies) if chain else part.name
+            last[part.name], chain = name, chains.setdefault(name, [])
+        chain += residues
+        for one in compress(acids, map(not_, sure)):
+            bound = (i for i, other in enumerate(chain, 1) if _apart(other, one) < _BOND)
+            if at := next(bound, 0):
+                chain.insert(at, one)
     return chains
 
 
+def _goes_on(chain: list[Any], part: list[Any]) -> bool:
+    """Tell whether residues go on with a chain of the same name, or are a copy of it."""
+    end, start = chain[-1], part[0]
+    if _apart(end, start) < _BOND:
+        return True
+    there = {(_number(one), atom.altloc) for one in chain for atom in one}
+    again = any((_number(one), atom.altloc) in there for one in part for atom in one)
+    if again or (end.segment, end.subchain) != (start.segment, start.subchain):
+        return False
+    step = (start.seqid.num or 0) - (end.seqid.num or 0)
+    # As far as what is missing between them reaches; where numbers go back, that is unknown.
+    return not _apart(end, start) > (10 + 3.8 * step if step > 0 else 25)
+
+
+def _apart(one: Any, following: Any) -> float:
+    """Return the distance from C of a residue to N of another, in Å; NaN without them."""
+    return math.dist(_most_occupied([one])[1][2], _most_occupied([following])[1][0])
+
+
 def _text(file: Path) -> str:
-    """Return the text of a file that may be gzipped; what is not ASCII becomes a question mark."""
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
-    data = file.read_bytes()
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is not a valid gzip file: {error}.") from error
-    if b"dataBlocks" in data[:10_000]:
+    """Return the text of a file; what is not ASCII becomes a question mark."""
+    with open_text(file) as lines:
+        text = "".join(iter(lambda: lines.read(2**20), ""))  # no more than is let through
+    if "dataBlocks" in text[:10_000]:
         raise ValueError(
             f"{file} is BinaryCIF, which gemmi does not read; give the same entry as mmCIF (.cif), "
             "as the PDB offers it or converted with biotite or Mol*."
         )
-    return data.decode("ascii", errors="replace").replace("\ufffd", "?").replace("\0", "?")
+    text = text if text.isascii() else text.encode("ascii", "replace").decode()
+    return text.replace("\0", "?")
 
 
 def _parse_pdb(text: str) -> Any:
-    """Parse a PDB file; atoms whose coordinates are no numbers are marked as absent.
+    """Parse a PDB file; a TER is where a chain's numbers go back or its segment is another.
 
-    gemmi takes such coordinates for zero, and what follows a TER inside a chain, as some files have
-    it at a gap, for no part of the polymer. Of a line it sees what comes before element and charge
-    (column 77), where older files have other things; the atom's name tells the element.
+    gemmi mixes residues of one chain, name and number, stops at END, and takes coordinates that are
+    no numbers for zero; those are marked as absent. Of a line it sees what comes before element and
+    charge (column 77), where older files have other things; the atom's name tells the element.
     """
 
     def cleaned(line: re.Match[str]) -> str:
@@ -291,22 +445,61 @@ def _parse_pdb(text: str) -> Any:
         known = all(_COORDINATE.fullmatch(place, start, start + 8) for start in (0, 8, 16))
         return atom + (place if known else "9999.999" * 3)
 
-    text = _UNUSUAL_ATOM_LINE.sub(cleaned, _TER_INSIDE_A_CHAIN.sub(r"\1", text))
-    models = gemmi.read_pdb_string(text, max_line_length=76)
-    models.merge_chain_parts()
-    return models
+    text = re.sub("^END *$", "TER", _UNUSUAL_ATOM_LINE.sub(cleaned, text), flags=re.MULTILINE)
+    long_name = r"^((?:ATOM  |HETATM).{11})(\S{4})"
+    text = re.sub(long_name, lambda m: f"{m[1]}{_STANDARD.get(m[2], m[2]):4}", text, flags=re.M)
+    starts = [0]
+    last: dict[str, tuple[str, int]] = {}
+    for row in _PDB_ROW.finditer(text):
+        chain, number, segment = row[1], int(row[2]), (row[3] or "").strip()
+        before = last.get(chain, (segment, number))
+        if segment != before[0] or number < before[1]:
+            starts.append(row.start())
+        last[chain] = segment, number
+    text = "TER\n".join(text[start:stop] for start, stop in pairwise([*starts, len(text)]))
+    return gemmi.read_pdb_string(text, max_line_length=76, split_chain_on_ter=True)
 
 
-def _places(chain: Any) -> list[list[Any]]:
-    """Group the amino acids of a chain by place: several where residues alternate in one.
+def _parse_cif(text: str) -> Any:
+    """Parse an mmCIF file; a chain ends where its numbers go back or its label is another."""
+    document = gemmi.cif.read_string(text)
+    blocks = [one for one in document if one.find_mmcif_category("_atom_site.").loop]
+    if not blocks:
+        return gemmi.Structure()
+    if len(blocks) > 1:
+        raise ValueError(f"{len(blocks)} of its data blocks have atoms; give a file for each")
 
-    Residues of one number alternate where their labels differ; otherwise the file has numbered
-    two residues alike.
-    """
+    def column(*names: str) -> Any:
+        found = (blocks[0].find_values(f"_atom_site.{name}") for name in names)
+        return next(filter(len, found), ())
+
+    for name in ("Cartn_x", "Cartn_y", "Cartn_z", "label_seq_id"):
+        if not column(name, name.replace("label", "auth")):
+            raise ValueError(f"its atoms have no column _atom_site.{name}")
+    needed = ("id", "type_symbol", "label_alt_id", "label_asym_id", "occupancy")  # by gemmi
+    added = [f"_atom_site.{name}" for name in needed if not column(name)]
+    blocks[0].find_mmcif_category("_atom_site.").loop.add_columns(added, ".")
+    chains, labels = column("auth_asym_id", "label_asym_id"), column("label_asym_id")
+    last: dict[str, tuple[int, int]] = {}
+    for i, place in enumerate(column("auth_seq_id", "label_seq_id")):
+        number = int(place) if place.removeprefix("-").isdigit() else 0
+        name = f"{gemmi.cif.as_string(chains[i])}\x1f{labels[i]}"
+        part, before = last.get(name, (0, number))
+        last[name] = part + (number < before), number
+        chains[i] = f"{name}\x1f{last[name][0]}"
+    structure = gemmi.make_structure_from_block(blocks[0])
+    for chain in chained.from_iterable(structure):
+        chain.name = chain.name.partition("\x1f")[0]
+    return structure
+
+
+def _places(residues: list[Any]) -> list[list[Any]]:
+    """Group amino acids by place; those of one number alternate in it where their labels differ."""
     places: dict[tuple[str, int], list[Any]] = {}
     taken: dict[tuple[str, int], set[str]] = {}
-    for residue in filter(_is_amino_acid, chain):
+    for residue in residues:
         key, labels = (_number(residue), 0), {a.altloc for a in residue if a.altloc != "\0"}
+        # Where they do not, the file has numbered two residues alike.
         while key in places and (not labels or labels & taken[key]):
             key = key[0], key[1] + 1
         places.setdefault(key, []).append(residue)
@@ -321,20 +514,23 @@ def _number(residue: Any) -> str:
 
 def _is_amino_acid(residue: Any) -> bool:
     """Tell a residue of a protein from a ligand, and from a cap of the chain."""
-    if residue.entity_type != gemmi.EntityType.Polymer:
-        return False
-    known = gemmi.find_tabulated_residue(residue.name)
-    return known.is_amino_acid() if known.found() else all(a in residue for a in ("N", "CA", "C"))
+    known = gemmi.find_tabulated_residue(residue.name).is_amino_acid()
+    return known or all(atom in residue for atom in ("N", "CA", "C"))
+
+
+def _letter(name: str) -> str:
+    """Return the letter of a residue or of its parent, "" for one that no table knows."""
+    letter = gemmi.find_tabulated_residue(name).one_letter_code.strip() or PARENTS.get(name, "")
+    return letter.upper() if len(letter) == 1 else ""
 
 
 def _structure(name: str, chain: str, places: list[list[Any]]) -> Structure:
     residues, atoms = zip(*map(_most_occupied, places), strict=True)
     backbone = torch.tensor(atoms, dtype=torch.float32)
     measured = (backbone.abs() < _FARTHEST).all(dim=-1, keepdim=True)
-    letters = (gemmi.find_tabulated_residue(one.name).one_letter_code for one in residues)
     return Structure(
         name,
-        "".join(letter.upper() if letter.strip() else "X" for letter in letters),
+        "".join(_letter(one.name) or "X" for one in residues),
         backbone.where(measured, math.nan),
         tuple(map(_number, residues)),
         (chain,) * len(residues),
@@ -412,10 +608,10 @@ class Protein:
     @cached_property
     def sha(self) -> str:
         """SHA-256 of letters and structure, in hexadecimal, whatever the protein is called."""
-        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode())
+        digest = hashlib.sha256(f"{self.kind}\0{self.sequence}\0".encode(errors="surrogatepass"))
         if self.structure is not None:
             for names in (self.structure.author_numbers, self.structure.chain_ids):
-                digest.update(" ".join(names).encode() + b"\0")
+                digest.update(" ".join(names).encode(errors="surrogatepass") + b"\0")
             places = self.structure.backbone.to(torch.float32).cpu().numpy()
             # NaN is many patterns of bits; here it is one.
             digest.update(np.where(np.isnan(places), np.float32("nan"), places).tobytes())
@@ -431,11 +627,7 @@ class InvalidRecord:
 
 
 def is_protein(value: Any) -> TypeGuard[Protein]:
-    """Tell a `Protein` from anything else, also one made by another copy of this file.
-
-    transformers loads the remote code of a model and of its processor as separate packages, each
-    with a class `Protein` of its own; between them `isinstance` says no.
-    """
+    """Tell a `Protein`, also of another copy: remote code of a processor brings one of its own."""
     return all(hasattr(value, name) for name in ("id", "sequence", "embeddings"))
 
 
@@ -461,7 +653,7 @@ def read_protein(
     if is_protein(value):
         return value if getattr(value, "checked", False) else _check(value, name)
     if isinstance(value, str | Path):
-        if Path(value).is_dir():
+        if os.path.isdir(value):
             raise ValueError(
                 f"{name} is the folder {str(value)!r}, not one protein; give a file in it. What to "
                 "search can be a folder: candidates=FOLDER, or plasma-hf index build FOLDER."
@@ -482,35 +674,30 @@ def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -
     A FASTA record is called by the first word of its header, a chain `file:chain`.
     """
     file, wanted = split_record(place)
-    suffix = suffix_of(file)
-    if suffix not in FILE_SUFFIXES:
-        raise ValueError(
-            f"{file}: files are read by their ending, and this one "
-            + (f"has {suffix!r}, which is not one of" if suffix else "has no ending; give one of")
-            + f" {', '.join(FILE_SUFFIXES)} (each also with .gz)."
-        )
-    if suffix in STRUCTURE_SUFFIXES:
+    if not is_fasta(file):
         return _read_chains(place, atoms)
-    records = _read_fasta(Path(file))
+    with open_text(file) as lines:
+        records = [replace(p, source=f"{file}:{p.id}") for p in parse_fasta(lines)]
+    if suffix_of(file) == ".fna" and any(is_nucleotides(p.sequence or "") for p in records):
+        raise ValueError(f"{file} holds nucleotides; give proteins, as a .faa file holds.")
     if not wanted:
         return records
-    named = [record for record in records if wanted in (record.id, record.id.rpartition(":")[2])]
-    if not named:
-        has = _listed(record.id for record in records)
-        raise ValueError(f"{file} has no record {wanted!r}; it has: {has}.")
-    return named[:1]
+    named = [one for one in records if one.id == wanted][:1]
+    named = named or [one for one in records if one.id.rpartition(":")[2] == wanted]
+    if len(named) != 1:
+        has = _listed(record.id for record in named or records)
+        raise ValueError(f"{file} has {len(named) or 'no'} record {wanted!r}; it has: {has}.")
+    return named
 
 
 def _read_chains(place: str | Path, atoms: Sequence[str]) -> list[Protein]:
     """Read the chains of a structure file, the one named behind a colon, or with `*` all as one."""
     file, wanted = split_record(place)
     chains = read_structures(file, chains=None if wanted == "*" else wanted, atoms=atoms)
+    name = f"{Path(file).name}:"
     if wanted == "*":
-        chains = [join_structures(f"{Path(file).name}:*", chains)]
-    return [
-        Protein(chain.id, structure=chain, source=f"{file}:{chain.id.rpartition(':')[2]}")
-        for chain in chains
-    ]
+        chains = [join_structures(f"{name}*", chains)]
+    return [Protein(c.id, structure=c, source=f"{file}:{c.id.removeprefix(name)}") for c in chains]
 
 
 def _only(found: list[Protein], place: str | Path) -> Protein:
@@ -518,88 +705,62 @@ def _only(found: list[Protein], place: str | Path) -> Protein:
     if len(found) == 1:
         return found[0]
     chains = found[0].kind == "structure"
-    names = [protein.id.rpartition(":")[2] if chains else protein.id for protein in found]
+    names = [one.id.removeprefix(f"{Path(place).name}:") if chains else one.id for one in found]
+    # So quoted, it means the same in Python and in a shell.
+    one, every = (f"{place}:{name}".replace("'", "'\"'\"'") for name in (names[0], "*"))
     raise ValueError(
         f"{place} holds {len(names)} {'chains' if chains else 'records'}: {_listed(names)}; name "
-        f"one, as in '{place}:{names[0]}'"
-        + (f", or take all as one protein with '{place}:*'." if chains else ".")
+        f"one, as in '{one}'" + (f", or take all as one protein with '{every}'." if chains else ".")
     )
 
 
-def _read_fasta(file: Path) -> list[Protein]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {str(file)!r}; check the path.")
-    opened = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opened(file, "rt", encoding="utf-8") as lines:
-            records = [replace(p, source=f"{file}:{p.id}") for p in parse_fasta(lines)]
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} is not a valid FASTA file: {error}.") from error
-    if not records:
-        raise ValueError(f"{file} holds no FASTA record; a record begins with a '>' line.")
-    return records
-
-
 def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
-    """Read FASTA records from lines as they come, unchecked.
+    """Read FASTA records from lines as they come, unchecked; lines with `;` are comments.
 
     A record is called by the first word of its header, or else by the number of its line.
     """
     name: str | None = None
     parts: list[str] = []
     for number, line in enumerate(lines, start=1):
-        line = line.strip()
+        line = line.strip().removeprefix("\ufeff")
         if line.startswith(">"):
             if name is not None:
                 yield Protein(name, "".join(parts))
             name, parts = (line[1:].split() or [f"line{number}"])[0], []
-        elif line and name is None:
+        elif name is None and line[:1] not in ("", ";", "#"):
             raise ValueError(f"line {number} comes before any '>' header line")
-        else:
+        elif line[:1] != ";":
             parts.append(line)
     if name is not None:
         yield Protein(name, "".join(parts))
 
 
 def looks_like_path(text: str) -> bool:
-    """Tell a path from a sequence: a path holds a dot or a slash, a sequence neither."""
-    return "." in text or "/" in text or "\\" in text
+    """Tell a path, which holds a dot or a slash, from a sequence, also one with dots in it."""
+    gapped = re.fullmatch(r"[A-Z.*\s-]{12,}|[A-Za-z.*\s-]{50,}|(?s:.*\n.*)", text)
+    dotted = not {".", "/", "\\"}.isdisjoint(text)
+    return dotted and (not gapped or os.path.exists(split_record(text)[0]))
 
 
 def with_backbone_atoms(protein: Protein) -> Protein:
-    """Keep the residues that have all of N, CA and C, as a structure encoder needs them.
-
-    A warning names those that are left out. Whatever a residue's name, it stays: ProtSSN's own
-    reader gives up on a protein with a modified residue, here it is spelled by its parent.
-    """
+    """Keep the residues that have all of N, CA and C; a warning names the others."""
     structure, atoms = protein.structure, protein.backbone_atoms
-    if structure is None or atoms is None:
+    if structure is None or atoms is None or not (whole := atoms.isfinite().all(-1).all(-1)).any():
         raise ValueError(
-            f"{protein.id} comes without atoms, and a structure encoder such as ProtSSN reads "
-            "structures; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
+            f"{protein.id} has no residue with N, CA and C, which a structure encoder such as "
+            "ProtSSN reads; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
         )
-    complete = atoms.isfinite().flatten(1).all(dim=1)
-    kept, letters = complete.tolist(), protein.sequence or structure.sequence
-    if all(kept):
+    if whole.all():
         return protein
-    lack = f"lack one of the backbone atoms {', '.join(BACKBONE_ATOMS[:3])}"
-    if not any(kept):
-        raise ValueError(f"all residues of {protein.id} {lack}; give a complete structure.")
-    lacking = [f"{letters[i]}{i + 1}" for i, whole in enumerate(kept) if not whole]
-    logger.warning(
-        "%s: %d of %d residues %s and are left out: %s (by their place in the sequence)",
-        *(protein.id, len(lacking), len(atoms), lack, _listed(lacking)),
-    )
-    rest = Structure(
-        structure.id,
-        "".join(compress(structure.sequence, kept)),
-        structure.backbone[complete],
-        tuple(compress(structure.author_numbers, kept)),
-        tuple(compress(structure.chain_ids, kept)),
-    )
-    embeddings = None if protein.embeddings is None else protein.embeddings[complete]
-    letters = "".join(compress(letters, kept))
-    return _as_checked(Protein(protein.id, letters, embeddings, rest, protein.source))
+    lacking = [f"{structure.sequence[i]}{i + 1}" for i in (~whole).nonzero().flatten().tolist()]
+    message = "%s: %d of %d residues lack N, CA or C and are left out: %s (place in the sequence)"
+    logger.warning(message, protein.id, len(lacking), len(whole), _listed(lacking))
+    parts = (structure.sequence, structure.author_numbers, structure.chain_ids)
+    letters, *names = (tuple(compress(part, whole)) for part in parts)
+    rest = Structure(structure.id, "".join(letters), structure.backbone[whole], *names)
+    embeddings = None if protein.embeddings is None else protein.embeddings[whole]
+    kept = replace(protein, sequence=rest.sequence, embeddings=embeddings, structure=rest)
+    return _as_checked(kept)
 
 
 def _as_checked(protein: Protein) -> Protein:
@@ -714,6 +875,8 @@ class ProteinPipeline(Pipeline):
         self, inputs: Iterable[Any], num_workers: int, batch_size: int, *params: dict[str, Any]
     ) -> Iterator[Any]:
         """Yield one answer per input; `params` are those to read, to compute and to answer."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; give 1 or more.")
         reading, forward, post = params
         prepared = (self.preprocess(one, **reading) for one in inputs)
         ahead = batch_size * _READ_AHEAD if batch_size > 1 else 1

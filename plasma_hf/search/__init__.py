@@ -1,7 +1,5 @@
 """Index proteins by their vectors, and search them."""
 
-from __future__ import annotations
-
 from .index import (
     Index,
     IndexHeader,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..models.modeling_backbone import check_embeddings
+
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
 
@@ -24,7 +26,7 @@ class Hit:
 
     Attributes:
         score: Of the pair, in [0, 1].
-        key: Hash of the protein's sequence.
+        key: Of its record, see `EmbeddingStore.read_key`.
         ids: What the protein is called in the store.
         plan: `(query_residues, candidate_residues)`.
     """
@@ -81,9 +83,9 @@ def _best_of(
                 candidate_projections=batch.projections,
                 return_plans=False,
             )
-            for key, score in zip(batch.keys, aligned.scores.tolist(), strict=True):
-                _keep(hits, Hit(score, key), top_k)
-    return [sorted(hits, reverse=True) for hits in best]
+            found = map(Hit, aligned.scores.tolist(), batch.keys)
+            hits[:] = heapq.nlargest(top_k, (*hits, *found))
+    return best
 
 
 @dataclass
@@ -106,6 +108,8 @@ def _load(model: PlasmaModel, store: Any, max_residues: int) -> Iterator[_Batch]
     kind = "projections" if "projections" in store.header.kinds else "embeddings"
     for stored in store.stream(max_residues):
         rows = [stored.read(kind, key).to(model.device).float() for key in stored.keys]
+        for key, each in zip(stored.keys, rows, strict=True):
+            check_embeddings(each, f"{key!r} of the store {store.folder}")
         if kind == "embeddings":
             rows = model.project_each(rows)
         yield _Batch(stored.keys, rows, stored, model.device)
@@ -116,7 +120,7 @@ def _add_plans(
 ) -> None:
     """Make the plans of the hits alone."""
     candidates, projections = (
-        [store.read(hit.key, kind, torch.float32).to(model.device) for hit in hits]
+        [store.read_key(hit.key, kind, torch.float32).to(model.device) for hit in hits]
         if kind in store.header.kinds
         else None
         for kind in ("embeddings", "projections")
@@ -154,13 +158,6 @@ def _with_progress(
         for batch in batches:
             yield batch
             show.update(sum(map(len, batch.projections)))
-
-
-def _keep(hits: list[Hit], hit: Hit, top_k: int) -> None:
-    if len(hits) < top_k:
-        heapq.heappush(hits, hit)
-    elif hits[0] < hit:
-        heapq.heapreplace(hits, hit)
 
 
 def _check_store(model: PlasmaModel, store: Any) -> None:

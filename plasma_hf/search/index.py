@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, islice
 from os import PathLike
 from pathlib import Path
@@ -17,22 +20,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.store import (
-    EmbeddingReport,
+from ..data.shards import (
     Header,
+    Shard,
     ShardedStore,
+    checksum,
     describe,
-    open_shard,
+    is_of,
+    parse_json,
+    read_again,
     write_atomically,
     write_shard,
     writer_lock,
 )
+from ..data.store import EmbeddingReport, cut
 from ..io.sequences import read_sequences
-from ..io.structures import read_structure_folder
+from ..io.structures import (
+    CHAIN_LIST_SUFFIX,
+    begins_as_structure,
+    read_listed_chain,
+    read_structure_folder,
+)
 from ..models.modeling_backbone import weights_digest
 from ..models.pipeline_protein_retrieval import (
     ABOUT,
@@ -49,16 +60,23 @@ from ..models.protein import (
     InvalidRecord,
     Protein,
     Structure,
+    is_fasta,
     is_structure,
     read_protein,
+    split_record,
     suffix_of,
 )
 
 RECORDS_PER_SHARD = 512
+PARTIAL_SECONDS = 5.0
+"""How long vectors may stay unwritten; a killed build loses those, and the batch at work."""
 SCORES_AT_ONCE = 2**24
 MARGIN = 1e-5
 """More than a cosine in single precision is off by."""
 DATASET = "dataset_info.json"
+
+COLUMNS = {*ABOUT, "residues", "sha"}
+FILE_NAME = re.compile(r"records-[0-9a-f]{24}\.safetensors|vectors-[0-9a-f]{24}-[0-9a-f]{8}\.faiss")
 
 # --- What an index says of itself, and one shard of it.
 
@@ -101,10 +119,11 @@ class IndexHeader(Header):
     """
 
     FILE = "index.json"
-    FORMAT = 2
+    FORMAT = 3
     NOUN = "index"
     BUILD = "plasma-hf index build INPUT --output {folder}"
     REMEDY = "build the index again with: plasma-hf index build INPUT --output {folder} --overwrite"
+    RENEW = REMEDY
 
     made_by: ModelFingerprint
     width: int  # numbers in a vector
@@ -117,6 +136,14 @@ class IndexHeader(Header):
     def __post_init__(self) -> None:
         if isinstance(self.made_by, dict):
             object.__setattr__(self, "made_by", ModelFingerprint(**self.made_by))
+        super().__post_init__()
+        files = [*self.shards, *([self.vectors] if self.vectors else [])]
+        if not all(map(FILE_NAME.fullmatch, files)):
+            raise ValueError(f"its files are {', '.join(files)}")
+        if min(self.width, *self.shards.values(), 0) < 0:
+            raise ValueError("it counts below 0")
+        if not is_of(asdict(self.made_by), dict[str, str]):
+            raise ValueError("its 'made_by' names no model")
 
     @property
     def count(self) -> int:
@@ -124,32 +151,59 @@ class IndexHeader(Header):
         return sum(self.shards.values())
 
 
-class _Shard:
+class _Shard(Shard):
     """Some hundred records: vectors `(records, width)`, mapped, and a line of JSON about each.
 
     What could not be embedded is written into the shard as well: who resumes a build knows it.
     """
 
-    def __init__(self, path: Path, count: int | None = None) -> None:
-        remedy = IndexHeader.REMEDY.format(folder=path.parent)
-        shard = open_shard(path, remedy)
+    def __init__(self, path: Path, header: IndexHeader | None = None) -> None:
+        super().__init__(path, IndexHeader.REMEDY.format(folder=path.parent))
         try:
-            about = json.loads(shard.metadata()["store"])
-            self.vectors = shard.get_tensor("vectors").numpy()
-            self._about = shard.get_tensor("about")
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a shard of an index ({error}); {remedy}.") from error
-        self.kinds: dict[str, int] = about["kinds"]
-        self.bad = [InvalidRecord(*one) for one in about["bad"]]
-        if count not in (None, len(self)):
-            raise ValueError(f"{path} holds {len(self)} records, not {count}; {remedy}.")
+            about = parse_json(self.about, dict[str, Any])
+            self.kinds: dict[str, int] = about["kinds"]
+            self.bad = [InvalidRecord(*one) for one in about["bad"]]
+            self.count, self.width = self.shapes["vectors"]
+            if not is_of(self.kinds, dict[str, int]) or not is_of(about["bad"], list[list[str]]):
+                raise ValueError("it tells of no records")
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not a shard of an index ({error}); {self.remedy}."
+            ) from error
+        wanted = header.shards[path.name] if header else self.count
+        if wanted != self.count:
+            raise ValueError(f"{path} holds {self.count} records, not {wanted}; {self.remedy}.")
+        if header and self.count and self.width != header.width:
+            raise self.damaged(f"its vectors are of width {self.width}, not {header.width}")
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return self.count
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The vectors, of a shard that is whole and unchanged."""
+        _ = self._lines
+        tensor = self.read("vectors")
+        if tensor.dtype != torch.float32:
+            raise self.damaged(f"its vectors are of {tensor.dtype}")
+        vectors: np.ndarray = tensor.numpy()
+        return vectors
+
+    @cached_property
+    def _lines(self) -> np.ndarray:
+        lines: np.ndarray = self.read("about").numpy()
+        return lines
 
     def rows(self, numbers: slice = slice(None)) -> list[dict[str, str]]:
         """Return `ABOUT`, residues and sha of each record."""
-        return [json.loads(line) for line in self._about.numpy().tobytes().splitlines()[numbers]]
+        lines = self._lines.tobytes().splitlines()
+        try:
+            rows = [parse_json(line, dict[str, str]) for line in lines[numbers]]
+        except ValueError as error:
+            raise self.damaged(error) from error
+        if len(lines) != len(self) or not all(row.keys() >= COLUMNS for row in rows):
+            raise self.damaged("it does not tell of all records")
+        return rows
 
 
 def _shard_name(made_by: ModelFingerprint, records: Iterable[tuple[str, str]]) -> str:
@@ -194,16 +248,11 @@ class Index(ShardedStore):
 
     def __init__(self, folder: str | PathLike[str], header: IndexHeader) -> None:
         super().__init__(folder, header)
-        self._shards = [_Shard(self.folder / name, count) for name, count in header.shards.items()]
+        self._shards = [_Shard(self.folder / name, header) for name in header.shards]
         self._starts = list(accumulate(map(len, self._shards), initial=0))
         self._faiss = None
         if header.vectors:
-            faiss, path = _import_faiss(), self.folder / header.vectors
-            try:
-                self._faiss = faiss.read_index(str(path))
-            except (OSError, RuntimeError, ValueError) as error:
-                remedy = IndexHeader.REMEDY.format(folder=folder)
-                raise ValueError(f"{path} is missing or damaged ({error}); {remedy}.") from error
+            self._faiss = _read_faiss(self.folder / header.vectors, header)
 
     @classmethod
     def open(cls, folder: str | PathLike[str], model: Any = None) -> Index:
@@ -211,10 +260,10 @@ class Index(ShardedStore):
 
         Records stay on disk until they are found.
         """
-        header = IndexHeader.read(folder)
+        index = read_again(lambda: cls(folder, IndexHeader.read(folder)), Path(folder))
         if model is not None:
-            header.made_by.check(model, folder)
-        return cls(folder, header)
+            index.check(model)
+        return index
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -249,7 +298,10 @@ class Index(ShardedStore):
             return Protein(about["id"], about["residues"], source=about["source"])
         if not about["source"]:
             raise ValueError(f"{about['id']} was read from no file, and an index keeps no atoms")
-        record = read_protein(about["source"], about["id"], BACKBONE_ATOMS)
+        file, name = split_record(about["source"])
+        listed = suffix_of(file) == CHAIN_LIST_SUFFIX
+        place = read_listed_chain(file, name or "") if listed else Path(about["source"])
+        record = read_protein(place, about["id"], BACKBONE_ATOMS)
         if record.sha != about["sha"]:
             raise ValueError(f"{about['source']} has changed since it was indexed")
         return replace(record, id=about["id"])
@@ -335,9 +387,11 @@ def _read_place(place: Path, bad: list[InvalidRecord], kind: str | None) -> Iter
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
-    structures = suffix_of(place) in STRUCTURE_SUFFIXES or (
-        place.is_dir() and not (place / DATASET).exists()
-    )
+    if place.is_dir():
+        structures = not (place / DATASET).exists()
+    else:
+        named = suffix_of(place) in STRUCTURE_SUFFIXES and not is_fasta(place)
+        structures = named or begins_as_structure(place)
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")
@@ -531,25 +585,76 @@ def _embed(
         name = _shard_name(made_by, ((record.id, record.sha) for record in part))
         if finished is not None and name not in finished.shards:
             raise _is_there(folder, finished)
-        there = (folder / name).exists()
-        if not there:
-            rows, vectors, bad = [], [], []
-            made = embed_proteins(model, part, residues_per_batch)
-            for record, vector in zip(part, made, strict=True):
-                if isinstance(vector, Tensor):
-                    about = {key: getattr(record, key) for key in ABOUT}
-                    rows.append(about | {"residues": record.sequence or "", "sha": record.sha})
-                    vectors.append(vector)
-                else:
-                    bad.append((record.id, f"it cannot be embedded: {vector}"))
-            stacked = torch.stack(vectors) if vectors else torch.zeros(0, 0)
-            _write_rows(folder / name, rows, stacked, bad)
-        shard = _Shard(folder / name)
+        shard = _intact(folder / name)
+        known = 0 if shard is None else len(shard)
+        if shard is None:
+            known = _make_shard(folder / name, model, part, residues_per_batch)
+            shard = _Shard(folder / name)
         shards[name] = len(shard)
         report.bad += shard.bad
-        report.already_there += len(shard) if there else 0
-        report.embedded += 0 if there else len(shard)
+        report.already_there += known
+        report.embedded += len(shard) - known
     return shards
+
+
+def _intact(path: Path) -> _Shard | None:
+    """Open a shard if it is there and reads as it was written."""
+    with suppress(ValueError):
+        shard = _Shard(path)
+        _ = shard.vectors
+        return shard
+    return None
+
+
+def _make_shard(path: Path, model: Any, part: list[Protein], residues_per_batch: int) -> int:
+    """Embed records and write their shard; return how many a killed job had embedded before.
+
+    Batches are the same whenever they are made; those done are kept in a file beside the shard.
+    """
+    partial = path.with_name(path.name.replace("records-", "partial-"))
+    vectors: dict[str, Tensor] = {}
+    bad: dict[str, str] = {}
+    if before := _intact(partial):
+        made_before = torch.from_numpy(before.vectors.copy())
+        vectors |= zip((row["id"] for row in before.rows()), made_before, strict=True)
+        bad |= {one.id: one.reason for one in before.bad}
+    known, written = len(vectors), time.monotonic()
+    for batch in _batches(part, residues_per_batch):
+        if all(record.id in vectors or record.id in bad for record in batch):
+            continue
+        made = embed_proteins(model, batch, residues_per_batch)
+        for record, vector in zip(batch, made, strict=True):
+            if isinstance(vector, Tensor):
+                vectors[record.id] = vector
+            else:
+                bad[record.id] = f"it cannot be embedded: {vector}"
+        if time.monotonic() - written > PARTIAL_SECONDS:
+            _write_made(partial, part, vectors, bad)
+            written = time.monotonic()
+    _write_made(path, part, vectors, bad)
+    partial.unlink(missing_ok=True)
+    return known
+
+
+def _batches(part: list[Protein], residues_per_batch: int) -> Iterator[list[Protein]]:
+    """Cut records as `embed_proteins` does."""
+    for kind in KINDS:
+        chosen = sorted((one for one in part if one.kind == kind), key=lambda one: -len(one))
+        for batch in cut(list(map(len, chosen)), residues_per_batch):
+            yield chosen[batch]
+
+
+def _write_made(
+    path: Path, part: list[Protein], vectors: dict[str, Tensor], bad: dict[str, str]
+) -> None:
+    made = [record for record in part if record.id in vectors]
+    rows = [
+        {key: getattr(record, key) for key in ABOUT}
+        | {"residues": record.sequence or "", "sha": record.sha}
+        for record in made
+    ]
+    stacked = torch.stack([vectors[one.id] for one in made]) if made else torch.zeros(0, 0)
+    _write_rows(path, rows, stacked, [(one.id, bad[one.id]) for one in part if one.id in bad])
 
 
 def _without(index: Index, ids: set[str]) -> dict[str, int]:
@@ -563,7 +668,7 @@ def _without(index: Index, ids: set[str]) -> dict[str, int]:
         elif kept:
             rows = [rows[i] for i in kept]
             left = _shard_name(index.header.made_by, ((row["id"], row["sha"]) for row in rows))
-            if not (index.folder / left).exists():
+            if _intact(index.folder / left) is None:
                 _write_rows(index.folder / left, rows, torch.from_numpy(shard.vectors[kept]))
             shards[left] = len(kept)
     return shards
@@ -576,7 +681,7 @@ def _finish(folder: Path, header: IndexHeader, shards: dict[str, int]) -> None:
     for name, count in shards.items():
         shard = _Shard(folder / name)
         kinds.update(shard.kinds)
-        width = shard.vectors.shape[1] if count else width
+        width = shard.width if count else width
     header = replace(header, width=width, shards=shards, kinds=dict(sorted(kinds.items())))
     header = replace(header, vectors=_write_faiss(folder, header))
     from .. import __version__
@@ -591,22 +696,46 @@ def _write_faiss(folder: Path, header: IndexHeader) -> str | None:
         return None
     shards = [(name, str(count)) for name, count in header.shards.items()]
     name = _shard_name(header.made_by, [("faiss", header.factory), *shards])
-    name = name.replace("records-", "vectors-").replace(".safetensors", ".faiss")
-    if not (folder / name).exists():
-        faiss = _import_faiss()
-        parts = [_Shard(folder / part).vectors for part, count in header.shards.items() if count]
-        vectors = np.concatenate(parts)
-        index = faiss.index_factory(header.width, header.factory, faiss.METRIC_INNER_PRODUCT)
-        index.train(vectors)
-        index.add(vectors)
-        write_atomically(folder / name, lambda file: faiss.write_index(index, str(file)))
+    name = name.replace("records-", "vectors-").removesuffix(".safetensors")
+    for file in folder.glob(f"{name}-*.faiss"):
+        if _checksum_told(file) == checksum(file.read_bytes()):
+            return file.name
+    faiss = _import_faiss()
+    parts = [_Shard(folder / part).vectors for part, count in header.shards.items() if count]
+    vectors = np.concatenate(parts)
+    index = faiss.index_factory(header.width, header.factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    content = faiss.serialize_index(index).tobytes()
+    name = f"{name}-{checksum(content)}.faiss"
+    write_atomically(folder / name, lambda file: file.write_bytes(content))
     return name
+
+
+def _read_faiss(path: Path, header: IndexHeader) -> Any:
+    faiss = _import_faiss()
+    try:
+        content = path.read_bytes()
+        if _checksum_told(path) != checksum(content):
+            raise ValueError("it is not what was written, its checksum is another")
+        index = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
+        if (index.d, index.ntotal) != (header.width, header.count):
+            raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}")
+    except (OSError, RuntimeError, ValueError) as error:
+        remedy = IndexHeader.REMEDY.format(folder=path.parent)
+        raise ValueError(f"{path} is missing or damaged ({error}); {remedy}.") from error
+    return index
+
+
+def _checksum_told(path: Path) -> str:
+    """Return the checksum that the name of a faiss index ends in."""
+    return path.stem.split("-")[-1]
 
 
 def _sweep(folder: Path, kept: set[str | None]) -> None:
     """Remove what stopped or overtaken jobs have left."""
-    for file in (*folder.glob("records-*"), *folder.glob("vectors-*")):
-        if file.name not in kept:
+    for file in list(folder.iterdir()):
+        if file.name.startswith(("records-", "partial-", "vectors-")) and file.name not in kept:
             with suppress(OSError):  # a reader may hold it open where that matters
                 file.unlink()
 

@@ -1,10 +1,8 @@
 """Training: Trainers for PLASMA and ProtAlign, presets by name, whole runs, adapters."""
 
-from __future__ import annotations
-
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .lora import lora_config
-from .pair_data import PairRows, TrainingCollator
+from .pair_data import PairRows
 from .run import PlasmaRun, ProtAlignRun
 from .structure_data import PairParts, split_pairs
 from .trainer import PlasmaTrainer, ProtAlignTrainer
@@ -20,7 +18,6 @@ __all__ = [
     "ProtAlignPreset",
     "ProtAlignRun",
     "ProtAlignTrainer",
-    "TrainingCollator",
     "lora_config",
     "split_pairs",
 ]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from ..data.collator import PairCollator
 from ..data.pairs import ProteinPair
+from ..data.splits import pair_rows
 
 
 def site_correspondences(
@@ -67,23 +65,8 @@ class PairRows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
-        sites = pair.query.site_labels, pair.candidate.site_labels
-        row: dict[str, Any] = {"query_site_labels": sites[0], "candidate_site_labels": sites[1]}
-        row |= {"query": pair.query.sequence, "candidate": pair.candidate.sequence}
-        row["label"] = pair.label
+        [row] = pair_rows([pair])
         if self.correspondences:
-            known = site_correspondences(*sites) if pair.label else torch.zeros(0, 2).long()
-            row["correspondences"] = torch.as_tensor(known)
+            sites = [side.site_labels if pair.label else () for side in pair.sides]
+            row["correspondences"] = torch.as_tensor(site_correspondences(*sites))
         return row
-
-
-class TrainingCollator(PairCollator):
-    """Make batches as `PairCollator` does, with the correspondences of rows that have them."""
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Make a batch of rows; `correspondences` is `(batch, n, 2)`, padded with -1."""
-        batch = super().__call__(rows)
-        if all(row.get("correspondences") is not None for row in rows):
-            known = [torch.as_tensor(row["correspondences"]).view(-1, 2) for row in rows]
-            batch["correspondences"] = pad_sequence(known, batch_first=True, padding_value=-1)
-        return batch

@@ -54,7 +54,8 @@ class ResidueTraining:
 class ChainBatches(Dataset):
     """Batches of cropped chains, of a cluster one at most; item k is batch k, whatever came before.
 
-    Sequence and structure of a pair have the same residues.
+    Residue i of a pair's sequence is residue i of its structure; a sequence designed for a
+    structure has other letters.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class ChainBatches(Dataset):
         self.pairs, self.processor, self.settings = pairs, processor, settings
         groups: dict[str, list[int]] = {}
         for number, (pair, cluster) in enumerate(zip(pairs, clusters, strict=True)):
-            if pair.sequence != pair.structure.sequence:
+            if len(pair.sequence) != len(pair.structure):
                 raise ValueError(
-                    f"{pair.id} has a sequence of {len(pair.sequence)} residues that is not that "
-                    "of its structure; give the residues observed in the structure."
+                    f"{pair.id} has a sequence of {len(pair.sequence)} residues, its structure "
+                    f"has {len(pair.structure)}; give the residues observed in the structure."
                 )
             if pair.structure.residue_mask.any():
                 groups.setdefault(cluster, []).append(number)
@@ -91,7 +92,8 @@ class ChainBatches(Dataset):
         rng = np.random.default_rng([self.settings.seed, step])
         count = min(self.settings.chains, len(self.groups))
         groups = [self.groups[int(g)] for g in rng.choice(len(self.groups), count, replace=False)]
-        chains = [self.pairs[group[int(rng.integers(len(group)))]].structure for group in groups]
+        drawn = [self.pairs[group[int(rng.integers(len(group)))]] for group in groups]
+        chains = [replace(pair.structure, sequence=pair.sequence) for pair in drawn]
         cropped = [crop(chain, self.settings.max_residues, rng) for chain in chains]
         batch = dict(self.processor([chain.sequence for chain in cropped], cropped))
         there = batch["structure_residue_mask"].flatten().nonzero().flatten().numpy()

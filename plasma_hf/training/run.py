@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from transformers import set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.collator import PairCollator
 from ..data.pairs import ProteinPair
 from ..io.structures import StructurePair
 from ..models.configuration_protalign import ProtAlignConfig
@@ -22,12 +23,12 @@ from ..models.modeling_backbone import Backbone
 from ..models.modeling_plasma import PlasmaModel
 from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
-from ..models.modeling_substitution import ResidueEncoderModel
+from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.processing_protalign import ProtAlignProcessor
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
 from .augmentation import coordinate_noise
 from .lora import lora_config
-from .pair_data import PairRows, TrainingCollator
+from .pair_data import PairRows
 from .structure_data import (
     PairCollation,
     PairParts,
@@ -204,7 +205,7 @@ class PlasmaRun(TrainingRun):
         trainer = PlasmaTrainer(
             model,
             arguments,
-            data_collator=TrainingCollator(store),
+            data_collator=PairCollator(store),
             train_dataset=PairRows(pairs, preset.correspondences),
             eval_dataset=PairRows(splits.validation),
             callbacks=preset.callbacks(),
@@ -332,9 +333,8 @@ class ProtAlignRun(TrainingRun):
             return
         from .residue_contrast import ResidueTraining, train_encoders  # it stands on this module
 
-        sizes = backbone.hidden_size, encoder.config.hidden_size
-        config = ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1])
-        model = ProtAlignModel(config)
+        sizes = (backbone.hidden_size, encoder.config.hidden_size)
+        model = ProtAlignModel(ProtAlignConfig(sequence_size=sizes[0], structure_size=sizes[1]))
         model.attach_backbone(backbone).attach_structure_encoder(encoder)
         model.processor = processor_of(model, backbone)
         train_encoders(

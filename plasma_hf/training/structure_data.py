@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,15 +30,12 @@ IDENTITY_FIELDS = ("hidden_size", "num_layers", "k_neighbors", "atoms", "mask_fi
 
 @dataclass(frozen=True)
 class PairParts:
-    """Hold the pairs to learn from, to choose the best model by, and to judge by.
-
-    `details` say how they were made, for the record.
-    """
+    """Hold the pairs to learn from, to choose the best model by, and to judge by."""
 
     train: Sequence[StructurePair]
     validation: Sequence[StructurePair]
     test: Sequence[StructurePair]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)  # how they were made, for the record
 
 
 def split_pairs(
@@ -112,7 +109,7 @@ def store_structures(
         own = batches[rank::world_size]
         for batch in tqdm(own, desc="structures", unit="batch", disable=hidden):
             keys = ordered[batch]
-            missing = {key for key in keys if key not in store}
+            missing = {key for key in keys if key not in store.lengths}
             if not missing:
                 continue
             # The whole batch, as a resumed job must not round otherwise than an undisturbed one.
@@ -167,10 +164,14 @@ class StructurePairs(Dataset[dict[str, Any]]):
 
 
 def near_copies(pairs: Sequence[StructurePair], identity: float) -> list[int]:
-    """Number groups of pairs whose sequences are identical from a share of the shorter one on."""
-    clusters = cluster_sequences({str(i): pair.sequence for i, pair in enumerate(pairs)}, identity)
+    """Number groups of pairs whose structures' residues are identical from a share on.
+
+    The share is of the shorter one. Pairs of one structure are a group, whatever their sequences.
+    """
+    sequences = dict.fromkeys(pair.structure.sequence for pair in pairs)
+    clusters = cluster_sequences({sequence: sequence for sequence in sequences}, identity)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters.values()))}
-    return [numbers[clusters[str(i)]] for i in range(len(pairs))]
+    return [numbers[clusters[pair.structure.sequence]] for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -186,22 +187,22 @@ class PairCollation:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch; it has `groups` `(batch,)` and `form_embeddings` where rows have them."""
-        pairs = [row["pair"] for row in rows]
         batch: dict[str, Tensor] = {}
         unread: dict[str, Any] = {}
-        if self.sequences is None:
-            unread["sequences"] = [pair.sequence for pair in pairs]
-        else:
-            keys = [sequence_hash(pair.sequence) for pair in pairs]
-            batch["sequence_embeddings"], batch["sequence_mask"] = _read(self.sequences, keys)
-        if self.structures is None:
-            unread["structures"] = [pair.structure for pair in pairs]
-        else:
-            keys = [structure_hash(pair.structure) for pair in pairs]
-            batch["structure_embeddings"], batch["structure_mask"] = _read(self.structures, keys)
-            if "form" in rows[0]:
-                keys = [structure_hash(row["form"]) for row in rows]
-                batch["form_embeddings"], _ = _read(self.structures, keys)
+        sides: dict[str, tuple[EmbeddingStore | None, Callable[[Any], str]]] = {
+            "sequence": (self.sequences, sequence_hash),
+            "structure": (self.structures, structure_hash),
+        }
+        for side, (store, key_of) in sides.items():
+            proteins = [getattr(row["pair"], side) for row in rows]
+            if store is None:
+                unread[f"{side}s"] = proteins
+            else:
+                read = _read(store, map(key_of, proteins))
+                batch[f"{side}_embeddings"], batch[f"{side}_mask"] = read
+        if self.structures is not None and "form" in rows[0]:
+            keys = (structure_hash(row["form"]) for row in rows)
+            batch["form_embeddings"], _ = _read(self.structures, keys)
         if unread and self.processor is None:
             raise ValueError("an encoder that trains needs the model's processor; give it too.")
         if unread and self.processor is not None:
@@ -211,5 +212,5 @@ class PairCollation:
         return batch
 
 
-def _read(store: EmbeddingStore, keys: list[str]) -> tuple[Tensor, Tensor]:
-    return pad_residues([store.embeddings(key) for key in keys])
+def _read(store: EmbeddingStore, keys: Iterable[str]) -> tuple[Tensor, Tensor]:
+    return pad_residues([store.read_key(key, "embeddings") for key in keys])

@@ -68,10 +68,7 @@ class SafeTrainer(Trainer):
 
 
 class CardTrainer(SafeTrainer):
-    """Keep the metrics of every evaluation by its set, and write a model card with them.
-
-    What the card says beside stands in `card_details`, by name.
-    """
+    """Keep the metrics of every evaluation by its set, and write a model card with them."""
 
     batch_name = "pairs per update"
 
@@ -79,7 +76,7 @@ class CardTrainer(SafeTrainer):
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False  # a pair's columns are the collator's affair
         self.metrics: dict[str, dict[str, float]] = {}
-        self.card_details: dict[str, Any] = {}
+        self.card_details: dict[str, Any] = {}  # what the card says beside, by name
 
     @property
     def pairs_per_batch(self) -> int:

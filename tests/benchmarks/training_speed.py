@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from plasma_hf import PlasmaModel
-from plasma_hf.data import EmbeddingStore, read_site_table, sample_matched_pairs
+from plasma_hf.data import EmbeddingStore, PairCollator, read_site_table, sample_matched_pairs
 from plasma_hf.data.store import sequence_hash
-from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, TrainingCollator
+from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.published_form import PublishedForm
 
@@ -48,7 +48,7 @@ def with_trainer(store, pairs, width, preset, folder, **arguments):
     )
     given.eval_strategy = given.save_strategy = "no"
     model = PlasmaModel(recipe.plasma_config(width))
-    collate = TrainingCollator(store)
+    collate = PairCollator(store)
     seconds = 0.0
     for part in (pairs[: 2 * given.train_batch_size], pairs):  # kernels compile in the first
         rows = PairRows(part, recipe.correspondences)
@@ -66,7 +66,10 @@ def with_plain_loop(store, pairs, width):
     optimizer = torch.optim.Adam(published.parameters(), lr=1e-4)
     start = time.perf_counter()
     for pair in pairs:
-        sides = [store.read(p.sequence, dtype=torch.float32) for p in (pair.query, pair.candidate)]
+        sides = [
+            store.read_sequence(p.sequence, dtype=torch.float32)
+            for p in (pair.query, pair.candidate)
+        ]
         sites = [torch.tensor(p.site_labels).float() for p in (pair.query, pair.candidate)]
         optimizer.zero_grad()
         published.loss(*sides, pair.label, *sites).backward()

@@ -1,16 +1,19 @@
-"""A process that runs jobs, each of which stops itself at a named point."""
+"""Jobs that are killed: a process at a named point, or a call at each of its file operations."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +42,82 @@ def stop_at(point: str, number: int, how: int = signal.SIGKILL) -> None:
         return function(*args, **kwargs)
 
     setattr(owner, name, counted)
+
+
+class Killed(BaseException):
+    """What ends a job as a signal would: nothing that it does on its way out reaches the disk."""
+
+
+@contextmanager
+def killed_at(number: int) -> Iterator[None]:
+    """Kill what runs at its `number`-th file operation, in the middle if that writes a file."""
+    calls = count(1)
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            at = next(calls)
+            if at == number and function.__name__.startswith("write_"):
+                function(args[0], args[1][: len(args[1]) // 2], **kwargs)
+            if at >= number:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    operations = [(os, "replace"), (os, "fsync")]
+    operations += [(Path, name) for name in ("write_bytes", "write_text", "unlink")]
+    with ExitStack() as patched:
+        for owner, name in operations:
+            patched.enter_context(patch.object(owner, name, dying(getattr(owner, name))))
+        yield
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what is in the files of a folder, its locks aside."""
+    files = sorted(file for file in folder.iterdir() if file.suffix != ".lock")
+    return {file.name: file.read_bytes() for file in files}
+
+
+def kill_everywhere(
+    job: Callable[[Path], object],
+    look: Callable[[Path], object],
+    scratch: Path,
+    base: Path | None = None,
+) -> int:
+    """Kill a job at each file operation and start it again: it has to end as it does in one go.
+
+    Args:
+        job: What is done in a folder.
+        look: What a reader does there after each kill.
+        scratch: Folder to work in.
+        base: What is in the folder before.
+
+    Returns:
+        The number of kills.
+    """
+
+    def begin(name: str) -> Path:
+        if base:
+            shutil.copytree(base, scratch / name)
+        return scratch / name
+
+    job(begin("one go"))
+    expected = contents(scratch / "one go")
+    for number in count(1):
+        for reader in (look, None):
+            folder = begin(f"{number} {reader is None}")
+            try:
+                with killed_at(number):
+                    job(folder)
+            except Killed:
+                if reader:
+                    reader(folder)
+                job(folder)
+                assert contents(folder) == expected, f"killed at file operation {number}"
+            else:
+                assert contents(folder) == expected
+                return number - 1
+    raise AssertionError
 
 
 class Jobs:

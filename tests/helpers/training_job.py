@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.data import EmbeddingStore, ProteinPair, SiteProtein
-from plasma_hf.training import PairRows, PlasmaTrainer, TrainingCollator
+from plasma_hf.data import EmbeddingStore, PairCollator, ProteinPair, SiteProtein
+from plasma_hf.training import PairRows, PlasmaTrainer
 from plasma_hf.training.arguments import EVERY_RUN
 from tests.helpers.kill_points import stop_at
 
@@ -86,7 +86,7 @@ def make_trainer(store, output, pairs, *, model=None, callbacks=(), optim="sgd",
     return PlasmaTrainer(
         model,
         TrainingArguments(**fields | arguments),
-        data_collator=TrainingCollator(store),
+        data_collator=PairCollator(store),
         train_dataset=PairRows(pairs, correspondences=True),
         eval_dataset=PairRows(pairs),
         callbacks=list(callbacks),
