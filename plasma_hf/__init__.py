@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbones import load_backbone
+    from .backbones import load_aligner, load_backbone
     from .hub import check_hub_folder, export_to_hub_folder, push
     from .models.configuration_plasma import PlasmaConfig
     from .models.configuration_protalign import ProtAlignConfig
@@ -43,6 +43,7 @@ __all__ = [
     "calibrate",
     "check_hub_folder",
     "export_to_hub_folder",
+    "load_aligner",
     "load_backbone",
     "push",
     "register",
@@ -58,9 +59,10 @@ _HOMES = {
     "hub": ("check_hub_folder", "export_to_hub_folder", "push"),
     "models.configuration_plasma": ("PlasmaConfig",),
     "models.configuration_protalign": ("ProtAlignConfig",),
-    "backbones": ("load_backbone",),
+    "backbones": ("load_aligner", "load_backbone"),
     "models.local_alignment": ("Calibration",),
     "models.modeling_backbone": ("SubstitutionConfig", "SubstitutionModel"),
+    "models.modeling_near": ("NearConfig", "NearModel"),
     "models.modeling_plasma": ("PlasmaModel",),
     "models.modeling_protalign": ("ProtAlignModel",),
     "models.modeling_protein_mpnn": ("ProteinMPNNConfig", "ProteinMPNNEncoder"),
@@ -97,7 +99,7 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    models = ("Plasma", "Substitution", "ResidueEncoder", "TMVec", "ProtSSN", "ProtAlign")
+    models = ("Plasma", "Substitution", "ResidueEncoder", "Near", "TMVec", "ProtSSN", "ProtAlign")
     classes = [(f"{name}Config", f"{name}Model") for name in models]
     for config_name, model_name in [*classes, ("ProteinMPNNConfig", "ProteinMPNNEncoder")]:
         config, model = __getattr__(config_name), __getattr__(model_name)

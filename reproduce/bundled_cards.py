@@ -41,8 +41,8 @@ DEFAULT_SETTINGS = {
 
 
 def bundled() -> list[Path]:
-    """Return the folders of the models that come with the package."""
-    return sorted(config.parent for config in CHECKPOINTS.glob("*/config.json"))
+    """Return the folders of the models with metrics that come with the package."""
+    return sorted(metrics.parent for metrics in CHECKPOINTS.glob(f"*/{METRICS}"))
 
 
 def card_text(folder: Path) -> str:

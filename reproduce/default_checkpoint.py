@@ -64,6 +64,8 @@ def bundle(saved: Path, target: Path) -> None:
         if file.suffix in (".json", ".safetensors", ".md"):
             shutil.copyfile(file, target / file.name)
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        if not (target / name).is_file():  # an encoder alone has no processor
+            continue
         fields = json.loads((target / name).read_text())
         for key in ("auto_map", "custom_pipelines"):
             fields.pop(key, None)

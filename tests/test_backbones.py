@@ -2,20 +2,25 @@
 
 import json
 import logging
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, pipeline
 
 import plasma_hf
 from plasma_hf import PlasmaProcessor, load_backbone
-from plasma_hf.backbones import BACKBONES, find_input_format
+from plasma_hf.backbones import BACKBONES, SHORT_NAMES, find_backbone, find_input_format
+from plasma_hf.kernels import use_kernels
 from plasma_hf.models.modeling_backbone import windows
 from plasma_hf.models.processing_plasma import INPUT_FORMATS, InputFormat
+from tests.helpers.hub import run_client, serve
 from tests.helpers.structures import structure_of
 from tests.helpers.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
 
@@ -318,7 +323,7 @@ def test_named_backbones_know_their_input_formats():
         find_input_format("org/else", "upstream")
     with pytest.raises(ValueError, match="accepted are raw, spaced, list"):
         InputFormat("mine", text="word")
-    assert {known.family for known in BACKBONES.values()} == {
+    assert {known.family for known in BACKBONES.values() if known.forms} == {
         name.split("/")[0] for name in INPUT_FORMATS
     }
 
@@ -366,3 +371,116 @@ class Propagating:
     def __exit__(self, *_):
         self.logger.propagate = self.before[0]
         self.logger.setLevel(self.before[1])
+
+
+def test_a_short_name_is_a_name_of_the_table(tmp_path, monkeypatch):
+    for short, name in SHORT_NAMES.items():
+        assert find_backbone(short) is BACKBONES[name]
+    wanted = (
+        "substitution near esm2-8m esm2-35m esm2-150m esm2-650m esm2-3b protbert prott5 prostt5"
+    )
+    assert {*wanted.split(), "ankh", "esmc-300m"} == set(SHORT_NAMES)
+    assert find_input_format("prostt5") == INPUT_FORMATS["prost_t5/native"]
+    assert find_input_format("near") is None
+    # A folder of that name does not take its place.
+    monkeypatch.chdir(tmp_path)
+    Path("near").mkdir()
+    assert load_backbone("near").hidden_size == 256
+    with pytest.raises(OSError, match=r"did you mean esm2-8m.*org/name.*prott5"):
+        load_backbone("esm2-8")
+
+
+PAIR = ("MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS")
+PROT_T5 = "Rostlab/prot_t5_xl_half_uniref50-enc"
+ALIGN = """
+import json, os, sys
+from typer.testing import CliRunner
+from plasma_hf.cli.main import app
+
+found = []
+for name in sys.argv[3:]:
+    words = ["align", *sys.argv[1:3], "--backbone", name, "--device", "cpu", "--format", "json"]
+    done = CliRunner().invoke(app, words)
+    score = json.loads(done.stdout)["score"] if done.exit_code == 0 else None
+    found.append({"code": done.exit_code, "score": score, "said": done.stderr.splitlines()})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def first_uses(folders, tmp_path_factory):
+    """What is said, and what comes out, when backbones are used for the first time and later."""
+    folder = tmp_path_factory.mktemp("first_uses")
+    # The architecture of the published model in full, 30 MB, with random weights.
+    esm2 = FAMILIES["esm2"](folder / "esm2", width=320, layers=6, heads=20, inner=1280)
+    pickled = Path(shutil.copytree(folders("prot_t5"), folder / "pickled"))
+    (pickled / "model.safetensors").unlink()
+    torch.save({"weight": torch.ones(1)}, pickled / "pytorch_model.bin")
+
+    def run(*names, **environment):
+        environment["PLASMA_HF_KERNELS"] = "torch"
+        return run_client(ALIGN, (*PAIR, *names), folder, "home", **environment)
+
+    def on_hub(names, served, **options):
+        with serve(served, **options) as address:
+            return run(*names, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+
+    found = {}
+    served = {"facebook/esm2_t6_8M_UR50D": esm2}
+    found["interrupted"] = on_hub(["esm2-8m", "esm2-8m"], served, interrupt=True)
+    # Another, as a job leaves it that was stopped before the weights were there.
+    cache = folder / "home" / "hub"
+    half = cache / "models--facebook--esm2_t12_35M_UR50D"
+    shutil.copytree(cache / "models--facebook--esm2_t6_8M_UR50D", half, symlinks=True)
+    [weights] = half.glob("snapshots/*/model.safetensors")
+    for file in (weights.resolve(), weights):
+        file.unlink()
+    names = ["esm2-8m", "esm2-35m", "esm2-150m"]
+    found["offline"] = run(*names, HF_HUB_OFFLINE="1")
+    found["no network"] = run(*names, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    served = {"facebook/esm2_t12_35M_UR50D": esm2, PROT_T5: pickled}
+    served[f"{PROT_T5}@refs/pr/1"] = folders("prot_t5")
+    names = ["esm2-35m", "prott5"]
+    found["later"] = on_hub(names, served) + run(*names, HF_HUB_OFFLINE="1")
+    found["files"] = {file.name for file in cache.glob("models--Rostlab*/snapshots/*/*")}
+    for name, source in (("esm2/native", esm2), ("prot_t5/native", folders("prot_t5"))):
+        align = pipeline("protein-alignment", model=plasma_hf.load_aligner(source, name))
+        with use_kernels("torch"):
+            found[name] = pytest.approx(align(PAIR)["score"], abs=1e-6)
+    return found
+
+
+@pytest.mark.slow
+def test_a_name_is_downloaded_once_even_if_the_connection_breaks(first_uses):
+    # Only a request for the rest of the weights is answered in full.
+    first, again = first_uses["interrupted"]
+    for used in (first, again, first_uses["offline"][0], first_uses["no network"][0]):
+        assert used["score"] == first_uses["esm2/native"], used
+    [said] = first["said"]
+    assert "downloading facebook/esm2_t6_8M_UR50D, 30.1 MB, licence: MIT; " in said
+    assert again["said"] == first_uses["offline"][0]["said"] == []
+    assert first_uses["no network"][0]["said"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["offline", "no network"])
+def test_what_is_not_there_is_one_line_with_what_to_type(first_uses, where):
+    _, *refused = first_uses[where]
+    for used, size in zip(refused, ("t12_35M", "t30_150M"), strict=True):
+        [said] = used["said"]
+        assert used["code"] == 2
+        assert re.search(f"hile online, type: hf download facebook/esm2_{size}_UR50D", said)
+    if where == "offline":
+        assert "its download was not finished" in refused[0]["said"][0]
+
+
+@pytest.mark.slow
+def test_a_download_that_was_stopped_goes_on_and_a_pickle_comes_converted(first_uses):
+    esm2, prot_t5, *offline = first_uses["later"]
+    for used in ([esm2, prot_t5], offline):
+        assert used[0]["score"] == first_uses["esm2/native"], used
+        assert used[1]["score"] == first_uses["prot_t5/native"], used
+    assert "downloading facebook/esm2_t12_35M_UR50D, 30.1 MB" in esm2["said"][0]
+    assert re.search(f"downloading {PROT_T5}, .* MB, licence: AFL-3.0; ", prot_t5["said"][0])
+    assert "model.safetensors" in first_uses["files"]
+    assert "pytorch_model.bin" not in first_uses["files"]

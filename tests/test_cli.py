@@ -255,6 +255,22 @@ def test_a_bundled_head_is_named() -> None:
     assert "the heads that are bundled are 'active_site', " in refused.stderr
 
 
+def test_a_backbone_is_named() -> None:
+    run = CliRunner().invoke
+    words = ["align", LONG, PART, "--backbone", "near", "--device", "cpu"]
+    found = run(app, [*words, "-f", "json"])
+    align = pipeline("protein-alignment", backbone="near", device="cpu")
+    assert objects(found.stdout)[0]["score"] == align((LONG, PART))["score"]
+    for more, message in {
+        ("--task-head", "motif"): "--task-head brings its own backbone",
+        ("--model", "some"): "--model brings its own backbone; give --model or --backbone",
+        ("--input-format", "upstream"): "input_format='upstream' for near; accepted are 'generic'",
+    }.items():
+        assert message in one_line(run(app, [*words, *more]))
+    with pytest.raises(ValueError, match="takes the default head; give no model, no task_head"):
+        pipeline("protein-alignment", backbone="near", task_head="motif")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -434,7 +450,8 @@ def test_version() -> None:
 
 def help_examples() -> list[str]:
     lines = CliRunner().invoke(app, ["align", "--help"]).stdout.replace("\\\n", "").splitlines()
-    return [line.strip() for line in lines if "plasma-hf align " in line and "Usage" not in line]
+    lines = [line.strip() for line in lines if "plasma-hf align " in line and "Usage" not in line]
+    return [line for line in lines if "--backbone" not in line]  # which is downloaded
 
 
 @pytest.mark.parametrize("example", help_examples())

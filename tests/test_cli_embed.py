@@ -12,7 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel
+from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.cli import embed as cli_embed
 from plasma_hf.cli.embed import EMBED_HELP
 from plasma_hf.data import EmbeddingStore
@@ -55,6 +55,13 @@ def test_the_bundled_model(embed: Any) -> None:
     again = embed("two.fasta", "--output", "store")
     assert "0 sequences to embed" in again.stderr
     assert "0 embedded, 2 already there" in again.stderr
+
+
+def test_a_backbone_is_named(embed: Any) -> None:
+    result = embed("two.fasta", "--output", "store", "--backbone", "near", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    [rows] = load_backbone("near").embed(["MKVLA"])
+    torch.testing.assert_close(EmbeddingStore.open("store")["P1"], rows, rtol=0, atol=1e-5)
 
 
 def test_projections_in_half_precision(embed: Any) -> None:

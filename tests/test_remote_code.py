@@ -13,7 +13,7 @@ import torch
 from transformers import pipeline
 
 import plasma_hf
-from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
+from plasma_hf import PlasmaConfig, PlasmaModel, load_aligner, load_backbone
 from plasma_hf.kernels import use_kernels
 from plasma_hf.models.processing_plasma import INPUT_FORMATS
 from tests.helpers.tiny_backbones import FAMILIES, tm_vec_files
@@ -73,11 +73,13 @@ def pipe_over(folder, family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["default", "esm", "esm2, small", "ankh", "tm_vec"])
+@pytest.mark.parametrize("kind", ["default", "esm", "esm2, small", "ankh", "tm_vec", "near"])
 def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
     pipe, whole = align, {}
     if kind == "esm":
         pipe = pipeline("protein-alignment", model=tiny_esm[0], processor=tiny_esm[1])
+    elif kind == "near":
+        pipe = pipeline("protein-alignment", model=load_aligner("near"))
     elif kind != "default":
         family, _, small = kind.partition(", ")
         pipe, whole = pipe_over(tmp_path / family, family), {"save_backbone": not small}
@@ -93,6 +95,7 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
         {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")
     )
     assert first == second and ("modeling_tmvec.py" in first) == (kind == "tm_vec")
+    assert ("modeling_near.py" in first) == (kind == "near")
     loaded = pipeline("protein-alignment", model=str(tmp_path / "again"))
     assert type(loaded.model) is PlasmaModel
     with use_kernels("torch"):

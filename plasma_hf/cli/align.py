@@ -39,6 +39,10 @@ Examples:
   echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
 
 \b
+With a language model, which is downloaded at first use (docs/backbones.md lists all):
+  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
+
+\b
 Formats:
   text  each segment in rows, residues counted from 1
   json  one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
@@ -57,6 +61,8 @@ def align(
     output: common.OutputFile = None,
     plot: Annotated[Path | None, Option(help="Draw one pair's plan: .png, .svg or .pdf.")] = None,
     model: common.AlignmentModel = None,
+    backbone: common.BackboneName = None,
+    recipe: common.Recipe = None,
     task_head: Annotated[str | None, Option(help="Head: active_site, binding_site, motif.")] = None,
     revision: common.Revision = None,
     trust_remote_code: common.RemoteCode = False,
@@ -96,7 +102,11 @@ def align(
             fail(f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD")
         if model and task_head:
             fail("--model and --task-head name two heads; give one of them")
-        embedder, head = load_embedder(model, None, None, revision, device, trust_remote_code)
+        if backbone and task_head:
+            fail("--task-head brings its own backbone; give --task-head or --backbone")
+        embedder, head = load_embedder(
+            model, backbone, recipe, revision, device, trust_remote_code, with_head=True
+        )
         assert head is not None  # a model was asked for
         pipe = ProteinAlignmentPipeline(
             model=head, processor=embedder.processor, device=head.device, task_head=task_head

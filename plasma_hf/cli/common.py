@@ -173,7 +173,8 @@ OutputFormat = Annotated[
 ]
 Recipe = Annotated[str | None, Option("--input-format", "--recipe", help="native or upstream.")]
 BackboneName = Annotated[
-    str | None, Option(help="Folder or Hub id of a backbone; the bundled one by default.")
+    str | None,
+    Option(help="Backbone: esm2-8m, prott5, near, ..., Hub id or folder; the bundled by default."),
 ]
 AlignmentModel = Annotated[
     str | None, Option(help="Folder or Hub id of a PLASMA model; the bundled by default.")

@@ -35,15 +35,15 @@ Examples:
   plasma-hf embed --output store --remove P00766 --remove P00760
 
 \b
-With a language model, which is downloaded first:
+With a language model, which is downloaded at first use (docs/backbones.md lists all):
   plasma-hf embed proteins.csv --id-column accession --sequence-column seq \\
-      --backbone facebook/esm2_t33_650M_UR50D --output esm2
+      --backbone esm2-650m --output esm2
 
 \b
 On two GPUs, each of which computes its share (invalid records are reported, but do not set the
 exit code, at which torchrun would stop the other process):
   torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
-      --backbone facebook/esm2_t33_650M_UR50D --output esm2"""
+      --backbone esm2-650m --output esm2"""
 
 
 def embed(
@@ -131,11 +131,12 @@ def load_embedder(
     revision: str | None,
     device: str | None,
     trust_remote_code: bool,
+    with_head: bool = False,
 ) -> tuple[Backbone, PlasmaModel | None]:
-    """Load a backbone alone, or a PLASMA model as backbone and head."""
+    """Load a PLASMA model as backbone and head, or a backbone alone or under PLASMA-PF."""
     from transformers import AutoProcessor
 
-    from ..backbones import load_backbone
+    from ..backbones import load_aligner, load_backbone
     from ..models.modeling_backbone import Backbone
 
     if backbone is None:
@@ -150,13 +151,13 @@ def load_embedder(
         return Backbone(under, processor, config.plm_name_or_path, config.plm_revision), plasma
     if model is not None:
         fail("--model brings its own backbone; give --model or --backbone")
-    embedder = load_backbone(
-        backbone,
-        recipe,
-        revision=revision,
-        device=device or best_device(),
-        trust_remote_code=trust_remote_code,
-    )
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options["device"] = device or best_device()
+    if with_head:
+        aligner = load_aligner(backbone, recipe, **options)
+        assert aligner.processor is not None  # it came with the backbone
+        return Backbone(aligner.backbone, aligner.processor), aligner
+    embedder = load_backbone(backbone, recipe, **options)
     if embedder.input_format.reads_structures:
         fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
     return embedder, None

@@ -53,9 +53,8 @@ Examples:
       --set head=lrl --set learning_rate=1e-3
 
 \b
-With a language model, which is downloaded first:
-  plasma-hf train plasma --sites active_site.csv \\
-      --backbone facebook/esm2_t33_650M_UR50D --output esm2
+With a language model, which is downloaded at first use (docs/backbones.md lists all):
+  plasma-hf train plasma --sites active_site.csv --backbone esm2-650m --output esm2
 
 \b
 On two GPUs:
@@ -153,9 +152,9 @@ Examples:
   plasma-hf train protalign --structures chains.jsonl.gz --loss siglip --seed 3 --output siglip
 
 \b
-With a language model, which is downloaded first, and the published weights of ProteinMPNN:
+With a language model, which is downloaded at first use, and the published weights of ProteinMPNN:
   plasma-hf train protalign --structures pdbbind.parquet --preset published \\
-      --sequence-backbone facebook/esm2_t33_650M_UR50D \\
+      --sequence-backbone esm2-650m \\
       --structure-encoder v_48_020.pt --output published
 
 \b

@@ -126,6 +126,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
 
     `task_head="active_site"`, "binding_site" or "motif" takes the head that was trained for the
     task in place of the default model; they come with the installed package.
+    `backbone="esm2-8m"`, a name, Hub id or folder, takes the default's head over that backbone.
 
     A head that names its backbone loads it at the first sequence. With `store=EmbeddingStore(...)`
     a sequence that is in the store is not embedded again.
@@ -152,10 +153,20 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     """
 
     def __init__(
-        self, *args: Any, store: Any = None, task_head: str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        store: Any = None,
+        task_head: str | None = None,
+        backbone: str | Path | None = None,
+        **kwargs: Any,
     ) -> None:
-        if task_head is not None:
-            # `pipeline` has loaded the default model by now, whose place a bundled head takes.
+        # `pipeline` has loaded the default model by now, whose place another takes.
+        if backbone is not None:
+            package = from_package("backbones", "named backbones come")
+            if task_head or kwargs["model"].name_or_path != package.DEFAULT_CHECKPOINT:
+                raise ValueError("backbone= takes the default head; give no model, no task_head.")
+            kwargs["model"] = package.load_aligner(backbone)
+        elif task_head is not None:
             folder = from_package("hub.upstream", "heads are bundled").bundled_head(task_head)
             kwargs["model"] = type(kwargs["model"]).from_pretrained(folder).eval()
         super().__init__(*args, **kwargs)

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qs, unquote, urlsplit
 
+DATE = "2026-01-01T00:00:00.000Z"
 COMMIT = "0" * 39 + "1"
 """The commit of what is served from the start."""
 
@@ -41,15 +42,17 @@ def run_client(code, arguments, folder, home, **environment):
 
 
 @contextmanager
-def serve(repositories=None):
+def serve(repositories=None, interrupt=False):
     """Serve repositories in another process; yield the address.
 
     Args:
         repositories: Folders that are there from the start, `{"org/name": folder}`; a name may
-            begin with "datasets/" or "spaces/".
+            begin with "datasets/" or "spaces/", and "org/name@refs/pr/1" is what the converter to
+            safetensors offers for "org/name", given before it.
+        interrupt: Break off in the middle of each large file, but where the rest is asked for.
     """
     named = [f"{name}={folder}" for name, folder in (repositories or {}).items()]
-    command = [sys.executable, __file__, *named]
+    command = [sys.executable, __file__, *(["--interrupt"] if interrupt else []), *named]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
@@ -78,6 +81,7 @@ class Repository:
 
 REPOSITORIES = {}  # "models/org/name": Repository
 STORAGE = {}  # large files by their SHA-256
+INTERRUPT = "--interrupt" in sys.argv
 LOCK = Lock()
 ROUTES = []
 
@@ -138,6 +142,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in ({"Content-Length": len(body)} | further | (headers or {})).items():
             self.send_header(name, str(value))
         self.end_headers()
+        if INTERRUPT and status == 200 and is_large(self.path):
+            body, self.close_connection = body[: len(body) // 2], True
         if self.command != "HEAD":
             self.wfile.write(body)
 
@@ -177,6 +183,7 @@ def entry(path, body):
 
 
 API = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
 
 
 @route(r"GET /api/whoami-v2")
@@ -209,10 +216,10 @@ def address_of(request, kind, name):
     return f"http://{request.headers['Host']}/{'' if kind == 'models' else kind + '/'}{name}"
 
 
-@route(rf"GET {API}(/revision/(?P<revision>[^/]+))?")
+@route(rf"GET {API}(/revision/{REVISION})?")
 def describe(request, kind, name, revision):
     commit, files = files_at(kind, name, revision or "main")
-    siblings = [{"rfilename": path} for path in sorted(files)]
+    siblings = [{"rfilename": path, "size": len(files[path])} for path in sorted(files)]
     private = REPOSITORIES[f"{kind}/{name}"].private
     return {"_id": "0" * 24, "id": name, "sha": commit, "private": private, "siblings": siblings}
 
@@ -223,6 +230,25 @@ def branches(request, kind, name):
     known = REPOSITORIES[f"{kind}/{name}"].branches.items()
     told = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit} for n, commit in known]
     return {"branches": told, "tags": [], "converts": []}
+
+
+@route(rf"GET {API}/discussions")
+def discussions(request, kind, name):
+    files_at(kind, name, "main")
+    refs = [ref for ref in REPOSITORIES[f"{kind}/{name}"].branches if ref.startswith("refs/pr/")]
+    told = {"author": {"name": "SFconvertbot"}, "createdAt": DATE, "status": "open"}
+    told |= {"title": "Adding `safetensors` variant of this model", "isPullRequest": True}
+    told["repo"] = {"name": name, "type": kind.removesuffix("s")}
+    all_of = [told | {"num": int(ref.rpartition("/")[2])} for ref in refs]
+    return {"discussions": all_of, "count": len(all_of), "start": 0}
+
+
+@route(rf"GET {API}/commits/{REVISION}")
+def commits(request, kind, name, revision):
+    newest, _ = files_at(kind, name, revision)
+    known = list(REPOSITORIES[f"{kind}/{name}"].commits)
+    ids = reversed(known[: known.index(newest) + 1])
+    return [{"id": i, "title": "", "message": "", "date": DATE, "authors": []} for i in ids]
 
 
 @route(rf"GET {API}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
@@ -300,7 +326,7 @@ def commit(request, kind, name, revision):
     return {"success": True, "commitOid": made, "commitUrl": url}
 
 
-FILE = r"(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+FILE = rf"(?P<name>[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)"
 
 
 @route(rf"GET /((?P<kind>datasets|spaces)/)?{FILE}")
@@ -327,11 +353,16 @@ def read_folder(folder):
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
+    for argument in sys.argv[1 + INTERRUPT :]:
         named, served = argument.split("=", 1)
+        named, _, ref = named.partition("@")
         key = named if named.startswith(("datasets/", "spaces/")) else f"models/{named}"
-        REPOSITORIES[key] = Repository()
-        REPOSITORIES[key].commit(read_folder(served), COMMIT)
+        repository = REPOSITORIES.setdefault(key, Repository())
+        if ref:
+            repository.branches[ref] = repository.commit(read_folder(served), "2" * 40)
+            repository.branches["main"] = COMMIT
+        else:
+            repository.commit(read_folder(served), COMMIT)
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(listening.server_address[1], flush=True)
     listening.serve_forever()

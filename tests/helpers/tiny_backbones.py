@@ -33,7 +33,7 @@ WIDTH = 32
 T5_RESIDUES = "ALGVSREDTIPKFQNYMHWCXBOUZ"
 
 
-def esm2(folder):
+def esm2(folder, width=WIDTH, layers=2, heads=4, inner=2 * WIDTH):
     """ESM-2, for example facebook/esm2_t33_650M_UR50D."""
     letters = [*"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>", "<mask>"]
     vocabulary = ["<cls>", "<pad>", "<eos>", "<unk>", *letters]
@@ -41,10 +41,10 @@ def esm2(folder):
         vocab_size=len(vocabulary),
         mask_token_id=32,
         pad_token_id=1,
-        hidden_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=1e-5,
