@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -186,17 +188,52 @@ def load_aligner(
 ) -> PlasmaModel:
     """Load a backbone under the head without parameters, PLASMA-PF, as the default model reads it.
 
-    Args and errors are those of `load_backbone`.
+    What `plasma-hf calibrate` measured of the backbone goes along: without it a pair is its own
+    background, and nothing has bits or p-values. Args and errors are those of `load_backbone`.
 
     Example:
-        >>> load_aligner("near").config.embedding_size
-        256
+        >>> model = load_aligner("near")
+        >>> model.config.embedding_size, model.calibration is not None
+        (256, True)
     """
-    # What a family of backbones reads otherwise, and its calibration, is looked up here.
+    backbone = load_backbone(name_or_path, input_format, **options)
+    bundled = Path(DEFAULT_CHECKPOINT).parent / f"plasma_pf_{name_or_path}"
+    for folder in (bundled, kept_head(backbone)):
+        if folder.is_dir():
+            model = PlasmaModel.from_pretrained(folder, load_backbone=False)
+            return model.attach_backbone(backbone).to(backbone.model.device).eval()
+    logger.warning_once(
+        f"{name_or_path} is not calibrated, so that scores have no bits or p-values and residues "
+        f"are read less well; once and for all: plasma-hf calibrate {name_or_path}"
+    )
+    return new_aligner(backbone)
+
+
+def new_aligner(backbone: Backbone) -> PlasmaModel:
+    """Put a backbone under a head as the default's, which is not calibrated."""
     fields, _ = PlasmaConfig.get_config_dict(DEFAULT_CHECKPOINT)
     own = {name: value for name, value in fields.items() if not name.startswith("plm_")}
-    model = PlasmaModel(PlasmaConfig(**own | {"embedding_size": None}))
-    return model.attach_backbone(load_backbone(name_or_path, input_format, **options)).eval()
+    model = PlasmaModel(PlasmaConfig(**own | {"embedding_size": None, "calibration": None}))
+    return model.attach_backbone(backbone).to(backbone.model.device).eval()
+
+
+def is_backbone(name: str) -> bool:
+    """Tell whether a name is that of a backbone, and not of a model over one."""
+    if find_backbone(name) is not None:
+        return True
+    try:
+        fields, _ = PlasmaConfig.get_config_dict(name)
+    except OSError:
+        return False
+    return fields.get("model_type") not in (None, "plasma", "protalign")
+
+
+def kept_head(backbone: Backbone) -> Path:
+    """Return the folder in which the calibrated head over a backbone is kept."""
+    words = json.dumps(backbone.fingerprint, sort_keys=True).encode()
+    name = PurePath(backbone.name).name
+    kept = Path(constants.HF_HOME, "plasma_hf", "calibrated")
+    return kept / f"{name}-{hashlib.sha256(words).hexdigest()[:16]}"
 
 
 # --- Where a backbone is: a folder, or a repository of the Hub, downloaded at first use.

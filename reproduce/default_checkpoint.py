@@ -1,4 +1,4 @@
-"""Write the default checkpoint: `python -m reproduce.default_checkpoint`; needs `../shared`.
+"""Write the models without parameters: `python -m reproduce.default_checkpoint`; needs `../shared`.
 
 How it reads was chosen by `reproduce.reading_study`; what is chance is measured here, on domains of
 one half of the SCOPe folds, so that the other half says how true it is.
@@ -15,45 +15,59 @@ from pathlib import Path
 from typing import Any
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, PlasmaProcessor, load_backbone
-from plasma_hf.models.modeling_backbone import SubstitutionConfig
-from plasma_hf.search.calibration import calibrate
+from plasma_hf.backbones import new_aligner
+from plasma_hf.models.modeling_backbone import SubstitutionConfig, weights_digest
+from plasma_hf.search.calibration import UNRELATED, calibrate
 
 RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
 SCOPE = Path(__file__).parents[2] / "shared" / "data" / "scope40"
 PROCESSOR = PlasmaProcessor()
+Domain = tuple[str, str, str]
+"""Name, fold and sequence."""
 
 
-def unrelated_domains(count: int = 300) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return fold and sequence of labelled domains: some of half of the folds, all others."""
+def labelled_domains() -> tuple[list[Domain], list[Domain]]:
+    """Return name, fold and sequence of labelled domains: some of half of the folds, all others."""
     text = gzip.decompress((SCOPE / "domains.fasta.gz").read_bytes()).decode()
     records = (record.split() for record in text.split(">")[1:])
     sequences = {name: "".join(parts).upper() for name, *parts in records}
     rows = (row.split("\t") for row in (SCOPE / "labels.tsv").read_text().splitlines())
-    domains = [(".".join(family.split(".")[:2]), sequences[name]) for name, family in sorted(rows)]
+    domains = [(n, ".".join(family.split(".")[:2]), sequences[n]) for n, family in sorted(rows)]
     rng = random.Random(0)
     rng.shuffle(domains)
-    folds = sorted({fold for fold, _ in domains})
+    folds = sorted({fold for _, fold, _ in domains})
     chosen = set(rng.sample(folds, len(folds) // 2))
-    measured = [domain for domain in domains if domain[0] in chosen]
-    return measured[:count], [domain for domain in domains if domain[0] not in chosen]
+    measured = [domain for domain in domains if domain[1] in chosen]
+    return measured[:300], [domain for domain in domains if domain[1] not in chosen]
 
 
-def build(target: Path = Path(DEFAULT_CHECKPOINT)) -> PlasmaModel:
-    """Write the default checkpoint, without the code that the package has anyway."""
+def build() -> None:
+    """Write the bundled domains, and the models without parameters, calibrated by them.
+
+    The code that the package has anyway is left out.
+    """
+    measured, _ = labelled_domains()
+    UNRELATED.write_text("".join(f">{name} {fold}\n{one}\n" for name, fold, one in measured))
+    domains = [(fold, one) for _, fold, one in measured]
     window = SubstitutionConfig(window=10, decay=7.0)
     settings: dict[str, Any] = {"head": "hinge", "kernel_scale": 0.2, "threshold": 0.2}
     settings |= {"reading": "posterior", "plm_name_or_path": "substitution"}
     model = PlasmaModel(PlasmaConfig(plm_config=window, **settings)).eval()
-    calibrate(model, unrelated_domains()[0], load_backbone("substitution").embed)
-    save(model, target)
-    return model
+    calibrate(model, domains, load_backbone("substitution").embed)
+    save(model, Path(DEFAULT_CHECKPOINT))
+    near = load_backbone("near")
+    near.digest = weights_digest(near.model)  # bundled, they do not go along
+    model = new_aligner(near)
+    calibrate(model, domains, near.embed)
+    save(model, Path(DEFAULT_CHECKPOINT).parent / "plasma_pf_near", processor=False)
 
 
-def save(model: PlasmaModel, target: Path) -> None:
-    """Save a model and its processor as the package has them."""
+def save(model: PlasmaModel, target: Path, processor: bool = True) -> None:
+    """Save a model, and its processor, as the package has them."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
-        PROCESSOR.save_pretrained(scratch)
+        if processor:
+            PROCESSOR.save_pretrained(scratch)
         bundle(Path(scratch), target)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
 from plasma_hf.io.plot import new_figure, save_figure
 from plasma_hf.models.local_alignment import Calibration
-from reproduce.default_checkpoint import unrelated_domains
+from reproduce.default_checkpoint import labelled_domains
 
 Array = NDArray[np.float64]
 FIGURE = Path(__file__).parents[1] / "docs" / "null.svg"
@@ -49,7 +49,7 @@ def measure(model: PlasmaModel, count: int) -> tuple[dict[str, Array], dict[str,
     unrelated, which have their composition.
     """
     rng = np.random.default_rng(1)
-    domains = unrelated_domains()[1]
+    domains = [(fold, one) for _, fold, one in labelled_domains()[1]]
     real = [sequence for _, sequence in domains]
     whole = project(model, real)
     found = {"domains": scored(model, whole, whole, draw(domains, count, rng))}

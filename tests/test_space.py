@@ -145,7 +145,7 @@ def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):
 
 def test_a_pair_without_a_segment(app):
     summary, figure, pairs, rows, _ = app.align(*as_text("MK"), *as_text("GW"))
-    assert "No segment" in summary and "no segment" in rows
+    assert "No segment" in summary and "no significant alignment" in rows
     assert pairs == "<p>None.</p>" and not figure.layout.shapes
 
 

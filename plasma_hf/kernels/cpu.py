@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
-from ..models.local_alignment import HIGHEST_ODDS, NEVER, Evidence, Scoring
+from ..models.local_alignment import NEVER, Evidence, Scoring, probability_by_logarithms
 from ..models.modeling_plasma import PairBatch
 
 if TYPE_CHECKING:
@@ -691,6 +691,8 @@ def _gather_row(
 
 UNIT = 1e200
 """How a sum of 1 is written at first, so that small sums beside large ones have the range."""
+HIGHEST_ODDS = 1000.0
+"""Log-odds of an alignment that float64 holds beside its rivals; others are read by logarithms."""
 PAIR_ODDS = np.float32(60.0)
 """Log-odds of one pair, at most."""
 
@@ -729,8 +731,13 @@ def read_pairs_numba(read: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:
     given, plans = _arrays(read), [torch.empty(one.shape) for one in read]
 
     def pair(number: int) -> None:
-        if given[number].size:
-            _write_probabilities(given[number], *_weights(scoring), plans[number].numpy())
+        weights = _weights(scoring)
+        if not given[number].size:
+            return
+        if _most_gain(given[number], *weights[:2]) > HIGHEST_ODDS:
+            plans[number] = probability_by_logarithms(read[number][None], None, scoring)[0]
+        else:
+            _write_probabilities(given[number], *weights, plans[number].numpy())
 
     parallel_for(len(given), pair)
     return plans
@@ -845,7 +852,6 @@ def _write_probabilities(
     """Write the probabilities that pairs are aligned."""
     prefer_512_bit_vectors()
     rows, columns = evidence.shape
-    slope *= np.float32(min(1.0, HIGHEST_ODDS / max(_most_gain(evidence, slope, shift), 1.0)))
     ending, logs = np.empty((rows, columns)), np.zeros(rows)
     every = _go_through(evidence, slope, shift, opened, extended, ending, logs)
     if every <= NEVER:  # nothing has odds

@@ -27,7 +27,6 @@ except ImportError:  # as remote code, plain torch computes
         return None
 
 
-HIGHEST_ODDS = 500.0  # log-odds of an alignment that is read: float64 holds it beside its rivals
 NEVER = -1e30  # log-odds of what may not be aligned; finite, so that no gradient becomes NaN
 
 
@@ -90,10 +89,12 @@ def aligned_probability(
         return compiled(evidence, allowed, scoring)
     if not evidence[0].numel():
         return torch.zeros_like(evidence)
+    return probability_by_logarithms(evidence, allowed, scoring)
+
+
+def probability_by_logarithms(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
+    """Do what `aligned_probability` does, however much an alignment weighs."""
     odds = scoring.log_odds(evidence.double(), allowed)
-    gain = odds.clamp(min=0.0)
-    bound = torch.minimum(gain.amax(-1).sum(-1), gain.amax(-2).sum(-1))
-    odds = odds * (HIGHEST_ODDS / bound.clamp(min=HIGHEST_ODDS))[:, None, None]
     ending = _alignments_ending(odds, scoring)
     beginning = _alignments_ending(odds.flip(-2, -1), scoring).flip(-2, -1)
     every = ending.flatten(1).logsumexp(-1)[:, None, None]

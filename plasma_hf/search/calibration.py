@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .. import DEFAULT_CHECKPOINT
 from ..models.local_alignment import TAIL, Calibration
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+UNRELATED = Path(DEFAULT_CHECKPOINT).parent / "unrelated_domains.fasta"
+"""Domains of SCOPe 2.01 with their folds, by which chance is measured if no others are given."""
 PEPTIDES = (10, 15, 22, 35, 60, 100)
 """Lengths of the short ones among the proteins that chance is measured with."""
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
