@@ -109,7 +109,7 @@ def test_a_card_never_has_figures_of_other_settings(tmp_path: Path) -> None:
     folder = shutil.copytree(DEFAULT_CHECKPOINT, tmp_path / "model")
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"score_form": "mass"}))
-    with pytest.raises(ValueError, match="score_form=collinear, and the model has score_form=mass"):
+    with pytest.raises(ValueError, match="score_form=published, and the model has score_form=mass"):
         model_card(folder)
 
 
