@@ -37,8 +37,8 @@ DEFAULT_SETTINGS = {
     "chance reaches. How it is read was chosen on alignments (BAliBASE 3, balifam, MALIDUP, "
     "MALISAM), on SCOPe folds and on sites of the table that the figures are of "
     "(UniProtKB/Swiss-Prot, CC BY 4.0); the families of the figures were not kept out of that "
-    "choice. The encoder, with nothing trained, is BLOSUM62 (Henikoff and Henikoff 1992) seen through a "
-    "window of residues",
+    "choice. The encoder, with nothing trained, is BLOSUM62 (Henikoff and Henikoff 1992) seen "
+    "through a window of residues",
 }
 
 
