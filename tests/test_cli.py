@@ -24,6 +24,7 @@ from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionCo
 from plasma_hf.cli.common import OutputFormat, compilation_announced
 from plasma_hf.cli.main import app
 from plasma_hf.io.formats import FIELDS, FORMATS, HIT_FORMATS, LEGEND
+from tests.helpers.tiny_backbones import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 LONG, PART = "MKTAYIAKQRQISFVKSHFSRQ", "AYIAKQRQLSFVKSHFS"
@@ -549,3 +550,33 @@ def test_the_package_registers_itself_but_in_the_command_line() -> None:
 
 def environment() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"}
+
+
+def test_a_backbone_is_calibrated_by_name(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    folder = str(FAMILIES["esm2"](tmp_path / "tiny"))
+    one = random_proteins(1, seed=8)[0]
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, [*words, "--device", "cpu"])
+
+    def p_value() -> float | None:
+        found = run("align", one, one, "--backbone", folder, "-f", "json").stdout
+        return objects(found)[0]["p_value"]
+
+    assert p_value() is None
+    result = run("calibrate", folder, "--pairs", "200")  # by the bundled domains
+    assert result.exit_code == 0, result.output
+    assert "300 proteins of 120 families" in result.stderr
+    assert f"holds the model, which --backbone {folder} takes" in result.stderr
+    found = p_value()
+    assert found is not None and found < 0.01
+    assert pipeline("protein-alignment", backbone=folder)((one, one))["p_value"] == found
+    # Other weights, or another format of the input, are another backbone.
+    assert run("calibrate", folder, "--pairs", "200").exit_code == 0
+    [kept] = (tmp_path / "cache/plasma_hf/calibrated").iterdir()
+    assert kept.name.startswith("tiny-")
+    FAMILIES["esm2"](tmp_path / "tiny", layers=1)
+    assert p_value() is None
+    said = one_line(run("calibrate", str(tmp_path / "cache"), "--pairs", "200"))
+    assert "give --output, the folder of the calibrated model" in said

@@ -165,7 +165,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             package = from_package("backbones", "named backbones come")
             if task_head or kwargs["model"].name_or_path != package.DEFAULT_CHECKPOINT:
                 raise ValueError("backbone= takes the default head; give no model, no task_head.")
-            kwargs["model"] = package.load_aligner(backbone)
+            kwargs["model"] = model = package.load_aligner(backbone)
+            kwargs |= {"processor": model.processor, "tokenizer": None}
         elif task_head is not None:
             folder = from_package("hub.upstream", "heads are bundled").bundled_head(task_head)
             kwargs["model"] = type(kwargs["model"]).from_pretrained(folder).eval()
