@@ -63,8 +63,8 @@ def meaning(score: float) -> str:
     """Say how many of the held-out pairs with such a score were positive, as the model's files do.
 
     Example:
-        >>> meaning(0.95)[:50]
-        'Of the 1080 held-out pairs that score 0.9 to 1.0, '
+        >>> meaning(0.95)[:49]
+        'Of the 121 held-out pairs that score 0.9 to 1.0, '
     """
     measured = json.loads(Path(DEFAULT_CHECKPOINT, "metrics.json").read_text(encoding="utf-8"))
     steps = measured["held_out"]["calibration"]["steps"]
