@@ -21,7 +21,7 @@ from huggingface_hub import SpaceCard
 from plasma_hf.hub import upload as metric_spaces
 from plasma_hf.hub.card import template_folder
 from plasma_hf.io import formats
-from plasma_hf.io.formats import AlignedPair
+from plasma_hf.models.alignment_result import FORMATS
 from plasma_hf.models.protein import Protein, read_protein
 from reproduce import demo_space as space
 from tests.helpers.structure_files import make_structure, write_pdb
@@ -81,11 +81,9 @@ def test_two_sequences(app, align):
     assert cells(summary)[:4] == ["1", "A4 – Q22", "A1 – Q19", str(len(segment["pairs"]))]
     assert len(cells(pairs)) == 4 * len(segment["pairs"])
     assert cells(pairs)[1:3] == ["A4", "A1"]
-    pair = AlignedPair(Protein("query", PAIR[0]), Protein("candidate", PAIR[1]), result)
     assert "query      4 AYIAKQRQISFVKSHFSRQ 22" in rows
     assert downloaded(files) == {
-        "alignment.json": formats.to_json(pair),
-        "alignment.tsv": formats.FORMATS["tsv"].head + formats.to_tsv(pair),
+        f"alignment{form.endings[0]}": result.to_string(name) for name, form in FORMATS.items()
     }
     (heat_map,) = figure.data
     np.testing.assert_allclose(heat_map.z, result["plan"], atol=1e-6)

@@ -20,8 +20,8 @@ from plan_figure import plan_figure
 from transformers import pipeline
 
 import plasma_hf
-from plasma_hf.io import formats
-from plasma_hf.io.formats import AlignedPair
+from plasma_hf.io.formats import HIT_FORMATS
+from plasma_hf.models.alignment_result import FORMATS
 from plasma_hf.models.protein import BACKBONE_ATOMS, Protein, read_protein, read_records
 
 HERE = Path(__file__).absolute().parent
@@ -145,13 +145,14 @@ def align(*given: Any) -> list[Any]:
     """
     records = read_input(*given[:3], name="query"), read_input(*given[3:], name="candidate")
     result = aligner()(records, return_plan=True)
-    pair = AlignedPair(*records, result)
     return [
-        alignment_summary(pair, records),
+        alignment_summary(result, records),
         plan_figure(result["plan"], result["segments"], records),
         pair_table(result["segments"], records),
-        preformatted(formats.LEGEND + formats.to_text(pair)),
-        downloads("alignment", formats.FORMATS, pair),
+        preformatted(result.to_string()),
+        downloads(
+            {f"alignment{form.endings[0]}": result.to_string(n) for n, form in FORMATS.items()}
+        ),
     ]
 
 
@@ -166,7 +167,13 @@ def search(text: str, file: str | None, part: str, top_k: int) -> list[Any]:
     hits = [hit | {"source": hit["id"]} for hit in found]  # not where they are on this machine
     return [
         hit_table(query, hits, NAMES),
-        downloads("hits", formats.HIT_FORMATS, query.id, len(query), hits),
+        downloads(
+            {
+                f"hits.{name}": HIT_FORMATS[name].head
+                + HIT_FORMATS[name].render(query.id, len(query), hits)
+                for name in ("json", "tsv")
+            }
+        ),
     ]
 
 

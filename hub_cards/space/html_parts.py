@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plasma_hf import DEFAULT_CHECKPOINT
-from plasma_hf.io.formats import AlignedPair, spell
+from plasma_hf.io.formats import spell
+from plasma_hf.models.alignment_result import AlignmentResult
 from plasma_hf.models.protein import Protein
 
 Segments = Sequence[Mapping[str, Any]]
@@ -34,26 +35,26 @@ def residue_names(record: Protein) -> list[str]:
     ]
 
 
-def alignment_summary(pair: AlignedPair, records: Sequence[Protein]) -> str:
+def alignment_summary(result: AlignmentResult, records: Sequence[Protein]) -> str:
     """Write score, what it means, and the segments."""
-    score = pair.result["score"]
+    score = result["score"]
     compared = " and ".join(f"{r.id}, {len(r)} residues" for r in records)
     text = f'<p class="score"><b>{score:.3f}</b> score, 0 to 1</p><p>{escape(compared)}.'
     text += f" {escape(meaning(score))}</p>"
-    segments = pair.result["segments"]
-    if not segments:
+    if not result["segments"]:
         return text + "<p>No segment: no stretch of the two is aligned.</p>"
     query, candidate = (residue_names(record) for record in records)
     rows = [
         (
-            number,
+            hit.number,
             f"{query[segment['query_start']]} – {query[segment['query_end'] - 1]}",
             f"{candidate[segment['candidate_start']]} – {candidate[segment['candidate_end'] - 1]}",
             len(segment["pairs"]),
-            f"{pair.identity(segment):.0%}",
+            f"{hit.identical / len(hit.pairs):.0%}",
             f"{segment['score']:.3f}",
         )
-        for number, segment in enumerate(segments, start=1)
+        for hit in result.hits
+        for segment in [hit.segment]
     ]
     head = ("No.", "Query", "Candidate", "Pairs", "Identity", "Score")
     return text + table(head, rows)
@@ -132,15 +133,13 @@ def preformatted(text: str) -> str:
     return f'<pre class="scrolls">{escape(text)}</pre>'
 
 
-def downloads(name: str, formats: Mapping[str, Any], *content: Any) -> str:
-    """Write links that hold the files themselves, so that none is kept here."""
-    return "".join(_link(f"{name}.{kind}", formats[kind], content) for kind in ("json", "tsv"))
-
-
-def _link(name: str, form: Any, content: tuple[Any, ...]) -> str:
-    data = base64.b64encode((form.head + form.render(*content)).encode()).decode()
-    href = f"data:application/octet-stream;base64,{data}"
-    return f'<a class="file" download="{name}" href="{href}">Download {name}</a>'
+def downloads(files: Mapping[str, str]) -> str:
+    """Write links that hold the files themselves, text by name, so that none is kept here."""
+    return "".join(
+        f'<a class="file" download="{name}" href="data:application/octet-stream;base64,'
+        f'{base64.b64encode(text.encode()).decode()}">Download {name}</a>'
+        for name, text in files.items()
+    )
 
 
 def problem(error: Exception) -> str:

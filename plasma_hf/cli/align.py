@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product, tee
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
-from ..io.formats import FIELDS, FORMATS, AlignedPair, Format
 from . import common
-from .common import EXIT_CODE, Skipped, compilation_announced, fail, one_line_errors, write
+from .common import EXIT_CODE, Output, Skipped, compilation_announced, fail, one_line_errors, report
 from .embed import load_embedder
 
 if TYPE_CHECKING:
+    from ..models.alignment_result import AlignmentResult
     from ..models.protein import Protein
+
+AlignmentFormat = Literal["text", "tsv", "json", "m8", "a3m", "fasta", "stockholm", "clustal"]
+
+FIELDS = {
+    "query": "id of the query",
+    "candidate": "id of the candidate",
+    "score": "score of the pair, 0 to 1",
+    "bits": "what the pair has in common; empty, as the next two, where not known",
+    "p_value": "chance that two unrelated proteins of these lengths reach as much",
+    "evalue": "so many proteins of the database do by chance; empty if it has no size",
+    "segment": "number of the segment, from 1; empty, as the rest, if there is none",
+    "segment_score": "score of the segment",
+    "segment_bits": "as bits, of what is left without the segments before",
+    "segment_p_value": "its p-value",
+    "segment_evalue": "its E-value",
+    "query_start": "first aligned query residue, from 1",
+    "query_end": "last aligned query residue, included",
+    "candidate_start": "first aligned candidate residue, from 1",
+    "candidate_end": "last aligned candidate residue, included",
+    "pairs": "aligned residue pairs",
+    "identity": "share of them with the same letter",
+    "query_residues": "first and last by the authors' numbers, A:16-A:245",
+    "candidate_residues": "the same of the candidate",
+    "residue_pairs": "each as query:candidate:weight, from 1; only by --columns",
+}
+"""Columns of "tsv", and what they hold."""
 
 ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
 
@@ -36,6 +65,7 @@ Examples:
       demo/serine_proteases.fasta:P00760 --plot plan.png
   plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
       --format tsv --output all.tsv
+  plasma-hf align queries.fasta proteins.fasta --top-k 10 --output hits.m8.gz --resume
   echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
 
 \b
@@ -43,22 +73,38 @@ With a language model, which is downloaded at first use (docs/backbones.md lists
   plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
 
 \b
-Formats:
-  text  each segment in rows, residues counted from 1
-  json  one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
-        pipeline as it is, so residues are counted from 0 and ends are exclusive; bits, p_value
-        and evalue, of the pair and of each segment, are null where they are not known
-  tsv   one line per segment, residues counted from 1, with the columns
+Formats, by --format or the ending of --output (docs/formats.md has an example of each):
+  text       each segment in rows, for the eye
+  tsv        one line per segment with a header; a pair without any has a line, too
+  json       one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
+             pipeline as it is, so residues are counted from 0 and ends are exclusive
+  m8         BLAST's table of twelve columns, one line per segment; --columns takes any that
+             MMseqs2's --format-output takes, and those of tsv
+  a3m        each segment along the query, insertions in lower case
+  fasta      both sides of each segment with gaps
+  stockholm  a block per segment, with the probability of each pair
+  clustal    a block per segment
+All but json count residues from 1, ends included; the numbers that authors of structures give stand
+beside.
 
 \b
-{chr(10).join(f"  {name:<16} {description}" for name, description in FIELDS.items())}"""
+Columns of tsv:
+{chr(10).join(f"  {name:<19}{description}" for name, description in FIELDS.items())}"""
 
 
 def align(
     a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
     b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
-    format_name: common.OutputFormat = "text",
+    format_name: Annotated[
+        AlignmentFormat | None,
+        Option("--format", "-f", help="What to write; text, or what --output ends in."),
+    ] = None,
+    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None,
     output: common.OutputFile = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
+    top_k: Annotated[
+        int | None, Option("--top-k", min=1, help="Best candidates of each query, sorted.")
+    ] = None,
     plot: Annotated[Path | None, Option(help="Draw one pair's plan: .png, .svg or .pdf.")] = None,
     model: common.AlignmentModel = None,
     backbone: common.BackboneName = None,
@@ -82,28 +128,34 @@ def align(
         int | None,
         Option(min=1, help="Proteins E-values count; by default B's, if it has several."),
     ] = None,
+    threads: common.Threads = None,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
 ) -> None:
     """Align proteins; see `ALIGN_HELP`."""
-    with one_line_errors() as skipped, compilation_announced():
+    with one_line_errors(quiet, verbose) as skipped, compilation_announced():
         from tqdm import tqdm
 
+        from ..models.alignment_result import check_columns, format_of
         from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
-        if a == b == "-":
-            fail("one of A and B can be '-', standard input; give the other as sequence or file")
-        messages: dict[str, None] = {}  # each once, also where A and B are the same file
-        sides = [_read_side(a, "query", messages), _read_side(b, "candidate", messages)]
-        for message in messages:
-            skipped.report(message)
+        common.use_threads(threads)
+        form = format_name or format_of(str(output or ""))
+        chosen = check_columns(form, columns.split(",") if columns else None)
+        sides = _read_sides(a, b, skipped)
         count = len(sides[0]) * len(sides[1])
-        if not count:
-            raise typer.Exit(2)
-        if plot and count > 1:
-            fail(f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD")
-        if model and task_head:
-            fail("--model and --task-head name two heads; give one of them")
-        if backbone and task_head:
-            fail("--task-head brings its own backbone; give --task-head or --backbone")
+        _refuse(
+            {
+                "--resume goes on with a file; give it as --output": resume and output is None,
+                f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD": (
+                    plot is not None and count > 1
+                ),
+                "--model and --task-head name two heads; give one of them": model and task_head,
+                "--task-head brings its own backbone; give --task-head or --backbone": (
+                    backbone and task_head
+                ),
+            }
+        )
         embedder, head = load_embedder(
             model, backbone, recipe, revision, device, trust_remote_code, with_head=True
         )
@@ -111,49 +163,118 @@ def align(
         pipe = ProteinAlignmentPipeline(
             model=head, processor=embedder.processor, device=head.device, task_head=task_head
         )
-        results = pipe(
-            product(*sides),  # no list: results then come one by one
-            batch_size=batch_size,
-            return_plan=plot is not None,
-            on_error="report",
-            threshold=threshold,
-            max_gap=max_gap,
-            min_pairs=min_pairs,
-            evalue=evalue,
-            max_hits=max_hits,
-            database_size=database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
-        )
-        # Progress is shown on a terminal, and only where it does not mix with the results.
-        mixed = output is None and sys.stdout.isatty()
-        pairs = tqdm(
-            zip(product(*sides), results, strict=True),
-            total=count,
-            unit="pair",
-            disable=count == 1 or mixed or not sys.stderr.isatty(),
-        )
-        write(_texts(pairs, FORMATS[format_name], min_score, evalue, plot, skipped), output)
+        options: dict[str, Any] = {
+            "threshold": threshold,
+            "max_gap": max_gap,
+            "min_pairs": min_pairs,
+            "evalue": evalue,
+            "max_hits": max_hits,
+            "database_size": database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
+        }
+        job = _job(sides, pipe.model, (form, chosen, top_k, min_score, options))
+        with Output(output, job, resume) as file:
+            if resume:
+                report(f"{file.done} of {count} pairs are in {output}")
+            left, same = tee(islice(product(*sides), file.done, None))
+            results = pipe(
+                same,  # no list: results come one by one
+                batch_size=batch_size,
+                return_plan=plot is not None,
+                on_error="report",
+                **options,
+            )
+            # Progress is shown on a terminal, and only where it does not mix with the results.
+            mixed = output is None and sys.stdout.isatty()
+            pairs = tqdm(
+                zip(left, results, strict=True),
+                total=count,
+                initial=file.done,
+                unit="pair",
+                disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
+            )
+            before = sides[0][(file.done - 1) // len(sides[1])] if file.done else None
+            good = _good(pairs, min_score, plot, skipped)
+            if top_k is not None:
+                good = _best(good, top_k, len(sides[1]))
+            _write(good, file, form, chosen, before)
 
 
-def _texts(
-    pairs: Iterable[Any],
-    form: Format,
-    min_score: float,
-    evalue: float,
-    plot: Path | None,
-    skipped: Skipped,
-) -> Iterator[str]:
-    """Render results as they come, and draw the plan."""
-    yield form.head
+def _refuse(problems: dict[str, Any]) -> None:
+    for message, given in problems.items():
+        if given:
+            fail(message)
+
+
+def _job(sides: Sequence[Sequence[Protein]], model: Any, settings: Any) -> str:
+    """Name what is computed, so that only the same is gone on with."""
+    proteins = [[(protein.id, protein.sha) for protein in side] for side in sides]
+    told = repr((proteins, model.head_identity, model.config.plm_name_or_path, settings))
+    return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+
+
+def _good(
+    pairs: Iterable[Any], min_score: float, plot: Path | None, skipped: Skipped
+) -> Iterator[AlignmentResult | None]:
+    """Yield results as they come, None for what is left out, and draw the plan."""
     for (query, candidate), result in pairs:
         if "error" in result:
             skipped.report(f"{query.id} and {candidate.id}: {result['error']}")
-            continue
-        if result["score"] >= min_score:
-            yield form.render(AlignedPair(query, candidate, result, evalue))
-        if plot:
-            from ..io.plot import plot_plan
+        elif plot:
+            result.plot(str(plot))
+        yield result if "error" not in result and result["score"] >= min_score else None
 
-            plot_plan(result["plan"], result["segments"], query.id, candidate.id, plot)
+
+def _best(
+    results: Iterable[AlignmentResult | None], top_k: int, candidates: int
+) -> Iterator[AlignmentResult | None]:
+    """Yield the most significant results of each query, the best first, None for the others."""
+    each = iter(results)
+    while of_query := list(islice(each, candidates)):
+        found = [result for result in of_query if result is not None]
+        best = heapq.nsmallest(top_k, found, key=_by_significance)
+        # All stand at the end of the query, which is then done.
+        yield from [None] * (len(of_query) - len(best))
+        yield from best
+
+
+def _by_significance(result: AlignmentResult) -> tuple[float, float]:
+    known = result.get("p_value")
+    return (math.inf if known is None else known, -result["score"])
+
+
+def _write(
+    results: Iterable[AlignmentResult | None],
+    file: Output,
+    form: str,
+    columns: Sequence[str],
+    before: Protein | None,
+) -> None:
+    """Write results as they come; of those that are left out only that they are done."""
+    from ..models.alignment_result import FORMATS
+
+    if not file.done:
+        file.write(FORMATS[form].head(columns), results=0)
+    passed = 0
+    for result in results:
+        passed += 1
+        if result is not None:
+            same = before is not None and before.id == result.query.id
+            file.write(FORMATS[form].render(result, same, columns), passed)
+            before, passed = result.query, 0
+    file.write("", passed)
+
+
+def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
+    """Read both sides; without a pair to align the verb ends here."""
+    if a == b == "-":
+        fail("one of A and B can be '-', standard input; give the other as sequence or file")
+    messages: dict[str, None] = {}  # each once, also where A and B are the same file
+    sides = [_read_side(a, "query", messages), _read_side(b, "candidate", messages)]
+    for message in messages:
+        skipped.report(message)
+    if not all(sides):
+        raise typer.Exit(2)
+    return sides
 
 
 def _read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:

@@ -5,6 +5,7 @@ torch, transformers and the other rooms are imported inside functions: `--help` 
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -12,10 +13,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
 import typer
 from typer import Option
@@ -58,15 +59,12 @@ class Skipped:
 class _Reported(logging.Handler):
     """Report what the library warns of like the rest, in one line."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-
     def emit(self, record: logging.LogRecord) -> None:
         report(record.getMessage())
 
 
 @contextmanager
-def one_line_errors() -> Iterator[Skipped]:
+def one_line_errors(quiet: bool = False, verbose: bool = False) -> Iterator[Skipped]:
     """Run a verb: an error is one line and exit code 2, and so is the end if something was skipped.
 
     Models are registered first, which the command line does not do at import.
@@ -75,8 +73,11 @@ def one_line_errors() -> Iterator[Skipped]:
 
     from .. import register
 
-    skipped, warnings = Skipped(), _Reported()
+    skipped, warnings = Skipped(), _Reported(logging.ERROR if quiet else logging.WARNING)
     logging.set_verbosity_error()
+    if verbose:
+        warnings.setLevel(logging.INFO)
+        package.setLevel(logging.INFO)
     logging.disable_progress_bar()
     package.addHandler(warnings)
     try:
@@ -121,15 +122,88 @@ def compilation_announced() -> Iterator[None]:
 
 def write(texts: Iterable[str], output: Path | None) -> None:
     """Write texts as they come, to a file or else to standard output."""
-    # A name of a file that is not UTF-8 is written as the bytes that it is.
-    kept = "surrogateescape"
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=kept)
-    opened: Any = output and output.open("w", encoding="utf-8", errors=kept, newline="")
-    with opened or nullcontext(sys.stdout) as file:
+    with Output(output) as file:
         for text in texts:
             file.write(text)
-            file.flush()
+
+
+class Output:
+    """A file of results, or standard output, with whole lines whenever it ends.
+
+    Beside a file stands `FILE.progress` until all is done: how many results it holds and of which
+    job, so that a job that was stopped goes on where it was.
+    """
+
+    def __init__(self, path: Path | None, job: str = "", resume: bool = False) -> None:
+        self.path, self.job, self.done = path, job, 0
+        self.packed = path is not None and path.suffix == ".gz"
+        self.waiting: list[bytes] = []
+        self.told = time.monotonic()
+        self.notes = Path(f"{path}.progress")
+        if path is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # A name of a file that is not UTF-8 is written as the bytes that it is.
+                sys.stdout.reconfigure(errors="surrogateescape")
+            return
+        if path.exists() and not path.is_file():  # a pipe has no place to go on at
+            self.job = ""
+        size = self._size_of_earlier() if resume and self.job else 0
+        self.file = path.open("r+b" if size else "wb")
+        if size:
+            self.file.truncate(size)
+            self.file.seek(size)
+
+    def _size_of_earlier(self) -> int:
+        if not self.notes.exists():
+            return 0
+        told = json.loads(self.notes.read_text())
+        if told["job"] != self.job:
+            raise ValueError(
+                f"{self.path} was begun by another command: other proteins, model or options; give "
+                "the same ones, or leave out --resume to begin anew"
+            )
+        self.done = told["done"]
+        return int(told["bytes"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, text: str, results: int = 1) -> None:
+        """Write a text that is of so many results."""
+        self.done += results
+        if self.path is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        self.waiting.append(text.encode("utf-8", "surrogateescape"))
+        if not self.packed or time.monotonic() - self.told > 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        whole = b"".join(self.waiting)
+        self.waiting.clear()
+        # Each part of a gzipped file is whole by itself, so that a later run can go on behind it.
+        self.file.write(gzip.compress(whole) if self.packed and whole else whole)
+        self.file.flush()
+        if self.job and time.monotonic() - self.told > 1:
+            self._note()
+
+    def _note(self) -> None:
+        self.told = time.monotonic()
+        told = {"job": self.job, "done": self.done, "bytes": self.file.tell()}
+        part = self.notes.with_suffix(".part")
+        part.write_text(json.dumps(told))
+        part.replace(self.notes)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self.path is None:
+            return
+        with self.file:
+            self._flush()
+            if kind is not None and self.job:
+                self._note()
+            else:
+                self.notes.unlink(missing_ok=True)
 
 
 # --- Groups of verbs, and options that several verbs take, each with one name and one help text.
@@ -185,6 +259,9 @@ RetrievalModel = Annotated[
 Revision = Annotated[str | None, Option(help="Commit, branch or tag of the model on the Hub.")]
 RemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run the model's own Python code.")]
 Device = Annotated[str | None, Option(callback=_usable, help="cpu, cuda, cuda:1; a GPU if any.")]
+Threads = Annotated[int | None, Option(min=1, help="Threads; as many as cores by default.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no warnings.")]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Say more of what is done.")]
 Residues = Annotated[int, Option(min=1, help="Residues embedded at once, padding included.")]
 Structures = Annotated[list[Path], Option(help="Folder or file of structures; can be repeated.")]
 Identity = Annotated[
@@ -271,6 +348,14 @@ def load_model(
     if kind == "plasma" and model.backbone is None:
         fail(f"--model {name} is a head that takes residue embeddings; give one with its backbone")
     return model.eval().to(device or best_device())
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinMPNNEncoder:

@@ -1,7 +1,6 @@
-"""Alignments and hits as text, TSV and JSON: what a reader, a table and a program want to see.
+"""Hits of a search as text, TSV and JSON, and Markdown tables.
 
-Text and TSV count residues from 1 and include the last one, as the field's formats do; JSON keeps
-the pipeline's own result, 0-based with ends exclusive.
+Alignments write themselves: `models/alignment_result.py`, which travels with a model.
 """
 
 from __future__ import annotations
@@ -9,42 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..models.protein import Protein
-
-BLOCK = 60  # alignment columns per line
-STRONG, CLEAR = 0.9, 0.7  # plan weights from which a pair is drawn as `|` and as `:`
-LEGEND = (
-    f"between the rows, plan weight:  | from {STRONG}   : from {CLEAR}   . above the threshold"
-    "   blank not aligned\n"
-)
-
-FIELDS = {
-    "query": "id of the query",
-    "candidate": "id of the candidate",
-    "score": "score of the pair, 0 to 1",
-    "bits": "what the pair has in common, in bits; empty, as the next two, where it is not known",
-    "p_value": "chance that two unrelated proteins of these lengths reach as much",
-    "evalue": "so many proteins of the database reach as much by chance; empty if it has no size",
-    "segment": "number of the segment, from 1; it and the rest are empty where there is none",
-    "segment_score": "score of the segment",
-    "segment_bits": "as bits, of what is left without the segments before",
-    "segment_p_value": "its p-value",
-    "segment_evalue": "its E-value",
-    "query_start": "first aligned query residue, from 1",
-    "query_end": "last aligned query residue, included",
-    "candidate_start": "first aligned candidate residue, from 1",
-    "candidate_end": "last aligned candidate residue, included",
-    "pairs": "aligned residue pairs",
-    "identity": "share of them with the same letter",
-    "residue_pairs": "each as query:candidate:plan weight, from 1, with commas between",
-}
-"""Columns of an alignment's TSV, in order, and what they hold."""
+from typing import Any
 
 HIT_FIELDS = {
     "query": "id of the query",
@@ -57,9 +23,6 @@ HIT_FIELDS = {
 }
 """Columns of the hits' TSV, in order, and what they hold."""
 
-SIGNIFICANCE = ("bits", "p_value", "evalue")
-"""What a result, and each of its segments, says of chance, where the model is calibrated."""
-
 Hits = Sequence[Mapping[str, Any]]
 
 
@@ -69,138 +32,6 @@ class Format:
 
     head: str
     render: Callable[..., str]
-
-
-@dataclass(frozen=True)
-class AlignedPair:
-    """Two proteins with clean sequences, and what `pipeline("protein-alignment")` says of them.
-
-    `evalue` is what the pipeline was called with: from there on an alignment is not significant.
-    """
-
-    query: Protein
-    candidate: Protein
-    result: Mapping[str, Any]
-    evalue: float = 0.01
-
-    def __post_init__(self) -> None:
-        for protein in (self.query, self.candidate):
-            if protein.sequence is None:
-                raise ValueError(
-                    f"{protein.id!r} has residue embeddings and no sequence; alignments are "
-                    "written in letters, so give Protein(id, sequence)."
-                )
-        if "error" in self.result:
-            raise ValueError(
-                f"{self.query.id!r} and {self.candidate.id!r} have no alignment: "
-                f"{self.result['error']}"
-            )
-
-    @property
-    def letters(self) -> tuple[str, str]:
-        """Sequences of query and candidate."""
-        return self.query.sequence or "", self.candidate.sequence or ""
-
-    def identity(self, segment: Mapping[str, Any]) -> float:
-        """Return the share of a segment's pairs with the same letter."""
-        query, candidate = self.letters
-        return sum(query[i] == candidate[j] for i, j, _ in segment["pairs"]) / len(segment["pairs"])
-
-
-def to_text(pair: AlignedPair) -> str:
-    """Write one alignment for the eye: what was compared, then each segment in rows."""
-    width = max(len(pair.query.id), len(pair.candidate.id))
-    lines = [
-        "",
-        f"query      {pair.query.id:<{width}}  {len(pair.query)} residues",
-        f"candidate  {pair.candidate.id:<{width}}  {len(pair.candidate)} residues",
-        f"score      {pair.result['score']:.4f}{_significance(pair.result)}",
-    ]
-    chance = pair.result.get("evalue", pair.result.get("p_value", 0.0))
-    if chance is None:
-        lines.append("significance unknown: run plasma-hf calibrate")
-    if not pair.result["segments"] and chance is not None and chance > pair.evalue:
-        lines.append(f"no significant alignment ({_chance(pair.result)})")
-    elif not pair.result["segments"]:
-        lines.append("no segment: no stretch of the two is aligned above the threshold")
-    for number, segment in enumerate(pair.result["segments"], start=1):
-        query_span, candidate_span = (
-            f"{side} {segment[f'{side}_start'] + 1}-{segment[f'{side}_end']}"
-            for side in ("query", "candidate")
-        )
-        title = (
-            f"segment {number}  {query_span}  {candidate_span}  score {segment['score']:.4f}"
-            f"{_significance(segment)}  pairs {len(segment['pairs'])}  "
-            f"identity {pair.identity(segment):.3f}"
-        )
-        lines += ["", title, "", *_rows(pair, segment)]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def to_tsv(pair: AlignedPair) -> str:
-    """Write one line per segment; a pair without any keeps one, with those fields empty."""
-    ids = {"query": pair.query.id, "candidate": pair.candidate.id}
-    about = ids | {"score": f"{pair.result['score']:.6f}"} | _known(pair.result)
-    rows = [
-        {
-            "segment": number,
-            "segment_score": f"{segment['score']:.6f}",
-            "query_start": segment["query_start"] + 1,
-            "query_end": segment["query_end"],
-            "candidate_start": segment["candidate_start"] + 1,
-            "candidate_end": segment["candidate_end"],
-            "pairs": len(segment["pairs"]),
-            "identity": f"{pair.identity(segment):.4f}",
-            "residue_pairs": ",".join(f"{i + 1}:{j + 1}:{w:.3f}" for i, j, w in segment["pairs"]),
-        }
-        | _known(segment, "segment_")
-        for number, segment in enumerate(pair.result["segments"], start=1)
-    ]
-    return _table(FIELDS, [about | row for row in rows or [{}]])
-
-
-def to_json(pair: AlignedPair) -> str:
-    """Write one line with ids, lengths and the pipeline's result; what is not known is null."""
-    unknown = dict.fromkeys(SIGNIFICANCE)
-    about: dict[str, Any] = {"query": pair.query.id, "candidate": pair.candidate.id}
-    about |= {"query_length": len(pair.query), "candidate_length": len(pair.candidate)}
-    result = {name: value for name, value in pair.result.items() if name != "plan"}
-    segments = {"segments": [unknown | segment for segment in result["segments"]]}
-    return json.dumps(about | unknown | result | segments) + "\n"
-
-
-def _known(about: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Write what a result or a segment says of chance, as a table has it."""
-    known = {name: about[name] for name in SIGNIFICANCE if about.get(name) is not None}
-    return {f"{prefix}{name}": f"{value:.4g}" for name, value in known.items()}
-
-
-def _significance(about: Mapping[str, Any]) -> str:
-    """Write what stands behind a score: bits, and how likely chance gives as much."""
-    return "" if about.get("p_value") is None else f"  bits {about['bits']:.1f}  {_chance(about)}"
-
-
-def _chance(about: Mapping[str, Any]) -> str:
-    """Write the E-value, or the p-value where there is no database."""
-    name, key = ("E", "evalue") if "evalue" in about else ("p", "p_value")
-    return f"{name} {about[key]:.2g}" if about[key] else f"{name} < 1e-300"
-
-
-def columns(pairs: list[Any]) -> Iterator[tuple[int | None, int | None, float | None]]:
-    """Lay out the pairs of a segment, and between them what neither side has a partner for.
-
-    Between two pairs the unaligned residues of both sides share columns as far as both have some;
-    the rest stand alone.
-
-    Example:
-        >>> list(columns([(0, 0, 1.0), (3, 2, 0.8)]))
-        [(0, 0, 1.0), (1, 1, None), (2, None, None), (3, 2, 0.8)]
-    """
-    for (i, j, weight), (next_i, next_j, _) in pairwise(pairs):
-        yield i, j, weight
-        for left_i, left_j in zip_longest(range(i + 1, next_i), range(j + 1, next_j)):
-            yield left_i, left_j, None
-    yield from (tuple(pair) for pair in pairs[-1:])
 
 
 def hits_to_text(query: str, residues: int, hits: Hits) -> str:
@@ -253,13 +84,6 @@ def spell(weighed: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-FORMATS = {
-    "text": Format(LEGEND, to_text),
-    "json": Format("", to_json),
-    "tsv": Format("\t".join(FIELDS) + "\n", to_tsv),
-}
-"""Formats of an alignment by name; each renders an `AlignedPair`."""
-
 HIT_FORMATS = {
     "text": Format("", hits_to_text),
     "json": Format("", hits_to_json),
@@ -288,26 +112,3 @@ def _table(fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     csv.DictWriter(text, fields, delimiter="\t", lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _rows(pair: AlignedPair, segment: Mapping[str, Any]) -> Iterator[str]:
-    """Write a segment as query, marks and candidate, some columns at a time; see `LEGEND`."""
-    laid_out = list(columns(segment["pairs"]))
-    width = len(str(max(segment["query_end"], segment["candidate_end"])))
-    for start in range(0, len(laid_out), BLOCK):
-        i, j, weights = zip(*laid_out[start : start + BLOCK], strict=True)
-        marks = (
-            " " if weight is None else "|" if weight >= STRONG else ":" if weight >= CLEAR else "."
-            for weight in weights
-        )
-        yield _row("query", pair.letters[0], i, width)
-        yield f"{'':{11 + width}}{''.join(marks)}"
-        yield _row("candidate", pair.letters[1], j, width)
-        yield ""
-
-
-def _row(side: str, sequence: str, indices: tuple[int | None, ...], width: int) -> str:
-    letters = "".join("-" if i is None else sequence[i] for i in indices)
-    there = [i + 1 for i in indices if i is not None]
-    first, last = (there[0], there[-1]) if there else ("", "")
-    return f"{side:<9} {first:>{width}} {letters} {last:>{width}}"

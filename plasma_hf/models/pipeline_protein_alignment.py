@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .alignment_result import SIDES, AlignmentResult, AlignmentResults
 from .local_alignment import Alignment, Evidence, find_alignments
 from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
-
-SIDES = ("query", "candidate")
 
 # Embeddings, and proteins as they were read, that one call keeps for the pairs that follow.
 KEPT_BYTES, KEPT_PROTEINS = 2**28, 4096
@@ -119,7 +118,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
     PDB, mmCIF) or residue embeddings. One pair gives one result; a list or `datasets.Dataset` a
     list; a generator or a streamed data set an iterator, so that nothing piles up.
 
-    A result is `{"score": float, "segments": [...]}`, each segment with `query_start`,
+    A result is `{"score": float, "segments": [...]}`, an `AlignmentResult` that prints, shows and
+    converts itself, each segment with `query_start`,
     `query_end`, `candidate_start`, `candidate_end` (0-based, ends exclusive), `score` and `pairs`,
     a list of `[query index, candidate index, plan weight]`. A model that reads by "posterior" adds
     `bits` and `p_value` to result and segments, None before it is calibrated.
@@ -207,7 +207,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         )
         if isinstance(inputs, str | Path | Tensor):
             raise TypeError(refusal)
-        return self.answer_each(inputs, refusal, **kwargs)
+        found = self.answer_each(inputs, refusal, **kwargs)
+        return AlignmentResults(found) if isinstance(found, list) else found
 
     def get_iterator(self, *args: Any) -> Iterator[dict[str, Any]]:
         """Yield one result per pair; a protein that comes again is read and embedded once."""
@@ -245,7 +246,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         columns: list[Any] = [aligned.scores.tolist(), aligned.plans]
         if aligned.raw_scores is not None:
             columns += [aligned.raw_scores.tolist(), aligned.evidence]
-        return list(zip(*columns, strict=True))
+        return [(pair, *of_pair) for pair, *of_pair in zip(pairs, *columns, strict=True)]
 
     def postprocess(
         self,
@@ -255,9 +256,9 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         max_gap: int | None = None,
         min_pairs: int = 3,
         **options: Any,
-    ) -> dict[str, Any]:
+    ) -> AlignmentResult:
         """Turn what was computed for one pair into its result."""
-        score, plan, *read = output
+        pair, score, plan, *read = output
         threshold = self.model.config.threshold if threshold is None else threshold
         result: dict[str, Any] = {"score": score}
         if read:
@@ -266,7 +267,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         else:
             gap = 10 if max_gap is None else max_gap
             result["segments"] = find_segments(plan, threshold, gap, min_pairs)
-        return result | {"plan": plan.clone()} if return_plan else result
+        result |= {"plan": plan.clone()} if return_plan else {}
+        return AlignmentResult(result, **pair, evalue=options.get("evalue", 0.01))
 
     def _hits(
         self,
