@@ -21,9 +21,11 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig, __version__
-from plasma_hf.cli.common import OutputFormat, compilation_announced
+from plasma_hf.cli.align import FIELDS, AlignmentFormat
+from plasma_hf.cli.common import Output, OutputFormat, compilation_announced
 from plasma_hf.cli.main import app
-from plasma_hf.io.formats import FIELDS, FORMATS, HIT_FORMATS, LEGEND
+from plasma_hf.io.formats import HIT_FORMATS
+from plasma_hf.models.alignment_result import FORMATS, LEGEND, TSV
 from tests.helpers.tiny_backbones import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -96,11 +98,11 @@ def test_every_record_with_every_record(align: Any) -> None:
     names = [("one", "one"), ("one", "two"), ("two", "one"), ("two", "two")]
     table = rows(align("two.fasta", "two.fasta", "--format", "tsv").stdout)
     assert list(dict.fromkeys((row["query"], row["candidate"]) for row in table)) == names
-    assert all(list(row) == list(FIELDS) for row in table)
+    assert all(list(row) == list(FIELDS)[:-1] for row in table)
     [row] = [row for row in table if (row["query"], row["candidate"]) == ("one", "one")]
     assert (row["query_start"], row["query_end"], row["identity"]) == ("1", "22", "1.0000")
     [row] = [row for row in table if (row["query"], row["candidate"]) == ("one", "two")]
-    assert (row["segment"], row["residue_pairs"]) == ("", "")
+    assert (row["segment"], row["identity"]) == ("", "")
     results = objects(align("two.fasta", "two.fasta", "--format", "json").stdout)
     assert [(r["query"], r["candidate"]) for r in results] == names
     text = align("two.fasta", "two.fasta").stdout
@@ -441,7 +443,74 @@ def test_a_head_is_calibrated_with_its_backbone(tmp_path: Path) -> None:
 
 
 def test_formats_are_those_of_the_library() -> None:
-    assert choices(OutputFormat) == list(FORMATS) == list(HIT_FORMATS)
+    assert set(choices(OutputFormat)) == set(HIT_FORMATS)
+    assert choices(AlignmentFormat) == list(FORMATS)
+    assert list(FIELDS) == list(TSV)
+
+
+def test_a_file_is_written_as_it_ends(align: Any) -> None:
+    for name, form in (("a.m8", "m8"), ("a.tsv.gz", "tsv"), ("a.sto", "stockholm"), ("a", "text")):
+        screen = align("two.fasta", PART, "--format", form).stdout
+        assert align("two.fasta", PART, "--output", name).stdout == ""
+        read = Path(name).read_bytes()
+        assert (gzip.decompress(read) if name.endswith(".gz") else read).decode() == screen != ""
+        assert not Path(f"{name}.progress").exists()
+    columns = align(LONG, PART, "-f", "m8", "--columns", "query,tcov,cigar,score").stdout
+    assert columns.split("\t")[:3] == ["query", "1.000", "17M"]
+    assert "there is no column x; give some of" in one_line(
+        align(LONG, PART, "-f", "m8", "--columns", "x")
+    )
+    assert "text has no columns" in one_line(align(LONG, PART, "--columns", "query"))
+
+
+def test_the_best_candidates_of_each_query(align: Any, calibrated: tuple[str, str]) -> None:
+    one, other = random_proteins(2, seed=9)
+    Path("a.fasta").write_text(f">one\n{one}\n>other\n{other}\n")
+    made = [one[:20], one[:-5] + other[:9], other, one, other[5:25]]
+    Path("b.fasta").write_text("".join(f">b{n}\n{sequence}\n" for n, sequence in enumerate(made)))
+
+    def found(*words: str) -> list[tuple[str, str]]:
+        text = align("a.fasta", "b.fasta", "-f", "json", *words, model=calibrated[0]).stdout
+        return [(result["query"], result["candidate"]) for result in objects(text)]
+
+    assert found("--top-k", "2") == [("one", "b3"), ("one", "b1"), ("other", "b2"), ("other", "b4")]
+    assert len(found()) == len(found("--top-k", "9")) == 10
+    assert sorted(found("--top-k", "9")) == found()
+
+
+@pytest.mark.parametrize("name", ["hits.m8", "hits.tsv", "hits.a3m", "hits.json.gz"])
+@pytest.mark.parametrize("top_k", [None, "2"])
+def test_a_stopped_run_goes_on(
+    align: Any, monkeypatch: pytest.MonkeyPatch, name: str, top_k: str | None
+) -> None:
+    records = "".join(f">p{n}\n{one}\n" for n, one in enumerate(random_proteins(6, seed=10)))
+    Path("p.fasta").write_text(records + f">long\n{LONG}\n")
+    words = ["p.fasta", "p.fasta", *(["--top-k", top_k] if top_k else [])]
+    assert align(*words, "--output", f"whole-{name}").exit_code == 0
+    written = Output.write
+
+    def stopped(self: Output, text: str, results: int = 1) -> None:
+        written(self, text, results)
+        if self.done >= 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", stopped)
+        assert align(*words, "--output", name).exit_code != 0
+    begun = Path(name).read_bytes()
+    Path(name).write_bytes(begun + b"half a li")  # as a job leaves it that is killed
+    assert "by another command" in one_line(align(*words, "-o", name, "--resume", "--evalue", "1"))
+    result = align(*words, "--output", name, "--resume")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"plasma-hf: 2\d of 49 pairs are in hits", result.stderr)
+    whole, again = (Path(one).read_bytes() for one in (f"whole-{name}", name))
+    if name.endswith(".gz"):
+        whole, again = gzip.decompress(whole), gzip.decompress(again)
+    assert again == whole != begun
+    assert not Path(f"{name}.progress").exists()
+    # What is done is not done again, and without --resume all is.
+    assert align(*words, "--output", name).exit_code == 0
+    assert "give it as --output" in one_line(align(*words, "--resume"))
 
 
 @pytest.mark.slow
@@ -470,7 +539,7 @@ def test_examples_of_the_help_run(align: Any, example: str) -> None:
 
 
 def test_help_has_examples() -> None:
-    assert len(help_examples()) == 4
+    assert len(help_examples()) == 5
 
 
 RUN = "import sys; sys.argv[0] = 'plasma-hf'; from plasma_hf.cli import app; app()"

@@ -65,7 +65,8 @@ Examples:
       demo/serine_proteases.fasta:P00760 --plot plan.png
   plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
       --format tsv --output all.tsv
-  plasma-hf align queries.fasta proteins.fasta --top-k 10 --output hits.m8.gz --resume
+  plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
+      --top-k 10 --output hits.m8.gz --resume
   echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
 
 \b
@@ -194,9 +195,7 @@ def align(
             )
             before = sides[0][(file.done - 1) // len(sides[1])] if file.done else None
             good = _good(pairs, min_score, plot, skipped)
-            if top_k is not None:
-                good = _best(good, top_k, len(sides[1]))
-            _write(good, file, form, chosen, before)
+            _write(_grouped(good, top_k, len(sides[1])), file, form, chosen, before)
 
 
 def _refuse(problems: dict[str, Any]) -> None:
@@ -224,17 +223,15 @@ def _good(
         yield result if "error" not in result and result["score"] >= min_score else None
 
 
-def _best(
-    results: Iterable[AlignmentResult | None], top_k: int, candidates: int
-) -> Iterator[AlignmentResult | None]:
-    """Yield the most significant results of each query, the best first, None for the others."""
+def _grouped(
+    results: Iterable[AlignmentResult | None], top_k: int | None, candidates: int
+) -> Iterator[tuple[int, list[AlignmentResult]]]:
+    """Yield what is written at once, and of how many pairs: one, or the best ones of a query."""
     each = iter(results)
-    while of_query := list(islice(each, candidates)):
-        found = [result for result in of_query if result is not None]
-        best = heapq.nsmallest(top_k, found, key=_by_significance)
-        # All stand at the end of the query, which is then done.
-        yield from [None] * (len(of_query) - len(best))
-        yield from best
+    while together := list(islice(each, 1 if top_k is None else candidates)):
+        found = [result for result in together if result is not None]
+        best = found if top_k is None else heapq.nsmallest(top_k, found, key=_by_significance)
+        yield len(together), best
 
 
 def _by_significance(result: AlignmentResult) -> tuple[float, float]:
@@ -243,25 +240,24 @@ def _by_significance(result: AlignmentResult) -> tuple[float, float]:
 
 
 def _write(
-    results: Iterable[AlignmentResult | None],
+    groups: Iterable[tuple[int, list[AlignmentResult]]],
     file: Output,
     form: str,
     columns: Sequence[str],
     before: Protein | None,
 ) -> None:
-    """Write results as they come; of those that are left out only that they are done."""
+    """Write results as they come."""
     from ..models.alignment_result import FORMATS
 
     if not file.done:
         file.write(FORMATS[form].head(columns), results=0)
-    passed = 0
-    for result in results:
-        passed += 1
-        if result is not None:
+    for count, results in groups:
+        text = ""
+        for result in results:
             same = before is not None and before.id == result.query.id
-            file.write(FORMATS[form].render(result, same, columns), passed)
-            before, passed = result.query, 0
-    file.write("", passed)
+            text += FORMATS[form].render(result, same, columns)
+            before = result.query
+        file.write(text, count)
 
 
 def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
