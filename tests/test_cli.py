@@ -489,8 +489,8 @@ def test_a_stopped_run_goes_on(
     assert align(*words, "--output", f"whole-{name}").exit_code == 0
     written = Output.write
 
-    def stopped(self: Output, text: str, results: int = 1) -> None:
-        written(self, text, results)
+    def stopped(self: Output, *given: Any, **named: Any) -> None:
+        written(self, *given, **named)
         if self.done >= 20:
             raise KeyboardInterrupt
 

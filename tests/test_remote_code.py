@@ -15,6 +15,7 @@ from transformers import pipeline
 import plasma_hf
 from plasma_hf import PlasmaConfig, PlasmaModel, load_aligner, load_backbone
 from plasma_hf.kernels import use_kernels
+from plasma_hf.models.alignment_result import FORMATS
 from plasma_hf.models.processing_plasma import INPUT_FORMATS
 from tests.helpers.tiny_backbones import FAMILIES, tm_vec_files
 
@@ -39,7 +40,17 @@ with torch.no_grad():
 named = pipeline("protein-alignment", model=folder, trust_remote_code=True)
 unnamed = pipeline(model=folder, trust_remote_code=True)
 named.save_pretrained(sys.argv[3])
+results = named([tuple(p) for p in pairs], evalue=1e9)
+try:
+    results[0].plot()
+except ImportError as error:
+    no_plot = str(error)
 print(json.dumps({
+    "texts": {name: results.to_string(name) for name in json.loads(sys.argv[4])},
+    "shown": str(results[0]) + results[0]._repr_html_() + results._repr_html_(),
+    "table": [len(results.to_pandas()), len(results[0].to_biopython())],
+    "selection": results[0].selection(),
+    "no_plot": no_plot,
     "config": type(config).__module__,
     "scores": scores.tolist(),
     "named": [r["score"] for r in named([tuple(p) for p in pairs])],
@@ -53,6 +64,7 @@ def run_fresh(tmp_path, folder, pairs, again):
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-c", FRESH, str(folder), json.dumps(pairs), str(again)]
+    command.append(json.dumps(list(FORMATS)))
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -85,11 +97,20 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
         pipe, whole = pipe_over(tmp_path / family, family), {"save_backbone": not small}
     pipe.save_pretrained(tmp_path / "saved", **whole)
     with use_kernels("torch"):  # as in the fresh process: numba rounds otherwise
-        expected = [result["score"] for result in pipe(PAIRS)]
+        results = pipe(PAIRS, evalue=1e9)
+    expected = [result["score"] for result in results]
     fresh = run_fresh(tmp_path, tmp_path / "saved", PAIRS, tmp_path / "again")
     assert fresh["config"].startswith("transformers_modules.")
     for key in ("scores", "named", "unnamed"):
         assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-6)
+    if kind in ("default", "near"):  # others are read from plans of random weights
+        assert fresh["texts"] == {name: results.to_string(name) for name in FORMATS}
+        assert fresh["shown"] == "".join(
+            [str(results[0]), results[0]._repr_html_(), results._repr_html_()]
+        )
+        assert fresh["table"] == [len(results.to_pandas()), len(results[0].to_biopython())]
+        assert fresh["selection"] == results[0].selection() != "none"
+    assert "pip install plasma-hf" in fresh["no_plot"]
     # What was saved by the remote code is as complete, and loads here with the package's classes.
     first, second = (
         {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")

@@ -193,9 +193,8 @@ def align(
                 unit="pair",
                 disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
             )
-            before = sides[0][(file.done - 1) // len(sides[1])] if file.done else None
             good = _good(pairs, min_score, plot, skipped)
-            _write(_grouped(good, top_k, len(sides[1])), file, form, chosen, before)
+            _write(_grouped(good, top_k, len(sides[1])), file, form, chosen)
 
 
 def _refuse(problems: dict[str, Any]) -> None:
@@ -244,7 +243,6 @@ def _write(
     file: Output,
     form: str,
     columns: Sequence[str],
-    before: Protein | None,
 ) -> None:
     """Write results as they come."""
     from ..models.alignment_result import FORMATS
@@ -252,12 +250,12 @@ def _write(
     if not file.done:
         file.write(FORMATS[form].head(columns), results=0)
     for count, results in groups:
-        text = ""
+        text, last = "", file.last
         for result in results:
-            same = before is not None and before.id == result.query.id
-            text += FORMATS[form].render(result, same, columns)
-            before = result.query
-        file.write(text, count)
+            query = f"{result.query.id} {result.query.sha}"
+            text += FORMATS[form].render(result, last == query, columns)
+            last = query
+        file.write(text, count, last)
 
 
 def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:

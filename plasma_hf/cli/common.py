@@ -136,6 +136,7 @@ class Output:
 
     def __init__(self, path: Path | None, job: str = "", resume: bool = False) -> None:
         self.path, self.job, self.done = path, job, 0
+        self.last = ""  # what the verb calls what it wrote last
         self.packed = path is not None and path.suffix == ".gz"
         self.waiting: list[bytes] = []
         self.told = time.monotonic()
@@ -162,15 +163,15 @@ class Output:
                 f"{self.path} was begun by another command: other proteins, model or options; give "
                 "the same ones, or leave out --resume to begin anew"
             )
-        self.done = told["done"]
+        self.done, self.last = told["done"], told["last"]
         return int(told["bytes"])
 
     def __enter__(self) -> Self:
         return self
 
-    def write(self, text: str, results: int = 1) -> None:
-        """Write a text that is of so many results."""
-        self.done += results
+    def write(self, text: str, results: int = 1, last: str = "") -> None:
+        """Write a text that is of so many results, the last of them called so."""
+        self.done, self.last = self.done + results, last
         if self.path is None:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -190,7 +191,8 @@ class Output:
 
     def _note(self) -> None:
         self.told = time.monotonic()
-        told = {"job": self.job, "done": self.done, "bytes": self.file.tell()}
+        told: dict[str, Any] = {"job": self.job, "done": self.done, "last": self.last}
+        told["bytes"] = self.file.tell()
         part = self.notes.with_suffix(".part")
         part.write_text(json.dumps(told))
         part.replace(self.notes)
