@@ -471,7 +471,7 @@ def to_clustal(result: AlignmentResult, same: bool, columns: Sequence[str]) -> s
         names[1] += ";" if names[0] == names[1] else ""
         stars = "".join("*" if a == b else " " for a, b in zip(*hit.rows, strict=True))
         width = max(map(len, names)) + 2
-        lines = [f"CLUSTAL W (1.83) multiple sequence alignment, {hit.about()}", "", ""]
+        lines = [f"CLUSTAL multiple sequence alignment by plasma_hf, {hit.about()}", "", ""]
         for start in range(0, len(stars), BLOCK):
             part = slice(start, start + BLOCK)
             rows = zip([*names, ""], (*hit.rows, stars), strict=True)
