@@ -433,7 +433,9 @@ def test_both_copies_of_a_tandem_are_found(align, kernels):
         turned = align((DOMAIN + "GSGSGS" + DOMAIN, DOMAIN))
     assert near(places(result), [(0, n, 0, n), (0, n, n + 6, 2 * n + 6)])
     assert near(places(turned), [(0, n, 0, n), (n + 6, 2 * n + 6, 0, n)])
-    assert max(segment["p_value"] for segment in result["segments"]) < 1e-6
+    p_values = [segment["p_value"] for segment in result["segments"]]
+    assert p_values == sorted(p_values) and p_values[0] == result["p_value"]
+    assert max(p_values) < 1e-6
 
 
 @pytest.mark.parametrize("kernels", ["numba", "torch"])

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .alignment_result import SIDES, AlignmentResult, AlignmentResults
+from .alignment_result import SIDES, SIGNIFICANCE, AlignmentResult, AlignmentResults
 from .local_alignment import Alignment, Evidence, find_alignments
 from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
@@ -299,6 +300,10 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             for one in found
             if len(one.pairs) >= min_pairs
         ]
+        for before, after in pairwise(segments):
+            if (after["p_value"] or 0.0) < (before["p_value"] or 0.0):
+                # It was not found first, among more that it could be: so much it is not worth.
+                after |= {name: before[name] for name in SIGNIFICANCE if name in before}
         return self._significance(raw_score, lengths, size) | {"segments": segments}
 
     def _significance(
