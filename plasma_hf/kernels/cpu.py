@@ -691,8 +691,8 @@ def _gather_row(
 
 UNIT = 1e200
 """How a sum of 1 is written at first, so that small sums beside large ones have the range."""
-HIGHEST_ODDS = 1000.0
-"""Log-odds of an alignment that float64 holds beside its rivals; others are read by logarithms."""
+RANGE = np.float64(1100.0)
+"""Logarithm of what sums of one row may differ by: what is smaller still is lost."""
 PAIR_ODDS = np.float32(60.0)
 """Log-odds of one pair, at most."""
 
@@ -731,13 +731,10 @@ def read_pairs_numba(read: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:
     given, plans = _arrays(read), [torch.empty(one.shape) for one in read]
 
     def pair(number: int) -> None:
-        weights = _weights(scoring)
         if not given[number].size:
             return
-        if _most_gain(given[number], *weights[:2]) > HIGHEST_ODDS:
+        if not _write_probabilities(given[number], *_weights(scoring), plans[number].numpy()):
             plans[number] = probability_by_logarithms(read[number][None], None, scoring)[0]
-        else:
-            _write_probabilities(given[number], *weights, plans[number].numpy())
 
     parallel_for(len(given), pair)
     return plans
@@ -848,15 +845,22 @@ def best_in_order_numba(gain: Tensor) -> Tensor:
 @compiled
 def _write_probabilities(
     evidence: Array, slope: Number, shift: Number, opened: Number, extended: Number, out: Array
-) -> None:
-    """Write the probabilities that pairs are aligned."""
+) -> bool:
+    """Write the probabilities that pairs are aligned; False if rivals of an alignment are lost.
+
+    Where one begins, or later, it is beside what ends in the same row. If that weighs more by
+    `RANGE`, and all that follows, at most, still makes it as likely as all together, it counted.
+    """
     prefer_512_bit_vectors()
     rows, columns = evidence.shape
     ending, logs = np.empty((rows, columns)), np.zeros(rows)
     every = _go_through(evidence, slope, shift, opened, extended, ending, logs)
     if every <= NEVER:  # nothing has odds
         out[:] = 0.0
-        return
+        return True
+    follows = np.zeros(rows + 1)
+    if logs[-1] > RANGE and _loses_rivals(evidence, slope, shift, logs, every, follows):
+        return False
     # From the last residues on, what ends with a pair is what begins with it.
     odds, turned, beginning = np.empty(columns), np.empty(columns), np.empty(columns)
     match, query_gap, total = np.zeros(columns), np.zeros(columns), np.zeros(columns)
@@ -872,6 +876,8 @@ def _write_probabilities(
             total *= factor
             unit *= factor
             carried -= log(factor)
+        if carried > RANGE and carried + follows[0] - follows[i] > every + RANGE:
+            return False
         # The factor in halves: a row may have sums that are large, but not in one alignment.
         half = exp((logs[i] + carried - every) / 2) / UNIT
         beginning[:] = match[::-1]
@@ -879,23 +885,29 @@ def _write_probabilities(
             # A pair is in both, and counts once; one of no odds is in none.
             share = (ending[i, j] * half) * (beginning[j] * half) / max(odds[j], 1e-300)
             out[i, j] = min(share, 1.0)
+    return True
 
 
 @compiled
-def _most_gain(evidence: Array, slope: Number, shift: Number) -> Number:
-    """Bound the log-odds of an alignment: each residue is in one pair at most."""
+def _loses_rivals(
+    evidence: Array, slope: Number, shift: Number, logs: Sums, every: Number, follows: Sums
+) -> bool:
+    """Bound what the rows from each on add, and tell whether a rival that is lost had counted."""
+    for i in range(len(logs) - 1, -1, -1):
+        follows[i] = follows[i + 1] + _most_gain(evidence[i], slope, shift)
+        if logs[i] + follows[i + 1] > every + RANGE:
+            return True
+    return False
+
+
+@compiled
+def _most_gain(row: Array, slope: Number, shift: Number) -> Number:
+    """Bound what a residue adds to the log-odds of an alignment."""
     prefer_512_bit_vectors()
-    rows, columns = evidence.shape
-    nothing = np.float32(0.0)
-    of_rows, of_columns = 0.0, np.zeros(columns, np.float32)
-    for i in range(rows):
-        most: Any = nothing
-        for j in range(columns):
-            gain = max(slope * (evidence[i, j] - shift), nothing)
-            most = max(most, gain)
-            of_columns[j] = max(of_columns[j], gain)
-        of_rows += most
-    return min(of_rows, of_columns.sum())
+    most: Any = np.float32(0.0)
+    for j in range(len(row)):
+        most = max(most, slope * (row[j] - shift))
+    return most
 
 
 @compiled
