@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import pipeline
 
+import plasma_hf  # noqa: F401  registers the task
 from plasma_hf.io.plot import CELLS, _pool, _ticks, plot_p_values, plot_plan
 
 SEGMENT = {"query_start": 3, "query_end": 20, "candidate_start": 0, "candidate_end": 17}
@@ -81,3 +83,26 @@ def test_p_values_are_drawn(tmp_path: Path) -> None:
     # Where they are true, the points hide the diagonal.
     assert 1.5 * orange(pictures[0]) < orange(pictures[1])
     assert all(min(picture.shape[:2]) > 700 for picture in pictures)
+
+
+def test_a_result_is_drawn(tmp_path: Path) -> None:
+    sides = ("demo/structures/2cga_B.pdb.gz", "demo/structures/1ppe_E.pdb.gz")
+    align = pipeline("protein-alignment")
+    result = align(sides, return_plan=True)
+    figure = result.plot(str(tmp_path / "plan.svg"))
+    # Ticks are at round numbers of the authors; the candidate begins with 16.
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["16", "50", "100", "150", "200"]
+    text = (tmp_path / "plan.svg").read_text()
+    assert "Heat map of the residues of 2cga_B.pdb.gz:B that are aligned with" in text
+    del result["plan"]  # then the aligned pairs are drawn
+    drawn = result.plot().axes[0].images[0].get_array()
+    assert int((drawn > 0.2).sum()) == len(result.hits[0].pairs)
+    figure = result.plot(str(tmp_path / "rows.png"), kind="alignment")
+    letters = "".join(text.get_text() for text in figure.axes[0].texts)
+    assert "query B:16" in letters and "E:245" in letters
+    assert orange(pytest.importorskip("matplotlib.image").imread(tmp_path / "rows.png")) == 0
+    empty = align(("MKVLAA", "WWPPWW")).plot(kind="alignment")
+    assert empty.axes[0].texts[0].get_text() == "no significant alignment"
+    with pytest.raises(ValueError, match="no picture 'tree' of a result; give plan or alignment"):
+        result.plot(kind="tree")

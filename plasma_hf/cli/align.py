@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..models.alignment_result import AlignmentResult
     from ..models.protein import Protein
 
+ONE = "name records, as in FILE:RECORD"
 AlignmentFormat = Literal["text", "tsv", "json", "m8", "a3m", "fasta", "stockholm", "clustal"]
 
 FIELDS = {
@@ -107,6 +108,12 @@ def align(
         int | None, Option("--top-k", min=1, help="Best candidates of each query, sorted.")
     ] = None,
     plot: Annotated[Path | None, Option(help="Draw one pair's plan: .png, .svg or .pdf.")] = None,
+    superpose: Annotated[
+        Path | None, Option(help="Write B as it lies on A, two structures, as mmCIF.")
+    ] = None,
+    with_query: Annotated[
+        bool, Option("--with-query", help="Write A into the file of --superpose as well.")
+    ] = False,
     model: common.AlignmentModel = None,
     backbone: common.BackboneName = None,
     recipe: common.Recipe = None,
@@ -148,8 +155,9 @@ def align(
         _refuse(
             {
                 "--resume goes on with a file; give it as --output": resume and output is None,
-                f"--plot draws one pair, and these are {count}; name records, as in FILE:RECORD": (
-                    plot is not None and count > 1
+                f"--plot draws one pair, and these are {count}; {ONE}": plot and count > 1,
+                f"--superpose takes one pair, and these are {count}; {ONE}": (
+                    superpose and count > 1
                 ),
                 "--model and --task-head name two heads; give one of them": model and task_head,
                 "--task-head brings its own backbone; give --task-head or --backbone": (
@@ -194,6 +202,8 @@ def align(
                 disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
             )
             good = _good(pairs, min_score, plot, skipped)
+            if superpose is not None:
+                good = _superposed(good, str(superpose), with_query)
             _write(_grouped(good, top_k, len(sides[1])), file, form, chosen)
 
 
@@ -220,6 +230,16 @@ def _good(
         elif plot:
             result.plot(str(plot))
         yield result if "error" not in result and result["score"] >= min_score else None
+
+
+def _superposed(
+    results: Iterable[AlignmentResult | None], path: str, with_query: bool
+) -> Iterator[AlignmentResult | None]:
+    """Write the superposition of a result, and what it is into it."""
+    for result in results:
+        if result is not None:
+            result["superposition"] = result.superpose(path, with_query).about()
+        yield result
 
 
 def _grouped(

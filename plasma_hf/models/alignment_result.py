@@ -115,12 +115,37 @@ class AlignmentResult(dict[str, Any]):
             alignments.append(found)
         return alignments
 
-    def plot(self, path: str | None = None) -> Any:
-        """Draw the plan, or where there is none its pairs, as a `matplotlib` figure.
+    def plot(self, path: str | None = None, kind: str = "plan") -> Any:
+        """Draw the "plan", or the rows as an "alignment": a figure of matplotlib.
 
-        With a path the figure is also written; its ending says the format.
+        With a path it is also written; the ending says the format.
         """
-        return _of_package("io.plot", "pictures").plot_result(self, path)
+        return _of_package("io.plot", "pictures").plot_result(self, path, kind)
+
+    def superpose(self, path: str | None = None, with_query: bool = False) -> Any:
+        """Lay the candidate's structure on the query's by the aligned residues.
+
+        Args:
+            path: mmCIF file to write, with the moved candidate.
+            with_query: Whether it holds the query as well.
+
+        Returns:
+            A `plasma_hf.io.superposition.Superposition`: rotation, translation, RMSD.
+
+        Raises:
+            ValueError: If a side is no structure, or nothing is aligned.
+        """
+        tools = _of_package("io.superposition", "superpositions")
+        for protein in (self.query, self.candidate):
+            if protein.structure is None:
+                raise ValueError(
+                    f"{protein.id} is no structure; give a PDB or mmCIF file on both sides."
+                )
+        pairs = [pair for hit in self.hits[:1] for pair in hit.pairs]
+        found = tools.superpose(self.query.structure, self.candidate.structure, pairs)
+        if path is not None:
+            tools.write_superposed(path, found, self.query, self.candidate, with_query)
+        return found
 
     def residues(self, side: str) -> list[str]:
         """Name the residues of a side: as the authors of its structure, else counted from 1."""
@@ -371,6 +396,11 @@ def to_text(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
         f"candidate  {result.candidate.id:<{width}}  {len(result.candidate)} residues",
         f"score      {result['score']:.4f}{_significance(result)}",
     ]
+    if found := result.get("superposition"):
+        lines.append(
+            f"superposed {found['pairs']} of {found['matched']} pairs, RMSD {found['rmsd']:.2f} Å "
+            f"(all {found['rmsd_all']:.2f} Å), TM-score {found['tm_score']:.3f}"
+        )
     chance = result.get("evalue", result.get("p_value", 0.0))
     if chance is None:
         lines.append("significance unknown: run plasma-hf calibrate")
