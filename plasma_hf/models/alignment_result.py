@@ -704,7 +704,7 @@ def _page(result: AlignmentResult) -> str:
     legend = f"<small>{escape(LEGEND.strip())}</small>" if rows else ""
     alignment = f'<pre style="overflow-x:auto">{escape(text[-1])}</pre>' if rows else ""
     return (
-        '<div style="max-width:100%;color-scheme:light dark">'
+        '<div style="max-width:100%">'
         '<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start">'
         f"{_picture(result)}<div style='min-width:0;overflow-x:auto'>{said}{shown}</div></div>"
         f"{legend}{alignment}</div>"
@@ -736,7 +736,7 @@ def _picture(result: AlignmentResult) -> str:
         f'<svg role="img" aria-label="{escape(told)}" viewBox="-1 -1 {across + 2} {rows + 2}" '
         f'{size} fill="currentColor"><title>{escape(told)}</title>'
         f'<rect x="-.5" y="-.5" width="{across + 1}" height="{rows + 1}" fill="none" '
-        f'stroke="currentColor" stroke-width=".3"/>{drawn}</svg>'
+        f'stroke="currentColor" vector-effect="non-scaling-stroke"/>{drawn}</svg>'
     )
 
 
