@@ -16,6 +16,7 @@ import Bio.Align
 import Bio.AlignIO
 import biotite.sequence.align
 import biotite.sequence.io.fasta
+import gemmi
 import pandas
 import pytest
 import skbio
@@ -36,7 +37,7 @@ from plasma_hf.models.alignment_result import (
     format_of,
 )
 from plasma_hf.models.pipeline_protein_alignment import describe_segment
-from plasma_hf.models.protein import Protein
+from plasma_hf.models.protein import Protein, Structure
 
 # Between pairs: one residue of the query alone (S), then two beside one (GG, W), then two of the
 # candidate alone (LL).
@@ -501,3 +502,48 @@ def test_the_page_of_a_notebook(proteases: AlignmentResult) -> None:
         in pipeline("protein-alignment")(("MKVLAA", "WWWPPP"))._repr_html_()
     )
     assert plasma_hf.__version__
+
+
+def selected(text: str) -> set[tuple[str, str]]:
+    """Read a selection of PyMOL, in the words that are written here, as chain and number."""
+    found = set()
+    for part in text.replace("(", "").replace(")", "").split(" or "):
+        words = part.split()
+        assert words[:1] + words[2:4] == ["chain", "and", "resi"], text
+        for one in words[4].replace("\\-", "~").split("+"):
+            first, _, last = one.partition("-")
+            ends = [int(end.replace("~", "-")) for end in (first, last)] if last else []
+            numbers = [str(n) for n in range(ends[0], ends[1] + 1)] if last else [first]
+            found |= {(words[1], number.replace("~", "-")) for number in numbers}
+    return found
+
+
+def test_selections_are_the_residues_that_are_aligned(proteases: AlignmentResult) -> None:
+    for side, place in (("query", 0), ("candidate", 1)):
+        want = {
+            tuple(proteases.residues(side)[pair[place]].split(":"))
+            for hit in proteases.hits
+            for pair in hit.pairs
+        }
+        assert selected(proteases.selection(side)) == want
+        # ... and gemmi finds each of them once in the file.
+        [model] = gemmi.read_structure(getattr(proteases, side).source.rpartition(":")[0])
+        there = [(chain.name, str(r.seqid)) for chain in model for r in chain]
+        assert all(there.count(one) == 1 for one in want)
+
+
+def test_selections_of_odd_numbers() -> None:
+    numbers = ("-2", "-1", "0", "1", "2", "2A", "3", "5", "6", "4")
+    chains = ("A",) * 7 + ("B",) * 3
+    backbone = torch.zeros(10, 4, 3)
+    odd = Protein("odd", structure=Structure("odd", "ACDEFGHIKL", backbone, numbers, chains))
+    pairs = [(i, i, 0.9) for i in range(10)]
+    result = AlignmentResult({"score": 1.0, "segments": [describe_segment(pairs)]}, odd, odd)
+    assert result.selection() == (
+        "(chain A and resi \\-2+\\-1+0-2+2A+3) or (chain B and resi 5-6+4)"
+    )
+    assert selected(result.selection()) == set(zip(chains, numbers, strict=True))
+    assert result.selection(program="chimerax") == "/A:-2,-1,0-2,2A,3 /B:5-6,4"
+    assert result.hits[0].authors("query") == "A:-2-B:4"
+    nothing = AlignmentResult({"score": 0.0, "segments": []}, odd, odd)
+    assert (nothing.selection(), nothing.selection(program="chimerax")) == ("none", "")
