@@ -283,7 +283,7 @@ def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
     if a == b == "-":
         fail("one of A and B can be '-', standard input; give the other as sequence or file")
     messages: dict[str, None] = {}  # each once, also where A and B are the same file
-    sides = [_read_side(a, "query", messages), _read_side(b, "candidate", messages)]
+    sides = [read_side(a, "query", messages), read_side(b, "candidate", messages)]
     for message in messages:
         skipped.report(message)
     if not all(sides):
@@ -291,7 +291,7 @@ def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
     return sides
 
 
-def _read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
+def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
     """Read what can be used, and say in `messages` what cannot."""
     from ..models.protein import looks_like_path, read_protein, read_records, split_record
 

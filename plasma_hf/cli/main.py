@@ -11,6 +11,7 @@ from .. import __version__
 from .align import ALIGN_HELP, align
 from .calibrate import CALIBRATE_HELP, calibrate
 from .common import group
+from .database import database_app
 from .embed import EMBED_HELP, embed
 from .evaluate import EVALUATE_HELP, EVALUATE_PROTALIGN_HELP, evaluate, evaluate_protalign
 from .index import index_app
@@ -55,6 +56,7 @@ app.command(help=ALIGN_HELP)(align)
 app.command(help=CALIBRATE_HELP)(calibrate)
 app.command(help=EMBED_HELP)(embed)
 app.command(help=SEARCH_HELP)(search)
+app.add_typer(database_app, name="database")
 app.add_typer(index_app, name="index")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")

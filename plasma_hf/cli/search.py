@@ -6,35 +6,46 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from ..io.formats import HIT_FIELDS, HIT_FORMATS
 from . import common
-from .common import EXIT_CODE, fail, load_model, one_line_errors, write
+from .align import AlignmentFormat
+from .common import EXIT_CODE, compilation_announced, fail, load_model, one_line_errors, write
+from .database import Writing, search_database
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
-SEARCH_HELP = f"""Find the structures or sequences that are nearest to a query.
+SEARCH_HELP = f"""Search proteins: residue by residue, or by their vectors.
 
-The query is a sequence; all records of a FASTA file, or one, as FILE:RECORD; or all chains of a PDB
-or mmCIF file, or one, as FILE:CHAIN. What is searched is an index that `plasma-hf index build`
-made; or, embedded on the spot, a folder of structure files or a file of sequences. A query of one
-kind finds records of either.
+`plasma-hf search QUERIES DATABASE` aligns each query with the best candidates of a database, and
+ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a folder of
+`plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
+are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
+(Smith-Waterman) are aligned: fast 150, default 500, more 2000, or all.
+
+With --index, --structures or --sequences the structures or sequences are found whose vectors are
+nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
+--structure (FILE or FILE:CHAIN). What is searched is an index that `plasma-hf index build` made;
+or, embedded on the spot, a folder of structure files or a file of sequences. A query of one kind
+finds records of either.
 
 {EXIT_CODE}
 
 \b
 Examples:
+  plasma-hf search demo/serine_proteases.fasta demo/structures --format m8
+  plasma-hf search queries.fasta proteins --top-k 10 --output hits.m8.gz --resume
   plasma-hf search --sequence MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ --structures structures/
   plasma-hf search --fasta demo/serine_proteases.fasta --index proteases.index --format tsv
   plasma-hf search --structure 1abc.pdb:A --sequences demo/serine_proteases.fasta --explain
 
 \b
-Formats:
+Formats of nearest vectors:
   text  a table for each query
   json  one object per query and line (JSON Lines): id and length of the query, and the result of
         the Python pipeline as it is
@@ -45,54 +56,101 @@ Formats:
 
 
 def search(
+    queries: Annotated[str | None, Argument(help="Sequence or file of proteins.")] = None,
+    database: Annotated[Path | None, Argument(help="Database, or file or folder.")] = None,
     sequence: Annotated[str | None, Option(help="Query: one-letter residues.")] = None,
     fasta: Annotated[str | None, Option(help="Queries: FASTA file, or FILE:RECORD.")] = None,
     structure: Annotated[str | None, Option(help="Queries: PDB or mmCIF, or FILE:CHAIN.")] = None,
     index: Annotated[Path | None, Option("--index", "-i", help="Index to search.")] = None,
     structures: Annotated[Path | None, Option(help="Structures to search: folder or file.")] = None,
     sequences: Annotated[Path | None, Option(help="Sequences to search: FASTA, CSV, ...")] = None,
-    top_k: Annotated[int, Option(min=1, help="Hits per query.")] = 5,
+    top_k: Annotated[
+        int | None, Option(min=1, help="Hits per query; 5 of vectors, else all by default.")
+    ] = None,
+    evalue: Annotated[float, Option(min=0, help="Highest E-value to show.")] = 0.01,
+    sensitivity: Annotated[
+        Literal["fast", "default", "more", "all"], Option(help="How many candidates are aligned.")
+    ] = "default",
+    database_size: Annotated[
+        int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
+    ] = None,
     explain: Annotated[bool, Option("--explain", help="Name the residues weighed most.")] = False,
-    format_name: common.OutputFormat = "text",
+    format_name: Annotated[
+        AlignmentFormat | None,
+        Option("--format", "-f", help="What to write; text, or what --output ends in."),
+    ] = None,
+    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None,
     output: common.OutputFile = None,
-    model: common.RetrievalModel = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
+    model: Annotated[str | None, Option(help="Folder or Hub id of a model.")] = None,
+    backbone: common.BackboneName = None,
     batch_size: Annotated[int, Option(min=1, help="Queries embedded together.")] = 8,
     device: common.Device = None,
     revision: common.Revision = None,
     trust_remote_code: common.RemoteCode = False,
+    threads: common.Threads = None,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
 ) -> None:
     """Search; see `SEARCH_HELP`."""
-    with one_line_errors() as skipped:
+    with one_line_errors(quiet, verbose) as skipped, compilation_announced():
+        from ..models.alignment_result import format_of
         from ..search import read_records
 
+        common.use_threads(threads)
+        form = format_name or format_of(str(output or ""))
+        where = (revision, device, trust_remote_code)
+        if queries is not None:
+            others = (sequence, fasta, structure, index, structures, sequences)
+            inside = _database_of(database, others)
+            options: dict[str, Any] = {"top_k": top_k, "evalue": evalue}
+            options |= {"sensitivity": sensitivity, "database_size": database_size}
+            options["batch_size"] = batch_size
+            writing = Writing(form, columns, output, resume, quiet)
+            loaded = (model, backbone, None, *where)
+            return search_database(queries, inside, writing, loaded, skipped, options)
+        _check_vectors(form, columns, resume, backbone)
         _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
         _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
         invalid: list[Any] = []
-        queries = _read_queries(sequence, fasta, structure, invalid)
+        proteins = _read_queries(sequence, fasta, structure, invalid)
         searched: dict[str, Any] = {"index": index}
         if index is None:
             place, kind = (structures, "structure") if structures else (sequences, "sequence")
             assert place is not None
             searched = {"candidates": list(read_records(place, invalid, kind))}
         skipped.report_records(invalid)
-        if not queries:
+        if not proteins:
             raise typer.Exit(2)
         if index is None and not searched["candidates"]:
             fail(f"{place} holds nothing that can be searched")
-        loaded = load_model(model, "protalign", revision, device, trust_remote_code)
-        pipe = _pipeline(loaded, batch_size=batch_size, **searched)
+        protalign = load_model(model, "protalign", *where)
+        pipe = _pipeline(protalign, batch_size=batch_size, **searched)
         skipped.report_records(pipe.invalid_candidates)
-        results = pipe(iter(queries), top_k=top_k, explain=explain, on_error="report")
+        results = pipe(iter(proteins), top_k=top_k or 5, explain=explain, on_error="report")
 
         def texts() -> Iterator[str]:
-            yield HIT_FORMATS[format_name].head
-            for query, hits in zip(queries, results, strict=True):
+            yield HIT_FORMATS[form].head
+            for query, hits in zip(proteins, results, strict=True):
                 if "error" in hits:
                     skipped.report(f"{query.id}: {hits['error']}")
                     continue
-                yield HIT_FORMATS[format_name].render(query.id, len(query), hits)
+                yield HIT_FORMATS[form].render(query.id, len(query), hits)
 
         write(texts(), output)
+
+
+def _database_of(database: Path | None, others: tuple[Any, ...]) -> Path:
+    if database is None or any(others):
+        fail("give QUERIES and DATABASE, or options such as --fasta and --index")
+    return database
+
+
+def _check_vectors(form: str, *of_residues: Any) -> None:
+    if form not in HIT_FORMATS:
+        fail(f"vectors have no {form}; give --format text, json or tsv")
+    if any(of_residues):
+        fail("--columns, --resume and --backbone go with QUERIES and DATABASE")
 
 
 def _check_one_of(what: str, **options: Any) -> None:

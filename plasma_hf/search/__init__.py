@@ -1,5 +1,6 @@
-"""Index proteins by their vectors, and search them."""
+"""Search proteins: residue by residue, or by their vectors."""
 
+from .database import ProteinDatabase
 from .index import (
     Index,
     IndexHeader,
@@ -16,6 +17,7 @@ __all__ = [
     "IndexHeader",
     "IndexReport",
     "ModelFingerprint",
+    "ProteinDatabase",
     "add_records",
     "build_index",
     "read_records",

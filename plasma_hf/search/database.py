@@ -1,0 +1,288 @@
+"""Proteins to search residue by residue: a file, or a folder that grows.
+
+A query meets all of them in a cheap stage, Smith-Waterman over BLOSUM62 on vector units; the best
+few hundred are aligned as `pipeline("protein-alignment")` does, and ranked by E-value against all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from ..models.alignment_result import AlignmentResults
+from ..models.protein import InvalidRecord, Protein, clean_sequence
+
+logger = logging.get_logger(__name__)
+
+FORMAT, MANIFEST = 1, "proteins.json"
+PROTEINS_PER_PART = 100_000
+SENSITIVITY = {"fast": 150, "default": 500, "more": 2000, "all": None}
+"""How many proteins are aligned, the best ones of the cheap stage."""
+# What BLOSUM62 has no row for, by what it stands for.
+KNOWN_LETTERS = str.maketrans("UOJ", "CKL")
+
+
+class ProteinDatabase:
+    """Sequences in memory, of a file or a folder, that queries are aligned with.
+
+    A folder holds one byte per residue in parts that never change: others may search while proteins
+    are added, and see them when they open it next.
+
+    Example:
+        >>> import tempfile
+        >>> records = [Protein("a", "MKTAYIAKQRQISFVKSHFSRQ"), Protein("b", "GDSGGPLVCSGKLQGIVSW")]
+        >>> database = ProteinDatabase.build(tempfile.mkdtemp(), records)
+        >>> len(database), database.residues, database.add([Protein("a", "MK")])
+        (2, 41, 0)
+    """
+
+    def __init__(self, ids: list[str], sequences: list[str], folder: Path | None = None) -> None:
+        self.ids, self.sequences, self.folder = ids, sequences, folder
+        self.structures: dict[str, Protein] = {}  # of those that were given as one
+
+    @classmethod
+    def of(cls, proteins: Iterable[Protein]) -> ProteinDatabase:
+        """Hold proteins in memory."""
+        given = list(proteins)
+        database = cls([one.id for one in given], [one.sequence or "" for one in given])
+        database.structures = {one.id: one for one in given if one.structure is not None}
+        return database
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | os.PathLike[str],
+        proteins: Iterable[Protein],
+        on_invalid: Callable[[InvalidRecord], None] | None = None,
+    ) -> ProteinDatabase:
+        """Make a folder of proteins, or go on with one; ids that it has stay as they are."""
+        where = Path(folder)
+        where.mkdir(parents=True, exist_ok=True)
+        if not (where / MANIFEST).exists():
+            _write_manifest(where, {"format": FORMAT, "parts": [], "removed": []})
+        database = cls.open(where)
+        database.add(proteins, on_invalid)
+        return database
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> ProteinDatabase:
+        """Read a folder.
+
+        Raises:
+            FileNotFoundError: If it is no database.
+            ValueError: If a part is damaged, or of a later version.
+        """
+        where = Path(folder)
+        told = _read_manifest(where)
+        ids: list[str] = []
+        sequences: list[str] = []
+        removed = set(told["removed"])
+        for part in told["parts"]:
+            read = (where / part["file"]).read_bytes() if (where / part["file"]).exists() else b""
+            if hashlib.sha256(read).hexdigest() != part["sha256"]:
+                raise ValueError(
+                    f"{where / part['file']} is damaged or missing; remove it from the folder, or "
+                    f"build the database anew: plasma-hf database build FILE --output {where}"
+                )
+            names, letters = read.decode().split("\0")
+            ids += names.split("\n")
+            sequences += letters.split("\n")
+        if removed:
+            kept = [(n, s) for n, s in zip(ids, sequences, strict=True) if n not in removed]
+            ids, sequences = [n for n, _ in kept], [s for _, s in kept]
+        return cls(ids, sequences, where)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> Protein:
+        name = self.ids[number]
+        return self.structures.get(name) or Protein(name, self.sequences[number])
+
+    @property
+    def residues(self) -> int:
+        """Residues of all proteins."""
+        return sum(map(len, self.sequences))
+
+    def add(
+        self, proteins: Iterable[Protein], on_invalid: Callable[[InvalidRecord], None] | None = None
+    ) -> int:
+        """Add proteins, and return how many are new; a part at a time is safe on disk."""
+        added, new = 0, _new(_valid(proteins, on_invalid), set(self.ids))
+        while part := list(islice(new, PROTEINS_PER_PART)):
+            self._write_part(part)
+            self.ids += [name for name, _ in part]
+            self.sequences += [sequence for _, sequence in part]
+            added += len(part)
+        self.__dict__.pop("_aligner", None)
+        return added
+
+    def remove(self, ids: Iterable[str]) -> int:
+        """Leave proteins out, and return how many of them there were."""
+        gone = set(ids) & set(self.ids)
+        kept = [(n, s) for n, s in zip(self.ids, self.sequences, strict=True) if n not in gone]
+        if self.folder is not None:
+            with FileLock(self.folder / ".lock"):
+                told = _read_manifest(self.folder)
+                told["removed"] = sorted({*told["removed"], *gone})
+                _write_manifest(self.folder, told)
+        self.ids, self.sequences = [n for n, _ in kept], [s for _, s in kept]
+        self.__dict__.pop("_aligner", None)
+        return len(gone)
+
+    def _write_part(self, part: list[tuple[str, str]]) -> None:
+        if self.folder is None:
+            return
+        text = "\n".join(n for n, _ in part) + "\0" + "\n".join(s for _, s in part)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        file = f"part-{digest[:16]}.bin"
+        (self.folder / f"{file}.writing").write_bytes(text.encode())
+        os.replace(self.folder / f"{file}.writing", self.folder / file)
+        with FileLock(self.folder / ".lock"):
+            told = _read_manifest(self.folder)
+            told["removed"] = sorted(set(told["removed"]) - {n for n, _ in part})
+            told["parts"].append({"file": file, "proteins": len(part), "sha256": digest})
+            _write_manifest(self.folder, told)
+
+    @cached_property
+    def _aligner(self) -> tuple[Any, Any, NDArray[np.float64]]:
+        """Return Smith-Waterman on vector units, what it aligns with, and corrections of length."""
+        try:
+            import pyopal
+        except ImportError as error:
+            raise ImportError(
+                'a search needs pyopal: pip install "plasma-hf[search]"; or align with all, by '
+                'sensitivity "all"'
+            ) from error
+        known = pyopal.Database([one.translate(KNOWN_LETTERS) for one in self.sequences])
+        lengths = np.array([len(one) for one in self.sequences], dtype=float)
+        # The best of many stretches grows with the logarithm of the length.
+        return pyopal.align, known, np.log(np.maximum(lengths, 10.0))
+
+    def candidates(self, query: str, most: int | None) -> list[int]:
+        """Return the numbers of the best proteins of the cheap stage, the best one first."""
+        if most is None or most >= len(self):
+            return list(range(len(self)))
+        align, known, length = self._aligner
+        found = align(
+            query.translate(KNOWN_LETTERS),
+            known,
+            mode="score",
+            algorithm="sw",
+            threads=torch.get_num_threads(),
+        )
+        scores = np.empty(len(self))
+        for one in found:  # in any order
+            scores[one.target_index] = one.score
+        scores /= length
+        best = np.argpartition(-scores, most)[:most]
+        return [int(number) for number in best[np.argsort(-scores[best], kind="stable")]]
+
+    def search(
+        self,
+        queries: Iterable[Any],
+        align: Any = None,
+        top_k: int | None = None,
+        evalue: float = 0.01,
+        sensitivity: str = "default",
+        database_size: int | None = None,
+        **options: Any,
+    ) -> Iterator[AlignmentResults]:
+        """Yield the significant hits of each query, the most significant first.
+
+        Args:
+            queries: Proteins, as the pipeline takes them.
+            align: A `pipeline("protein-alignment", ...)` of a calibrated model; the default's.
+            top_k: How many hits at most.
+            evalue: Hits that chance gives, at most, with each hit.
+            sensitivity: A name of `SENSITIVITY`; "all" aligns with every protein.
+            database_size: Proteins that E-values count; those of the database by default, all
+                shards of it where this is one.
+            options: Further ones of the pipeline.
+
+        Raises:
+            ValueError: If the model has no p-values, or there is no such sensitivity.
+            ImportError: If pyopal is missing.
+
+        Example:
+            >>> database = ProteinDatabase.of([Protein("a", "MKTAYIAKQRQISFVKSHFSRQ")])
+            >>> [hits] = database.search(["AYIAKQRQLSFVKSHFS"])
+            >>> [hit.candidate.id for hit in hits]
+            ['a']
+        """
+        if sensitivity not in SENSITIVITY:
+            raise ValueError(f"sensitivity {sensitivity!r}; give one of {', '.join(SENSITIVITY)}.")
+        align = align or _default_pipeline()
+        if align.model.calibration is None:
+            name = align.model.config.plm_name_or_path or "MODEL"
+            raise ValueError(
+                f"a search ranks by E-value, and the model over {name} is not calibrated; type: "
+                f"plasma-hf calibrate {name}"
+            )
+        size = database_size or len(self)
+        for query in queries:
+            read = align.read((query, query))["query"]
+            numbers = self.candidates(read.sequence or "", SENSITIVITY[sensitivity])
+            given = ((read, self[number]) for number in numbers)
+            results = align(given, evalue=evalue, database_size=size, **options)
+            hits = [one for one in results if one["segments"]]
+            hits.sort(key=lambda one: (one["p_value"], -one["score"], one.candidate.id))
+            yield AlignmentResults(hits[:top_k])
+
+
+def _default_pipeline() -> Any:
+    from .. import DEFAULT_CHECKPOINT
+    from ..models.modeling_plasma import PlasmaModel
+    from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
+
+    return ProteinAlignmentPipeline(model=PlasmaModel.from_pretrained(DEFAULT_CHECKPOINT).eval())
+
+
+def _valid(
+    proteins: Iterable[Protein], on_invalid: Callable[[InvalidRecord], None] | None
+) -> Iterator[tuple[str, str]]:
+    for protein in proteins:
+        try:
+            yield " ".join(protein.id.split()), clean_sequence(protein.sequence or "", protein.id)
+        except (ValueError, TypeError) as error:
+            if on_invalid is None:
+                raise
+            on_invalid(InvalidRecord(protein.id, str(error)))
+
+
+def _new(proteins: Iterable[tuple[str, str]], known: set[str]) -> Iterator[tuple[str, str]]:
+    """Leave out those whose ids came before."""
+    for name, sequence in proteins:
+        if name not in known:
+            known.add(name)
+            yield name, sequence
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no database of proteins; make one with: plasma-hf database build FILE "
+            f"--output {folder}"
+        )
+    told: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    if told.get("format") != FORMAT:
+        raise ValueError(f"{folder} is of version {told.get('format')}, this reads {FORMAT}.")
+    return told
+
+
+def _write_manifest(folder: Path, told: dict[str, Any]) -> None:
+    part = folder / f"{MANIFEST}.writing"
+    part.write_text(json.dumps(told, indent=1))
+    os.replace(part, folder / MANIFEST)

@@ -1,0 +1,235 @@
+"""A database of proteins: what is found, what is kept, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import pipeline
+from typer.testing import CliRunner
+
+import plasma_hf
+from plasma_hf.cli.main import app
+from plasma_hf.models.protein import InvalidRecord, Protein
+from plasma_hf.search import ProteinDatabase
+from plasma_hf.search.database import MANIFEST, SENSITIVITY
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+USUAL = (8, 1, 5, 7, 4, 7, 2, 6, 6, 10, 2, 4, 5, 4, 5, 7, 5, 7, 1, 3)  # percent in proteins
+SIDES = "demo/structures/2cga_B.pdb.gz", "demo/structures"
+
+
+def drawn(residues: int, rng: random.Random) -> str:
+    return "".join(rng.choices(LETTERS, USUAL, k=residues))
+
+
+@pytest.fixture(scope="module")
+def proteins() -> list[Protein]:
+    """Families of three, each changed in four of ten places, among others that are alone."""
+    rng = random.Random(0)
+    found = []
+    for family in range(8):
+        first = drawn(rng.randint(80, 140), rng)
+        for member in range(3):
+            changed = "".join(
+                drawn(1, rng) if rng.random() < 0.4 * bool(member) else c for c in first
+            )
+            found.append(Protein(f"f{family}_{member}", changed))
+    return found + [Protein(f"alone{n}", drawn(rng.randint(40, 200), rng)) for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def align() -> Any:
+    return pipeline("protein-alignment")
+
+
+@pytest.fixture(scope="module")
+def database(proteins: list[Protein], tmp_path_factory: pytest.TempPathFactory) -> ProteinDatabase:
+    return ProteinDatabase.build(tmp_path_factory.mktemp("database") / "proteins", proteins)
+
+
+def test_families_are_found(database: ProteinDatabase, proteins: Any, align: Any) -> None:
+    queries = proteins[:24:3]
+    for query, hits in zip(queries, database.search(queries, align, evalue=1e-4), strict=True):
+        family = query.id.split("_")[0]
+        assert [hit.candidate.id.split("_")[0] for hit in hits] == [family] * 3
+        assert hits[0].candidate.id == query.id
+        e_values = [hit["evalue"] for hit in hits]
+        assert e_values == sorted(e_values) and max(e_values) < 1e-4
+        assert all(hit["evalue"] == hit["p_value"] * len(database) for hit in hits)
+
+
+def test_a_stage_loses_little_and_changes_nothing(
+    database: ProteinDatabase, proteins: Any, align: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exhaustive search is the slow twin of one with a first stage."""
+    [slow] = database.search([proteins[0]], align, evalue=30.0, sensitivity="all")
+    monkeypatch.setitem(SENSITIVITY, "fast", 20)
+    [fast] = database.search([proteins[0]], align, evalue=30.0, sensitivity="fast")
+    by_id = {hit.candidate.id: hit for hit in slow}
+    assert len(database.candidates(proteins[0].sequence, 20)) == 20 < len(database)
+    assert [hit.candidate.id for hit in fast][:3] == [hit.candidate.id for hit in slow][:3]
+    for hit in fast:
+        assert hit["evalue"] == pytest.approx(by_id[hit.candidate.id]["evalue"], rel=1e-4)
+
+
+def test_shards_give_the_same(database: ProteinDatabase, proteins: Any, align: Any) -> None:
+    [whole] = database.search([proteins[3]], align, evalue=5.0, sensitivity="all")
+    parts = [ProteinDatabase.of(proteins[n::3]) for n in range(3)]
+    merged = [
+        hit
+        for part in parts
+        for hits in part.search(
+            [proteins[3]], align, evalue=5.0, sensitivity="all", database_size=len(database)
+        )
+        for hit in hits
+    ]
+    merged.sort(key=lambda hit: (hit["p_value"], -hit["score"], hit.candidate.id))
+    assert [hit.candidate.id for hit in merged] == [hit.candidate.id for hit in whole]
+    wanted = [hit["evalue"] for hit in whole]
+    assert [hit["evalue"] for hit in merged] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_it_grows_and_shrinks(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("plasma_hf.search.database.PROTEINS_PER_PART", 10)
+    database = ProteinDatabase.build(tmp_path, proteins[:25])
+    other = ProteinDatabase.open(tmp_path)  # of another process, say
+    assert len(json.loads((tmp_path / MANIFEST).read_text())["parts"]) == 3
+    assert database.add(proteins[20:30]) == 5 and len(database) == 30 and len(other) == 25
+    assert database.remove(["f0_0", "nothing"]) == 1
+    again = ProteinDatabase.open(tmp_path)
+    assert again.ids == database.ids and "f0_0" not in again.ids
+    assert again.sequences == database.sequences
+    assert again.add(proteins[:3]) == 1 and ProteinDatabase.open(tmp_path).ids[-1] == "f0_0"
+    assert again.residues == sum(map(len, again.sequences))
+
+
+def test_a_build_that_was_stopped_goes_on(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("plasma_hf.search.database.PROTEINS_PER_PART", 10)
+
+    def stopped() -> Any:
+        yield from proteins[:35]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ProteinDatabase.build(tmp_path, stopped())
+    assert len(ProteinDatabase.open(tmp_path)) == 30
+    assert ProteinDatabase.build(tmp_path, proteins).ids == [one.id for one in proteins]
+
+
+def test_what_cannot_be_used_is_said(proteins: Any, tmp_path: Path, align: Any) -> None:
+    bad: list[InvalidRecord] = []
+    odd = [Protein("digit", "MK7"), Protein("lower", "mkvUOJ"), Protein("empty", "")]
+    database = ProteinDatabase.build(tmp_path / "a", odd, bad.append)
+    assert database.sequences == ["MKVUOJ"] and [one.id for one in bad] == ["digit", "empty"]
+    with pytest.raises(ValueError, match="digit has the character '7'"):
+        database.add([Protein("digit", "MK7")])
+    with pytest.raises(FileNotFoundError, match="is no database of proteins; make one with"):
+        ProteinDatabase.open(tmp_path)
+    [part] = (tmp_path / "a").glob("part-*.bin")
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged or missing"):
+        ProteinDatabase.open(tmp_path / "a")
+    small = ProteinDatabase.of(proteins[:3])
+    with pytest.raises(ValueError, match="give one of fast, default, more, all"):
+        next(small.search(["MKV"], align, sensitivity="most"))
+    plan = pipeline(
+        "protein-alignment",
+        model=plasma_hf.PlasmaModel(
+            plasma_hf.PlasmaConfig(head="hinge", plm_config=plasma_hf.SubstitutionConfig())
+        ),
+        processor=plasma_hf.PlasmaProcessor(),
+    )
+    with pytest.raises(ValueError, match="is not calibrated; type: plasma-hf calibrate"):
+        next(small.search(["MKV"], plan))
+
+
+def test_without_the_first_stage(proteins: Any, align: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "pyopal", None)
+    database = ProteinDatabase.of(proteins)
+    monkeypatch.setitem(SENSITIVITY, "fast", 5)
+    with pytest.raises(ImportError, match=r'pip install "plasma-hf\[search\]"'):
+        next(database.search([proteins[0]], align, sensitivity="fast"))
+    [hits] = database.search([proteins[0]], align, sensitivity="all", top_k=2)
+    assert len(hits) == 2
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+def fasta(path: Path, proteins: list[Protein]) -> Path:
+    path.write_text("".join(f">{one.id}\n{one.sequence}\n" for one in proteins))
+    return path
+
+
+def test_from_the_shell(proteins: Any, tmp_path: Path) -> None:
+    queries, file = fasta(tmp_path / "q.fasta", proteins[:9]), fasta(tmp_path / "p.fasta", proteins)
+    folder = tmp_path / "database"
+    result = run("database", "build", file, "--output", folder)
+    assert result.exit_code == 0, result.output
+    residues = sum(len(one.sequence) for one in proteins)
+    assert f"{len(proteins)} proteins, {residues} residues" in result.stderr
+    strict = ("--format", "m8", "--evalue", "1e-4")
+    by_folder = run("search", queries, folder, *strict)
+    assert by_folder.exit_code == 0, by_folder.output
+    assert by_folder.stdout == run("search", queries, file, *strict).stdout
+    rows = [line.split("\t") for line in by_folder.stdout.splitlines()]
+    assert {row[0] for row in rows} == {one.id for one in proteins[:9]}
+    assert all(row[0].split("_")[0] == row[1].split("_")[0] for row in rows)
+    best = run("search", queries, folder, "--top-k", "1", "--format", "m8").stdout
+    assert [line.split("\t")[:2] for line in best.splitlines()] == [
+        [o.id] * 2 for o in proteins[:9]
+    ]
+    result = run("database", "remove", folder, "f0_1", "nothing")
+    assert result.exit_code == 2 and "has no protein 'nothing'" in result.stderr
+    assert f"{len(proteins) - 1} proteins" in run("database", "info", folder).stdout
+    assert "\tf0_1\t" not in run("search", queries, folder, "--format", "m8").stdout
+
+
+def test_a_stopped_search_goes_on(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    queries = fasta(tmp_path / "q.fasta", proteins[:6])
+    words = ["search", queries, fasta(tmp_path / "p.fasta", proteins), "--output"]
+    assert run(*words, tmp_path / "whole.a3m").exit_code == 0
+    search, done = ProteinDatabase.search, []
+
+    def stopped(self: Any, queries: Any, *given: Any, **named: Any) -> Any:
+        done.append(1)
+        if len(done) > 3:
+            raise KeyboardInterrupt
+        return search(self, queries, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProteinDatabase, "search", stopped)
+        assert run(*words, tmp_path / "part.a3m").exit_code != 0
+    result = run(*words, tmp_path / "part.a3m", "--resume")
+    assert "3 of 6 queries are in" in result.stderr
+    assert (tmp_path / "part.a3m").read_text() == (tmp_path / "whole.a3m").read_text()
+
+
+def test_structures_keep_their_numbers(tmp_path: Path) -> None:
+    result = run("search", *SIDES, "--format", "tsv")
+    assert result.exit_code == 0, result.output
+    assert "\tB:16-B:245\tE:16-E:245" in result.stdout
+
+
+def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.fasta"
+    empty.write_text("")
+    file = fasta(tmp_path / "p.fasta", proteins[:3])
+    for words, said in (
+        (["MKVLAA"], "give QUERIES and DATABASE"),
+        (["MKVLAA", file, "--index", "x"], "give QUERIES and DATABASE"),
+        ([tmp_path / "no.fasta", file], "there is no file"),
+        (["MKVLAA", tmp_path / "no.fasta"], "no.fasta"),
+        (["MKVLAA", empty], "empty.fasta"),
+        (["--sequence", "MKV", "--sequences", file, "-f", "m8"], "vectors have no m8"),
+        (["--sequence", "MKV", "--sequences", file, "--resume"], "go with QUERIES and DATABASE"),
+    ):
+        result = run("search", *words)
+        assert result.exit_code == 2 and result.stdout == "", words
+        assert said in result.stderr, (words, result.stderr)
