@@ -426,3 +426,67 @@ def _warn_of_another_split(folder: str, seed: int) -> None:
                 f"{folder} was trained on the split of seed {trained_on} and is evaluated on that "
                 f"of seed {seed}: it may know a part of the pairs"
             )
+
+
+EVALUATE_SCOPE40_HELP = """
+Search SCOPe40, the field's benchmark: each query domain against all domains.
+
+FOLDER has domains.fasta.gz, labels.tsv (domain, family) and, beside, published results (*.rocx).
+The table says which share of family, superfamily and fold is ranked before the first false
+positive, false positives per query up to an E-value, and the time, everything included. OUT gets
+it, and for each searcher a file in the form of the published ones.
+
+\b
+Examples:
+  plasma-hf evaluate scope40 scope40/ --queries 100 --out results
+  plasma-hf evaluate scope40 scope40/ --backbone esm2-8m --baseline smith-waterman \\
+      --baseline mmseqs2 --baseline phmmer --out results
+"""
+
+
+def evaluate_scope40(
+    folder: Annotated[Path, typer.Argument(help="Folder of the benchmark.")],
+    out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
+    model: Annotated[str | None, Option(help="A calibrated PLASMA model; the default.")] = None,
+    backbone: common.BackboneName = None,
+    sensitivity: Annotated[
+        Names, Option(help="fast, default, more or all; can be repeated.")
+    ] = None,
+    baseline: Annotated[
+        Names, Option(help="smith-waterman, mmseqs2 or phmmer; can be repeated.")
+    ] = None,
+    queries: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
+    seed: Annotated[int, Option(help="Of the draw.")] = 0,
+    device: common.Device = None,
+    threads: common.Threads = None,
+) -> None:
+    """Search SCOPe40; see `EVALUATE_SCOPE40_HELP`."""
+    with one_line_errors():
+        from ..evaluation import scope40
+        from ..evaluation.plots import file_name
+        from ..evaluation.report import write_report
+        from ..search.database import SENSITIVITY
+        from .embed import load_embedder
+
+        common.use_threads(threads)
+        for given, known in ((sensitivity, SENSITIVITY), (baseline, scope40.BASELINES)):
+            if unknown := set(given or []) - set(known):
+                fail(f"there is no {', '.join(sorted(unknown))}; give {', '.join(known)}")
+        benchmark = scope40.Scope40.read(folder)
+        chosen = benchmark.queries(queries, seed)
+        embedder, head = load_embedder(model, backbone, None, None, device, False, True)
+        found = []
+        for name in sensitivity or ["default"]:
+            search = scope40.plasma(benchmark, head, embedder, name)
+            told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}, {name}"
+            found.append(scope40.run(benchmark, told, search, chosen))
+        for other in baseline or []:
+            search = scope40.BASELINES[other](benchmark)
+            found.append(scope40.run(benchmark, other, search, chosen))
+        out.mkdir(parents=True, exist_ok=True)
+        for one in found:
+            one.write(out / f"{file_name(one.name)}.rocx")
+        table = scope40.to_markdown([*found, *scope40.published(benchmark, chosen)])
+        parts = [f"# SCOPe40, {len(chosen)} queries, {len(benchmark.domains)} domains", table]
+        settings = {"queries": chosen, "seed": seed, "threads": threads}
+        typer.echo(write_report(out, parts, evaluation={"settings": settings}))

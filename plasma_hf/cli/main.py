@@ -13,7 +13,14 @@ from .calibrate import CALIBRATE_HELP, calibrate
 from .common import group
 from .database import database_app
 from .embed import EMBED_HELP, embed
-from .evaluate import EVALUATE_HELP, EVALUATE_PROTALIGN_HELP, evaluate, evaluate_protalign
+from .evaluate import (
+    EVALUATE_HELP,
+    EVALUATE_PROTALIGN_HELP,
+    EVALUATE_SCOPE40_HELP,
+    evaluate,
+    evaluate_protalign,
+    evaluate_scope40,
+)
 from .index import index_app
 from .search import SEARCH_HELP, search
 from .train import train_app
@@ -51,6 +58,7 @@ def main(
 evaluate_app = group("Evaluate models; without a name it is PLASMA.", cls=EvaluateGroup)
 evaluate_app.command("plasma", help=EVALUATE_HELP)(evaluate)
 evaluate_app.command("protalign", help=EVALUATE_PROTALIGN_HELP)(evaluate_protalign)
+evaluate_app.command("scope40", help=EVALUATE_SCOPE40_HELP)(evaluate_scope40)
 
 app.command(help=ALIGN_HELP)(align)
 app.command(help=CALIBRATE_HELP)(calibrate)

@@ -181,6 +181,8 @@ class ProteinDatabase:
             known,
             mode="score",
             algorithm="sw",
+            gap_open=12,  # of the first residue: what BLAST calls 11
+            gap_extend=1,
             threads=torch.get_num_threads(),
         )
         scores = np.empty(len(self))
