@@ -15,8 +15,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import plasma_hf  # noqa: F401  registers the task
-from plasma_hf.io.formats import FORMATS, AlignedPair
-from plasma_hf.io.plot import plot_plan
+from plasma_hf.io.plot import plot_result
 from plasma_hf.models.protein import read_records
 
 HERE = Path(__file__).parent
@@ -44,12 +43,11 @@ def main() -> int:
     align: Any = pipeline("protein-alignment", model=options.model)
     result = align((query, candidate), return_plan=True)
 
-    pair, text = AlignedPair(query, candidate, result), FORMATS["text"]
-    print(text.head + text.render(pair), end="")
-    expected = expected_pairs(*pair.letters)
-    found = check_triad(expected, pair.letters[1], result["segments"])
+    print(result, end="\n\n")
+    expected = expected_pairs(query.sequence, candidate.sequence)
+    found = check_triad(expected, candidate.sequence, result["segments"])
     marks = [(i, j, name) for name, (i, j) in expected.items()]
-    plot_plan(result["plan"], result["segments"], query.id, candidate.id, options.plot, marks)
+    plot_result(result, options.plot, marks)
     print(f"\nThe plan as a picture: {options.plot}")
     return 0 if found else 1
 
