@@ -695,11 +695,12 @@ def _page(result: AlignmentResult) -> str:
         f"<b>segment {hit.number}</b><pre {style}>{escape(chr(10).join(written_rows(hit)))}</pre>"
         for hit in result.hits
     ]
-    legend = f"<pre {style}>{escape(LEGEND)}</pre>" if rows else ""
+    legend = f'<pre style="white-space:pre-wrap">{escape(LEGEND)}</pre>' if rows else ""
     return (
         '<div style="display:flex;flex-wrap:wrap;gap:1em;max-width:100%">'
-        f'{_picture(result)}<div style="min-width:0;overflow-wrap:anywhere"><b>{escape(sides)}</b>'
-        f"<br>{statistics(result)}<div {style}>{shown}</div></div></div>{''.join(rows)}{legend}"
+        f'{_picture(result)}<div style="flex:1 1 20em;min-width:0;overflow-wrap:anywhere">'
+        f"<b>{escape(sides)}</b><br>{statistics(result)}<div {style}>{shown}</div></div></div>"
+        f"{''.join(rows)}{legend}"
     )
 
 
