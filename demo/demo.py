@@ -42,11 +42,12 @@ def main() -> int:
     query, candidate = read_records(HERE / "serine_proteases.fasta")
     align: Any = pipeline("protein-alignment", model=options.model)
     result = align((query, candidate), return_plan=True)
-    print(result.to_string(), end="")
+
+    print(result, end="\n\n")
     expected = expected_pairs(query.sequence, candidate.sequence)
     found = check_triad(expected, candidate.sequence, result["segments"])
     marks = [(i, j, name) for name, (i, j) in expected.items()]
-    plot_result(result, options.plot, marks=marks)
+    plot_result(result, options.plot, marks)
     print(f"\nThe plan as a picture: {options.plot}")
     return 0 if found else 1
 

@@ -43,6 +43,7 @@ def pytest_runtest_call(item):
     torch.manual_seed(1)
 
 
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GOLDEN = Path(__file__).parent / "golden"
 """A subset of the reference tensors, part of the repository; all of them are in `SHARED`."""
@@ -95,3 +96,29 @@ def tiny_esm(tmp_path_factory):
     )
     model = PlasmaModel(PlasmaConfig(plm_config=backbone, head_size=8)).eval()
     return model, PlasmaProcessor(EsmTokenizer(str(vocabulary)))
+
+
+@pytest.fixture
+def open_page(tmp_path):
+    """Open a page at a width; gives the browser."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not (CHROMIUM.exists() and DRIVER.exists()):
+        pytest.skip(f"there is no {CHROMIUM} or no {DRIVER}: apt-get install chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for name in "headless=new no-sandbox disable-gpu disable-quic no-first-run".split():
+        options.add_argument(f"--{name}")
+    for name in ("background-networking", "component-update", "sync", "dev-shm-usage"):
+        options.add_argument(f"--disable-{name}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+
+    def open_at(address, width):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(address)
+        return browser
+
+    yield open_at
+    browser.quit()

@@ -34,7 +34,6 @@ STRUCTURES = ROOT / "demo" / "structures"
 MODULES = ("app", "html_parts", "plan_figure")
 PAIR = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "AYIAKQRQLSFVKSHFSRQ")
 BPTI = "RPDFCLEPPYTGPCKARIIRYFYNAKAGLCQTFVYGGCRAKRNNFKSAEDCMRTCGGA"
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
 @pytest.fixture(scope="module")
@@ -333,32 +332,6 @@ def page(folder):
             server.kill()
 
 
-@pytest.fixture
-def open_page(page, tmp_path):
-    """Open the page at a width; gives the browser."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if not (CHROMIUM.exists() and DRIVER.exists()):
-        pytest.skip(f"there is no {CHROMIUM} or no {DRIVER}: apt-get install chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for name in "headless=new no-sandbox disable-gpu disable-quic no-first-run".split():
-        options.add_argument(f"--{name}")
-    for name in ("background-networking", "component-update", "sync", "dev-shm-usage"):
-        options.add_argument(f"--disable-{name}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-
-    def open_at(width):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get(page[0])
-        return browser
-
-    yield open_at
-    browser.quit()
-
-
 def shown(browser, selector, count=1):
     """Wait for elements of the page that can be seen; return them."""
     from selenium.webdriver.support.ui import WebDriverWait
@@ -405,7 +378,7 @@ def requests_of(browser):
 @pytest.mark.allow_hosts(["127.0.0.1", "::1"])
 @pytest.mark.parametrize("width", [1280, 375])
 def test_a_visitor(open_page, page, align, width):
-    browser = open_page(width)
+    browser = open_page(page[0], width)
     type_into(browser, "query", PAIR[0])
     type_into(browser, "candidate", PAIR[1])
     check_width(browser, width)

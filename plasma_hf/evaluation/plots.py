@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.pairs import ProteinPair
-from ..io.plot import new_figure, plot_plan, save_figure
+from ..io.plot import new_figure, plot_result, save_figure
+from ..models.alignment_result import AlignmentResult
+from ..models.protein import Protein
 from .aligners import Aligner
 from .run import Run, align_in_chunks
 
@@ -31,9 +33,12 @@ def draw_curves(runs: Sequence[Run], folder: str | Path, ending: str) -> None:
             group.append(run)
     for (task, split), group in groups.items():
         figure = new_figure(9.6, 4.6)
-        figure.suptitle(f"{task}, {split}, seed {group[0].seed}", parse_math=False)
+        title = f"{task}, {split}, seed {group[0].seed}"
+        figure.suptitle(title, parse_math=False)
         _draw(figure, group)
-        save_figure(figure, Path(folder, f"{file_name(f'{task}_{split}_curves')}.{ending}"))
+        path = Path(folder, f"{file_name(f'{task}_{split}_curves')}.{ending}")
+        told = ", ".join(dict.fromkeys(run.aligner for run in group))
+        save_figure(figure, path, title, f"ROC and precision-recall curves of {told}")
 
 
 def _draw(figure: Figure, runs: Sequence[Run]) -> None:
@@ -83,8 +88,10 @@ def draw_plans(
         ids = (pair.query.uid, pair.candidate.uid)
         backbone = getattr(aligner, "backbone", "")
         path = Path(folder, f"{file_name('_'.join([*ids, aligner.name, backbone]))}.{ending}")
-        segments = find_segments(torch.as_tensor(result.plan))
-        plot_plan(result.plan, segments, *ids, path, _site_marks(pair))
+        said = {"score": result.score, "plan": result.plan}
+        said["segments"] = find_segments(torch.as_tensor(result.plan))
+        query, candidate = (Protein(side.uid, side.sequence) for side in pair.sides)
+        plot_result(AlignmentResult(said, query, candidate), path, _site_marks(pair))
 
 
 def _site_marks(pair: ProteinPair) -> list[tuple[int, int, str]]:

@@ -99,7 +99,7 @@ class AlignmentResult(dict[str, Any]):
 
     def to_biopython(self) -> list[Any]:
         """Return a `Bio.Align.Alignment` for each segment."""
-        self._check_letters()
+        self.check_letters()
         align, seq, record = (
             _library("biopython", f"Bio.{name}") for name in ("Align", "Seq", "SeqRecord")
         )
@@ -116,11 +116,26 @@ class AlignmentResult(dict[str, Any]):
         return alignments
 
     def plot(self, path: str | None = None, kind: str = "plan") -> Any:
-        """Draw the "plan", or the rows as an "alignment": a figure of matplotlib.
+        """Draw the "plan", the "alignment" or a dot-plot ("dots"), as a `matplotlib` figure.
 
         With a path it is also written; the ending says the format.
         """
-        return _of_package("io.plot", "pictures").plot_result(self, path, kind)
+        try:
+            draw = import_module("plasma_hf.io.plot").draw
+        except ImportError as error:
+            told = 'pictures come with the package: pip install "plasma-hf[plot]"'
+            raise ImportError(told) from error
+        return draw(self, path, kind)
+
+    def plan_or_pairs(self) -> torch.Tensor:
+        """Return the plan, or in its shape the weights of the pairs where there is none."""
+        if self.get("plan") is not None:
+            return torch.as_tensor(self["plan"]).detach().float().cpu()
+        plan = torch.zeros(len(self.query), len(self.candidate))
+        for hit in self.hits:
+            for i, j, weight in hit.pairs:
+                plan[i, j] = weight
+        return plan
 
     def superpose(self, path: str | None = None, with_query: bool = False) -> Any:
         """Lay the candidate's structure on the query's by the aligned residues.
@@ -176,7 +191,8 @@ class AlignmentResult(dict[str, Any]):
         letters = self.query.sequence is not None and self.candidate.sequence is not None
         return letters and "error" not in self
 
-    def _check_letters(self) -> None:
+    def check_letters(self) -> None:
+        """Raise a ValueError where there is no alignment that could be written in letters."""
         for protein in (self.query, self.candidate):
             if protein.sequence is None:
                 raise ValueError(
@@ -368,7 +384,7 @@ def write_results(
     if before is None and (head := form.head(chosen)):
         yield head
     for result in results:
-        result._check_letters()
+        result.check_letters()
         same = before is not None and before == result.query
         yield form.render(result, same, chosen)
         before = result.query
@@ -416,11 +432,10 @@ def to_text(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
             for side in SIDES
         )
         title = (
-            f"segment {hit.number}  {spans}  score {segment['score']:.4f}"
-            f"{_significance(segment)}  pairs {len(hit.pairs)}  "
+            f"segment {hit.number}  {spans}  {statistics(segment)}  pairs {len(hit.pairs)}  "
             f"identity {hit.identical / len(hit.pairs):.3f}"
         )
-        lines += ["", title, "", *_rows(hit)]
+        lines += ["", title, "", *written_rows(hit)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -628,6 +643,11 @@ def format_of(path: str) -> str:
 # --- What a reader sees.
 
 
+def statistics(about: Mapping[str, Any]) -> str:
+    """Write score and significance of a result or a segment."""
+    return f"score {about['score']:.4f}{_significance(about)}"
+
+
 def _significance(about: Mapping[str, Any]) -> str:
     """Write what stands behind a score: bits, and how likely chance gives as much."""
     return "" if about.get("p_value") is None else f"  bits {about['bits']:.1f}  {_chance(about)}"
@@ -639,7 +659,7 @@ def _chance(about: Mapping[str, Any]) -> str:
     return f"{name} {about[key]:.2g}" if about[key] else f"{name} < 1e-300"
 
 
-def _rows(hit: Hit) -> Iterator[str]:
+def written_rows(hit: Hit) -> Iterator[str]:
     """Write a segment as query, marks and candidate, some columns at a time; see `LEGEND`."""
     laid_out = list(columns(hit.pairs))
     labels = [[one.rpartition(":")[2] for one in hit.result.residues(side)] for side in SIDES]
@@ -670,11 +690,12 @@ def _row(
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    style = 'style="text-align:left;white-space:nowrap;padding:.1em 1em .1em 0"'
+    told = [("th", head), *(("td", row) for row in rows)]
+    lines = (
+        "".join(f"<{cell} {style}>{escape(str(one))}</{cell}>" for one in row) for cell, row in told
     )
-    heads = "".join(f"<th>{escape(one)}</th>" for one in head)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
 PICTURE_CELLS = 64  # along the longer side of the small heat map
@@ -682,61 +703,60 @@ PICTURE_CELLS = 64  # along the longer side of the small heat map
 
 def _page(result: AlignmentResult) -> str:
     """Show a result in a notebook: statistics, the plan in small, and the rows of each segment."""
-    rows = [
+    table = [
         (
             hit.number,
             *(
-                f"{segment[f'{side}_start'] + 1}-{segment[f'{side}_end']} {hit.authors(side)}"
+                f"{hit.segment[f'{side}_start'] + 1}-{hit.segment[f'{side}_end']} "
+                f"{hit.authors(side)}"
                 for side in SIDES
             ),
             len(hit.pairs),
             f"{hit.identical / len(hit.pairs):.0%}",
-            _significance(segment).strip(),
+            statistics(hit.segment),
         )
         for hit in result.hits
-        for segment in [hit.segment]
     ]
-    head = ("segment", "query", "candidate", "pairs", "identity", "significance")
+    head = ("segment", "query", "candidate", "pairs", "identity", "statistics")
     sides = ", ".join(f"{p.id} ({len(p)} residues)" for p in (result.query, result.candidate))
-    text = result.to_string().partition("\n\n")[2].split("\n\n", 1)
-    said = f"<b>{escape(sides)}</b><br>score {result['score']:.4f}{_significance(result)}"
-    shown = _table(head, rows) if rows else f"<p>{escape(text[0].splitlines()[-1])}</p>"
-    legend = f"<small>{escape(LEGEND.strip())}</small>" if rows else ""
-    alignment = f'<pre style="overflow-x:auto">{escape(text[-1])}</pre>' if rows else ""
+    shown = _table(head, table) if table else escape(str(result).splitlines()[-1])
+    style = 'tabindex="0" style="overflow-x:auto"'  # no wider than the page, on a telephone too
+    rows = [
+        f"<b>segment {hit.number}</b><pre {style}>{escape(chr(10).join(written_rows(hit)))}</pre>"
+        for hit in result.hits
+    ]
+    legend = f'<pre style="white-space:pre-wrap">{escape(LEGEND)}</pre>' if rows else ""
     return (
-        '<div style="max-width:100%">'
-        '<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start">'
-        f"{_picture(result)}<div style='min-width:0;overflow-x:auto'>{said}{shown}</div></div>"
-        f"{legend}{alignment}</div>"
+        '<div style="display:flex;flex-wrap:wrap;gap:1em;max-width:100%">'
+        f'{_picture(result)}<div style="flex:1 1 20em;min-width:0;overflow-wrap:anywhere">'
+        f"<b>{escape(sides)}</b><br>{statistics(result)}<div {style}>{shown}</div></div></div>"
+        f"{''.join(rows)}{legend}"
     )
 
 
 def _picture(result: AlignmentResult) -> str:
     """Draw the plan in few cells, or where there is none the aligned pairs; the query downwards."""
-    shape = len(result.query), len(result.candidate)
-    plan = result.get("plan")
-    if plan is None:
-        plan = torch.zeros(shape)
-        for hit in result.hits:
-            places = torch.tensor([pair[:2] for pair in hit.pairs])
-            plan[places[:, 0], places[:, 1]] = torch.tensor([pair[2] for pair in hit.pairs])
+    plan, shape = result.plan_or_pairs(), (len(result.query), len(result.candidate))
     most = max(shape)
     rows, across = (max(1, min(n, round(n * PICTURE_CELLS / most))) for n in shape)
-    cells = F.adaptive_max_pool2d(plan.float()[None, None], (rows, across))[0, 0].clamp(max=1.0)
+    cells = F.adaptive_max_pool2d(plan[None, None], (rows, across))[0, 0].clamp(max=1.0)
     drawn = "".join(
         f'<rect x="{j}" y="{i}" width="1" height="1" opacity="{float(cells[i, j]):.2f}"/>'
         for i, j in (cells > 0.1).nonzero().tolist()
     )
+    if not drawn:
+        return ""
     told = (
         f"Plan of {result.query.id}, {shape[0]} residues, downwards, and {result.candidate.id}, "
         f"{shape[1]} residues, across; dark where residues are aligned"
     )
     size = f'width="{round(160 * across / max(rows, across))}"'
     return (
+        '<figure style="margin:0"><small>&#8595; query &#8594; candidate</small><br>'
         f'<svg role="img" aria-label="{escape(told)}" viewBox="-1 -1 {across + 2} {rows + 2}" '
         f'{size} fill="currentColor"><title>{escape(told)}</title>'
         f'<rect x="-.5" y="-.5" width="{across + 1}" height="{rows + 1}" fill="none" '
-        f'stroke="currentColor" vector-effect="non-scaling-stroke"/>{drawn}</svg>'
+        f'stroke="currentColor" vector-effect="non-scaling-stroke"/>{drawn}</svg></figure>'
     )
 
 
@@ -799,5 +819,4 @@ def _of_package(module: str, what: str) -> Any:
     try:
         return import_module(f"plasma_hf.{module}")
     except ImportError as error:
-        told = "pip install plasma-hf" if "plasma_hf" in str(error) else str(error)
-        raise ImportError(f"{what} come with the package: {told}") from error
+        raise ImportError(f"{what} come with the package: pip install plasma-hf") from error
