@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from plasma_hf.io.plot import CELLS, PICTURES, plot_alignment, plot_p_values, plot_result
+from plasma_hf.io.plot import (
+    CELLS,
+    PICTURES,
+    new_figure,
+    plot_alignment,
+    plot_p_values,
+    plot_result,
+    save_figure,
+)
 from plasma_hf.models.alignment_result import AlignmentResult
 from plasma_hf.models.protein import Protein, Structure
 
@@ -284,3 +292,10 @@ def test_the_page_is_no_wider_than_the_window(
             assert set(seen["colours"]) <= {colour}
             assert bool(seen["colours"]) == (name != "none")
     assert seen["scrolling"] == (width < 500)  # the rows do, in their own box
+
+
+@pytest.mark.parametrize("ending", ["svg", "png", "pdf", "jpg"])
+def test_a_figure_without_a_title_is_saved(tmp_path: Path, ending: str) -> None:
+    plot_p_values([0.1, 0.5, 0.9], tmp_path / f"p.{ending}")
+    save_figure(new_figure(1, 1), tmp_path / f"empty.{ending}")
+    assert all(file.stat().st_size > 100 for file in tmp_path.iterdir())

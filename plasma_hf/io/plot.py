@@ -69,10 +69,11 @@ def save_figure(figure: Figure, path: str | Path, title: str = "", description: 
     """
     from matplotlib import rc_context
 
-    told = {"Title": title or None, "Description": description or None}
+    told = {"Title": title, "Description": description}
+    told = {name: text for name, text in told.items() if text}
     kinds: dict[str, dict[str, str | None]] = {
-        ".svg": told | {"Date": None},
-        ".png": {name: text for name, text in told.items() if text},
+        ".svg": {**told, "Date": None},
+        ".png": {**told},
         ".pdf": {"Title": title or None, "Subject": description or None, "CreationDate": None},
     }
     with rc_context(EXACT):
