@@ -110,7 +110,7 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
         )
         assert fresh["table"] == [len(results.to_pandas()), len(results[0].to_biopython())]
         assert fresh["selection"] == results[0].selection() != "none"
-    assert "pip install plasma-hf" in fresh["no_plot"]
+    assert 'pip install "plasma-hf[plot]"' in fresh["no_plot"]
     # What was saved by the remote code is as complete, and loads here with the package's classes.
     first, second = (
         {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")
