@@ -509,6 +509,10 @@ def test_a_stopped_run_goes_on(
     assert again == whole != begun
     assert not Path(f"{name}.progress").exists()
     # What is done is not done again, and without --resume all is.
+    before = Path(name).stat().st_mtime_ns
+    result = align(*words, "--output", name, "--resume")
+    assert result.exit_code == 0 and f"{name} is complete; leave out --resume" in result.stderr
+    assert Path(name).stat().st_mtime_ns == before
     assert align(*words, "--output", name).exit_code == 0
     assert "give it as --output" in one_line(align(*words, "--resume"))
 

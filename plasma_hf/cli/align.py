@@ -148,6 +148,8 @@ def align(
         from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
         common.use_threads(threads)
+        if common.is_complete(output, resume):
+            return
         form = format_name or format_of(str(output or ""))
         chosen = check_columns(form, columns.split(",") if columns else None)
         sides = _read_sides(a, b, skipped)

@@ -127,6 +127,14 @@ def write(texts: Iterable[str], output: Path | None) -> None:
             file.write(text)
 
 
+def is_complete(path: Path | None, resume: bool) -> bool:
+    """Tell, and say, that a file to go on with has all results."""
+    if not resume or path is None or not path.is_file() or Path(f"{path}.progress").exists():
+        return False
+    report(f"{path} is complete; leave out --resume to write it anew")
+    return True
+
+
 class Output:
     """A file of results, or standard output, with whole lines whenever it ends.
 
@@ -149,6 +157,9 @@ class Output:
         if path.exists() and not path.is_file():  # a pipe has no place to go on at
             self.job = ""
         size = self._size_of_earlier() if resume and self.job else 0
+        path.open("ab").close()  # what cannot be written is said of this file
+        if self.job:  # before anything is in it: a file without a note has all results
+            self._note(size)
         self.file = path.open("r+b" if size else "wb")
         if size:
             self.file.truncate(size)
@@ -187,12 +198,12 @@ class Output:
         self.file.write(gzip.compress(whole) if self.packed and whole else whole)
         self.file.flush()
         if self.job and time.monotonic() - self.told > 1:
-            self._note()
+            self._note(self.file.tell())
 
-    def _note(self) -> None:
+    def _note(self, size: int) -> None:
         self.told = time.monotonic()
         told: dict[str, Any] = {"job": self.job, "done": self.done, "last": self.last}
-        told["bytes"] = self.file.tell()
+        told["bytes"] = size
         part = self.notes.with_suffix(".part")
         part.write_text(json.dumps(told))
         part.replace(self.notes)
@@ -203,7 +214,7 @@ class Output:
         with self.file:
             self._flush()
             if kind is not None and self.job:
-                self._note()
+                self._note(self.file.tell())
             else:
                 self.notes.unlink(missing_ok=True)
 

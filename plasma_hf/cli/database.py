@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from .align import read_side
-from .common import EXIT_CODE, Output, Skipped, fail, group, one_line_errors, report
+from .common import EXIT_CODE, Output, Skipped, fail, group, is_complete, one_line_errors, report
 from .embed import load_embedder
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def search_database(
     from ..models.alignment_result import check_columns
     from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
+    if is_complete(writing.output, writing.resume):
+        return
     columns = writing.columns.split(",") if writing.columns else None
     chosen = check_columns(writing.form, columns)
     messages: dict[str, None] = {}
