@@ -511,7 +511,8 @@ def test_a_stopped_run_goes_on(
     # What is done is not done again, and without --resume all is.
     before = Path(name).stat().st_mtime_ns
     result = align(*words, "--output", name, "--resume")
-    assert result.exit_code == 0 and f"{name} is complete; leave out --resume" in result.stderr
+    # Whether it is this command's, nothing says.
+    assert f"{name} is complete, or of another command" in one_line(result)
     assert Path(name).stat().st_mtime_ns == before
     assert align(*words, "--output", name).exit_code == 0
     assert "give it as --output" in one_line(align(*words, "--resume"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import plasma_hf
 from plasma_hf.cli.main import app
-from plasma_hf.models.protein import InvalidRecord, Protein
+from plasma_hf.models.protein import InvalidRecord, Protein, read_records
 from plasma_hf.search import ProteinDatabase
 from plasma_hf.search.database import MANIFEST, SENSITIVITY
 
@@ -105,6 +106,11 @@ def test_it_grows_and_shrinks(proteins: Any, tmp_path: Path, monkeypatch: Any) -
     assert again.ids == database.ids and "f0_0" not in again.ids
     assert again.sequences == database.sequences
     assert again.add(proteins[:3]) == 1 and ProteinDatabase.open(tmp_path).ids[-1] == "f0_0"
+    # What was removed stays away when its id comes back with another sequence.
+    assert again.remove(["f0_0"]) == 1 and again.add([Protein("f0_0", "MKVLAA")]) == 1
+    reopened = ProteinDatabase.open(tmp_path)
+    assert (reopened.ids, reopened.sequences) == (again.ids, again.sequences)
+    assert reopened.ids.count("f0_0") == 1 and reopened.sequences[-1] == "MKVLAA"
     assert again.residues == sum(map(len, again.sequences))
 
 
@@ -126,6 +132,10 @@ def test_what_cannot_be_used_is_said(proteins: Any, tmp_path: Path, align: Any) 
     odd = [Protein("digit", "MK7"), Protein("lower", "mkvUOJ"), Protein("empty", "")]
     database = ProteinDatabase.build(tmp_path / "a", odd, bad.append)
     assert database.sequences == ["MKVUOJ"] and [one.id for one in bad] == ["digit", "empty"]
+    assert database.add([Protein("lower", "MK"), Protein("lower", "MKVUOJ")], bad.append) == 0
+    assert "stands for another sequence" in bad.pop().reason and len(bad) == 2
+    in_memory = ProteinDatabase.of(odd, bad.append)
+    assert in_memory.sequences == ["MKVUOJ"] and len(bad) == 4
     with pytest.raises(ValueError, match="digit has the character '7'"):
         database.add([Protein("digit", "MK7")])
     with pytest.raises(FileNotFoundError, match="is no database of proteins; make one with"):
@@ -233,3 +243,14 @@ def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:
         result = run("search", *words)
         assert result.exit_code == 2 and result.stdout == "", words
         assert said in result.stderr, (words, result.stderr)
+
+
+def test_structures_of_one_name_stay_themselves() -> None:
+    first, second = (
+        read_records(f"demo/structures/{name}.pdb.gz")[0] for name in ("2cga_B", "1ppe_E")
+    )
+    second = replace(second, id=first.id)
+    database = ProteinDatabase.of([Protein("a", "MKV"), first, second, Protein(first.id, "MKVLA")])
+    sequences = [database[number].sequence for number in range(4)]
+    assert sequences == ["MKV", first.sequence, second.sequence, "MKVLA"]
+    assert database.remove(["a"]) == 1 and database[1].structure is second.structure

@@ -148,8 +148,6 @@ def align(
         from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
         common.use_threads(threads)
-        if common.is_complete(output, resume):
-            return
         form = format_name or format_of(str(output or ""))
         chosen = check_columns(form, columns.split(",") if columns else None)
         sides = _read_sides(a, b, skipped)
@@ -182,7 +180,8 @@ def align(
             "max_hits": max_hits,
             "database_size": database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
         }
-        job = _job(sides, pipe.model, (form, chosen, top_k, min_score, options))
+        proteins = ([(one.id, one.sha) for one in side] for side in sides)
+        job = job_name(pipe.model, (form, chosen, top_k, min_score, options), *proteins)
         with Output(output, job, resume) as file:
             if resume:
                 report(f"{file.done} of {count} pairs are in {output}")
@@ -206,7 +205,7 @@ def align(
             good = _good(pairs, min_score, plot, skipped)
             if superpose is not None:
                 good = _superposed(good, str(superpose), with_query)
-            _write(_grouped(good, top_k, len(sides[1])), file, form, chosen)
+            write_groups(_grouped(good, top_k, len(sides[1])), file, form, chosen)
 
 
 def _refuse(problems: dict[str, Any]) -> None:
@@ -215,11 +214,15 @@ def _refuse(problems: dict[str, Any]) -> None:
             fail(message)
 
 
-def _job(sides: Sequence[Sequence[Protein]], model: Any, settings: Any) -> str:
-    """Name what is computed, so that only the same is gone on with."""
-    proteins = [[(protein.id, protein.sha) for protein in side] for side in sides]
-    told = repr((proteins, model.head_identity, model.config.plm_name_or_path, settings))
-    return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+def job_name(model: Any, settings: Any, *proteins: Iterable[tuple[str, str]]) -> str:
+    """Name what is computed, with proteins by id and content: only the same is gone on with."""
+    about = (model.head_identity, model.config.plm_name_or_path, settings)
+    digest = hashlib.sha256(repr(about).encode())
+    for side in proteins:
+        digest.update(b"\n\n")
+        for one in side:
+            digest.update("\0".join((*one, "")).encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 def _good(
@@ -260,13 +263,13 @@ def _by_significance(result: AlignmentResult) -> tuple[float, float]:
     return (math.inf if known is None else known, -result["score"])
 
 
-def _write(
-    groups: Iterable[tuple[int, list[AlignmentResult]]],
+def write_groups(
+    groups: Iterable[tuple[int, Sequence[AlignmentResult]]],
     file: Output,
     form: str,
     columns: Sequence[str],
 ) -> None:
-    """Write results as they come."""
+    """Write results as they come, those of some pairs or queries at once."""
     from ..models.alignment_result import FORMATS
 
     if not file.done:

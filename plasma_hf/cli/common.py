@@ -127,14 +127,6 @@ def write(texts: Iterable[str], output: Path | None) -> None:
             file.write(text)
 
 
-def is_complete(path: Path | None, resume: bool) -> bool:
-    """Tell, and say, that a file to go on with has all results."""
-    if not resume or path is None or not path.is_file() or Path(f"{path}.progress").exists():
-        return False
-    report(f"{path} is complete; leave out --resume to write it anew")
-    return True
-
-
 class Output:
     """A file of results, or standard output, with whole lines whenever it ends.
 
@@ -156,7 +148,7 @@ class Output:
             return
         if path.exists() and not path.is_file():  # a pipe has no place to go on at
             self.job = ""
-        size = self._size_of_earlier() if resume and self.job else 0
+        size = self._size_of_earlier() if resume and self.job and path.exists() else 0
         path.open("ab").close()  # what cannot be written is said of this file
         if self.job:  # before anything is in it: a file without a note has all results
             self._note(size)
@@ -167,7 +159,10 @@ class Output:
 
     def _size_of_earlier(self) -> int:
         if not self.notes.exists():
-            return 0
+            raise ValueError(
+                f"{self.path} is complete, or of another command: there is no {self.notes.name} of "
+                "a job that was stopped; leave out --resume to write it anew"
+            )
         told = json.loads(self.notes.read_text())
         if told["job"] != self.job:
             raise ValueError(

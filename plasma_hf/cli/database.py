@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .align import read_side
-from .common import EXIT_CODE, Output, Skipped, fail, group, is_complete, one_line_errors, report
+from .align import job_name, read_side, write_groups
+from .common import EXIT_CODE, Output, Skipped, fail, group, one_line_errors, report
 from .embed import load_embedder
 
 if TYPE_CHECKING:
@@ -116,8 +115,6 @@ def search_database(
     from ..models.alignment_result import check_columns
     from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
-    if is_complete(writing.output, writing.resume):
-        return
     columns = writing.columns.split(",") if writing.columns else None
     chosen = check_columns(writing.form, columns)
     messages: dict[str, None] = {}
@@ -130,12 +127,14 @@ def search_database(
     embedder, head = load_embedder(*model, True)
     assert head is not None  # a model was asked for
     align = ProteinAlignmentPipeline(model=head, processor=embedder.processor, device=head.device)
-    job = _job(wanted, database, head, (writing.form, chosen, options))
+    known = zip(database.ids, database.sequences, strict=True)
+    given = ((one.id, one.sha) for one in wanted)
+    job = job_name(head, (writing.form, chosen, options), known, given)
     with Output(writing.output, job, writing.resume) as file:
         if writing.resume:
             report(f"{file.done} of {len(wanted)} queries are in {writing.output}")
         hits = _hits(database, wanted[file.done :], align, writing.quiet, skipped, options)
-        _write(hits, file, writing.form, chosen)
+        write_groups(((1, each) for each in hits), file, writing.form, chosen)
 
 
 def _open(place: Path, skipped: Skipped) -> ProteinDatabase:
@@ -145,7 +144,7 @@ def _open(place: Path, skipped: Skipped) -> ProteinDatabase:
     if (place / MANIFEST).exists():
         database = ProteinDatabase.open(place)
     else:
-        database = ProteinDatabase.of(_checked(_read([place], skipped), skipped))
+        database = ProteinDatabase.of(_read([place], skipped), _reporter(skipped))
     if not len(database):
         fail(f"{place} holds no protein that can be searched")
     return database
@@ -171,32 +170,3 @@ def _hits(
                 raise
             skipped.report(f"{query.id}: {error}")
             yield []
-
-
-def _write(groups: Iterator[list[Any]], file: Output, form: str, columns: Sequence[str]) -> None:
-    from ..models.alignment_result import FORMATS
-
-    if not file.done:
-        file.write(FORMATS[form].head(columns), results=0)
-    for hits in groups:
-        texts = (FORMATS[form].render(hit, n > 0, columns) for n, hit in enumerate(hits))
-        file.write("".join(texts))
-
-
-def _checked(proteins: Iterator[Protein], skipped: Skipped) -> Iterator[Protein]:
-    from ..models.protein import read_protein
-
-    for protein in proteins:
-        try:
-            yield read_protein(protein, protein.id)
-        except ValueError as error:
-            skipped.report(str(error))
-
-
-def _job(wanted: list[Protein], database: ProteinDatabase, head: Any, settings: Any) -> str:
-    """Name what is computed, so that only the same is gone on with."""
-    digest = hashlib.sha256(repr((head.head_identity, settings)).encode())
-    for name, sequence in zip(database.ids, database.sequences, strict=True):
-        digest.update(f"{name}\0{sequence}\n".encode(errors="surrogatepass"))
-    digest.update(repr([(one.id, one.sequence) for one in wanted]).encode(errors="surrogatepass"))
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,19 @@ class ProteinDatabase:
 
     def __init__(self, ids: list[str], sequences: list[str], folder: Path | None = None) -> None:
         self.ids, self.sequences, self.folder = ids, sequences, folder
-        self.structures: dict[str, Protein] = {}  # of those that were given as one
+        self.structures: dict[int, Protein] = {}  # those that were given as one, by number
 
     @classmethod
-    def of(cls, proteins: Iterable[Protein]) -> ProteinDatabase:
-        """Hold proteins in memory."""
-        given = list(proteins)
-        database = cls([one.id for one in given], [one.sequence or "" for one in given])
-        database.structures = {one.id: one for one in given if one.structure is not None}
+    def of(
+        cls, proteins: Iterable[Protein], on_invalid: Callable[[InvalidRecord], None] | None = None
+    ) -> ProteinDatabase:
+        """Hold proteins in memory; a structure keeps its authors' numbers."""
+        database = cls([], [])
+        for one, name, sequence in _valid(proteins, on_invalid):
+            if one.structure is not None:
+                database.structures[len(database)] = one
+            database.ids.append(name)
+            database.sequences.append(sequence)
         return database
 
     @classmethod
@@ -71,7 +76,7 @@ class ProteinDatabase:
         where = Path(folder)
         where.mkdir(parents=True, exist_ok=True)
         if not (where / MANIFEST).exists():
-            _write_manifest(where, {"format": FORMAT, "parts": [], "removed": []})
+            _write_manifest(where, {"format": FORMAT, "parts": [], "removed": {}})
         database = cls.open(where)
         database.add(proteins, on_invalid)
         return database
@@ -88,28 +93,25 @@ class ProteinDatabase:
         told = _read_manifest(where)
         ids: list[str] = []
         sequences: list[str] = []
-        removed = set(told["removed"])
-        for part in told["parts"]:
+        removed = told["removed"]
+        for number, part in enumerate(told["parts"]):
             read = (where / part["file"]).read_bytes() if (where / part["file"]).exists() else b""
             if hashlib.sha256(read).hexdigest() != part["sha256"]:
                 raise ValueError(
                     f"{where / part['file']} is damaged or missing; remove it from the folder, or "
                     f"build the database anew: plasma-hf database build FILE --output {where}"
                 )
-            names, letters = read.decode().split("\0")
-            ids += names.split("\n")
-            sequences += letters.split("\n")
-        if removed:
-            kept = [(n, s) for n, s in zip(ids, sequences, strict=True) if n not in removed]
-            ids, sequences = [n for n, _ in kept], [s for _, s in kept]
+            names, letters = (side.split("\n") for side in read.decode().split("\0"))
+            kept = [number >= removed.get(name, 0) for name in names]
+            ids += compress(names, kept)
+            sequences += compress(letters, kept)
         return cls(ids, sequences, where)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, number: int) -> Protein:
-        name = self.ids[number]
-        return self.structures.get(name) or Protein(name, self.sequences[number])
+        return self.structures.get(number) or Protein(self.ids[number], self.sequences[number])
 
     @property
     def residues(self) -> int:
@@ -119,8 +121,13 @@ class ProteinDatabase:
     def add(
         self, proteins: Iterable[Protein], on_invalid: Callable[[InvalidRecord], None] | None = None
     ) -> int:
-        """Add proteins, and return how many are new; a part at a time is safe on disk."""
-        added, new = 0, _new(_valid(proteins, on_invalid), set(self.ids))
+        """Add proteins, and return how many are new; a part at a time is safe on disk.
+
+        An id that is there stays as it is; `on_invalid` is told if it now stands for another
+        sequence.
+        """
+        added, known = 0, dict(zip(self.ids, self.sequences, strict=True))
+        new = _new(_valid(proteins, on_invalid), known, on_invalid)
         while part := list(islice(new, PROTEINS_PER_PART)):
             self._write_part(part)
             self.ids += [name for name, _ in part]
@@ -132,13 +139,18 @@ class ProteinDatabase:
     def remove(self, ids: Iterable[str]) -> int:
         """Leave proteins out, and return how many of them there were."""
         gone = set(ids) & set(self.ids)
-        kept = [(n, s) for n, s in zip(self.ids, self.sequences, strict=True) if n not in gone]
         if self.folder is not None:
             with FileLock(self.folder / ".lock"):
                 told = _read_manifest(self.folder)
-                told["removed"] = sorted({*told["removed"], *gone})
+                # Of the parts that are there; a later one may have it again.
+                told["removed"] |= dict.fromkeys(sorted(gone), len(told["parts"]))
                 _write_manifest(self.folder, told)
-        self.ids, self.sequences = [n for n, _ in kept], [s for _, s in kept]
+        stays = [number for number, name in enumerate(self.ids) if name not in gone]
+        moved = {old: new for new, old in enumerate(stays)}
+        self.structures = {moved[n]: one for n, one in self.structures.items() if n in moved}
+        self.ids, self.sequences = (
+            [column[number] for number in stays] for column in (self.ids, self.sequences)
+        )
         self.__dict__.pop("_aligner", None)
         return len(gone)
 
@@ -152,7 +164,6 @@ class ProteinDatabase:
         os.replace(self.folder / f"{file}.writing", self.folder / file)
         with FileLock(self.folder / ".lock"):
             told = _read_manifest(self.folder)
-            told["removed"] = sorted(set(told["removed"]) - {n for n, _ in part})
             told["parts"].append({"file": file, "proteins": len(part), "sha256": digest})
             _write_manifest(self.folder, told)
 
@@ -254,22 +265,32 @@ def _default_pipeline() -> Any:
 
 def _valid(
     proteins: Iterable[Protein], on_invalid: Callable[[InvalidRecord], None] | None
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[Protein, str, str]]:
+    """Yield proteins with their ids and sequences as they are kept."""
     for protein in proteins:
         try:
-            yield " ".join(protein.id.split()), clean_sequence(protein.sequence or "", protein.id)
+            sequence = clean_sequence(protein.sequence or "", protein.id)
         except (ValueError, TypeError) as error:
             if on_invalid is None:
                 raise
             on_invalid(InvalidRecord(protein.id, str(error)))
+        else:
+            yield protein, " ".join(protein.id.split()), sequence
 
 
-def _new(proteins: Iterable[tuple[str, str]], known: set[str]) -> Iterator[tuple[str, str]]:
+def _new(
+    proteins: Iterable[tuple[Protein, str, str]],
+    known: dict[str, str],
+    on_invalid: Callable[[InvalidRecord], None] | None,
+) -> Iterator[tuple[str, str]]:
     """Leave out those whose ids came before."""
-    for name, sequence in proteins:
+    for _, name, sequence in proteins:
         if name not in known:
-            known.add(name)
+            known[name] = sequence
             yield name, sequence
+        elif known[name] != sequence and on_invalid is not None:
+            told = "its id stands for another sequence already, which stays; remove that first"
+            on_invalid(InvalidRecord(name, told))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
