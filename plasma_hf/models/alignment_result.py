@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .modeling_backbone import from_package
 from .protein import Protein
 
 SIDES = ("query", "candidate")
@@ -150,7 +151,7 @@ class AlignmentResult(dict[str, Any]):
         Raises:
             ValueError: If a side is no structure, or nothing is aligned.
         """
-        tools = _of_package("io.superposition", "superpositions")
+        tools = from_package("io.superposition", "structures are superposed")
         for protein in (self.query, self.candidate):
             if protein.structure is None:
                 raise ValueError(
@@ -185,6 +186,11 @@ class AlignmentResult(dict[str, Any]):
         place = SIDES.index(side)
         places = sorted({pair[place] for hit in wanted for pair in hit.pairs})
         return SELECTIONS[program](getattr(self, side), places)
+
+    @property
+    def letters(self) -> tuple[str, str]:
+        """Sequences of query and candidate."""
+        return self.query.sequence or "", self.candidate.sequence or ""
 
     @property
     def _has_letters(self) -> bool:
@@ -254,7 +260,7 @@ class Hit:
     @property
     def rows(self) -> tuple[str, str]:
         """Both sides with gaps, of one length."""
-        query, candidate = self.result.query.sequence or "", self.result.candidate.sequence or ""
+        query, candidate = self.result.letters
         return (
             "".join("-" if i is None else query[i] for i, *_ in self.columns),
             "".join("-" if j is None else candidate[j] for _, j, _ in self.columns),
@@ -288,7 +294,7 @@ class Hit:
     @property
     def identical(self) -> int:
         """Pairs with the same letter."""
-        query, candidate = self.result.query.sequence or "", self.result.candidate.sequence or ""
+        query, candidate = self.result.letters
         return sum(query[i] == candidate[j] for i, j, _ in self.pairs)
 
     @property
@@ -348,6 +354,9 @@ def columns(pairs: Sequence[Any], together: bool = True) -> Iterator[Column]:
     yield from (tuple(pair) for pair in pairs[-1:])
 
 
+Cell = Callable[[AlignmentResult, Hit | None], Any]
+"""Gives a column of a table; there is no hit where a pair has no segment."""
+
 # --- Formats. Each takes a result, whether the one before it was of the same query, and columns.
 
 
@@ -356,18 +365,14 @@ class Format:
     """How to write results: `render` each, after `head`, which depends on the columns."""
 
     render: Callable[[AlignmentResult, bool, Sequence[str]], str]
-    about: str
-    endings: tuple[str, ...] = ()
+    endings: tuple[str, ...]
     head: Callable[[Sequence[str]], str] = lambda columns: ""
-    columns: Mapping[str, Callable[[AlignmentResult, Hit | None], Any]] | None = None
+    columns: Mapping[str, Cell] | None = None
     usual: tuple[str, ...] = ()
 
 
 def write_results(
-    results: Iterable[AlignmentResult],
-    format: str = "text",
-    columns: Sequence[str] | None = None,
-    before: Protein | None = None,
+    results: Iterable[AlignmentResult], format: str = "text", columns: Sequence[str] | None = None
 ) -> Iterator[str]:
     """Write results one by one, after what stands at the head of a file.
 
@@ -375,18 +380,16 @@ def write_results(
         results: In an order that has those of one query together.
         format: One of `FORMATS`.
         columns: Of "m8" and "tsv", by name.
-        before: Query of the result before, where a file goes on; it then has its head.
     """
     form = FORMATS.get(format)
     if form is None:
         raise ValueError(f"there is no format {format!r}; give one of {', '.join(FORMATS)}.")
     chosen = check_columns(format, columns)
-    if before is None and (head := form.head(chosen)):
-        yield head
+    yield form.head(chosen)
+    before: Protein | None = None
     for result in results:
         result.check_letters()
-        same = before is not None and before == result.query
-        yield form.render(result, same, chosen)
+        yield form.render(result, before is not None and before == result.query, chosen)
         before = result.query
 
 
@@ -489,12 +492,18 @@ def to_a3m(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
     return text
 
 
+def _two_names(hit: Hit) -> list[str]:
+    """Call both sides of a block, which programs tell apart by their names."""
+    names = [hit.name(side) for side in SIDES]
+    names[1] += ";" if names[0] == names[1] else ""
+    return names
+
+
 def to_stockholm(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
     """Write a block for each segment, with the probability of each pair in tenths (PP)."""
     text = ""
     for hit in result.hits:
-        names = [hit.name(side) for side in SIDES]
-        names[1] += ";" if names[0] == names[1] else ""
+        names = _two_names(hit)
         shown = "".join(
             "." if weight is None else "*" if weight >= 0.95 else str(int(weight * 10 + 0.5))
             for *_, weight in hit.columns
@@ -512,8 +521,7 @@ def to_clustal(result: AlignmentResult, same: bool, columns: Sequence[str]) -> s
     """Write a block for each segment; identical residues have a star below."""
     text = ""
     for hit in result.hits:
-        names = [hit.name(side) for side in SIDES]
-        names[1] += ";" if names[0] == names[1] else ""
+        names = _two_names(hit)
         stars = "".join("*" if a == b else " " for a, b in zip(*hit.rows, strict=True))
         width = max(map(len, names)) + 2
         lines = [f"CLUSTAL multiple sequence alignment by plasma_hf, {hit.about()}", "", ""]
@@ -529,29 +537,30 @@ def _in_full(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _of_segment(name: str, shift: int = 0) -> Callable[[AlignmentResult, Hit | None], Any]:
-    return lambda result, hit: "" if hit is None else hit.segment[name] + shift
-
-
-def _of_hit(give: Callable[[Hit], Any]) -> Callable[[AlignmentResult, Hit | None], Any]:
+def _of_hit(give: Callable[[Hit], Any]) -> Cell:
     return lambda result, hit: "" if hit is None else give(hit)
 
 
-def _chance_of(name: str) -> Callable[[AlignmentResult, Hit | None], str]:
+def _of_segment(name: str, shift: int = 0) -> Cell:
+    return _of_hit(lambda hit: hit.segment[name] + shift)
+
+
+def _chance_of(name: str) -> Cell:
     return lambda result, hit: _in_full(result.get(name))
 
 
-TSV: dict[str, Callable[[AlignmentResult, Hit | None], Any]] = {
+def _chance_of_segment(name: str) -> Cell:
+    return _of_hit(lambda hit: _in_full(hit.segment.get(name)))
+
+
+TSV: dict[str, Cell] = {
     "query": lambda result, hit: result.query.id,
     "candidate": lambda result, hit: result.candidate.id,
     "score": lambda result, hit: f"{result['score']:.6f}",
     **{name: _chance_of(name) for name in SIGNIFICANCE},
     "segment": _of_hit(lambda hit: hit.number),
     "segment_score": _of_hit(lambda hit: f"{hit.segment['score']:.6f}"),
-    **{
-        f"segment_{name}": _of_hit(lambda hit, name=name: _in_full(hit.segment.get(name)))  # type: ignore[misc]
-        for name in SIGNIFICANCE
-    },
+    **{f"segment_{name}": _chance_of_segment(name) for name in SIGNIFICANCE},
     "query_start": _of_segment("query_start", 1),
     "query_end": _of_segment("query_end"),
     "candidate_start": _of_segment("candidate_start", 1),
@@ -604,8 +613,8 @@ def _span(hit: Hit, side: str) -> int:
     return int(hit.segment[f"{side}_end"] - hit.segment[f"{side}_start"])
 
 
-TSV_COLUMNS = {name: _of_hit(give) for name, give in MMSEQS.items()} | TSV
-M8_COLUMNS = TSV | {name: _of_hit(give) for name, give in MMSEQS.items()}
+OF_MMSEQS = {name: _of_hit(give) for name, give in MMSEQS.items()}
+TSV_COLUMNS, M8_COLUMNS = OF_MMSEQS | TSV, TSV | OF_MMSEQS  # what names mean in either
 BLAST_TAB = (
     *("query", "target", "pident", "alnlen", "mismatch", "gapopen"),
     *("qstart", "qend", "tstart", "tend", "evalue", "bits"),
@@ -613,23 +622,20 @@ BLAST_TAB = (
 
 
 FORMATS = {
-    "text": Format(to_text, "each segment in rows", (".txt",), head=lambda columns: LEGEND),
+    "text": Format(to_text, (".txt",), head=lambda columns: LEGEND),
     "tsv": Format(
         to_table,
-        "one line per segment",
         (".tsv",),
         head=lambda columns: "\t".join(columns) + "\n",
         columns=TSV_COLUMNS,
         usual=tuple(TSV)[:-1],
     ),
-    "json": Format(to_json, "one object per pair and line", (".json", ".jsonl")),
-    "m8": Format(
-        to_m8, "BLAST's table", (".m8", ".b6", ".tab"), columns=M8_COLUMNS, usual=BLAST_TAB
-    ),
-    "a3m": Format(to_a3m, "each segment along the query", (".a3m",)),
-    "fasta": Format(to_fasta, "both sides of a segment with gaps", (".fasta", ".fa", ".afa")),
-    "stockholm": Format(to_stockholm, "a block per segment", (".sto", ".stk", ".stockholm")),
-    "clustal": Format(to_clustal, "a block per segment", (".aln", ".clustal")),
+    "json": Format(to_json, (".json", ".jsonl")),
+    "m8": Format(to_m8, (".m8", ".b6", ".tab"), columns=M8_COLUMNS, usual=BLAST_TAB),
+    "a3m": Format(to_a3m, (".a3m",)),
+    "fasta": Format(to_fasta, (".fasta", ".fa", ".afa")),
+    "stockholm": Format(to_stockholm, (".sto", ".stk", ".stockholm")),
+    "clustal": Format(to_clustal, (".aln", ".clustal")),
 }
 """Formats of alignments by name."""
 
@@ -813,10 +819,3 @@ def _library(package: str, module: str | None = None) -> Any:
         return import_module(module or package)
     except ImportError as error:
         raise ImportError(f"this needs {package}: pip install {package}") from error
-
-
-def _of_package(module: str, what: str) -> Any:
-    try:
-        return import_module(f"plasma_hf.{module}")
-    except ImportError as error:
-        raise ImportError(f"{what} come with the package: pip install plasma-hf") from error
