@@ -174,3 +174,46 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "query is no structure" in result.stderr
     result = run("demo/serine_proteases.fasta", SIDES[0], "--superpose", str(out))
     assert "--superpose takes one pair, and these are 2" in result.stderr
+
+
+@pytest.fixture
+def as_cif(tmp_path: Path) -> Path:
+    """A protease as mmCIF, in a file whose name says nothing."""
+    path = tmp_path / "trypsin"
+    given = gemmi.read_structure(SIDES[1])
+    given.setup_entities()
+    given.make_mmcif_document().write_file(str(path))
+    return path
+
+
+def test_two_files_of_mmcif_have_labels_of_their_own(as_cif: Path, tmp_path: Path) -> None:
+    result = pipeline("protein-alignment")((f"{as_cif}:E", f"{as_cif}:E"))
+    path = tmp_path / "out.cif"
+    result.superpose(str(path), with_query=True)
+    [model] = gemmi.read_structure(str(path))
+    assert [chain.name for chain in model] == ["E", "A"]
+    assert len({residue.subchain for residue in model["E"]} & {r.subchain for r in model["A"]}) == 0
+    read = Bio.PDB.MMCIFParser(QUIET=True, auth_chains=False).get_structure("x", str(path))
+    assert len(list(read.get_atoms())) == 2 * model["E"].count_atom_sites()
+    # Residues of the polymer have their place in it.
+    assert [residue.label_seq for residue in model["A"].get_polymer()] == list(range(1, 224))
+
+
+def test_a_file_that_has_changed_is_not_moved(proteases: Any, as_cif: Path, tmp_path: Path) -> None:
+    read = read_protein(f"{as_cif}:E")
+    moved = gemmi.read_structure(SIDES[1])
+    moved[0].transform_pos_and_adp(gemmi.Transform(gemmi.Mat33(), gemmi.Vec3(50, 0, 0)))
+    moved.make_mmcif_document().write_file(str(as_cif))
+    result = pipeline("protein-alignment")((read_protein(SIDES[0]), read))
+    found = result.superpose(str(tmp_path / "out.cif"))
+    [model] = gemmi.read_structure(str(tmp_path / "out.cif"))
+    assert {len(residue) for residue in model["E"]} == {4}  # the backbone, as it was read
+    want = found.apply(read.structure.backbone[0, CA].double().numpy())
+    np.testing.assert_allclose(model["E"][0]["CA"][0].pos.tolist(), want, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["out.pdb", "out.cif.gz", "out"])
+def test_a_name_of_another_format_is_refused(proteases: Any, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="would hold mmCIF; give a name that ends in .cif"):
+        proteases.superpose(str(tmp_path / name))
+    assert not (tmp_path / name).exists()

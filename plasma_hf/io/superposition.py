@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase, digits
@@ -11,9 +11,12 @@ from typing import Any
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from ..models.alignment_result import residue_labels
-from ..models.protein import BACKBONE_ATOMS, Protein, Structure, split_record
+from ..models.protein import BACKBONE_ATOMS, Protein, Structure, parse_structure, split_record
+
+logger = logging.get_logger(__name__)
 
 Floats = NDArray[np.float64]
 CA = BACKBONE_ATOMS.index("CA")
@@ -139,12 +142,19 @@ def write_superposed(
     candidate: Protein,
     with_query: bool = False,
 ) -> None:
-    """Write the candidate as it lies on the query, as mmCIF; B-factors are probabilities.
+    """Write the candidate as it lies on the query, as mmCIF.
 
-    All atoms of its chains are moved where the file it was read from is still there, else those of
-    the backbone. With `with_query` the query is in the same model, since programs show models one
-    at a time, and chains of the candidate that have a name of the query's get a free one.
+    B-factors are the probabilities of the pairs that were superposed, 0 elsewhere. All atoms of its
+    chains are moved where the file it was read from still has them as they were read, else those of
+    the backbone, with a warning. With `with_query` the query is in the same model, since programs
+    show models one at a time, and chains of the candidate that have a name of the query's get a
+    free one.
+
+    Raises:
+        ValueError: If the file's name has another ending than mmCIF has.
     """
+    if Path(path).suffix.lower() not in (".cif", ".mmcif"):
+        raise ValueError(f"{path} would hold mmCIF; give a name that ends in .cif")
     places = superposition.pairs
     moved = _atoms(candidate, {pair[1]: float(pair[2]) for pair in places})
     transform = gemmi.Transform()
@@ -163,7 +173,11 @@ def write_superposed(
             free = (one for one in ascii_uppercase + digits if one not in taken)
             chain.name = next(free, f"{chain.name}_moved")
         model.add_chain(chain)
-    written.setup_entities()
+    # Labels of the files would name chains of both sides alike.
+    written.add_entity_types(True)
+    written.assign_subchains(True, False)
+    written.ensure_entities()
+    written.assign_label_seq_id(True)
     written.make_mmcif_document().write_file(str(path))
 
 
@@ -174,27 +188,67 @@ def _atoms(protein: Protein, weights: dict[int, float]) -> Any:
         raise ValueError(f"{protein.id} is no structure; give a PDB or mmCIF file of it")
     labels = residue_labels(protein)
     by_label = {labels[place]: weight for place, weight in weights.items()}
-    model = _of_file(protein.source, set(structure.chain_ids)) or _of_backbone(structure)
+    model = _of_file(protein, labels)
+    if model is None:
+        logger.warning("%s: backbone atoms alone are written, of its file's not all", protein.id)
+        model = _of_backbone(structure)
     for chain in model:
         for residue in chain:
-            weight = by_label.get(f"{chain.name}:{str(residue.seqid).strip()}", 0.0)
             for atom in residue:
-                atom.b_iso = weight
+                atom.b_iso = by_label.get(_label(chain, residue), 0.0)
     return model
 
 
-def _of_file(source: str, chains: set[str]) -> Any:
-    """Read those chains of a file, None where it is not there or calls them otherwise."""
-    file = Path(split_record(source)[0]) if source else None
-    if file is None or not file.is_file():
+def _label(chain: Any, residue: Any) -> str:
+    return f"{chain.name}:{str(residue.seqid).strip()}"
+
+
+def _of_file(protein: Protein, labels: Sequence[str]) -> Any:
+    """Read the chains of a protein, None where its file has not what was read of it."""
+    structure, file = protein.structure, Path(split_record(protein.source)[0])
+    if structure is None or not protein.source or not file.is_file():
         return None
-    read = gemmi.read_structure(str(file))
-    found = gemmi.Model(1)
-    for chain in read[0]:
-        if chain.name in chains:
-            found.add_chain(chain)
-    names = [chain.name for chain in found]
-    return found if sorted(names) == sorted(chains) else None
+    chains: dict[str, Any] = {name: None for name in structure.chain_ids}
+    places: dict[str, list[list[float]]] = {}
+    try:
+        parts = parse_structure(file)[0]
+    except (ValueError, OSError):
+        return None
+    for part in parts:
+        if part.name in chains:
+            for residue in part:
+                there = [atom.pos.tolist() for atom in residue if atom.name == "CA"]
+                places.setdefault(_label(part, residue), []).extend(there)
+            chains[part.name] = _joined(chains[part.name], part)
+    if not _is_as_read(structure, labels, places):
+        return None
+    model = gemmi.Model(1)
+    for chain in chains.values():
+        model.add_chain(chain)
+    return model
+
+
+def _is_as_read(
+    structure: Structure, labels: Sequence[str], places: Mapping[str, Sequence[Sequence[float]]]
+) -> bool:
+    """Tell whether each CA that was read is in its place in the file, and no other one far off.
+
+    Else it is another file by now, or has chains of one name; alternate locations are near.
+    """
+    for label, place in zip(labels, structure.backbone[:, CA].double().numpy(), strict=True):
+        apart = np.linalg.norm(np.array(places.get(label) or [[np.inf] * 3]) - place, axis=1)
+        if np.isfinite(place).all() and not (apart.min() < 0.01 and apart.max() < 5.0):
+            return False
+    return True
+
+
+def _joined(chain: Any, part: Any) -> Any:
+    """Put what a file has of a chain behind its polymer, its ligands say, to it."""
+    if chain is None:
+        return part.clone()
+    for residue in part:
+        chain.add_residue(residue)
+    return chain
 
 
 def _of_backbone(structure: Structure) -> Any:

@@ -338,9 +338,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
     """Return the residues of each protein chain of a model, see `_places`, by the chain's name."""
-    if gemmi is None:
-        raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
-    structure = _parse(file, re.sub("\r\n?", "\n", _text(file)))
+    structure = parse_structure(file)
     if not 1 <= model <= len(structure):
         has = f"has no model {model}; it has {len(structure)}, counted from 1."
         raise ValueError(f"{file} {has if len(structure) else 'holds no atoms.'}")
@@ -351,6 +349,13 @@ def _protein_chains(file: Path, model: int) -> dict[str, list[list[Any]]]:
         message = "%s has several chains of one name; others than the first are called %s"
         logger.warning(message, file, _listed(sorted(copies)))
     return {name: _places(residues) for name, residues in chains.items()}
+
+
+def parse_structure(file: Path) -> Any:
+    """Read all that is in a PDB or mmCIF file, by its content, as `gemmi.Structure`."""
+    if gemmi is None:
+        raise ImportError(f"reading {file} needs gemmi; install it with: pip install gemmi")
+    return _parse(file, re.sub("\r\n?", "\n", _text(file)))
 
 
 def _parse(file: Path, text: str) -> Any:
