@@ -221,6 +221,14 @@ def test_a_stopped_search_goes_on(proteins: Any, tmp_path: Path, monkeypatch: An
     assert (tmp_path / "part.a3m").read_text() == (tmp_path / "whole.a3m").read_text()
 
 
+def test_a_reader_is_told_of_a_query_without_hits(proteins: Any, tmp_path: Path) -> None:
+    file = fasta(tmp_path / "p.fasta", proteins[:9])
+    told = "query: no significant hit among 9 proteins"
+    assert told in run("search", "MKVLAAGH", file).stderr
+    assert told not in run("search", "MKVLAAGH", file, "-q").stderr
+    assert run("search", "MKVLAAGH", file, "-f", "m8").output == ""
+
+
 def test_structures_keep_their_numbers(tmp_path: Path) -> None:
     result = run("search", *SIDES, "--format", "tsv")
     assert result.exit_code == 0, result.output

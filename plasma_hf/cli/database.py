@@ -133,7 +133,7 @@ def search_database(
     with Output(writing.output, job, writing.resume) as file:
         if writing.resume:
             report(f"{file.done} of {len(wanted)} queries are in {writing.output}")
-        hits = _hits(database, wanted[file.done :], align, writing.quiet, skipped, options)
+        hits = _hits(database, wanted[file.done :], align, writing, skipped, options)
         write_groups(((1, each) for each in hits), file, writing.form, chosen)
 
 
@@ -154,16 +154,22 @@ def _hits(
     database: ProteinDatabase,
     queries: list[Protein],
     align: Any,
-    quiet: bool,
+    writing: Writing,
     skipped: Skipped,
     options: dict[str, Any],
 ) -> Iterator[list[Any]]:
-    """Yield the hits of each query; one that cannot be used has none."""
+    """Yield the hits of each query; one that cannot be used has none.
+
+    Text has nothing of a query without hits, a reader of it is told.
+    """
     from tqdm import tqdm
 
-    for query in tqdm(queries, unit="query", disable=quiet or len(queries) == 1 or None):
+    hidden = writing.quiet or len(queries) == 1 or None
+    for query in tqdm(queries, unit="query", disable=hidden):
         try:
             [hits] = database.search([query], align, **options)
+            if not hits and writing.form == "text" and not writing.quiet:
+                report(f"{query.id}: no significant hit among {len(database)} proteins")
             yield hits
         except ValueError as error:
             if align.model.calibration is None:
