@@ -113,3 +113,4 @@ if __name__ == "__main__":
         if trainer.is_world_process_zero():
             metrics = {k: torch.tensor(v) for k, v in metrics.items() if isinstance(v, float)}
             save_file(trainer.model.state_dict() | metrics, folder / "ranks.safetensors")
+        trainer.accelerator.end_training()  # left as it is, a process may abort as it ends
