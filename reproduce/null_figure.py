@@ -83,7 +83,7 @@ def scored(
     """Return lengths and raw score of each pair."""
     rows = [(queries[one], candidates[other]) for one, other in pairs]
     return np.array(
-        [(len(q), len(c), float(model.raw_score(q, c))) for q, c in tqdm(rows, disable=None)]
+        [(len(q), len(c), float(model.raw_scores(q, [c]))) for q, c in tqdm(rows, disable=None)]
     )
 
 

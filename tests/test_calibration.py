@@ -83,7 +83,8 @@ def test_saved_and_loaded_it_is_the_same(calibrated: PlasmaModel, tmp_path: Path
     loaded = AutoModel.from_pretrained(tmp_path)
     assert loaded.calibration == calibrated.calibration
     embeddings = EMBED([sequence for _, sequence in random_families(2, seed=4)])
-    scores = [model.raw_score(*model.project_each(embeddings)) for model in (calibrated, loaded)]
+    sides = [(model, *model.project_each(embeddings)) for model in (calibrated, loaded)]
+    scores = [model.raw_scores(one, [other]) for model, one, other in sides]
     assert torch.equal(*scores)
 
 

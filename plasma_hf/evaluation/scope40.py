@@ -215,14 +215,14 @@ def plasma(benchmark: Scope40, model: Any, backbone: Any, sensitivity: str = "de
             own = numbers[name]
             chosen = domains.candidates(domains.sequences[own], SENSITIVITY[sensitivity])
             project([own, *chosen])
+            raw_scores = model.raw_scores(known[own], [known[number] for number in chosen]).tolist()
             distances = []
-            for number in chosen:
-                raw_score = float(model.raw_score(known[own], known[number]))
+            for number, raw_score in zip(chosen, raw_scores, strict=True):
                 lengths = len(known[own]), len(known[number])
                 distances.append((-null.distance(raw_score, *lengths), domains.ids[number]))
             # By distance: p-values of what is surely related are all 0.
             yield [
-                (other, -np.expm1(-np.exp(min(distance, 700.0))) * len(domains))
+                (other, null.chance(-distance) * len(domains))
                 for distance, other in sorted(distances)
             ]
 

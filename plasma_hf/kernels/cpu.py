@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
-from ..models.local_alignment import NEVER, Evidence, Scoring, probability_by_logarithms
+from ..models.local_alignment import NEVER, Scoring, probability_by_logarithms
 from ..models.modeling_plasma import PairBatch
 
 if TYPE_CHECKING:
@@ -704,26 +704,18 @@ def aligned_probability_numba(evidence: Tensor, allowed: Tensor | None, scoring:
 
 def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
     """Do what `alignment_score` does."""
-    given, out = _arrays(_where_allowed(evidence, allowed)), torch.empty(len(evidence))
+    return alignment_scores_numba(_where_allowed(evidence, allowed), scoring)
+
+
+def alignment_scores_numba(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
+    """Do what `alignment_scores` does."""
+    given, out, weights = _arrays(evidence), torch.empty(len(evidence)), _weights(scoring)
 
     def pair(number: int) -> None:
-        out[number] = _sum_of_alignments(given[number], *_weights(scoring))
+        out[number] = _sum_of_alignments(given[number], *weights)
 
     parallel_for(len(given), pair)
     return out
-
-
-def score_pairs_numba(pairs: Sequence[Evidence], *scorings: Scoring) -> tuple[Tensor, Tensor]:
-    """Do what `score_pairs` does, by the scorings of what is scored and compared."""
-    given = [_arrays([pair.scored, pair.compared]) for pair in pairs]
-    sums = torch.zeros(2, len(given))
-
-    def pair(number: int) -> None:
-        for out, evidence, scoring in zip(sums, given[number], scorings, strict=True):
-            out[number] = _sum_of_alignments(evidence, *_weights(scoring))
-
-    parallel_for(len(given), pair)
-    return sums[0], sums[1]
 
 
 def read_pairs_numba(read: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:

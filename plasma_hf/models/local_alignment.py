@@ -154,14 +154,12 @@ class Evidence(NamedTuple):
     compared: Tensor
 
 
-def score_pairs(pairs: Sequence[Evidence]) -> tuple[Tensor, Tensor]:
-    """Return raw scores of pairs, and the sums that `share_of_evidence` takes, `(pairs,)` each."""
-    learns = torch.is_grad_enabled() and any(pair.scored.requires_grad for pair in pairs)
-    if not learns and (compiled := kernel_for("score_pairs", pairs[0].scored)):
-        return compiled(pairs, SEARCHING, COMPARING)
-    scored = [alignment_score(pair.scored[None], None, SEARCHING) for pair in pairs]
-    compared = [alignment_score(pair.compared[None], None, COMPARING) for pair in pairs]
-    return torch.cat(scored), torch.cat(compared)
+def alignment_scores(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
+    """Return the `alignment_score` of pairs of any lengths, `(pairs,)`."""
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in evidence)
+    if not learns and (compiled := kernel_for("alignment_scores", evidence[0])):
+        return compiled(evidence, scoring)
+    return torch.cat([alignment_score(one[None], None, scoring) for one in evidence])
 
 
 def read_pairs(read: Sequence[Tensor]) -> list[Tensor]:
@@ -397,7 +395,11 @@ class Calibration:
 
     def p_value(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Return the chance that two unrelated proteins of these lengths reach a raw score."""
-        distance = self.distance(raw_score, query_residues, candidate_residues)
+        return self.chance(self.distance(raw_score, query_residues, candidate_residues))
+
+    @staticmethod
+    def chance(distance: float) -> float:
+        """Return the chance that unrelated proteins are so far from what chance gives."""
         return -math.expm1(-math.exp(min(-distance, 700.0)))
 
     def bits(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:

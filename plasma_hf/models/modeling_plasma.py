@@ -23,12 +23,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
 from .local_alignment import (
+    COMPARING,
     NEVER,
+    SEARCHING,
     Calibration,
     Evidence,
-    alignment_score,
+    alignment_scores,
     read_pairs,
-    score_pairs,
     share_of_evidence,
 )
 from .modeling_backbone import (
@@ -1048,7 +1049,8 @@ class PlasmaModel(PreTrainedHead):
         """Read those pairs of projections by their local alignments that `is_read` wants."""
         pairs = list(zip(query, candidate, strict=True))
         seen = [self.evidence(q, c, read=False) for q, c in pairs]
-        raw_scores, sums = score_pairs(seen)
+        raw_scores = alignment_scores([each.scored for each in seen], SEARCHING)
+        sums = alignment_scores([each.compared for each in seen], COMPARING)
         lengths = [(len(q), len(c)) for q, c in pairs]
         scores = share_of_evidence(sums, sums.new_tensor([min(each) for each in lengths]))
         wanted = map(is_read, raw_scores.tolist(), lengths)
@@ -1078,9 +1080,10 @@ class PlasmaModel(PreTrainedHead):
         found = self.background.read(query, candidate) if read else nothing
         return Evidence(found, *self.background.scored(query, candidate))
 
-    def raw_score(self, query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the raw score of a pair of projections."""
-        return alignment_score(self.evidence(query, candidate, read=False).scored[None])[0]
+    def raw_scores(self, query: Tensor, candidates: Sequence[Tensor]) -> Tensor:
+        """Return the raw scores of a projection with each of others, `(candidates,)`."""
+        seen = [self.evidence(query, candidate, read=False).scored for candidate in candidates]
+        return alignment_scores(seen, SEARCHING)
 
     @property
     def calibration(self) -> Calibration | None:

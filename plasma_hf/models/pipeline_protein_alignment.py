@@ -21,6 +21,7 @@ from .protein import Protein, ProteinPipeline, read_protein
 
 # Embeddings, and proteins as they were read, that one call keeps for the pairs that follow.
 KEPT_BYTES, KEPT_PROTEINS = 2**28, 4096
+SCREENED_TOGETHER = 32  # candidates; more take more memory, and time to get it
 
 
 def find_segments(
@@ -228,6 +229,31 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         read = {side: self._read_side(value, side, seen) for value, side in given}
         self.model.check_memory([self.size_of(read)], plans=True)
         return read
+
+    @torch.no_grad()
+    def screen(self, query: Any, candidates: Sequence[Protein]) -> Iterator[float]:
+        """Yield how far each candidate is from what chance gives, in nats, without aligning it.
+
+        Of a calibrated model; `Calibration.chance` of it is the p-value that `align` finds.
+
+        Example:
+            >>> from transformers import pipeline
+            >>> import plasma_hf
+            >>> align = pipeline("protein-alignment")
+            >>> found = align.screen("MKTAYIAKQRQISFVKSHFSRQ", [Protein("a", "AYIAKQRQLSFVKSHFS")])
+            >>> [round(distance) for distance in found]
+            [15]
+        """
+        null, seen = self.model.calibration, _Seen()
+        assert null is not None
+        query = self._read_side(query, "query", seen)
+        [own] = self.model.project_each(self._embed([query], seen))
+        for start in range(0, len(candidates), SCREENED_TOGETHER):
+            part = candidates[start : start + SCREENED_TOGETHER]
+            others = self.model.project_each(self._embed(part, seen))
+            raw_scores = self.model.raw_scores(own, others).tolist()
+            for raw_score, other in zip(raw_scores, others, strict=True):
+                yield null.distance(raw_score, len(own), len(other))
 
     def _forward(
         self,

@@ -74,7 +74,7 @@ def calibrate(
     for kind, one, other in tqdm(_draw(families, pairs, rng), "pairs", pairs, disable=None):
         query, candidate = sides[0][one], sides[kind][other]
         lengths.append((len(query), len(candidate)))
-        scores.append(float(model.raw_score(query, candidate)))
+        scores.append(float(model.raw_scores(query, [candidate])))
         kinds.append(kind)
     found = fit(np.array(lengths), np.array(scores), np.array(kinds) == 0)
     model.config.calibration |= {
@@ -114,7 +114,8 @@ def unrelated_p_values(
     every = _draw(families, math.inf, np.random.default_rng(seed))
     drawn = ((min(i, j), max(i, j)) for _, i, j in every if new[i] or new[j])
     found = [(sides[i], sides[j]) for i, j in dict.fromkeys(islice(drawn, pairs))]
-    return np.array([null.p_value(float(model.raw_score(*p)), *map(len, p)) for p in found])
+    scores = [float(model.raw_scores(one, [other])) for one, other in found]
+    return np.array([null.p_value(x, *map(len, pair)) for x, pair in zip(scores, found, strict=True)])
 
 
 def _draw(

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import compress, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +201,9 @@ class ProteinDatabase:
         for one in found:  # in any order
             scores[one.target_index] = one.score
         scores /= length
-        best = np.argpartition(-scores, most)[:most]
-        return [int(number) for number in best[np.argsort(-scores[best], kind="stable")]]
+        least = np.partition(scores, len(scores) - most)[len(scores) - most]
+        best = np.flatnonzero(scores >= least)
+        return best[np.argsort(-scores[best], kind="stable")][:most].tolist()
 
     def search(
         self,
@@ -248,11 +250,28 @@ class ProteinDatabase:
         for query in queries:
             read = align.read((query, query))["query"]
             numbers = self.candidates(read.sequence or "", SENSITIVITY[sensitivity])
-            given = ((read, self[number]) for number in numbers)
-            results = align(given, evalue=evalue, database_size=size, **options)
-            hits = [one for one in results if one["segments"]]
-            hits.sort(key=lambda one: (one["p_value"], -one["score"], one.candidate.id))
-            yield AlignmentResults(hits[:top_k])
+            found = _aligned(align, read, [self[n] for n in numbers], evalue, size, options)
+            yield AlignmentResults(found[:top_k])
+
+
+def _aligned(
+    align: Any,
+    query: Protein,
+    candidates: list[Protein],
+    evalue: float,
+    size: int,
+    options: dict[str, Any],
+) -> list[Any]:
+    """Align a query with what is significant of its candidates, the most significant first."""
+    chance = align.model.calibration.chance
+    distances = zip(candidates, align.screen(query, candidates), strict=True)
+    pairs = [(query, one) for one, distance in distances if chance(distance) * size <= evalue]
+    results = align(iter(pairs), evalue=evalue, database_size=size, **options)
+    return sorted(filter(itemgetter("segments"), results), key=_significance)
+
+
+def _significance(hit: Any) -> tuple[float, float, str]:
+    return hit["p_value"], -hit["score"], hit.candidate.id
 
 
 def _default_pipeline() -> Any:
