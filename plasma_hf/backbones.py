@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from . import DEFAULT_CHECKPOINT
 from .models.configuration_plasma import PlasmaConfig
+from .models.local_alignment import MOST_EVIDENCE, SEARCHING
 from .models.modeling_backbone import (
     ALLOW_PICKLE,
     Backbone,
@@ -29,7 +30,7 @@ from .models.modeling_backbone import (
     is_whole,
     weight_files,
 )
-from .models.modeling_plasma import PlasmaModel
+from .models.modeling_plasma import Background, PlasmaModel
 from .models.modeling_protssn import ProtSSNModel
 from .models.modeling_tmvec import TMVecModel
 from .models.processing_plasma import ESM2, INPUT_FORMATS, PROST_T5, PROT_T5, InputFormat
@@ -230,7 +231,8 @@ def is_backbone(name: str) -> bool:
 
 def kept_head(backbone: Backbone) -> Path:
     """Return the folder in which the calibrated head over a backbone is kept."""
-    words = json.dumps(backbone.fingerprint, sort_keys=True).encode()
+    settings = SEARCHING, MOST_EVIDENCE, Background.POWER  # others are of other p-values
+    words = json.dumps([backbone.fingerprint, settings], sort_keys=True).encode()
     name = PurePath(backbone.name).name
     kept = Path(constants.HF_HOME, "plasma_hf", "calibrated")
     return kept / f"{name}-{hashlib.sha256(words).hexdigest()[:16]}"

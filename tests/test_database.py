@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +74,7 @@ def test_a_stage_loses_little_and_changes_nothing(
     monkeypatch.setitem(SENSITIVITY, "fast", 20)
     [fast] = database.search([proteins[0]], align, evalue=30.0, sensitivity="fast")
     by_id = {hit.candidate.id: hit for hit in slow}
-    assert len(database.candidates(proteins[0].sequence, 20)) == 20 < len(database)
+    assert len(database.rank(proteins[0].sequence, 20)[1]) == 20 < len(database)
     assert [hit.candidate.id for hit in fast][:3] == [hit.candidate.id for hit in slow][:3]
     for hit in fast:
         assert hit["evalue"] == pytest.approx(by_id[hit.candidate.id]["evalue"], rel=1e-4)
@@ -262,3 +264,25 @@ def test_structures_of_one_name_stay_themselves() -> None:
     sequences = [database[number].sequence for number in range(4)]
     assert sequences == ["MKV", first.sequence, second.sequence, "MKVLA"]
     assert database.remove(["a"]) == 1 and database[1].structure is second.structure
+
+
+def test_two_ranks_give_the_same(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("plasma_hf.search.database.PROTEINS_PER_PART", 25)
+    queries = fasta(tmp_path / "q.fasta", proteins[:24:5])
+    folder = ProteinDatabase.build(tmp_path / "database", proteins).folder
+    words = ["search", queries, folder, "--evalue", "5", "--sensitivity", "fast", "--output"]
+    monkeypatch.setitem(SENSITIVITY, "fast", 10)
+    assert run(*words, tmp_path / "plain.m8").exit_code == 0
+    plain = (tmp_path / "plain.m8").read_text()
+    assert len(plain.splitlines()) > 15
+
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = "from plasma_hf.search.database import SENSITIVITY; SENSITIVITY['fast'] = 10; "
+    job = tmp_path / "job.py"
+    job.write_text(script + "from plasma_hf.cli.main import app; app()")
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*ranks, job, *words, tmp_path / "ranks.m8"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ranks.m8").read_text() == plain

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +46,8 @@ class Writing:
     resume: bool
     quiet: bool
 
+
+Search = Callable[[list["Protein"]], Iterator[list[Any]]]
 
 Folder = Annotated[Path, Argument(metavar="DATABASE", help="Folder of the database.")]
 
@@ -103,17 +107,37 @@ def _read(inputs: list[Path], skipped: Skipped) -> Iterator[Protein]:
         skipped.report_records(bad)
 
 
+@dataclass(frozen=True)
+class Computing:
+    """What searches: a model, as `load_embedder` takes it, with embeddings that are at hand."""
+
+    model: tuple[str | None, str | None, None, str | None, str | None, bool]
+    store: Path | None = None
+    ray: int | None = None
+
+    def load(self) -> Any:
+        """Return the pipeline, in this process or in a worker."""
+        from ..data.store import EmbeddingStore
+        from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
+
+        embedder, head = load_embedder(*self.model, True)
+        assert head is not None  # a model was asked for
+        store = EmbeddingStore.open(self.store) if self.store else None
+        given = {"model": head, "processor": embedder.processor, "device": head.device}
+        return ProteinAlignmentPipeline(**given, store=store)
+
+
 def search_database(
     queries: str,
     place: Path,
     writing: Writing,
-    model: tuple[str | None, str | None, None, str | None, str | None, bool],
+    computing: Computing,
     skipped: Skipped,
     options: dict[str, Any],
 ) -> None:
     """Search residue by residue, and write the hits of each query as they come."""
+    from ..data.store import rank_and_world_size
     from ..models.alignment_result import check_columns
-    from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
     columns = writing.columns.split(",") if writing.columns else None
     chosen = check_columns(writing.form, columns)
@@ -123,18 +147,74 @@ def search_database(
         skipped.report(message)
     if not wanted:
         raise typer.Exit(2)
-    database = _open(place, skipped)
-    embedder, head = load_embedder(*model, True)
-    assert head is not None  # a model was asked for
-    align = ProteinAlignmentPipeline(model=head, processor=embedder.processor, device=head.device)
-    known = zip(database.ids, database.sequences, strict=True)
+    align = computing.load()
+    search, known = _searcher(place, align, computing, writing, skipped, options)
+    rank, world_size = rank_and_world_size()
+    if rank:
+        for _ in _shared(wanted, search, writing.resume):
+            pass
+        return
     given = ((one.id, one.sha) for one in wanted)
-    job = job_name(head, (writing.form, chosen, options), known, given)
+    job = job_name(align.model, (writing.form, chosen, options), known, given)
     with Output(writing.output, job, writing.resume) as file:
         if writing.resume:
             report(f"{file.done} of {len(wanted)} queries are in {writing.output}")
-        hits = _hits(database, wanted[file.done :], align, writing, skipped, options)
+        if world_size > 1:
+            hits = _shared(wanted, search, writing.resume, file.done)
+        else:
+            hits = search(wanted[file.done :])
         write_groups(((1, each) for each in hits), file, writing.form, chosen)
+
+
+def _searcher(
+    place: Path,
+    align: Any,
+    computing: Computing,
+    writing: Writing,
+    skipped: Skipped,
+    options: dict[str, Any],
+) -> tuple[Search, Iterable[tuple[str, str]]]:
+    """Return what yields the hits of queries, and what names the database."""
+    if computing.ray is None:
+        database = _open(place, skipped)
+        known = zip(database.ids, database.sequences, strict=True)
+        return partial(_hits, database, align, writing, skipped, options), known
+    from ..search.cluster import search
+    from ..search.database import read_manifest
+
+    told = json.dumps(read_manifest(place))
+
+    def on_cluster(queries: list[Protein]) -> Iterator[list[Any]]:
+        def on_error(number: int, reason: str) -> None:
+            skipped.report(f"{queries[number].id}: {reason}")
+
+        given = {"workers": computing.ray, "on_error": on_error} | options
+        return search(place.resolve(), queries, computing.load, **given)
+
+    return on_cluster, [("parts", told)]
+
+
+def _shared(
+    queries: list[Protein], search: Search, resumed: bool, done: int = 0
+) -> Iterator[list[Any]]:
+    """Yield the hits of each query in the first process of torchrun, which all have a part in."""
+    from torch import distributed
+
+    from ..data.store import rank_and_world_size
+
+    rank, world_size = rank_and_world_size()
+    distributed.init_process_group("gloo")
+    if resumed:
+        told = [done]
+        distributed.broadcast_object_list(told)
+        done = told[0]
+    left = queries[done:]
+    own = search(left[rank::world_size])
+    for start in range(0, len(left), world_size):
+        every: list[Any] | None = [None] * world_size if rank == 0 else None
+        distributed.gather_object(next(own, []), every)
+        yield from (every or [])[: len(left) - start]
+    distributed.destroy_process_group()
 
 
 def _open(place: Path, skipped: Skipped) -> ProteinDatabase:
@@ -152,11 +232,11 @@ def _open(place: Path, skipped: Skipped) -> ProteinDatabase:
 
 def _hits(
     database: ProteinDatabase,
-    queries: list[Protein],
     align: Any,
     writing: Writing,
     skipped: Skipped,
     options: dict[str, Any],
+    queries: list[Protein],
 ) -> Iterator[list[Any]]:
     """Yield the hits of each query; one that cannot be used has none.
 

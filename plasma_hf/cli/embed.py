@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 EMBED_HELP = f"""Embed proteins once and keep the result, a store to search and to train from.
 
-Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, or a
-folder written by datasets.save_to_disk. The store is a folder. Proteins are found in it by id
+Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, a
+folder written by datasets.save_to_disk, or a database of plasma-hf database build. The store is a folder. Proteins are found in it by id
 and by sequence; equal sequences are kept once, and what is there already is not computed again.
 
 A job that was stopped goes on when the same command is run again. The same command with other
@@ -40,6 +41,11 @@ With a language model, which is downloaded at first use (docs/backbones.md lists
       --backbone esm2-650m --output esm2
 
 \b
+As a table for other engines (id, sequence, mean and residues), which an --output that ends in
+.parquet or .lance becomes; --ray embeds on a Ray cluster, or on this machine if there is none:
+  plasma-hf embed proteins.fasta --output proteins.lance --ray 2
+
+\b
 On two GPUs, each of which computes its share (invalid records are reported, but do not set the
 exit code, at which torchrun would stop the other process):
   torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
@@ -58,6 +64,9 @@ def embed(
     ] = None,
     projections: Annotated[bool, Option("--projections", help="Keep the head's as well.")] = False,
     residues_per_batch: common.Residues = 4096,
+    ray: Annotated[
+        int | None, Option(min=1, metavar="WORKERS", help="Embed a table on a Ray cluster.")
+    ] = None,
     device: common.Device = None,
     id_column: Annotated[str, Option(help="Column of ids in tables.")] = "id",
     sequence_column: Annotated[str, Option(help="Column of sequences in tables.")] = "sequence",
@@ -66,6 +75,7 @@ def embed(
 ) -> None:
     """Embed proteins; see `EMBED_HELP`."""
     with one_line_errors() as skipped:
+        from ..data.table import ENDINGS
         from ..data.store import HEADER, KINDS, EmbeddingStore, gigabytes, rank_and_world_size
 
         if not inputs and not remove:
@@ -75,7 +85,12 @@ def embed(
         if not inputs:
             return
         proteins, bad = _read(inputs, id_column, sequence_column)
-        embedder, head = load_embedder(model, backbone, recipe, revision, device, trust_remote_code)
+        loaded = (model, backbone, recipe, revision, device, trust_remote_code)
+        if output.suffix in ENDINGS:
+            return _write_table(output, proteins, bad, loaded, ray, skipped)
+        if ray is not None:
+            fail("--ray makes a table: give an --output that ends in .parquet or .lance")
+        embedder, head = load_embedder(*loaded)
         if projections and head is None:
             fail("--projections needs a head, and --backbone has none; give --model instead")
         # A store that is there goes on keeping what it keeps; a new one keeps what is asked for.
@@ -96,6 +111,44 @@ def embed(
         )
 
 
+def _write_table(
+    output: Path,
+    proteins: list[Protein],
+    bad: list[InvalidRecord],
+    loaded: tuple[Any, ...],
+    ray: int | None,
+    skipped: Skipped,
+) -> None:
+    """Write a table of the proteins that can be embedded."""
+    from ..data.store import gigabytes
+    from ..data.table import write_table
+    from ..models.protein import InvalidRecord
+
+    if output.exists():
+        fail(f"{output} is there already; remove it, or give another --output")
+    embedder, _ = load_embedder(*loaded)
+    usable = []
+    for protein in proteins:
+        try:
+            usable.append(embedder.processor.read(protein, protein.id))
+        except ValueError as error:
+            bad.append(InvalidRecord(protein.id, str(error)))
+    skipped.report_records(bad)
+    size = sum(map(len, usable)) * embedder.hidden_size * 2
+    report(f"{len(usable)} proteins to embed, {gigabytes(size)} on disk, as float16")
+    if ray is None:
+        write_table(output, usable, embedder)
+    else:
+        from ..search.cluster import embed_table
+
+        embed_table(output, usable, partial(_load_alone, *loaded), ray)
+    report(f"{output} holds {len(usable)} proteins")
+
+
+def _load_alone(*loaded: Any) -> Backbone:
+    return load_embedder(*loaded)[0]
+
+
 def _remove(store: EmbeddingStore, ids: list[str], skipped: Skipped) -> None:
     """Take proteins out, and say which are not there."""
     for name in ids:
@@ -110,6 +163,7 @@ def _read(
 ) -> tuple[list[Protein], list[InvalidRecord]]:
     """Read all that can be read, and gather what cannot."""
     from ..io.sequences import read_sequences
+    from ..search.database import MANIFEST, ProteinDatabase
     from ..models.protein import InvalidRecord
 
     proteins: list[Protein] = []
@@ -117,6 +171,10 @@ def _read(
     for file in files:
         wrong: list[InvalidRecord] = []
         try:
+            if (file / MANIFEST).exists():
+                opened = ProteinDatabase.open(file)
+                proteins += (opened[number] for number in range(len(opened)))
+                continue
             proteins += read_sequences(file, id_column, sequence_column, wrong.append)
         except (ValueError, OSError) as error:
             bad.append(InvalidRecord(str(file), str(error)))

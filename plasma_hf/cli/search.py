@@ -15,7 +15,7 @@ from ..io.formats import HIT_FIELDS, HIT_FORMATS
 from . import common
 from .align import AlignmentFormat
 from .common import EXIT_CODE, compilation_announced, fail, load_model, one_line_errors, write
-from .database import Writing, search_database
+from .database import Computing, Writing, search_database
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
@@ -84,6 +84,12 @@ def search(
     resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
     model: Annotated[str | None, Option(help="Folder or Hub id of a model.")] = None,
     backbone: common.BackboneName = None,
+    store: Annotated[
+        Path | None, Option(help="Folder of `plasma-hf embed`: what is in it is not embedded.")
+    ] = None,
+    ray: Annotated[
+        int | None, Option(min=1, metavar="WORKERS", help="Search on a Ray cluster.")
+    ] = None,
     batch_size: Annotated[int, Option(min=1, help="Queries embedded together.")] = 8,
     device: common.Device = None,
     revision: common.Revision = None,
@@ -107,9 +113,9 @@ def search(
             options |= {"sensitivity": sensitivity, "database_size": database_size}
             options["batch_size"] = batch_size
             writing = Writing(form, columns, output, resume, quiet)
-            loaded = (model, backbone, None, *where)
-            return search_database(queries, inside, writing, loaded, skipped, options)
-        _check_vectors(form, columns, resume, backbone)
+            computing = Computing((model, backbone, None, *where), store, ray)
+            return search_database(queries, inside, writing, computing, skipped, options)
+        _check_vectors(form, columns, resume, backbone, store, ray)
         _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
         _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
         invalid: list[Any] = []
@@ -150,7 +156,7 @@ def _check_vectors(form: str, *of_residues: Any) -> None:
     if form not in HIT_FORMATS:
         fail(f"vectors have no {form}; give --format text, json or tsv")
     if any(of_residues):
-        fail("--columns, --resume and --backbone go with QUERIES and DATABASE")
+        fail("--columns, --resume, --backbone, --store, --ray go with QUERIES and DATABASE")
 
 
 def _check_one_of(what: str, **options: Any) -> None:

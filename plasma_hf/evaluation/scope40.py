@@ -213,7 +213,7 @@ def plasma(benchmark: Scope40, model: Any, backbone: Any, sensitivity: str = "de
     def search(queries: Sequence[str]) -> Iterator[Ranked]:
         for name in queries:
             own = numbers[name]
-            chosen = domains.candidates(domains.sequences[own], SENSITIVITY[sensitivity])
+            chosen = domains.rank(domains.sequences[own], SENSITIVITY[sensitivity])[1]
             project([own, *chosen])
             raw_scores = model.raw_scores(known[own], [known[number] for number in chosen]).tolist()
             distances = []
@@ -236,7 +236,7 @@ def smith_waterman(benchmark: Scope40) -> Search:
 
     def search(queries: Sequence[str]) -> Iterator[Ranked]:
         for name in queries:
-            best = domains.candidates(sequences[name], len(domains) - 1)
+            best = domains.rank(sequences[name], len(domains) - 1)[1]
             yield ((domains.ids[number], float("nan")) for number in best)
 
     return search

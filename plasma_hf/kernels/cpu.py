@@ -744,26 +744,30 @@ def _weights(scoring: Scoring) -> tuple[np.float32, np.float32, float, float]:
 
 def against_background_numba(along: Tensor, weights: Tensor, moments: Tensor) -> Tensor:
     """Do what `against_background` does."""
-    axes = along.shape[1]
-    out = torch.empty(len(along), 2 * (axes + 4))
-    _write_vectors(*_arrays([along.contiguous(), weights, moments]), out.numpy())
+    out = torch.empty(len(along), along.shape[1] + 3)
+    _write_vectors(*_arrays([along.contiguous(), weights, *moments]), out.numpy())
     return out
 
 
 @compiled(fastmath=SUMS)
-def _write_vectors(along: Array, weights: Array, moments: Array, out: Array) -> None:
+def _write_vectors(along: Array, weights: Array, usual: Array, variance: Array, out: Array) -> None:
     prefer_512_bit_vectors()
     residues, axes = along.shape
-    itself = np.empty(residues, np.float32)
-    for way in range(2):
-        first = way * (axes + 4)
-        for i in range(residues):
-            row = out[i, first : first + axes + 4]
-            usual, variance = moments[way, 0], moments[way, 1]
-            itself[i] = _write_vector(along[i], weights[way], usual, variance, row)
-    scored = out[:, axes + 4 :].copy()  # with gaps between the rows it takes many times as long
-    _write_common(scored, itself)
-    out[:, axes + 4 :] = scored
+    itself, whole = np.empty(residues, np.float32), np.zeros((1, axes + 2), np.float32)
+    for i in range(residues):
+        itself[i] = _write_vector(along[i], weights, usual, variance, out[i])
+        for k in range(axes + 2):
+            whole[0, k] += out[i, k]
+    for i in range(residues):
+        own = _evidence(out, i, whole, 0, axes) - itself[i]
+        out[i, -1] = max(own, np.float32(0.0)) / max(1, residues - 1)
+    for step in range(1, min(plain.LONGEST_PERIOD + 1, residues)):
+        for i in range(residues - step):
+            near = _evidence(out, i, out, i + step, axes) - np.float32(plain.USUAL_REPEAT)
+            out[i, -1] = max(out[i, -1], near)
+            out[i + step, -1] = max(out[i + step, -1], near)
+    for i in range(residues):
+        out[i, -1] /= np.float32(2.0)
 
 
 @compiled(fastmath=SUMS)
@@ -786,30 +790,7 @@ def _write_vector(
     for k in range(axes):
         row[k] *= factor
     row[axes], row[axes + 1] = -mean * scale / np.float32(2.0), scale
-    row[axes + 2], row[axes + 3] = one, np.float32(0.0)
     return scale * scale * (one - mean)
-
-
-@compiled(fastmath=SUMS)
-def _write_common(rows: Array, itself: Array) -> None:
-    """Write what residues have in common with their own protein into the last column."""
-    prefer_512_bit_vectors()
-    residues, axes = len(rows), rows.shape[1] - 4
-    usual, nothing = np.float32(plain.USUAL_REPEAT), np.float32(0.0)
-    whole = np.zeros((1, axes + 2), np.float32)
-    for i in range(residues):
-        for k in range(axes + 2):
-            whole[0, k] += rows[i, k]
-    for i in range(residues):
-        own = _evidence(rows, i, whole, 0, axes) - itself[i]
-        rows[i, -1] = max(own, nothing) / max(1, residues - 1)
-    for step in range(1, min(plain.LONGEST_PERIOD + 1, residues)):
-        for i in range(residues - step):
-            near = _evidence(rows, i, rows, i + step, axes) - usual
-            rows[i, -1] = max(rows[i, -1], near)
-            rows[i + step, -1] = max(rows[i + step, -1], near)
-    for i in range(residues):
-        rows[i, -1] /= np.float32(-2.0)
 
 
 @compiled(fastmath=SUMS)

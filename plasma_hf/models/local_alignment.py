@@ -52,11 +52,10 @@ class Scoring(NamedTuple):
 
 
 READING = Scoring(0.3, 0.1, 4.5, 0.2)
-"""Finds most true partners: also what is weakly alike beside what is surely so counts."""
-SEARCHING = Scoring(1.0, 2.0, 8.0, 0.5)
+"""Finds true partners, and how much proteins share: also what is weakly alike counts."""
+SEARCHING = Scoring(0.7, 1.5, 7.0, 0.5)
 """Tells related from unrelated: long stretches of chance add up to nothing."""
-COMPARING = Scoring(0.5, 1.0, 6.0, 0.3)
-"""Tells how much two proteins share along their whole length: what is weakly alike counts too."""
+MOST_EVIDENCE = 8.0  # of a pair; equal peptides could be as alike as one likes
 USUAL_RESIDUES = 100  # of a protein; a score counts those that a peptide lacks
 
 # --- Sums over all local alignments.
@@ -129,29 +128,29 @@ def alignment_score(
 
 
 def share_of_evidence(sums: Tensor, shorter: Tensor) -> Tensor:
-    """Turn sums over alignments into scores in [0, 1], by residues of the shorter protein.
+    """Turn sums over alignments into scores in [0, 1]: the share of what could be in common.
 
-    `1 - exp(-log(1 + exp(sum)) / (2 * residues))`, of at least `USUAL_RESIDUES` residues.
+    Equal proteins of the shorter one's length, and of at least `USUAL_RESIDUES` residues, have the
+    most evidence at each residue.
 
     Args:
-        sums: `alignment_score` by `COMPARING`, `(batch,)`.
+        sums: `alignment_score` by `READING`, `(batch,)`.
         shorter: Residues of the shorter protein, `(batch,)`.
     """
-    return -torch.expm1(-F.softplus(sums) / (2 * shorter.clamp(min=USUAL_RESIDUES)))
+    each = READING.slope * (MOST_EVIDENCE - READING.shift)
+    return (F.softplus(sums) / (each * shorter.clamp(min=USUAL_RESIDUES))).clamp(max=1.0)
 
 
 class Evidence(NamedTuple):
     """Evidence of the residue pairs of two proteins, `(query_residues, candidate_residues)` each.
 
     Attributes:
-        read: Tells which residues correspond.
-        scored: Tells relatives from chance.
-        compared: Tells how much two proteins share.
+        read: Tells which residues correspond, and how much two proteins share.
+        scored: Less what residues have in common with their own protein: relatives from chance.
     """
 
     read: Tensor
     scored: Tensor
-    compared: Tensor
 
 
 def alignment_scores(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
@@ -285,7 +284,7 @@ def find_alignments(
     Returns:
         The alignments, the most significant first.
     """
-    read, left, _ = evidence
+    read, left = evidence
     stretches: list[Stretch] = []
     share = 1.0
     while len(stretches) < max_hits:
@@ -355,7 +354,7 @@ def _touches(pairs: Tensor, box: Box) -> bool:
 # --- What chance gives.
 
 
-TAIL = 2.25  # distance that one in ten reaches
+TAIL = 3.0  # distance that one in twenty reaches
 
 
 @dataclass(frozen=True)
@@ -363,8 +362,9 @@ class Calibration:
     """What raw scores unrelated proteins reach, by their lengths: a Gumbel distribution.
 
     Location and the logarithm of the scale are linear in `features` of the lengths. Above `TAIL`,
-    which one in ten reaches, chance falls off exponentially by a scale of its own: unrelated
-    proteins of one architecture reach more than the rest would have it.
+    which one in twenty reaches, chance falls off by a scale and a shape of its own, as a Weibull
+    distribution: unrelated proteins of one architecture reach more than the rest would have it,
+    by what language models know much more.
 
     Example:
         >>> null = Calibration((8.0, 1.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0, 0.0))
@@ -375,6 +375,7 @@ class Calibration:
     location: tuple[float, ...]
     log_scale: tuple[float, ...]
     tail: float = 1.0
+    shape: float = 1.0
 
     @staticmethod
     def features(query_residues: float, candidate_residues: float) -> tuple[float, ...]:
@@ -391,7 +392,7 @@ class Calibration:
             for weights in (self.location, self.log_scale)
         )
         distance = (raw_score - location) / math.exp(log_scale)
-        return distance if distance < TAIL else TAIL + (distance - TAIL) / self.tail
+        return distance if distance < TAIL else TAIL + ((distance - TAIL) / self.tail) ** self.shape
 
     def p_value(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Return the chance that two unrelated proteins of these lengths reach a raw score."""

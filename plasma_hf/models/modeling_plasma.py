@@ -23,8 +23,9 @@ from transformers.utils import ModelOutput
 
 from .configuration_plasma import PlasmaConfig
 from .local_alignment import (
-    COMPARING,
+    MOST_EVIDENCE,
     NEVER,
+    READING,
     SEARCHING,
     Calibration,
     Evidence,
@@ -536,16 +537,15 @@ class Background(nn.Module):
     """Hold what residues of unrelated proteins look like, and compare residues against it.
 
     Residues lie along the principal axes of all residues, weighed by a power of each axis'
-    variance: what varies much finds true partners (`READ`), what varies little tells relatives
-    from chance (`SCORED`). A cosine counts in standard deviations of the cosines that both
-    residues have with any other. With no width nothing is known, and a pair is its own background.
+    variance. A cosine counts in standard deviations of the cosines that both residues have with
+    any other. With no width nothing is known, and a pair is its own background.
     """
 
-    READ, SCORED = 0.1, -0.25  # powers of an axis' variance
+    POWER = 0.05  # of an axis' variance
     MOST_AXES = 256
     centre: Tensor
     axes: Tensor
-    variance: Tensor
+    weights: Tensor
     moments: Tensor
 
     def __init__(self, width: int) -> None:
@@ -553,8 +553,8 @@ class Background(nn.Module):
         self.register_buffer("centre", torch.zeros(width))
         axes = min(width, self.MOST_AXES)
         self.register_buffer("axes", torch.zeros(width, axes))
-        self.register_buffer("variance", torch.zeros(axes))
-        self.register_buffer("moments", torch.zeros(2, 2, axes))
+        self.register_buffer("weights", torch.zeros(axes))
+        self.register_buffer("moments", torch.zeros(2, axes))
 
     @torch.no_grad()
     def measure(self, projected: Sequence[Tensor]) -> None:
@@ -563,34 +563,23 @@ class Background(nn.Module):
         self.centre.copy_(residues.mean(0))
         centred = residues - residues.mean(0)
         variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-        most = len(self.variance)
+        most = len(self.weights)
         self.axes.copy_(axes[:, -most:])
-        self.variance.copy_((variance[-most:] / variance.max()).clamp(min=1e-4))
+        self.weights.copy_((variance[-most:] / variance.max()).clamp(min=1e-4) ** self.POWER)
         along = (residues.to(self.centre) - self.centre) @ self.axes
-        for way, power in enumerate((self.READ, self.SCORED)):
-            units = F.normalize(along * self.variance**power, dim=-1)
-            self.moments[way].copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
+        units = F.normalize(along * self.weights, dim=-1)
+        self.moments.copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
 
     def forward(self, projected: Tensor) -> Tensor:
-        """Turn a protein into vectors, `(residues, 2 * (axes + 4))`: as it is read, and scored.
-
-        The product of two residues' vectors, see `evidence`, is their evidence.
-        """
+        """Turn a protein into vectors, `(residues, axes + 3)`, that `evidence` compares."""
         along = projected @ self.axes - self.centre @ self.axes
-        weights = torch.stack([self.variance**power for power in (self.READ, self.SCORED)])
-        return against_background(along, weights, self.moments)
+        return against_background(along, self.weights, self.moments)
 
     @staticmethod
-    def read(query: Tensor, candidate: Tensor) -> Tensor:
-        """Return the evidence by which residues are read, in standard deviations."""
-        return _products(query.chunk(2, -1)[0], candidate.chunk(2, -1)[0])
-
-    @staticmethod
-    def scored(query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the evidence of what is scored, and of what is compared."""
-        query, candidate = query.chunk(2, -1)[1], candidate.chunk(2, -1)[1]
-        scored = _products(query, candidate)
-        return scored, scored - (query[:, -1:] + candidate[:, -1])
+    def evidence(query: Tensor, candidate: Tensor) -> Evidence:
+        """Return the evidence of residue pairs, in standard deviations."""
+        read = _products(query[:, :-1], candidate[:, :-1]).clamp_(max=MOST_EVIDENCE)
+        return Evidence(read, read - (query[:, -1:] + candidate[:, -1]))
 
 
 LONGEST_PERIOD = 12  # of repeats that are no sign of common descent
@@ -602,48 +591,35 @@ def against_background(along: Tensor, weights: Tensor, moments: Tensor) -> Tenso
 
     Args:
         along: Residues of one protein.
-        weights: Of each axis, as residues are read and scored, `(2, axes)`.
-        moments: Mean and variance of unit vectors, of both, `(2, 2, axes)`.
+        weights: Of each axis, `(axes,)`.
+        moments: Mean and variance of unit vectors, `(2, axes)`.
     """
     learns = torch.is_grad_enabled() and along.requires_grad
     if not learns and (compiled := kernel_for("against_background", along)):
         return compiled(along, weights, moments)
-    (read, _), (scored, itself) = map(_vectors, [along] * 2, weights, moments)
+    weighted, (usual, variance) = along * weights, moments
+    sums = weighted.square() @ torch.stack([torch.ones_like(variance), variance], -1)
+    square, spread = sums.clamp(min=1e-12).unbind(-1)
+    usual = weighted @ usual * square**-0.5  # of the residue's cosines with any others
+    scale = (spread / square).clamp(min=1e-8) ** -0.25
+    units, mean = weighted * (scale * square**-0.5)[:, None], -usual * scale / 2
     # What a residue has in common with its own protein does not tell relatives: repeats of few
     # letters are like one another in any two proteins.
-    units, (mean, scale, _), whole = scored[:, :-3], scored[:, -3:].T, scored.sum(0)
-    own = (units @ whole[:-3] + mean * whole[-2] + scale * whole[-3] - itself).clamp(min=0.0)
-    own = own / max(1, len(own) - 1)
+    whole, itself = units.sum(0), scale.square() * (1 - usual)
+    own = units @ whole + mean * scale.sum() + scale * mean.sum() - itself
+    own = own.clamp(min=0.0) / max(1, len(own) - 1)
     for step in range(1, min(LONGEST_PERIOD + 1, len(own))):
         near = (units[step:] * units[:-step]).sum(-1)
         near = near + mean[step:] * scale[:-step] + scale[step:] * mean[:-step] - USUAL_REPEAT
         first, last = F.pad(near, (0, step)), F.pad(near, (step, 0))
         own = torch.maximum(own, torch.maximum(first, last))
-    common = -own / 2
-    nothing = torch.zeros_like(common)
-    return torch.cat([read, nothing[:, None], scored, common[:, None]], -1)
-
-
-def _vectors(along: Tensor, weights: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Write residues such that a product is a standardised cosine; and that with itself."""
-    weighted, (mean, variance) = along * weights, moments
-    sums = weighted.square() @ torch.stack([torch.ones_like(variance), variance], -1)
-    square, spread = sums.clamp(min=1e-12).unbind(-1)
-    mean = weighted @ mean * square**-0.5  # of the residue's cosines with any others
-    scale = (spread / square).clamp(min=1e-8) ** -0.25
-    columns = [-mean * scale / 2, scale, torch.ones_like(scale)]
-    units = weighted * (scale * square**-0.5)[:, None]
-    return torch.cat([units, torch.stack(columns, -1)], -1), scale.square() * (1 - mean)
-
-
-def _turned(vectors: Tensor) -> Tensor:
-    """Exchange the last columns: what one residue adds, the other multiplies by."""
-    same, last = vectors[..., :-4], vectors[..., -4:]
-    return torch.cat([same, last[..., [1, 0, 3, 2]]], -1)
+    return torch.cat([units, torch.stack([mean, scale, own / 2], -1)], -1)
 
 
 def _products(query: Tensor, candidate: Tensor) -> Tensor:
-    return query @ _turned(candidate).mT
+    """Multiply vectors; of the last two numbers each multiplies the other's of the other side."""
+    turned = torch.cat([candidate[:, :-2], candidate[:, [-1, -2]]], -1)
+    return query @ turned.mT
 
 
 def own_background(query: Tensor, candidate: Tensor) -> Tensor:
@@ -1048,16 +1024,13 @@ class PlasmaModel(PreTrainedHead):
     ) -> AlignedPairs:
         """Read those pairs of projections by their local alignments that `is_read` wants."""
         pairs = list(zip(query, candidate, strict=True))
-        seen = [self.evidence(q, c, read=False) for q, c in pairs]
+        seen = [self.evidence(q, c) for q, c in pairs]
         raw_scores = alignment_scores([each.scored for each in seen], SEARCHING)
-        sums = alignment_scores([each.compared for each in seen], COMPARING)
+        sums = alignment_scores([each.read for each in seen], READING)
         lengths = [(len(q), len(c)) for q, c in pairs]
         scores = share_of_evidence(sums, sums.new_tensor([min(each) for each in lengths]))
         wanted = map(is_read, raw_scores.tolist(), lengths)
         chosen = [number for number, read in enumerate(wanted) if read]
-        for number in chosen:
-            if self.knows_background:
-                seen[number] = seen[number]._replace(read=self.background.read(*pairs[number]))
         plans = [torch.empty(0, 0)] * len(pairs)
         for number, plan in zip(chosen, read_pairs([seen[n].read for n in chosen]), strict=True):
             plans[number] = plan
@@ -1072,17 +1045,15 @@ class PlasmaModel(PreTrainedHead):
         self.background.measure(projected)
         self.config.calibration = {"width": projected[0].shape[-1]}
 
-    def evidence(self, query: Tensor, candidate: Tensor, read: bool = True) -> Evidence:
-        """Return the evidence of the residue pairs of two projections; unread, `read` is empty."""
+    def evidence(self, query: Tensor, candidate: Tensor) -> Evidence:
+        """Return the evidence of the residue pairs of two projections."""
         if not self.knows_background:
-            return Evidence(*[own_background(query, candidate)] * 3)
-        nothing = query.new_empty(0, 0)
-        found = self.background.read(query, candidate) if read else nothing
-        return Evidence(found, *self.background.scored(query, candidate))
+            return Evidence(*[own_background(query, candidate)] * 2)
+        return self.background.evidence(query, candidate)
 
     def raw_scores(self, query: Tensor, candidates: Sequence[Tensor]) -> Tensor:
         """Return the raw scores of a projection with each of others, `(candidates,)`."""
-        seen = [self.evidence(query, candidate, read=False).scored for candidate in candidates]
+        seen = [self.evidence(query, candidate).scored for candidate in candidates]
         return alignment_scores(seen, SEARCHING)
 
     @property
@@ -1091,7 +1062,8 @@ class PlasmaModel(PreTrainedHead):
         known = (self.config.calibration or {}) if self.config.reading == "posterior" else {}
         if "location" not in known:
             return None
-        return Calibration(tuple(known["location"]), tuple(known["log_scale"]), known["tail"])
+        fields = tuple(known["location"]), tuple(known["log_scale"]), known["tail"], known["shape"]
+        return Calibration(*fields)
 
     @property
     def knows_background(self) -> bool:

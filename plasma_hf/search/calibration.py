@@ -81,6 +81,7 @@ def calibrate(
         "location": list(found.location),
         "log_scale": list(found.log_scale),
         "tail": found.tail,
+        "shape": found.shape,
         "pairs": pairs,
         "proteins": len(real),
         "families": len(set(families)),
@@ -180,4 +181,19 @@ def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None)
     body = Calibration(of_location, of_scale)
     distances = np.array([body.distance(x, *pair) for x, pair in zip(scores, lengths, strict=True)])
     above = distances[(distances > TAIL) & (True if real is None else real)] - TAIL
-    return replace(body, tail=float(above.mean()) if len(above) > 20 else 1.0)
+    if len(above) < 20:
+        return body
+    shape = _shape(above)
+    return replace(body, tail=float((above**shape).mean() ** (1 / shape)), shape=shape)
+
+
+def _shape(above: np.ndarray) -> float:
+    """Return the shape of a Weibull distribution by greatest likelihood, 1 at most."""
+    logs = np.log(above)
+    low, high = 0.1, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        weights = above**middle
+        rises = (weights * logs).sum() / weights.sum() - 1 / middle < logs.mean()
+        low, high = (middle, high) if rises else (low, middle)
+    return high

@@ -83,30 +83,34 @@ class ProteinDatabase:
         return database
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> ProteinDatabase:
-        """Read a folder.
+    def open(cls, folder: str | os.PathLike[str], part: int | None = None) -> ProteinDatabase:
+        """Read a folder, or a part of it as a database of its own.
 
         Raises:
             FileNotFoundError: If it is no database.
             ValueError: If a part is damaged, or of a later version.
         """
         where = Path(folder)
-        told = _read_manifest(where)
+        told = read_manifest(where)
         ids: list[str] = []
         sequences: list[str] = []
         removed = told["removed"]
-        for number, part in enumerate(told["parts"]):
-            read = (where / part["file"]).read_bytes() if (where / part["file"]).exists() else b""
-            if hashlib.sha256(read).hexdigest() != part["sha256"]:
+        for number, kept in enumerate(told["parts"]):
+            if part not in (None, number):
+                continue
+            file = where / kept["file"]
+            read = file.read_bytes() if file.exists() else b""
+            if hashlib.sha256(read).hexdigest() != kept["sha256"]:
                 raise ValueError(
-                    f"{where / part['file']} is damaged or missing; remove it from the folder, or "
+                    f"{file} is damaged or missing; remove it from the folder, or "
                     f"build the database anew: plasma-hf database build FILE --output {where}"
                 )
             names, letters = (side.split("\n") for side in read.decode().split("\0"))
-            kept = [number >= removed.get(name, 0) for name in names]
-            ids += compress(names, kept)
-            sequences += compress(letters, kept)
+            stays = [number >= removed.get(name, 0) for name in names]
+            ids += compress(names, stays)
+            sequences += compress(letters, stays)
         return cls(ids, sequences, where)
+
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,7 +146,7 @@ class ProteinDatabase:
         gone = set(ids) & set(self.ids)
         if self.folder is not None:
             with FileLock(self.folder / ".lock"):
-                told = _read_manifest(self.folder)
+                told = read_manifest(self.folder)
                 # Of the parts that are there; a later one may have it again.
                 told["removed"] |= dict.fromkeys(sorted(gone), len(told["parts"]))
                 _write_manifest(self.folder, told)
@@ -164,7 +168,7 @@ class ProteinDatabase:
         (self.folder / f"{file}.writing").write_bytes(text.encode())
         os.replace(self.folder / f"{file}.writing", self.folder / file)
         with FileLock(self.folder / ".lock"):
-            told = _read_manifest(self.folder)
+            told = read_manifest(self.folder)
             told["parts"].append({"file": file, "proteins": len(part), "sha256": digest})
             _write_manifest(self.folder, told)
 
@@ -183,10 +187,13 @@ class ProteinDatabase:
         # The best of many stretches grows with the logarithm of the length.
         return pyopal.align, known, np.log(np.maximum(lengths, 10.0))
 
-    def candidates(self, query: str, most: int | None) -> list[int]:
-        """Return the numbers of the best proteins of the cheap stage, the best one first."""
-        if most is None or most >= len(self):
-            return list(range(len(self)))
+    def rank(self, query: str, most: int | None) -> tuple[list[float], list[int]]:
+        """Return scores and numbers of the best proteins of the first stage, the best one first.
+
+        With no `most` all are; what comes first of equals is better.
+        """
+        if most is None:
+            return [0.0] * len(self), list(range(len(self)))
         align, known, length = self._aligner
         found = align(
             query.translate(KNOWN_LETTERS),
@@ -201,9 +208,8 @@ class ProteinDatabase:
         for one in found:  # in any order
             scores[one.target_index] = one.score
         scores /= length
-        least = np.partition(scores, len(scores) - most)[len(scores) - most]
-        best = np.flatnonzero(scores >= least)
-        return best[np.argsort(-scores[best], kind="stable")][:most].tolist()
+        best = np.argsort(-scores, kind="stable")[:most]
+        return scores[best].tolist(), best.tolist()
 
     def search(
         self,
@@ -249,28 +255,28 @@ class ProteinDatabase:
         size = database_size or len(self)
         for query in queries:
             read = align.read((query, query))["query"]
-            numbers = self.candidates(read.sequence or "", SENSITIVITY[sensitivity])
-            found = _aligned(align, read, [self[n] for n in numbers], evalue, size, options)
+            most = SENSITIVITY[sensitivity]
+            if most is not None and most >= len(self):
+                most = None
+            _, numbers = self.rank(read.sequence or "", most)
+            found = align_candidates(align, read, [self[n] for n in numbers], evalue, size, **options)
             yield AlignmentResults(found[:top_k])
 
 
-def _aligned(
-    align: Any,
-    query: Protein,
-    candidates: list[Protein],
-    evalue: float,
-    size: int,
-    options: dict[str, Any],
+def align_candidates(
+    align: Any, query: Any, candidates: list[Protein], evalue: float, size: int, **options: Any
 ) -> list[Any]:
     """Align a query with what is significant of its candidates, the most significant first."""
+    query = align.read((query, query))["query"]
     chance = align.model.calibration.chance
     distances = zip(candidates, align.screen(query, candidates), strict=True)
     pairs = [(query, one) for one, distance in distances if chance(distance) * size <= evalue]
     results = align(iter(pairs), evalue=evalue, database_size=size, **options)
-    return sorted(filter(itemgetter("segments"), results), key=_significance)
+    return sorted(filter(itemgetter("segments"), results), key=significance)
 
 
-def _significance(hit: Any) -> tuple[float, float, str]:
+def significance(hit: Any) -> tuple[float, float, str]:
+    """Sort hits by, the most significant first."""
     return hit["p_value"], -hit["score"], hit.candidate.id
 
 
@@ -312,7 +318,8 @@ def _new(
             on_invalid(InvalidRecord(name, told))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what a folder has: its parts, in order, and what was removed from how many of them."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(
             f"{folder} is no database of proteins; make one with: plasma-hf database build FILE "
