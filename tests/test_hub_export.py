@@ -218,7 +218,7 @@ def test_the_code_of_a_folder_does_not_shadow_the_package(copy, trust):
         pipeline("protein-alignment", model=model, processor=plasma_hf.PlasmaProcessor()),
     ):
         assert type(pipe) is plasma_hf.ProteinAlignmentPipeline
-        assert pipe(PAIR)["score"] > 0.3
+        assert pipe(PAIR)["score"] > 0.15
 
 
 def test_checkpoints_of_version_0_1_load_and_say_the_same():

@@ -64,7 +64,7 @@ def equal(first, second):
 def test_every_container_gives_the_same(align):
     alone = align(PAIR)
     named = {"query": QUERY, "candidate": CANDIDATE}
-    assert alone["score"] > 0.4 and alone["segments"][0]["query_start"] == 3
+    assert alone["score"] > 0.25 and alone["segments"][0]["query_start"] == 3
     assert equal(align(named), alone)
     for inputs in ([PAIR], [named], [list(PAIR)]):
         [result] = align(inputs)

@@ -69,35 +69,36 @@ def write_table(
         ValueError: If the path has another ending.
         ImportError: If pylance is missing.
     """
-    arrow: Any = import_module("pyarrow")
     schema, written = table_schema(embedder.hidden_size), 0
     rest = iter(proteins)
 
-    def batches() -> Iterator[Any]:
+    def tables() -> Iterator[Any]:
         nonlocal written
         while some := list(islice(rest, together)):
             sequences = [one.sequence or "" for one in some]
-            yield from embedded_rows([one.id for one in some], sequences, embedder).to_batches()
+            yield embedded_rows([one.id for one in some], sequences, embedder)
             written += len(some)
 
     if path.suffix == ".lance":
-        reader = arrow.RecordBatchReader.from_batches(schema, batches())
-        lance().write_dataset(reader, str(path), mode="create")
+        write_lance(path, schema, tables())
     elif path.suffix == ".parquet":
         parquet = import_module("pyarrow.parquet")
         part = path.with_name(f"{path.name}.writing")
         with parquet.ParquetWriter(part, schema) as writer:
-            for batch in batches():
-                writer.write_batch(batch)
+            for table in tables():
+                writer.write_table(table)
         part.replace(path)
     else:
         raise ValueError(f"{path} is no table; give a name that ends in .parquet or .lance.")
     return written
 
 
-def lance() -> Any:
-    """Return the library, or say how it is installed."""
+def write_lance(path: Path, schema: pyarrow.Schema, tables: Iterable[pyarrow.Table]) -> None:
+    """Write tables of a schema as they come."""
+    arrow: Any = import_module("pyarrow")
     try:
-        return import_module("lance")
+        lance: Any = import_module("lance")
     except ImportError as error:
         raise ImportError("Lance needs pylance: pip install pylance") from error
+    batches = (batch for table in tables for batch in table.cast(schema).to_batches())
+    lance.write_dataset(arrow.RecordBatchReader.from_batches(schema, batches), str(path))

@@ -304,7 +304,11 @@ def find_alignments(
                 others[box] = NEVER
             probability = aligned_probability(others[None])[0]
         found += _divide(probability, layer, max_gap, least)
-    return sorted(found, key=lambda alignment: -alignment.raw_score)
+    disjoint: list[Alignment] = []
+    for one in sorted(found, key=lambda alignment: -alignment.raw_score):
+        if not any(_covers(better, one) for better in disjoint):
+            disjoint.append(one)
+    return disjoint
 
 
 Stretch = tuple[Box, float, float]  # with its raw score, and the share that was left
@@ -344,6 +348,13 @@ def _divide(found: Tensor, layer: list[Stretch], max_gap: int, least: float) -> 
     return alignments
 
 
+def _covers(one: Alignment, other: Alignment) -> bool:
+    """Tell whether an alignment takes more than half of another's place on both sides."""
+    (first, last), (start, end) = ((each.pairs[0], each.pairs[-1] + 1) for each in (one, other))
+    shared = torch.minimum(last, end) - torch.maximum(first, start)
+    return bool((2 * shared > end - start).all())
+
+
 def _touches(pairs: Tensor, box: Box) -> bool:
     """Tell whether any pair lies in a stretch."""
     first = torch.tensor([side.start for side in box])
@@ -354,7 +365,7 @@ def _touches(pairs: Tensor, box: Box) -> bool:
 # --- What chance gives.
 
 
-TAIL = 3.0  # distance that one in twenty reaches
+TAIL = 2.0  # distance that one in eight reaches
 
 
 @dataclass(frozen=True)
@@ -362,7 +373,7 @@ class Calibration:
     """What raw scores unrelated proteins reach, by their lengths: a Gumbel distribution.
 
     Location and the logarithm of the scale are linear in `features` of the lengths. Above `TAIL`,
-    which one in twenty reaches, chance falls off by a scale and a shape of its own, as a Weibull
+    which one in eight reaches, chance falls off by a scale and a shape of its own, as a Weibull
     distribution: unrelated proteins of one architecture reach more than the rest would have it,
     by what language models know much more.
 

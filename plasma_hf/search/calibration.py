@@ -172,6 +172,7 @@ def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None)
         logs = given @ weights[1]
         distance = (values - given @ weights[0]) / logs.exp()
         total = (logs + distance + (-distance).clamp(max=50).exp()).mean()
+        total = total + weights[1][1:].square().sum() / len(values)  # few pairs tell a scale little
         total.backward()
         return total
 
@@ -188,9 +189,9 @@ def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None)
 
 
 def _shape(above: np.ndarray) -> float:
-    """Return the shape of a Weibull distribution by greatest likelihood, 1 at most."""
+    """Return the shape of a Weibull distribution by greatest likelihood."""
     logs = np.log(above)
-    low, high = 0.1, 1.0
+    low, high = 0.1, 2.0
     for _ in range(40):
         middle = (low + high) / 2
         weights = above**middle

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.table import embedded_rows, lance
+from ..data.table import embedded_rows, table_schema, write_lance
 from ..models.alignment_result import AlignmentResults
 from ..models.protein import Protein, clean_sequence
 from .database import SENSITIVITY, ProteinDatabase, align_candidates, read_manifest, significance
@@ -86,8 +85,9 @@ def search(
     done = 0
     for row in chain(aligned.iter_rows() if rows else (), [None]):
         if row is not None:
-            errors |= {row["query"]: row["error"]} if row["error"] else {}
-            hits[row["query"]] += pickle.loads(row["hits"])  # noqa: S301  # of our own workers
+            answer: _Answer = row["answer"]
+            errors |= {row["query"]: answer.error} if answer.error else {}
+            hits[row["query"]] += answer.hits
             left[row["query"]] -= 1
         while done < len(queries) and not left.get(done):
             if done in errors:
@@ -126,8 +126,7 @@ def embed_table(path: Path, proteins: Sequence[Protein], load: Load, workers: in
     rows = [{"id": one.id, "sequence": one.sequence} for one in proteins]
     found = embed(_ray().data.from_items(rows), load, workers)
     if path.suffix == ".lance":
-        lance()
-        found.write_lance(str(path))
+        write_lance(path, table_schema(load().hidden_size), found.iter_batches(batch_format="pyarrow"))
     else:
         found.write_parquet(str(path))
 
@@ -177,12 +176,20 @@ class _Hits(_Worker):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         database, query = self.shard(row["shard"]), self.queries[row["query"]]
-        candidates, hits, error = [database[number] for number in row["numbers"]], [], ""
+        candidates, answer = [database[number] for number in row["numbers"]], _Answer()
         try:
-            hits = align_candidates(self.align, query, candidates, **self.options)
+            answer.hits = align_candidates(self.align, query, candidates, **self.options)
         except ValueError as problem:
-            error = str(problem)
-        return {"query": row["query"], "hits": pickle.dumps(hits), "error": error}
+            answer.error = str(problem)
+        return {"query": row["query"], "answer": answer}
+
+
+@dataclass
+class _Answer:
+    """Hits of a query in a shard, as they are: a column of lists would be taken apart."""
+
+    hits: list[Any] = field(default_factory=list)
+    error: str = ""
 
 
 @dataclass
