@@ -10,9 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import TrainingArguments
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
-from plasma_hf.data import make_splits, read_site_table
+from plasma_hf.data import PairCollator, make_splits, read_site_table
 from plasma_hf.data.splits import PairSplits
 from plasma_hf.evaluation import (
     CachedEmbeddings,
@@ -22,7 +25,9 @@ from plasma_hf.evaluation import (
     run_aligner,
 )
 from plasma_hf.search.calibration import calibrate
-from plasma_hf.training import PlasmaRun
+from plasma_hf.training import PairRows, PlasmaRun, PlasmaTrainer
+from plasma_hf.training.arguments import EVERY_RUN
+from plasma_hf.training.structure_data import store_sequences
 from reproduce.default_checkpoint import RESULTS, bundle, labelled_domains, save
 from tests.benchmarks.site_pairs import SITES
 
@@ -63,6 +68,28 @@ def calibrate_bundled(task: str) -> None:
     domains = [(fold, sequence) for _, fold, sequence in labelled_domains()[0]]
     calibrate(model, domains, load_backbone("substitution").embed)
     save(model, folder)
+
+
+def measure_bundled(task: str) -> None:
+    """Write what a bundled head does into its `metrics.json`; the card has it from there."""
+    folder, splits = CHECKPOINTS / f"plasma_head_{task}", splits_of(task)
+    model = PlasmaModel.from_pretrained(folder, load_backbone=False)
+    tested = {"eval": splits.validation, "interpolation": splits.test}
+    tested |= {"extrapolation": splits.test_hard}
+    sides = (side for some in tested.values() for p in some for side in (p.query, p.candidate))
+    with TemporaryDirectory() as scratch:
+        sequences = [side.sequence for side in sides]
+        store = store_sequences(
+            Path(scratch, "store"), sequences, load_backbone("substitution"), "float16"
+        )
+        given = EVERY_RUN | {"eval_strategy": "no", "load_best_model_at_end": False}
+        arguments = TrainingArguments(scratch, use_cpu=True, disable_tqdm=True, **given)
+        trainer = PlasmaTrainer(model, arguments, data_collator=PairCollator(store))
+        for name, pairs in tested.items():
+            trainer.evaluate(PairRows(pairs), metric_key_prefix=name)
+    told = json.loads((folder / "metrics.json").read_text())
+    told["figures"] = {name: trainer.metrics[name] for name in tested}
+    (folder / "metrics.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def splits_of(task: str) -> PairSplits:
@@ -106,6 +133,7 @@ def main(words: list[str] | None = None) -> None:
             lines.append(f"| {task} | {name} | {cells} |")
         bundle(folder, CHECKPOINTS / f"plasma_head_{task}")
         calibrate_bundled(task)
+        measure_bundled(task)
     print("\n".join(lines))
     (RESULTS / "bundled_heads.md").write_text("\n".join(lines) + "\n")
 

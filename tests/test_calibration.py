@@ -78,6 +78,22 @@ def test_relatives_are_far_from_chance(calibrated: PlasmaModel) -> None:
     assert other["p_value"] > 1e-4 and other["segments"] == []
 
 
+def test_a_heavy_tail_is_followed_as_far_as_there_is_something_to_see() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(pairs: int) -> np.ndarray:
+        """As unrelated proteins are by a language model: a few classes are far above the rest."""
+        usual, far = rng.gumbel(8.0, 1.0, pairs), 10.0 + 3.0 * rng.weibull(0.6, pairs)
+        return np.where(rng.random(pairs) < 0.1, far, np.minimum(usual, 10.0))
+
+    found = fit(np.full((20_000, 2), 150), draw(20_000))
+    assert found.shape < 0.9
+    other = draw(200_000)
+    for score in (12.0, 20.0, 40.0):
+        seen = float((other >= score).mean())
+        assert 0.4 < found.p_value(score, 150, 150) / seen < 2.5
+
+
 def test_saved_and_loaded_it_is_the_same(calibrated: PlasmaModel, tmp_path: Path) -> None:
     calibrated.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)

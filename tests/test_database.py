@@ -286,3 +286,18 @@ def test_two_ranks_give_the_same(proteins: Any, tmp_path: Path, monkeypatch: Any
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ranks.m8").read_text() == plain
+
+
+def test_what_a_store_has_is_not_embedded_again(
+    proteins: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    file, store = fasta(tmp_path / "p.fasta", proteins), tmp_path / "store"
+    words = ["search", fasta(tmp_path / "q.fasta", proteins[:3]), file, "--format", "m8"]
+    plain = run(*words)
+    assert run("embed", file, "--output", store).exit_code == 0
+    embedded: list[Any] = []
+    monkeypatch.setattr(
+        "plasma_hf.models.modeling_backbone.Backbone.embed", lambda self, some: embedded.extend(some)
+    )
+    stored = run(*words, "--store", store)
+    assert stored.exit_code == 0 and stored.stdout == plain.stdout and not embedded

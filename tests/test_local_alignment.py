@@ -356,6 +356,16 @@ def test_nothing_is_found_where_nothing_is_significant(evidence):
     assert not find_alignments(Evidence(*[evidence] * 2), probability, 0.0, lambda raw, left: False)
 
 
+def test_what_lies_upon_a_better_one_is_none():
+    """In a repeat of one residue each shift is as good: they are one alignment."""
+    read, scored = torch.full((40, 40), 6.0), torch.full((40, 40), -2.0)
+    read.diagonal().add_(1.0)
+    scored[3:9, 3:9], scored[20:23, 10:13] = 1.9, 1.8
+    probability = aligned_probability(read[None])[0]
+    [whole] = find_alignments(Evidence(read, scored), probability, 9.0, lambda raw, left: True)
+    assert len(whole.pairs) == 40
+
+
 def test_what_was_given_is_left_as_it_was():
     evidence = stretches(40, 100, (4, 6), (4, 60))
     before = evidence.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,8 @@ class Writing:
     quiet: bool
 
 
+LARGE = 10**8  # bytes that take a while
+
 Search = Callable[[list["Protein"]], Iterator[list[Any]]]
 
 Folder = Annotated[Path, Argument(metavar="DATABASE", help="Folder of the database.")]
@@ -62,9 +65,15 @@ def build(
         from ..search.database import MANIFEST, ProteinDatabase
 
         before = len(ProteinDatabase.open(output)) if (output / MANIFEST).exists() else 0
+        size = sum(path.stat().st_size for path in inputs if path.is_file())
+        if size > LARGE:
+            report(f"{size / 1e9:.1f} GB to read; sequences take a byte per residue on disk")
+        start = time.monotonic()
         found = ProteinDatabase.build(output, _read(inputs, skipped), _reporter(skipped))
-        new = f", {len(found) - before} of them new" if before else ""
-        report(f"{output}: {len(found)} proteins, {found.residues} residues{new}")
+        new = len(found) - before
+        told = f", {new} of them new" if before else ""
+        rate = f"{new / (time.monotonic() - start):.0f} proteins a second"
+        report(f"{output}: {len(found)} proteins, {found.residues} residues{told}; {rate}")
 
 
 @database_app.command()

@@ -55,7 +55,7 @@ def embedded_rows(ids: Sequence[str], sequences: Sequence[str], embedder: Embedd
 
 
 def write_table(
-    path: Path, proteins: Iterable[Protein], embedder: Embedder, together: int = 64
+    path: str | Path, proteins: Iterable[Protein], embedder: Embedder, together: int = 64
 ) -> int:
     """Embed proteins and write them as they come, and return how many they are.
 
@@ -69,6 +69,7 @@ def write_table(
         ValueError: If the path has another ending.
         ImportError: If pylance is missing.
     """
+    path = Path(path)
     schema, written = table_schema(embedder.hidden_size), 0
     rest = iter(proteins)
 

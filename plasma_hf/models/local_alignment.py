@@ -392,8 +392,8 @@ class Calibration:
     def features(query_residues: float, candidate_residues: float) -> tuple[float, ...]:
         """Describe two lengths; whichever comes first."""
         first, second = math.log(query_residues), math.log(candidate_residues)
-        both, shorter = first + second - 10, min(first, second) - 5
-        return 1.0, both, shorter, both**2 / 10, shorter**2 / 10
+        both, shorter = first + second - 10, min(query_residues, candidate_residues)
+        return 1.0, both, math.log(shorter) - 5, both**2 / 10, 10 / shorter
 
     def distance(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Say how far a raw score is from what chance gives, in the scale of that; in nats."""

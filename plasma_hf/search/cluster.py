@@ -121,8 +121,11 @@ def embed(proteins: Dataset, load: Load, workers: int = 2, together: int = 64) -
     )
 
 
-def embed_table(path: Path, proteins: Sequence[Protein], load: Load, workers: int = 2) -> None:
+def embed_table(
+    path: str | Path, proteins: Sequence[Protein], load: Load, workers: int = 2
+) -> None:
     """Embed proteins into a table, see `plasma_hf.data.table`, by workers of a Ray cluster."""
+    path = Path(path)
     rows = [{"id": one.id, "sequence": one.sequence} for one in proteins]
     found = embed(_ray().data.from_items(rows), load, workers)
     if path.suffix == ".lance":
