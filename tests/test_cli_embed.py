@@ -165,7 +165,7 @@ def test_examples_of_the_help_run(embed: Any) -> None:
     lines = CliRunner().invoke(app, ["--help"]).stdout.replace("\\\n", "").splitlines()
     examples = [line.strip() for line in lines if line.strip().startswith("plasma-hf embed ")]
     offline = [example for example in examples if "--backbone" not in example]
-    assert (len(examples), len(offline)) == (4, 3)
+    assert (len(examples), len(offline)) == (5, 4)
     shutil.copytree(ROOT / "demo", "demo", ignore=shutil.ignore_patterns("*.png"))
     for example in offline:
         result = embed(*shlex.split(example)[2:])

@@ -282,7 +282,10 @@ def test_two_ranks_give_the_same(proteins: Any, tmp_path: Path, monkeypatch: Any
     job.write_text(script + "from plasma_hf.cli.main import app; app()")
     environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*ranks, job, *words, tmp_path / "ranks.m8"], env=environment, capture_output=True, text=True
+        [*ranks, job, *words, tmp_path / "ranks.m8"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ranks.m8").read_text() == plain
@@ -297,7 +300,8 @@ def test_what_a_store_has_is_not_embedded_again(
     assert run("embed", file, "--output", store).exit_code == 0
     embedded: list[Any] = []
     monkeypatch.setattr(
-        "plasma_hf.models.modeling_backbone.Backbone.embed", lambda self, some: embedded.extend(some)
+        "plasma_hf.models.modeling_backbone.Backbone.embed",
+        lambda self, some: embedded.extend(some),
     )
     stored = run(*words, "--store", store)
     assert stored.exit_code == 0 and stored.stdout == plain.stdout and not embedded

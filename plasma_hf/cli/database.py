@@ -132,7 +132,11 @@ class Computing:
         embedder, head = load_embedder(*self.model, True)
         assert head is not None  # a model was asked for
         store = EmbeddingStore.open(self.store) if self.store else None
-        given = {"model": head, "processor": embedder.processor, "device": head.device}
+        given: dict[str, Any] = {
+            "model": head,
+            "processor": embedder.processor,
+            "device": head.device,
+        }
         return ProteinAlignmentPipeline(**given, store=store)
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 EMBED_HELP = f"""Embed proteins once and keep the result, a store to search and to train from.
 
 Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, a
-folder written by datasets.save_to_disk, or a database of plasma-hf database build. The store is a folder. Proteins are found in it by id
-and by sequence; equal sequences are kept once, and what is there already is not computed again.
+folder written by datasets.save_to_disk, or a database of plasma-hf database build. The store is a
+folder. Proteins are found in it by id and by sequence; equal sequences are kept once, and what is
+there already is not computed again.
 
 A job that was stopped goes on when the same command is run again. The same command with other
 files adds them. A store is of one model and input format; another is refused.
@@ -42,8 +43,8 @@ With a language model, which is downloaded at first use (docs/backbones.md lists
 
 \b
 As a table for other engines (id, sequence, mean and residues), which an --output that ends in
-.parquet or .lance becomes; --ray embeds on a Ray cluster, or on this machine if there is none:
-  plasma-hf embed proteins.fasta --output proteins.lance --ray 2
+.parquet or .lance becomes; --ray 2 has two workers of a Ray cluster embed, or of this machine:
+  plasma-hf embed demo/serine_proteases.fasta --output proteins.parquet
 
 \b
 On two GPUs, each of which computes its share (invalid records are reported, but do not set the
@@ -75,8 +76,8 @@ def embed(
 ) -> None:
     """Embed proteins; see `EMBED_HELP`."""
     with one_line_errors() as skipped:
-        from ..data.table import ENDINGS
         from ..data.store import HEADER, KINDS, EmbeddingStore, gigabytes, rank_and_world_size
+        from ..data.table import ENDINGS
 
         if not inputs and not remove:
             fail("there is nothing to do; give files with proteins, or --remove ID")
@@ -163,8 +164,8 @@ def _read(
 ) -> tuple[list[Protein], list[InvalidRecord]]:
     """Read all that can be read, and gather what cannot."""
     from ..io.sequences import read_sequences
-    from ..search.database import MANIFEST, ProteinDatabase
     from ..models.protein import InvalidRecord
+    from ..search.database import MANIFEST, ProteinDatabase
 
     proteins: list[Protein] = []
     bad: list[InvalidRecord] = []

@@ -44,7 +44,9 @@ def embedded_rows(ids: Sequence[str], sequences: Sequence[str], embedder: Embedd
     residues = np.concatenate(embedded).astype(np.float16)
     starts = np.cumsum([0, *map(len, embedded)], dtype=np.int32)
     kind = schema.field("residues").type
-    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(residues.ravel()), type=kind.value_type)
+    vectors = arrow.FixedSizeListArray.from_arrays(
+        arrow.array(residues.ravel()), type=kind.value_type
+    )
     columns = [
         arrow.array(ids),
         arrow.array(sequences),

@@ -10,7 +10,7 @@ Source: pair hidden Markov models (Durbin et al., Biological sequence analysis, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -304,11 +304,7 @@ def find_alignments(
                 others[box] = NEVER
             probability = aligned_probability(others[None])[0]
         found += _divide(probability, layer, max_gap, least)
-    disjoint: list[Alignment] = []
-    for one in sorted(found, key=lambda alignment: -alignment.raw_score):
-        if not any(_covers(better, one) for better in disjoint):
-            disjoint.append(one)
-    return disjoint
+    return _disjoint(sorted(found, key=lambda alignment: -alignment.raw_score))
 
 
 Stretch = tuple[Box, float, float]  # with its raw score, and the share that was left
@@ -346,6 +342,15 @@ def _divide(found: Tensor, layer: list[Stretch], max_gap: int, least: float) -> 
             weights = found[part[:, 0], part[:, 1]].cpu()
             alignments.append(Alignment(part, weights, *inside[0][1:]))
     return alignments
+
+
+def _disjoint(found: Iterable[Alignment]) -> list[Alignment]:
+    """Leave out what lies upon a better one."""
+    kept: list[Alignment] = []
+    for one in found:
+        if not any(_covers(better, one) for better in kept):
+            kept.append(one)
+    return kept
 
 
 def _covers(one: Alignment, other: Alignment) -> bool:

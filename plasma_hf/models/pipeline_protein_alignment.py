@@ -402,7 +402,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
                 f"{self.processor.input_format.name!r}; give one with input_format={wanted!r}."
             )
 
-    def _embed(self, proteins: list[Protein], seen: _Seen) -> list[Tensor]:
+    def _embed(self, proteins: Sequence[Protein], seen: _Seen) -> list[Tensor]:
         """Return residue embeddings `(residues, hidden)`; a repeated protein is embedded once."""
         # A sequence says all there is to a model that reads no structures.
         by_structure = self.processor is not None and self.processor.input_format.reads_structures

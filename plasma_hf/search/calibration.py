@@ -116,7 +116,9 @@ def unrelated_p_values(
     drawn = ((min(i, j), max(i, j)) for _, i, j in every if new[i] or new[j])
     found = [(sides[i], sides[j]) for i, j in dict.fromkeys(islice(drawn, pairs))]
     scores = [float(model.raw_scores(one, [other])) for one, other in found]
-    return np.array([null.p_value(x, *map(len, pair)) for x, pair in zip(scores, found, strict=True)])
+    return np.array(
+        [null.p_value(x, *map(len, pair)) for x, pair in zip(scores, found, strict=True)]
+    )
 
 
 def _draw(

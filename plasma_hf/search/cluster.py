@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,51 +54,67 @@ def search(
         ImportError: If Ray is missing.
         ValueError: If a query cannot be used, and there is no `on_error`.
     """
-    most = SENSITIVITY[sensitivity]
-    data = _ray().data
     shards = range(len(read_manifest(Path(folder))["parts"]))
-    rows = [{"shard": s, "query": q} for s in shards for q in range(len(queries))]
-    given = {"folder": str(folder), "queries": list(queries)}
-    found = _map(data.from_items(rows), _Candidates, workers, given | {"most": most})
-    best: dict[int, list[tuple[float, int, int]]] = defaultdict(list)
-    sizes: dict[int, int] = {}
-    errors: dict[int, str] = {}
-    for row in found.iter_rows():
-        errors |= {row["query"]: row["error"]} if row["error"] else {}
-        sizes[row["shard"]] = row["size"]
-        # What comes first of equals is better.
-        ranked = zip(row["scores"], row["numbers"], strict=True)
-        new = ((score, -row["shard"], -number) for score, number in ranked)
-        every = [*best[row["query"]], *new]
-        best[row["query"]] = every if most is None else heapq.nlargest(most, every)
-    size = database_size or sum(sizes.values())
-    rows = []
-    for query, every in best.items():
-        numbers: dict[int, list[int]] = defaultdict(list)
-        for _, shard, number in sorted(every, reverse=True):
-            numbers[-shard].append(-number)
-        rows += [{"shard": s, "query": query, "numbers": n} for s, n in numbers.items()]
-    rows.sort(key=lambda row: row["shard"])  # a worker opens one after the other
-    given |= {"load": load, "options": options | {"evalue": evalue, "size": size}}
-    aligned = _map(data.from_items(rows), _Hits, workers, given)
-    left = {query: len({shard for _, shard, _ in every}) for query, every in best.items()}
+    rows = [{"shard": shard, "query": query} for shard in shards for query in range(len(queries))]
+    given: dict[str, Any] = {"folder": str(folder), "queries": list(queries)}
+    most = SENSITIVITY[sensitivity]
+    found = _map(rows, _Candidates, workers, given | {"most": most})
+    chosen, size, errors = _best_of_all(found, most)
+    # A worker opens one shard after the other.
+    rows = [one for query in chosen for one in _by_shard(query, chosen[query])]
+    rows.sort(key=itemgetter("shard"))
+    given |= {"load": load, "options": options | {"evalue": evalue, "size": database_size or size}}
+    left = Counter(row["query"] for row in rows)
     hits: dict[int, list[Any]] = defaultdict(list)
     done = 0
-    for row in chain(aligned.iter_rows() if rows else (), [None]):
+    for row in chain(_map(rows, _Hits, workers, given), [None]):
         if row is not None:
             answer: _Answer = row["answer"]
-            errors |= {row["query"]: answer.error} if answer.error else {}
             hits[row["query"]] += answer.hits
             left[row["query"]] -= 1
-        while done < len(queries) and not left.get(done):
+            if answer.error:
+                errors[row["query"]] = answer.error
+        while done < len(queries) and not left[done]:
+            every = hits.pop(done, [])
             if done in errors:
-                if on_error is None:
-                    raise ValueError(errors[done])
-                on_error(done, errors[done])
-                hits.pop(done, None)
-            ranked_hits = sorted(hits.pop(done, ()), key=significance)
-            yield AlignmentResults(ranked_hits[:top_k])
+                _tell(done, errors[done], on_error)
+                every = []
+            yield AlignmentResults(sorted(every, key=significance)[:top_k])
             done += 1
+
+
+def _tell(query: int, error: str, on_error: Callable[[int, str], None] | None) -> None:
+    if on_error is None:
+        raise ValueError(error)
+    on_error(query, error)
+
+
+Place = tuple[float, int, int]  # score, and less the shard and the number: what is first is better
+
+
+def _best_of_all(
+    found: Iterable[dict[str, Any]], most: int | None
+) -> tuple[dict[int, list[Place]], int, dict[int, str]]:
+    """Return the best candidates of each query, proteins of all shards, and what went wrong."""
+    best: dict[int, list[Place]] = defaultdict(list)
+    sizes: dict[int, int] = {}
+    errors: dict[int, str] = {}
+    for row in found:
+        sizes[row["shard"]] = row["size"]
+        if row["error"]:
+            errors[row["query"]] = row["error"]
+        ranked = zip(row["scores"], row["numbers"], strict=True)
+        every = [*best[row["query"]], *((s, -row["shard"], -number) for s, number in ranked)]
+        best[row["query"]] = every if most is None else heapq.nlargest(most, every)
+    return best, sum(sizes.values()), errors
+
+
+def _by_shard(query: int, places: list[Place]) -> Iterator[dict[str, Any]]:
+    numbers: dict[int, list[int]] = defaultdict(list)
+    for _, shard, number in sorted(places, reverse=True):
+        numbers[-shard].append(-number)
+    for shard, some in numbers.items():
+        yield {"shard": shard, "query": query, "numbers": some}
 
 
 def embed(proteins: Dataset, load: Load, workers: int = 2, together: int = 64) -> Dataset:
@@ -129,14 +146,22 @@ def embed_table(
     rows = [{"id": one.id, "sequence": one.sequence} for one in proteins]
     found = embed(_ray().data.from_items(rows), load, workers)
     if path.suffix == ".lance":
-        write_lance(path, table_schema(load().hidden_size), found.iter_batches(batch_format="pyarrow"))
+        write_lance(
+            path, table_schema(load().hidden_size), found.iter_batches(batch_format="pyarrow")
+        )
     else:
         found.write_parquet(str(path))
 
 
-def _map(rows: Dataset, worker: Any, workers: int, given: dict[str, Any]) -> Dataset:
-    pool = _ray().data.ActorPoolStrategy(size=workers)
-    return rows.map(worker, fn_constructor_kwargs=given, compute=pool)
+def _map(
+    rows: list[dict[str, Any]], worker: Any, workers: int, given: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield what workers make of rows, in any order."""
+    data = _ray().data
+    if rows:
+        pool = data.ActorPoolStrategy(size=workers)
+        found = data.from_items(rows).map(worker, fn_constructor_kwargs=given, compute=pool)
+        yield from found.iter_rows()
 
 
 @dataclass
@@ -159,14 +184,13 @@ class _Candidates(_Worker):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         database, given = self.shard(row["shard"]), self.queries[row["query"]]
-        scores, numbers, error = [], [], ""
+        found = row | {"size": len(database), "scores": [], "numbers": [], "error": ""}
         try:
             query = clean_sequence(given.sequence or "", given.id)
-            scores, numbers = database.rank(query, self.most)
+            found["scores"], found["numbers"] = database.rank(query, self.most)
         except ValueError as problem:
-            error = str(problem)
-        found = {"size": len(database), "scores": scores, "numbers": numbers, "error": error}
-        return row | found
+            found["error"] = str(problem)
+        return found
 
 
 @dataclass(kw_only=True)

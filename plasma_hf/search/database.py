@@ -111,7 +111,6 @@ class ProteinDatabase:
             sequences += compress(letters, stays)
         return cls(ids, sequences, where)
 
-
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -259,7 +258,9 @@ class ProteinDatabase:
             if most is not None and most >= len(self):
                 most = None
             _, numbers = self.rank(read.sequence or "", most)
-            found = align_candidates(align, read, [self[n] for n in numbers], evalue, size, **options)
+            found = align_candidates(
+                align, read, [self[n] for n in numbers], evalue, size, **options
+            )
             yield AlignmentResults(found[:top_k])
 
 

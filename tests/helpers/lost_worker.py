@@ -14,7 +14,7 @@ import plasma_hf  # noqa: F401  # has the task
 
 
 def load(mark: Path) -> Any:
-    """Return the default pipeline; the process ends at its first candidate if `mark` is not there."""
+    """Return the default pipeline; without `mark` the process ends at the first candidates."""
     align = pipeline("protein-alignment")
     screen = align.screen
 
