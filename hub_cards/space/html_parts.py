@@ -65,7 +65,7 @@ def meaning(score: float) -> str:
 
     Example:
         >>> meaning(0.95)[:49]
-        'Of the 121 held-out pairs that score 0.9 to 1.0, '
+        'Of the 112 held-out pairs that score 0.9 to 1.0, '
     """
     measured = json.loads(Path(DEFAULT_CHECKPOINT, "metrics.json").read_text(encoding="utf-8"))
     steps = measured["held_out"]["calibration"]["steps"]

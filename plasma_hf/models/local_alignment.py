@@ -115,7 +115,7 @@ def alignment_score(
 
     Example:
         >>> alignment_score(4 * torch.eye(10)[None]).round(decimals=1)
-        tensor([20.3000])
+        tensor([17.9000])
     """
     learns = torch.is_grad_enabled() and evidence.requires_grad
     if not learns and (compiled := kernel_for("alignment_score", evidence)):

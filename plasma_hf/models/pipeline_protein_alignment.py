@@ -242,7 +242,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             >>> align = pipeline("protein-alignment")
             >>> found = align.screen("MKTAYIAKQRQISFVKSHFSRQ", [Protein("a", "AYIAKQRQLSFVKSHFS")])
             >>> [round(distance) for distance in found]
-            [15]
+            [32]
         """
         null, seen = self.model.calibration, _Seen()
         assert null is not None
