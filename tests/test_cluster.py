@@ -45,6 +45,7 @@ def test_shards_and_a_lost_worker_give_the_same(
     given: dict[str, Any] = {"evalue": 5.0, "sensitivity": "fast"}
     errors: dict[int, str] = {}
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # other tests run beside
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         load = partial(lost_worker.load, tmp_path / "lost")
