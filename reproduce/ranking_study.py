@@ -116,7 +116,7 @@ def main() -> None:
     reported = set(benchmark.queries(200))
     others = [name for name in benchmark.queries() if name not in reported]
     names = random.Random(7).sample(others, QUERIES)
-    table = markdown_table(HEAD, [judge(setting, benchmark, names) for setting in TRIED])
+    table = markdown_table(HEAD, [judge(setting, benchmark, names) for setting in TRIED], left=3)
     RESULTS.write_text(f"{table}\n")
 
 
