@@ -26,7 +26,8 @@ SEARCH_HELP = f"""Search proteins: residue by residue, or by their vectors.
 ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a folder of
 `plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
 are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
-(Smith-Waterman) are aligned: fast 150, default 500, more 2000, or all.
+(Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. The processes of torchrun
+share the queries, and --ray has a Ray cluster search the parts of a DATABASE; hits stay the same.
 
 With --index, --structures or --sequences the structures or sequences are found whose vectors are
 nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
@@ -40,6 +41,7 @@ finds records of either.
 Examples:
   plasma-hf search demo/serine_proteases.fasta demo/structures --format m8
   plasma-hf search queries.fasta proteins --top-k 10 --output hits.m8.gz --resume
+  torchrun --nproc-per-node 4 --no-python plasma-hf search queries.fasta proteins -o hits.m8
   plasma-hf search --sequence MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ --structures structures/
   plasma-hf search --fasta demo/serine_proteases.fasta --index proteases.index --format tsv
   plasma-hf search --structure 1abc.pdb:A --sequences demo/serine_proteases.fasta --explain
