@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -274,6 +274,9 @@ def names_expected(chains):
     packed=st.booleans(),
 )
 def test_chains_come_back_from_every_format(tmp_path_factory, chains, between, packed):
+    # With nothing between, a copy that begins where numbers stand still is part of the one before.
+    begin = chains[0][4][0]
+    assume(between != "nothing" or all(one[4][-1].rstrip("ABC") != begin for one in chains))
     rows = [(name, label, *rest) for name, label, _, *rest in chains]
     if "columns" in between:
         text, ending = cif_text(rows, FEW if between[0] == "f" else ()), "cif"
