@@ -156,13 +156,13 @@ def search_database(
     chosen = check_columns(writing.form, columns)
     messages: dict[str, None] = {}
     wanted = read_side(queries, "query", messages)
-    for message in messages:
+    rank, world_size = rank_and_world_size()
+    for message in () if rank else messages:  # all processes read the same queries
         skipped.report(message)
     if not wanted:
         raise typer.Exit(2)
     align = computing.load()
     search, known = _searcher(place, align, computing, writing, skipped, options)
-    rank, world_size = rank_and_world_size()
     if rank:
         for _ in _shared(wanted, search, writing.resume):
             pass

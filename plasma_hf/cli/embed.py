@@ -121,10 +121,12 @@ def _write_table(
     skipped: Skipped,
 ) -> None:
     """Write a table of the proteins that can be embedded."""
-    from ..data.store import gigabytes
+    from ..data.store import gigabytes, rank_and_world_size
     from ..data.table import write_table
     from ..models.protein import InvalidRecord
 
+    if rank_and_world_size()[1] > 1:
+        fail("one process writes a table; share the work by --ray in place of torchrun")
     if output.exists():
         fail(f"{output} is there already; remove it, or give another --output")
     embedder, _ = load_embedder(*loaded)

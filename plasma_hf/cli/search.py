@@ -27,7 +27,8 @@ ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, 
 `plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
 are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
 (Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. The processes of torchrun
-share the queries, and --ray has a Ray cluster search the parts of a DATABASE; hits stay the same.
+share the queries, and --ray has a Ray cluster search the parts of a DATABASE; hits stay the same
+(under torchrun what is skipped is reported, but does not set the exit code).
 
 With --index, --structures or --sequences the structures or sequences are found whose vectors are
 nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
