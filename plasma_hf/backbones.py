@@ -232,7 +232,8 @@ def is_backbone(name: str) -> bool:
 def kept_head(backbone: Backbone) -> Path:
     """Return the folder in which the calibrated head over a backbone is kept."""
     settings = SEARCHING, MOST_EVIDENCE, Background.POWER  # others are of other p-values
-    words = json.dumps([backbone.fingerprint, settings], sort_keys=True).encode()
+    about = backbone.fingerprint, settings, list(Background(0).state_dict())
+    words = json.dumps(about, sort_keys=True).encode()
     name = PurePath(backbone.name).name
     kept = Path(constants.HF_HOME, "plasma_hf", "calibrated")
     return kept / f"{name}-{hashlib.sha256(words).hexdigest()[:16]}"

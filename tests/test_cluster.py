@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import pipeline
 from typer.testing import CliRunner
 
 from plasma_hf import load_backbone
@@ -41,6 +42,7 @@ def test_shards_and_a_lost_worker_give_the_same(
     monkeypatch.setattr("plasma_hf.search.database.PROTEINS_PER_PART", 15)
     monkeypatch.setitem(SENSITIVITY, "fast", 10)
     database = ProteinDatabase.build(tmp_path / "database", proteins)
+    database.add_vectors(pipeline("protein-alignment"))
     queries = [*proteins[:20:5], Protein("digit", "MK7")]
     given: dict[str, Any] = {"evalue": 5.0, "sensitivity": "fast"}
     errors: dict[int, str] = {}

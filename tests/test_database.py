@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ import plasma_hf
 from plasma_hf.cli.main import app
 from plasma_hf.models.protein import InvalidRecord, Protein, read_records
 from plasma_hf.search import ProteinDatabase
-from plasma_hf.search.database import MANIFEST, SENSITIVITY
+from plasma_hf.search.database import MANIFEST, SENSITIVITY, model_name, united
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 USUAL = (8, 1, 5, 7, 4, 7, 2, 6, 6, 10, 2, 4, 5, 4, 5, 7, 5, 7, 1, 3)  # percent in proteins
@@ -74,7 +75,8 @@ def test_a_stage_loses_little_and_changes_nothing(
     monkeypatch.setitem(SENSITIVITY, "fast", 20)
     [fast] = database.search([proteins[0]], align, evalue=30.0, sensitivity="fast")
     by_id = {hit.candidate.id: hit for hit in slow}
-    assert len(database.rank(proteins[0].sequence, 20)[1]) == 20 < len(database)
+    [(scores, numbers)] = database.rank(proteins[0], 20)
+    assert len(numbers) == 20 < len(database) and scores == sorted(scores, reverse=True)
     assert [hit.candidate.id for hit in fast][:3] == [hit.candidate.id for hit in slow][:3]
     for hit in fast:
         assert hit["evalue"] == pytest.approx(by_id[hit.candidate.id]["evalue"], rel=1e-4)
@@ -160,6 +162,68 @@ def test_what_cannot_be_used_is_said(proteins: Any, tmp_path: Path, align: Any) 
         next(small.search(["MKV"], plan))
 
 
+def test_vectors_find_what_letters_do_not(
+    database: ProteinDatabase, proteins: Any, align: Any, monkeypatch: Any
+) -> None:
+    """Their cosines are those of the pooled residues, whatever they are kept with."""
+    monkeypatch.setitem(SENSITIVITY, "fast", 10)
+    monkeypatch.setattr("plasma_hf.search.database.VECTORS_AT_ONCE", 7)
+    held = ProteinDatabase.of(proteins)
+    assert held.add_vectors(align) == len(proteins)
+    vectors = torch.cat([align.pool([one]) for one in proteins])
+    for query in range(0, 24, 5):
+        wanted = (vectors @ vectors[query]).argsort(descending=True).tolist()
+        letters, (scores, numbers) = held.rank(proteins[query], 10, align)
+        assert numbers[0] == query and scores == sorted(scores, reverse=True)
+        assert len(set(numbers) & set(wanted[:12])) == 10  # a byte for each number rounds
+        found = next(held.search([proteins[query]], align, evalue=1e9, sensitivity="fast"))
+        chosen = [proteins[n].id for n in united([letters[1], numbers], 10)]
+        assert query in numbers and {hit.candidate.id for hit in found} <= set(chosen)
+        assert len(letters) == 2 and len(database.rank(proteins[query], 10, align)) == 1
+
+
+def test_vectors_stay_with_their_proteins(
+    proteins: Any, tmp_path: Path, align: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("plasma_hf.search.database.PROTEINS_PER_PART", 10)
+    monkeypatch.setattr("plasma_hf.search.database.EMBEDDED_TOGETHER", 4)
+    database = ProteinDatabase.build(tmp_path, proteins[:25])
+    pool, calls = align.pool, []
+
+    def stopped(some: Any) -> Any:
+        calls.append(len(some))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return pool(some)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(align, "pool", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            database.add_vectors(align)
+    assert database.without_vectors() == 15
+    # Another process goes on with what that one had begun.
+    again = ProteinDatabase.open(tmp_path)
+    assert again.add_vectors(align) == 25 - sum(calls[:-1]) and again.add_vectors(align) == 0
+    again.remove(["f0_0", "f4_1"])
+    again.add([*proteins[25:28], proteins[0]])
+    assert again.without_vectors() == 4
+    of_all = ProteinDatabase.of(proteins)
+    of_all.add_vectors(align)
+    name = model_name(align)
+    for opened in (again, ProteinDatabase.open(tmp_path)):
+        kept, wanted = opened.vectors(name), of_all.vectors(name)
+        assert kept is not None and wanted is not None and len(kept) == len(opened)
+        for protein, row in zip(opened.ids, kept.astype(int), strict=True):
+            new = protein == "f0_0" or int(opened.ids.index(protein)) >= 23
+            expected = wanted[[one.id for one in proteins].index(protein)] * (not new)
+            assert abs(row - expected).max() <= 1  # the last bits depend on the batch
+    assert again.add_vectors(align) == 4 and again.without_vectors() == 0
+    [first, *_] = tmp_path.glob("*.npy")
+    first.write_bytes(first.read_bytes()[:60])
+    with pytest.raises(ValueError, match="is damaged; remove it, and make it again"):
+        ProteinDatabase.open(tmp_path).vectors(name)
+
+
 def test_without_the_first_stage(proteins: Any, align: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pyopal", None)
     database = ProteinDatabase.of(proteins)
@@ -201,6 +265,28 @@ def test_from_the_shell(proteins: Any, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "has no protein 'nothing'" in result.stderr
     assert f"{len(proteins) - 1} proteins" in run("database", "info", folder).stdout
     assert "\tf0_1\t" not in run("search", queries, folder, "--format", "m8").stdout
+
+
+def test_vectors_from_the_shell(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(SENSITIVITY, "default", 10)
+    folder, store = tmp_path / "database", tmp_path / "store"
+    file = fasta(tmp_path / "p.fasta", proteins[:30])
+    assert run("database", "build", "--output", folder).exit_code == 2
+    assert run("database", "build", file, "--output", folder).exit_code == 0
+    search = ["search", proteins[0].sequence, folder, "--backbone", "near", "--format", "m8"]
+    hint = f"plasma-hf database build --output {folder} --backbone near"
+    plain = run(*search)
+    assert hint in plain.stderr and hint not in run(*search, "--quiet").stderr
+    assert run("embed", file, "--backbone", "near", "--output", store).exit_code == 0
+    build = ["database", "build", "--output", folder, "--backbone", "near"]
+    result = run(*build, "--store", store)
+    assert result.exit_code == 0 and "30 vectors by near" in result.stderr, result.output
+    found = run(*search)
+    assert hint not in found.stderr and found.stdout == plain.stdout
+    run("database", "build", fasta(tmp_path / "more.fasta", proteins[30:33]), "--output", folder)
+    assert "33 proteins" in (told := run("database", "info", folder).stdout)
+    assert "30 of them with vectors" in told
+    assert "3 vectors by near" in run(*build).stderr
 
 
 def test_a_stopped_search_goes_on(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import pipeline
 from typer.testing import CliRunner
 
-from plasma_hf import load_aligner
 from plasma_hf.cli.main import app
 from plasma_hf.evaluation import scope40
 from plasma_hf.evaluation.scope40 import COLUMNS, Scope40
-from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.protein import Protein
 from plasma_hf.search import ProteinDatabase
 
@@ -89,11 +88,7 @@ def test_false_positives_count_up_to_an_e_value(benchmark: Scope40) -> None:
 
 @pytest.mark.parametrize("sensitivity", ["default", "all"])
 def test_the_default_finds_families(benchmark: Scope40, sensitivity: str) -> None:
-    model = load_aligner("substitution")
-    assert model.processor is not None
-    search = scope40.plasma(
-        benchmark, model, Backbone(model.backbone, model.processor), sensitivity
-    )
+    search = scope40.plasma(benchmark, pipeline("protein-alignment"), sensitivity)
     found = scope40.run(benchmark, "default", search, benchmark.queries())
     assert np.mean([float(row["FAM"]) for row in found.rows]) == 1.0
     assert len(found.false_positives) == 5 and len(found.line()) == 8

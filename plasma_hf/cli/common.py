@@ -258,6 +258,9 @@ BackboneName = Annotated[
     str | None,
     Option(help="Backbone: esm2-8m, prott5, near, ..., Hub id or folder; the bundled by default."),
 ]
+StoreFolder = Annotated[
+    Path | None, Option(help="Folder of `plasma-hf embed`: what is in it is not embedded.")
+]
 AlignmentModel = Annotated[
     str | None, Option(help="Folder or Hub id of a PLASMA model; the bundled by default.")
 ]

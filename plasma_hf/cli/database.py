@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from . import common
 from .align import job_name, read_side, write_groups
 from .common import EXIT_CODE, Output, Skipped, fail, group, one_line_errors, report
 from .embed import load_embedder
@@ -29,12 +30,17 @@ Each INPUT is a FASTA, CSV, TSV, Parquet or JSON Lines file, or a folder or file
 which the sequences of chains are taken. One byte per residue is kept, for any model. A build that
 was stopped goes on when the same command is run again, and adds to a database that is there.
 
+With --backbone each protein also gets a vector by a language model, of up to 256 bytes: a search
+with the same --backbone then finds relatives that letters no longer show. To that end every
+protein is embedded once, or read from a --store.
+
 {EXIT_CODE}
 
 \b
 Examples:
   plasma-hf database build demo/serine_proteases.fasta --output proteins
-  plasma-hf search demo/serine_proteases.fasta proteins --format m8"""
+  plasma-hf search demo/serine_proteases.fasta proteins --format m8
+  plasma-hf database build --output proteins --backbone near"""
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,47 @@ Folder = Annotated[Path, Argument(metavar="DATABASE", help="Folder of the databa
 
 @database_app.command(help=BUILD_HELP)
 def build(
-    inputs: Annotated[list[Path], Argument(metavar="INPUT", help="Files and folders.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder, made if need be.")],
+    inputs: Annotated[list[Path] | None, Argument(metavar="INPUT", help="Files, folders.")] = None,
+    model: common.AlignmentModel = None,
+    backbone: common.BackboneName = None,
+    store: common.StoreFolder = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
 ) -> None:
     """Build a database; see `BUILD_HELP`."""
     with one_line_errors() as skipped:
         from ..search.database import MANIFEST, ProteinDatabase
 
-        before = len(ProteinDatabase.open(output)) if (output / MANIFEST).exists() else 0
-        size = sum(path.stat().st_size for path in inputs if path.is_file())
+        common.use_threads(threads)
+        there = (output / MANIFEST).exists()
+        maker = backbone or model
+        if not inputs and not (there and maker):
+            fail("there is nothing to do; give files with proteins, or --backbone for vectors")
+        before = len(ProteinDatabase.open(output)) if there else 0
+        size = sum(path.stat().st_size for path in inputs or [] if path.is_file())
         if size > LARGE:
             report(f"{size / 1e9:.1f} GB to read; sequences take a byte per residue on disk")
         start = time.monotonic()
-        found = ProteinDatabase.build(output, _read(inputs, skipped), _reporter(skipped))
+        found = ProteinDatabase.build(output, _read(inputs or [], skipped), _reporter(skipped))
         new = len(found) - before
         told = f", {new} of them new" if before else ""
-        rate = f"{new / (time.monotonic() - start):.0f} proteins a second"
-        report(f"{output}: {len(found)} proteins, {found.residues} residues{told}; {rate}")
+        report(f"{_content(found)}{told}; {_rate(new, start)}")
+        if maker is not None:
+            align = Computing((model, backbone, None, None, device, False), store).load()
+            start = time.monotonic()
+            added = found.add_vectors(align)
+            report(f"{output}: {added} vectors by {maker}; {_rate(added, start)}")
+        elif lacking := found.without_vectors():
+            report(f"{lacking} proteins have no vectors; run this again with --backbone")
+
+
+def _content(database: ProteinDatabase) -> str:
+    return f"{database.folder}: {len(database)} proteins, {database.residues} residues"
+
+
+def _rate(number: int, start: float) -> str:
+    return f"{number / (time.monotonic() - start):.0f} proteins a second"
 
 
 @database_app.command()
@@ -97,7 +127,9 @@ def info(database: Folder) -> None:
         from ..search.database import ProteinDatabase
 
         opened = ProteinDatabase.open(database)
-        typer.echo(f"{database}: {len(opened)} proteins, {opened.residues} residues")
+        lacking = opened.without_vectors()
+        told = "" if lacking is None else f", {len(opened) - lacking} of them with vectors"
+        typer.echo(_content(opened) + told)
 
 
 def _reporter(skipped: Skipped) -> Any:
@@ -190,6 +222,8 @@ def _searcher(
     """Return what yields the hits of queries, and what names the database."""
     if computing.ray is None:
         database = _open(place, skipped)
+        if not writing.quiet:
+            _tell_of_vectors(database, align, computing, options["sensitivity"])
         known = zip(database.ids, database.sequences, strict=True)
         return partial(_hits, database, align, writing, skipped, options), known
     from ..search.cluster import search
@@ -241,6 +275,21 @@ def _open(place: Path, skipped: Skipped) -> ProteinDatabase:
     if not len(database):
         fail(f"{place} holds no protein that can be searched")
     return database
+
+
+def _tell_of_vectors(
+    database: ProteinDatabase, align: Any, computing: Computing, sensitivity: str
+) -> None:
+    """Say that a language model has not seen a database whose proteins are not all aligned."""
+    from ..search.database import SENSITIVITY, model_name
+
+    backbone, most = computing.model[1], SENSITIVITY[sensitivity] or len(database)
+    if backbone and len(database) > most and database.vectors(model_name(align)) is None:
+        place = database.folder or "FOLDER"
+        report(
+            f"candidates are found by letters alone, as the proteins have no vectors by {backbone};"
+            f" make them with: plasma-hf database build --output {place} --backbone {backbone}"
+        )
 
 
 def _hits(

@@ -433,8 +433,9 @@ Search SCOPe40, the field's benchmark: each query domain against all domains.
 
 FOLDER has domains.fasta.gz, labels.tsv (domain, family) and, beside, published results (*.rocx).
 The table says which share of family, superfamily and fold is ranked before the first false
-positive, false positives per query up to an E-value, and the time, everything included. OUT gets
-it, and for each searcher a file in the form of the published ones.
+positive, false positives per query up to an E-value, and the time, everything included; with
+--backbone but for the vectors of all domains, which are made before. OUT gets it, and for each
+searcher a file in the form of the published ones.
 
 \b
 Examples:
@@ -457,6 +458,7 @@ def evaluate_scope40(
     ] = None,
     queries: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
     seed: Annotated[int, Option(help="Of the draw.")] = 0,
+    store: common.StoreFolder = None,
     device: common.Device = None,
     threads: common.Threads = None,
 ) -> None:
@@ -466,7 +468,7 @@ def evaluate_scope40(
         from ..evaluation.plots import file_name
         from ..evaluation.report import write_report
         from ..search.database import SENSITIVITY
-        from .embed import load_embedder
+        from .database import Computing
 
         common.use_threads(threads)
         for given, known in ((sensitivity, SENSITIVITY), (baseline, scope40.BASELINES)):
@@ -476,13 +478,15 @@ def evaluate_scope40(
         chosen = benchmark.queries(queries, seed)
         if queries is not None and queries > len(chosen):
             report(f"{folder} has {len(chosen)} queries that count; all are taken")
-        embedder, head = load_embedder(model, backbone, None, None, device, False, True)
+        align = Computing((model, backbone, None, None, device, False), store).load()
         told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
         # What is missing is said before anything is searched.
         searches = {
-            f"{told}, {name}": scope40.plasma(benchmark, head, embedder, name)
+            f"{told}, {name}": scope40.plasma(benchmark, align, name)
             for name in sensitivity or ["default"]
         } | {name: scope40.BASELINES[name](benchmark) for name in baseline or []}
+        if backbone is not None:
+            benchmark.domains.add_vectors(align)
         found = []
         for name, search in searches.items():
             try:

@@ -87,9 +87,7 @@ def search(
     resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
     model: Annotated[str | None, Option(help="Folder or Hub id of a model.")] = None,
     backbone: common.BackboneName = None,
-    store: Annotated[
-        Path | None, Option(help="Folder of `plasma-hf embed`: what is in it is not embedded.")
-    ] = None,
+    store: common.StoreFolder = None,
     ray: Annotated[
         int | None, Option(min=1, metavar="WORKERS", help="Search on a Ray cluster.")
     ] = None,

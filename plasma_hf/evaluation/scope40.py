@@ -29,14 +29,13 @@ from transformers.utils import logging
 
 from ..io.formats import markdown_table
 from ..models.protein import parse_fasta
-from ..search.database import SENSITIVITY, ProteinDatabase
+from ..search.database import SENSITIVITY, ProteinDatabase, united
 
 logger = logging.get_logger(__name__)
 
 COLUMNS = ("NAME", "SCOP", "FAM", "SFAM", "FOLD", "FP", "FAMCNT", "SFAMCNT", "FOLDCNT")
 E_VALUES = (0.1, 1.0, 10.0)
 FIGURES = ("family", "superfamily", "fold", "FP, E ≤ 0.1", "E ≤ 1", "E ≤ 10", "s")
-KEPT_RESIDUES = 500_000  # of projected domains at a time, half a gigabyte of the default's
 Ranked = Iterable[tuple[str, float]]
 """Domains, the best first, each with its E-value, NaN where there is none."""
 
@@ -191,39 +190,29 @@ def to_markdown(found: Sequence[Searched]) -> str:
 # --- Searchers.
 
 
-def plasma(benchmark: Scope40, model: Any, backbone: Any, sensitivity: str = "default") -> Search:
-    """Rank by p-value: a first stage's candidates, or with "all" every domain."""
-    domains, null = benchmark.domains, model.calibration
+def plasma(benchmark: Scope40, align: Any, sensitivity: str = "default") -> Search:
+    """Rank by p-value: a first stage's candidates, or with "all" every domain.
+
+    `align` is a `pipeline("protein-alignment", ...)`; `benchmark.domains.add_vectors(align)` has
+    candidates found by vectors too.
+    """
+    domains, null = benchmark.domains, align.model.calibration
     if null is None:
         raise ValueError("the model is not calibrated; type: plasma-hf calibrate MODEL")
     numbers = {name: number for number, name in enumerate(domains.ids)}
-    known: dict[int, torch.Tensor] = {}
 
-    def project(chosen: Sequence[int]) -> None:
-        if sum(map(len, known.values())) > KEPT_RESIDUES:
-            known.clear()
-        new = [number for number in chosen if number not in known]
-        for start in range(0, len(new), 64):
-            part = new[start : start + 64]
-            embedded = backbone.embed([domains.sequences[number] for number in part])
-            projected = model.project_each([one.to(model.device) for one in embedded])
-            known.update(zip(part, projected, strict=True))
-
-    @torch.no_grad()
     def search(queries: Sequence[str]) -> Iterator[Ranked]:
         for name in queries:
-            own = numbers[name]
-            chosen = domains.rank(domains.sequences[own], SENSITIVITY[sensitivity])[1]
-            project([own, *chosen])
-            raw_scores = model.raw_scores(known[own], [known[number] for number in chosen]).tolist()
-            distances = []
-            for number, raw_score in zip(chosen, raw_scores, strict=True):
-                lengths = len(known[own]), len(known[number])
-                distances.append((-null.distance(raw_score, *lengths), domains.ids[number]))
+            query, most = domains[numbers[name]], SENSITIVITY[sensitivity]
+            chosen = united([best for _, best in domains.rank(query, most, align)], most)
+            distances = align.screen(query, [domains[number] for number in chosen])
             # By distance: p-values of what is surely related are all 0.
             yield [
                 (other, null.chance(-distance) * len(domains))
-                for distance, other in sorted(distances)
+                for distance, other in sorted(
+                    (-distance, domains.ids[number])
+                    for number, distance in zip(chosen, distances, strict=True)
+                )
             ]
 
     return search
@@ -232,11 +221,11 @@ def plasma(benchmark: Scope40, model: Any, backbone: Any, sensitivity: str = "de
 def smith_waterman(benchmark: Scope40) -> Search:
     """Rank by Smith-Waterman over BLOSUM62, by the logarithm of the length (pyopal)."""
     domains = benchmark.domains
-    sequences = dict(zip(domains.ids, domains.sequences, strict=True))
+    numbers = {name: number for number, name in enumerate(domains.ids)}
 
     def search(queries: Sequence[str]) -> Iterator[Ranked]:
         for name in queries:
-            best = domains.rank(sequences[name], len(domains) - 1)[1]
+            [(_, best)] = domains.rank(domains[numbers[name]], len(domains) - 1)
             yield ((domains.ids[number], float("nan")) for number in best)
 
     return search

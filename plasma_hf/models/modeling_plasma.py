@@ -539,6 +539,9 @@ class Background(nn.Module):
     Residues lie along the principal axes of all residues, weighed by a power of each axis'
     variance. A cosine counts in standard deviations of the cosines that both residues have with
     any other. With no width nothing is known, and a pair is its own background.
+
+    The mean of a protein's residues, axis by axis in standard deviations of such means, is a vector
+    of the whole: those of relatives are near each other.
     """
 
     POWER = 0.05  # of an axis' variance
@@ -547,6 +550,7 @@ class Background(nn.Module):
     axes: Tensor
     weights: Tensor
     moments: Tensor
+    proteins: Tensor  # mean and deviation of what they are on average
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -555,6 +559,7 @@ class Background(nn.Module):
         self.register_buffer("axes", torch.zeros(width, axes))
         self.register_buffer("weights", torch.zeros(axes))
         self.register_buffer("moments", torch.zeros(2, axes))
+        self.register_buffer("proteins", torch.zeros(2, axes))
 
     @torch.no_grad()
     def measure(self, projected: Sequence[Tensor]) -> None:
@@ -569,11 +574,19 @@ class Background(nn.Module):
         along = (residues.to(self.centre) - self.centre) @ self.axes
         units = F.normalize(along * self.weights, dim=-1)
         self.moments.copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
+        means = torch.stack([self(one)[:, :-3].mean(0) for one in projected])
+        self.proteins.copy_(torch.stack([means.mean(0), means.std(0, correction=0)]))
 
     def forward(self, projected: Tensor) -> Tensor:
         """Turn a protein into vectors, `(residues, axes + 3)`, that `evidence` compares."""
         along = projected @ self.axes - self.centre @ self.axes
         return against_background(along, self.weights, self.moments)
+
+    def pool(self, seen: Tensor) -> Tensor:
+        """Turn vectors of residues into one of the protein, `(axes,)`, of unit length."""
+        usual, deviation = self.proteins
+        mean = seen[:, :-3].mean(0)
+        return F.normalize((mean - usual) / deviation.clamp(min=1e-6), dim=-1)
 
     @staticmethod
     def evidence(query: Tensor, candidate: Tensor) -> Evidence:
@@ -1055,6 +1068,15 @@ class PlasmaModel(PreTrainedHead):
         """Return the raw scores of a projection with each of others, `(candidates,)`."""
         seen = [self.evidence(query, candidate).scored for candidate in candidates]
         return alignment_scores(seen, SEARCHING)
+
+    @torch.no_grad()
+    def pool(self, projections: Sequence[Tensor]) -> Tensor:
+        """Return a vector of each protein, `(proteins, axes)`, whose cosines tell relatives.
+
+        Args:
+            projections: Of each, as `project_each` makes them by a model that was calibrated.
+        """
+        return torch.stack([self.background.pool(one) for one in projections])
 
     @property
     def calibration(self) -> Calibration | None:

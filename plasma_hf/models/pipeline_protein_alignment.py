@@ -255,6 +255,22 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             for raw_score, other in zip(raw_scores, others, strict=True):
                 yield null.distance(raw_score, len(own), len(other))
 
+    @torch.no_grad()
+    def pool(self, proteins: Sequence[Any]) -> Tensor:
+        """Return a vector of each protein, `(proteins, axes)`; those of relatives are near.
+
+        Of a calibrated model.
+
+        Example:
+            >>> from transformers import pipeline
+            >>> import plasma_hf
+            >>> pipeline("protein-alignment").pool(["MKTAYIAKQR", "AYIAKQRQLS"]).shape
+            torch.Size([2, 256])
+        """
+        seen = _Seen()
+        read = [self._read_side(one, "protein", seen) for one in proteins]
+        return self.model.pool(self.model.project_each(self._embed(read, seen)))
+
     def _forward(
         self,
         pairs: list[dict[str, Protein]],

@@ -11,7 +11,7 @@ import heapq
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 from ..data.table import embedded_rows, table_schema, write_lance
 from ..models.alignment_result import AlignmentResults
 from ..models.protein import Protein, clean_sequence
-from .database import SENSITIVITY, ProteinDatabase, align_candidates, read_manifest, significance
+from .database import (
+    SENSITIVITY,
+    ProteinDatabase,
+    Ranking,
+    align_candidates,
+    read_manifest,
+    significance,
+    united,
+)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -58,7 +66,9 @@ def search(
     rows = [{"shard": shard, "query": query} for shard in shards for query in range(len(queries))]
     given: dict[str, Any] = {"folder": str(folder), "queries": list(queries)}
     most = SENSITIVITY[sensitivity]
-    found = _map(rows, _Candidates, workers, given | {"most": most})
+    has_vectors = any(Path(folder).glob("*.npy"))
+    ranking = {"most": most, "load": load if has_vectors else None}
+    found = _map(rows, _Candidates, workers, given | ranking)
     chosen, size, errors = _best_of_all(found, most)
     # A worker opens one shard after the other.
     rows = [one for query in chosen for one in _by_shard(query, chosen[query])]
@@ -89,30 +99,40 @@ def _tell(query: int, error: str, on_error: Callable[[int, str], None] | None) -
     on_error(query, error)
 
 
-Place = tuple[float, int, int]  # score, and less the shard and the number: what is first is better
+Place = tuple[int, int]  # a shard, and a number in it
 
 
 def _best_of_all(
     found: Iterable[dict[str, Any]], most: int | None
 ) -> tuple[dict[int, list[Place]], int, dict[int, str]]:
     """Return the best candidates of each query, proteins of all shards, and what went wrong."""
-    best: dict[int, list[Place]] = defaultdict(list)
+    # By query and way: scores, and places turned round, as what is first is better.
+    best: dict[int, dict[int, list[tuple[float, int, int]]]] = defaultdict(dict)
     sizes: dict[int, int] = {}
     errors: dict[int, str] = {}
     for row in found:
-        sizes[row["shard"]] = row["size"]
-        if row["error"]:
-            errors[row["query"]] = row["error"]
-        ranked = zip(row["scores"], row["numbers"], strict=True)
-        every = [*best[row["query"]], *((s, -row["shard"], -number) for s, number in ranked)]
-        best[row["query"]] = every if most is None else heapq.nlargest(most, every)
-    return best, sum(sizes.values()), errors
+        shard, ways, told = row["shard"], best[row["query"]], row["found"]
+        sizes[shard] = told.size
+        if told.error:
+            errors[row["query"]] = told.error
+        for way, (scores, numbers) in enumerate(told.rankings):
+            ranked = ((s, -shard, -number) for s, number in zip(scores, numbers, strict=True))
+            every = [*ways.get(way, []), *ranked]
+            ways[way] = every if most is None else heapq.nlargest(most, every)
+    chosen = {}
+    for query, ways in best.items():
+        ordered = [
+            [(-shard, -number) for _, shard, number in sorted(every, reverse=True)]
+            for _, every in sorted(ways.items())
+        ]
+        chosen[query] = united(ordered, most)
+    return chosen, sum(sizes.values()), errors
 
 
 def _by_shard(query: int, places: list[Place]) -> Iterator[dict[str, Any]]:
     numbers: dict[int, list[int]] = defaultdict(list)
-    for _, shard, number in sorted(places, reverse=True):
-        numbers[-shard].append(-number)
+    for shard, number in places:
+        numbers[shard].append(number)
     for shard, some in numbers.items():
         yield {"shard": shard, "query": query, "numbers": some}
 
@@ -181,16 +201,20 @@ class _Worker:
 @dataclass(kw_only=True)
 class _Candidates(_Worker):
     most: int | None
+    load: Load | None  # of the pipeline, where proteins have vectors
+
+    def __post_init__(self) -> None:
+        self.align = self.load and self.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        database, given = self.shard(row["shard"]), self.queries[row["query"]]
-        found = row | {"size": len(database), "scores": [], "numbers": [], "error": ""}
+        database, query = self.shard(row["shard"]), self.queries[row["query"]]
+        found = _Found(len(database))
         try:
-            query = clean_sequence(given.sequence or "", given.id)
-            found["scores"], found["numbers"] = database.rank(query, self.most)
+            read = replace(query, sequence=clean_sequence(query.sequence or "", query.id))
+            found.rankings = database.rank(read, self.most, self.align)
         except ValueError as problem:
-            found["error"] = str(problem)
-        return found
+            found.error = str(problem)
+        return row | {"found": found}
 
 
 @dataclass(kw_only=True)
@@ -211,9 +235,21 @@ class _Hits(_Worker):
         return {"query": row["query"], "answer": answer}
 
 
+# What workers answer is kept as it is; Ray would take columns of lists apart.
+
+
+@dataclass
+class _Found:
+    """Candidates of a query in a shard."""
+
+    size: int  # of the shard
+    rankings: list[Ranking] = field(default_factory=list)
+    error: str = ""
+
+
 @dataclass
 class _Answer:
-    """Hits of a query in a shard, as they are: a column of lists would be taken apart."""
+    """Hits of a query in a shard."""
 
     hits: list[Any] = field(default_factory=list)
     error: str = ""

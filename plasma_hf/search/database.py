@@ -1,7 +1,8 @@
 """Proteins to search residue by residue: a file, or a folder that grows.
 
-A query meets all of them in a cheap stage, Smith-Waterman over BLOSUM62 on vector units; the best
-few hundred are aligned as `pipeline("protein-alignment")` does, and ranked by E-value against all.
+A query meets all of them in a cheap stage: Smith-Waterman over BLOSUM62 on vector units, and the
+cosine of one vector per protein, where a language model has made them. The best few hundred are
+aligned as `pipeline("protein-alignment")` does, and ranked by E-value against all.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import compress, islice
+from itertools import chain, compress, islice, zip_longest
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
 from transformers.utils import logging
 
 from ..models.alignment_result import AlignmentResults
@@ -29,17 +32,23 @@ logger = logging.get_logger(__name__)
 
 FORMAT, MANIFEST = 1, "proteins.json"
 PROTEINS_PER_PART = 100_000
+EMBEDDED_TOGETHER, VECTORS_AT_ONCE = 32, 2**16
 SENSITIVITY = {"fast": 150, "default": 500, "more": 2000, "all": None}
 """How many proteins are aligned, the best ones of the cheap stage."""
 # What BLOSUM62 has no row for, by what it stands for.
 KNOWN_LETTERS = str.maketrans("UOJ", "CKL")
+
+T = TypeVar("T")
+Ranking = tuple[list[float], list[int]]
+"""Scores and numbers of proteins, the best one first; what comes first of equals is better."""
 
 
 class ProteinDatabase:
     """Sequences in memory, of a file or a folder, that queries are aligned with.
 
     A folder holds one byte per residue in parts that never change: others may search while proteins
-    are added, and see them when they open it next.
+    are added, and see them when they open it next. Beside a part may lie vectors of its proteins, a
+    few hundred bytes each, by one model or several.
 
     Example:
         >>> import tempfile
@@ -52,6 +61,8 @@ class ProteinDatabase:
     def __init__(self, ids: list[str], sequences: list[str], folder: Path | None = None) -> None:
         self.ids, self.sequences, self.folder = ids, sequences, folder
         self.structures: dict[int, Protein] = {}  # those that were given as one, by number
+        self._parts: list[tuple[str, NDArray[np.bool_]]] = []  # files, and what of them is here
+        self._vectors: dict[str, NDArray[np.int8]] = {}  # by what made them
 
     @classmethod
     def of(
@@ -92,8 +103,7 @@ class ProteinDatabase:
         """
         where = Path(folder)
         told = read_manifest(where)
-        ids: list[str] = []
-        sequences: list[str] = []
+        database = cls([], [], where)
         removed = told["removed"]
         for number, kept in enumerate(told["parts"]):
             if part not in (None, number):
@@ -107,9 +117,10 @@ class ProteinDatabase:
                 )
             names, letters = (side.split("\n") for side in read.decode().split("\0"))
             stays = [number >= removed.get(name, 0) for name in names]
-            ids += compress(names, stays)
-            sequences += compress(letters, stays)
-        return cls(ids, sequences, where)
+            database.ids += compress(names, stays)
+            database.sequences += compress(letters, stays)
+            database._parts.append((kept["file"], np.array(stays)))
+        return database
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -137,8 +148,12 @@ class ProteinDatabase:
             self.ids += [name for name, _ in part]
             self.sequences += [sequence for _, sequence in part]
             added += len(part)
-        self.__dict__.pop("_aligner", None)
+        self._changed()
         return added
+
+    def _changed(self) -> None:
+        self.__dict__.pop("_aligner", None)
+        self._vectors.clear()
 
     def remove(self, ids: Iterable[str]) -> int:
         """Leave proteins out, and return how many of them there were."""
@@ -149,13 +164,17 @@ class ProteinDatabase:
                 # Of the parts that are there; a later one may have it again.
                 told["removed"] |= dict.fromkeys(sorted(gone), len(told["parts"]))
                 _write_manifest(self.folder, told)
+        left = iter([name not in gone for name in self.ids])
+        self._parts = [
+            (file, np.array([was and next(left) for was in stays])) for file, stays in self._parts
+        ]
         stays = [number for number, name in enumerate(self.ids) if name not in gone]
         moved = {old: new for new, old in enumerate(stays)}
         self.structures = {moved[n]: one for n, one in self.structures.items() if n in moved}
         self.ids, self.sequences = (
             [column[number] for number in stays] for column in (self.ids, self.sequences)
         )
-        self.__dict__.pop("_aligner", None)
+        self._changed()
         return len(gone)
 
     def _write_part(self, part: list[tuple[str, str]]) -> None:
@@ -170,6 +189,48 @@ class ProteinDatabase:
             told = read_manifest(self.folder)
             told["parts"].append({"file": file, "proteins": len(part), "sha256": digest})
             _write_manifest(self.folder, told)
+        self._parts.append((file, np.ones(len(part), dtype=bool)))
+
+    def add_vectors(self, align: Any) -> int:
+        """Give each protein a vector by which remote relatives are found; return how many are new.
+
+        It pays with language models: on SCOPe40 superfamilies are found twice as often. Embeddings
+        come from the pipeline's store, where it has them. A job that was stopped goes on.
+
+        Args:
+            align: A `pipeline("protein-alignment", ...)` of a calibrated model.
+
+        Raises:
+            ValueError: If the model is not calibrated.
+        """
+        _check_calibrated(align)
+        model, added, start = model_name(align), 0, 0
+        for file, stays in self._parts or [("", np.ones(len(self), dtype=bool))]:
+            rows = np.flatnonzero(stays).tolist()
+            proteins = {row: self[start + number] for number, row in enumerate(rows)}
+            start += len(rows)
+            shape = len(stays), len(align.model.background.weights)
+            if self.folder is None:
+                vectors = np.zeros(shape, np.int8)
+                added += _fill(vectors, proteins, align)
+                self._vectors[model] = vectors
+            elif not (self.folder / f"{file}.{model}.npy").exists():
+                added += _write_vectors(self.folder / f"{file}.{model}.npy", shape, proteins, align)
+        if self.folder is not None:
+            self._vectors.clear()
+        return added
+
+    def vectors(self, model: str) -> NDArray[np.int8] | None:
+        """Return the vectors by a model, 0 of those that it has not met, or None without any."""
+        if model not in self._vectors and self.folder is not None:
+            files = [(self.folder / f"{file}.{model}.npy", stays) for file, stays in self._parts]
+            read = [(_read_vectors(file, stays), int(stays.sum())) for file, stays in files]
+            axes = max((rows.shape[1] for rows, _ in read if rows is not None), default=0)
+            if axes:
+                self._vectors[model] = np.concatenate(
+                    [np.zeros((n, axes), np.int8) if rows is None else rows for rows, n in read]
+                )
+        return self._vectors.get(model)
 
     @cached_property
     def _aligner(self) -> tuple[Any, Any, NDArray[np.float64]]:
@@ -186,13 +247,29 @@ class ProteinDatabase:
         # The best of many stretches grows with the logarithm of the length.
         return pyopal.align, known, np.log(np.maximum(lengths, 10.0))
 
-    def rank(self, query: str, most: int | None) -> tuple[list[float], list[int]]:
-        """Return scores and numbers of the best proteins of the first stage, the best one first.
+    def without_vectors(self) -> int | None:
+        """Return how many proteins have no vectors, where others have."""
+        lacking, some = 0, False
+        for file, stays in self._parts:
+            has = self.folder is not None and any(self.folder.glob(f"{file}.*.npy"))
+            some, lacking = some or has, lacking + int(stays.sum()) * (not has)
+        return lacking if some else None
 
-        With no `most` all are; what comes first of equals is better.
+    def rank(self, query: Protein, most: int | None, align: Any = None) -> list[Ranking]:
+        """Return the best proteins by each way of the first stage; with no `most` all of them.
+
+        By letters, and by the vectors that the model of `align` gave the proteins.
         """
         if most is None:
-            return [0.0] * len(self), list(range(len(self)))
+            return [([0.0] * len(self), list(range(len(self))))]
+        every = [self._letters_score(query.sequence or "")]
+        vectors = None if align is None else self.vectors(model_name(align))
+        if vectors is not None:
+            every.append(_cosines(_quantized(align.pool([query]))[0], vectors))
+        best = [(scores, np.argsort(-scores, kind="stable")[:most]) for scores in every]
+        return [(scores[numbers].tolist(), numbers.tolist()) for scores, numbers in best]
+
+    def _letters_score(self, query: str) -> NDArray[np.float64]:
         align, known, length = self._aligner
         found = align(
             query.translate(KNOWN_LETTERS),
@@ -206,9 +283,7 @@ class ProteinDatabase:
         scores = np.empty(len(self))
         for one in found:  # in any order
             scores[one.target_index] = one.score
-        scores /= length
-        best = np.argsort(-scores, kind="stable")[:most]
-        return scores[best].tolist(), best.tolist()
+        return scores / length
 
     def search(
         self,
@@ -245,23 +320,104 @@ class ProteinDatabase:
         if sensitivity not in SENSITIVITY:
             raise ValueError(f"sensitivity {sensitivity!r}; give one of {', '.join(SENSITIVITY)}.")
         align = align or _default_pipeline()
-        if align.model.calibration is None:
-            name = align.model.config.plm_name_or_path or "MODEL"
-            raise ValueError(
-                f"a search ranks by E-value, and the model over {name} is not calibrated; type: "
-                f"plasma-hf calibrate {name}"
-            )
+        _check_calibrated(align)
         size = database_size or len(self)
         for query in queries:
             read = align.read((query, query))["query"]
             most = SENSITIVITY[sensitivity]
             if most is not None and most >= len(self):
                 most = None
-            _, numbers = self.rank(read.sequence or "", most)
+            numbers = united([best for _, best in self.rank(read, most, align)], most)
             found = align_candidates(
                 align, read, [self[n] for n in numbers], evalue, size, **options
             )
             yield AlignmentResults(found[:top_k])
+
+
+def model_name(align: Any) -> str:
+    """Return what names a model's vectors; others are of others."""
+    words = json.dumps(align.model.head_identity, sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def united(rankings: Sequence[Sequence[T]], most: int | None) -> list[T]:
+    """Take the best of each ranking in turn, until there are as many as are wanted.
+
+    Example:
+        >>> united([[1, 2, 3], [4, 1, 5]], most=4)
+        [1, 4, 2, 3]
+    """
+    turns = chain.from_iterable(zip_longest(*rankings))
+    return list(islice(dict.fromkeys(one for one in turns if one is not None), most))
+
+
+def _check_calibrated(align: Any) -> None:
+    if align.model.calibration is None:
+        name = align.model.config.plm_name_or_path or "MODEL"
+        raise ValueError(
+            f"a search ranks by E-value, and the model over {name} is not calibrated; type: "
+            f"plasma-hf calibrate {name}"
+        )
+
+
+def _quantized(vectors: Tensor) -> NDArray[np.int8]:
+    largest = vectors.abs().amax(-1, keepdim=True).clamp(min=1e-9)
+    whole: NDArray[np.int8] = (127 * vectors / largest).round().to(torch.int8).cpu().numpy()
+    return whole
+
+
+def _cosines(own: NDArray[np.int8], vectors: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Return the cosines with each vector, up to a factor; the same whatever is beside it."""
+    scores = np.empty(len(vectors))
+    for start in range(0, len(vectors), VECTORS_AT_ONCE):
+        # Sums of whole numbers, below 2**24, have no rounding.
+        rows = vectors[start : start + VECTORS_AT_ONCE].astype(np.float32)
+        squares = np.maximum(np.square(rows).sum(1), 1)
+        scores[start : start + len(rows)] = (rows @ own.astype(np.float32)) / np.sqrt(squares)
+    return scores
+
+
+def _fill(vectors: NDArray[np.int8], proteins: dict[int, Protein], align: Any) -> int:
+    """Compute the rows that are 0 yet, and return how many they were."""
+    left = [row for row in proteins if not vectors[row].any()]
+    left.sort(key=lambda row: -len(proteins[row]))  # like lengths together
+    with tqdm(total=len(left), desc="vectors", unit="protein", disable=None) as bar:
+        for start in range(0, len(left), EMBEDDED_TOGETHER):
+            some = left[start : start + EMBEDDED_TOGETHER]
+            vectors[some] = _quantized(align.pool([proteins[row] for row in some]))
+            bar.update(len(some))
+    return len(left)
+
+
+def _write_vectors(
+    file: Path, shape: tuple[int, int], proteins: dict[int, Protein], align: Any
+) -> int:
+    """Compute the vectors of a part, where another process was stopped, and return how many."""
+    begun = file.with_name(f"{file.name}.writing")
+    with FileLock(f"{file}.lock"):
+        if file.exists():
+            return 0
+        if begun.exists():
+            vectors = np.lib.format.open_memmap(begun, mode="r+")
+        else:
+            vectors = np.lib.format.open_memmap(begun, mode="w+", dtype=np.int8, shape=shape)
+        added = _fill(vectors, proteins, align)
+        vectors.flush()
+        os.replace(begun, file)
+    return added
+
+
+def _read_vectors(file: Path, stays: NDArray[np.bool_]) -> NDArray[np.int8] | None:
+    if not file.exists():
+        return None
+    try:
+        read: NDArray[np.int8] = np.load(file, mmap_mode="r")[stays]
+    except (ValueError, EOFError, IndexError) as error:
+        raise ValueError(
+            f"{file} is damaged; remove it, and make it again: plasma-hf database build --output "
+            f"{file.parent} --backbone NAME"
+        ) from error
+    return read
 
 
 def align_candidates(
