@@ -221,7 +221,7 @@ def _searcher(
 ) -> tuple[Search, Iterable[tuple[str, str]]]:
     """Return what yields the hits of queries, and what names the database."""
     if computing.ray is None:
-        database = _open(place, skipped)
+        database = open_database(place, skipped)
         if not writing.quiet:
             _tell_of_vectors(database, align, computing, options["sensitivity"])
         known = zip(database.ids, database.sequences, strict=True)
@@ -264,7 +264,7 @@ def _shared(
     distributed.destroy_process_group()
 
 
-def _open(place: Path, skipped: Skipped) -> ProteinDatabase:
+def open_database(place: Path, skipped: Skipped) -> ProteinDatabase:
     """Open a folder that was built, or hold what a file or a folder of structures has."""
     from ..search.database import MANIFEST, ProteinDatabase
 

@@ -433,9 +433,9 @@ Search SCOPe40, the field's benchmark: each query domain against all domains.
 
 FOLDER has domains.fasta.gz, labels.tsv (domain, family) and, beside, published results (*.rocx).
 The table says which share of family, superfamily and fold is ranked before the first false
-positive, false positives per query up to an E-value, and the time, everything included; with
---backbone but for the vectors of all domains, which are made before. OUT gets it, and for each
-searcher a file in the form of the published ones.
+positive, false positives per query up to an E-value, and the time, everything included (but for
+the vectors of all domains, which are made before if there is a --model or --backbone). OUT gets it,
+and for each searcher a file in the form of the published ones.
 
 \b
 Examples:
@@ -485,7 +485,7 @@ def evaluate_scope40(
             f"{told}, {name}": scope40.plasma(benchmark, align, name)
             for name in sensitivity or ["default"]
         } | {name: scope40.BASELINES[name](benchmark) for name in baseline or []}
-        if backbone is not None:
+        if backbone or model:
             benchmark.domains.add_vectors(align)
         found = []
         for name, search in searches.items():
@@ -502,3 +502,54 @@ def evaluate_scope40(
         figures = {one.name: one.figures() for one in found}
         evaluation = {"settings": settings, "figures": figures}
         typer.echo(write_report(out, parts, evaluation=evaluation))
+
+
+EVALUATE_TRANSFER_HELP = """
+Find the sites of proteins in others, and count the residues that are right.
+
+SITES is a table as for training (uid, interpro_id, seq_full, label); site_positions0 (0-based, as
+JSON) may name the residues of a site, cluster those that are near copies. A protein of each family
+is the query. The result says which share of residues, and of whole sites, is found in its family,
+by identity, which share of the family is ranked before the first protein of another, and how many
+others have small p-values.
+
+\b
+Examples:
+  plasma-hf evaluate transfer active_site.csv --baseline smith-waterman --out results
+"""
+
+
+def evaluate_transfer(
+    sites: Annotated[Path, typer.Argument(help="Table of sites.")],
+    out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
+    model: Annotated[str | None, Option(help="A calibrated PLASMA model; the default.")] = None,
+    backbone: common.BackboneName = None,
+    baseline: Annotated[Names, Option(help="smith-waterman or phmmer; can be repeated.")] = None,
+    families: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
+    seed: Annotated[int, Option(help="Of the draw.")] = 0,
+    store: common.StoreFolder = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+) -> None:
+    """Transfer sites; see `EVALUATE_TRANSFER_HELP`."""
+    with one_line_errors():
+        from ..evaluation import transfer
+        from ..evaluation.report import write_report
+        from .database import Computing
+
+        common.use_threads(threads)
+        if unknown := set(baseline or []) - set(transfer.BASELINES):
+            known = ", ".join(transfer.BASELINES)
+            fail(f"there is no {', '.join(sorted(unknown))}; give {known}")
+        tasks = transfer.draw_tasks(transfer.read_labelled_sites(sites), families, seed=seed)
+        if not tasks:
+            fail(f"{sites} has no family with two proteins of different clusters")
+        align = Computing((model, backbone, None, None, device, False), store).load()
+        name = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
+        methods = {name: transfer.plasma(align)}
+        methods |= {one: transfer.BASELINES[one] for one in baseline or []}
+        found = [transfer.evaluate_transfer(*one, tasks) for one in methods.items()]
+        pairs = sum(len(task.relatives) for task in tasks)
+        head = f"# Site transfer, {len(tasks)} families, {pairs} pairs"
+        figures = {one.name: one.figures() for one in found}
+        typer.echo(write_report(out, [head, transfer.transfer_markdown(found)], evaluation=figures))

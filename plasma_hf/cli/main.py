@@ -17,12 +17,15 @@ from .evaluate import (
     EVALUATE_HELP,
     EVALUATE_PROTALIGN_HELP,
     EVALUATE_SCOPE40_HELP,
+    EVALUATE_TRANSFER_HELP,
     evaluate,
     evaluate_protalign,
     evaluate_scope40,
+    evaluate_transfer,
 )
 from .index import index_app
 from .search import SEARCH_HELP, search
+from .site import SITE_HELP, site
 from .train import train_app
 
 
@@ -59,11 +62,13 @@ evaluate_app = group("Evaluate models; without a name it is PLASMA.", cls=Evalua
 evaluate_app.command("plasma", help=EVALUATE_HELP)(evaluate)
 evaluate_app.command("protalign", help=EVALUATE_PROTALIGN_HELP)(evaluate_protalign)
 evaluate_app.command("scope40", help=EVALUATE_SCOPE40_HELP)(evaluate_scope40)
+evaluate_app.command("transfer", help=EVALUATE_TRANSFER_HELP)(evaluate_transfer)
 
 app.command(help=ALIGN_HELP)(align)
 app.command(help=CALIBRATE_HELP)(calibrate)
 app.command(help=EMBED_HELP)(embed)
 app.command(help=SEARCH_HELP)(search)
+app.command(help=SITE_HELP)(site)
 app.add_typer(database_app, name="database")
 app.add_typer(index_app, name="index")
 app.add_typer(train_app, name="train")

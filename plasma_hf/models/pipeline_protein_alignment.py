@@ -246,8 +246,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         """
         null, seen = self.model.calibration, _Seen()
         assert null is not None
-        query = self._read_side(query, "query", seen)
-        [own] = self.model.project_each(self._embed([query], seen))
+        [own] = self.project([query])
         for start in range(0, len(candidates), SCREENED_TOGETHER):
             part = candidates[start : start + SCREENED_TOGETHER]
             others = self.model.project_each(self._embed(part, seen))
@@ -267,9 +266,14 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             >>> pipeline("protein-alignment").pool(["MKTAYIAKQR", "AYIAKQRQLS"]).shape
             torch.Size([2, 256])
         """
+        return self.model.pool(self.project(proteins))
+
+    @torch.no_grad()
+    def project(self, proteins: Sequence[Any]) -> list[Tensor]:
+        """Return what the model makes of the residues of each protein, `(residues, head_size)`."""
         seen = _Seen()
         read = [self._read_side(one, "protein", seen) for one in proteins]
-        return self.model.pool(self.model.project_each(self._embed(read, seen)))
+        return self.model.project_each(self._embed(read, seen))
 
     def _forward(
         self,

@@ -319,7 +319,7 @@ class ProteinDatabase:
         """
         if sensitivity not in SENSITIVITY:
             raise ValueError(f"sensitivity {sensitivity!r}; give one of {', '.join(SENSITIVITY)}.")
-        align = align or _default_pipeline()
+        align = align or default_pipeline()
         _check_calibrated(align)
         size = database_size or len(self)
         for query in queries:
@@ -437,7 +437,8 @@ def significance(hit: Any) -> tuple[float, float, str]:
     return hit["p_value"], -hit["score"], hit.candidate.id
 
 
-def _default_pipeline() -> Any:
+def default_pipeline() -> Any:
+    """Return the pipeline of the bundled model."""
     from .. import DEFAULT_CHECKPOINT
     from ..models.modeling_plasma import PlasmaModel
     from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline

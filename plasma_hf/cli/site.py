@@ -1,0 +1,98 @@
+"""`plasma-hf site`: a few residues of one protein, found in many others."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from . import common
+from .align import read_side
+from .common import EXIT_CODE, fail, one_line_errors, report, write
+from .database import Computing, open_database
+
+SITE_HELP = f"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
+
+QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
+FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1: H57,D102,
+A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can be repeated, or
+a file with a list in each line, behind a name and a tab.
+
+Every protein of the database is compared, whatever else it has in common with the query. A site may
+lie scattered along the sequence, in order; the E-value is that of the site. A protein that has the
+same residues in another order is out of reach.
+
+{EXIT_CODE}
+
+\b
+Examples:
+  plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 --database demo/structures
+  plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \\
+      --database proteins --format tsv --output sites.hits.tsv"""
+
+
+def site(
+    query: Annotated[str, Argument(help="Protein that has the site.")],
+    residues: Annotated[
+        list[str], Option("--residues", "-r", metavar="LIST", help="H57,D102,S195, or a file.")
+    ],
+    database: Annotated[Path, Option("--database", "-d", help="Database, or file or folder.")],
+    evalue: Annotated[float, Option(min=0, help="Highest E-value to show.")] = 0.01,
+    database_size: Annotated[
+        int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
+    ] = None,
+    top_k: Annotated[int | None, Option(min=1, help="Hits of each site; all by default.")] = None,
+    output_format: common.OutputFormat = "text",
+    output: common.OutputFile = None,
+    model: common.AlignmentModel = None,
+    backbone: common.BackboneName = None,
+    store: common.StoreFolder = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Find sites; see `SITE_HELP`."""
+    with one_line_errors(quiet) as skipped:
+        from tqdm import tqdm
+
+        from ..search.sites import Site, transfer_sites
+
+        common.use_threads(threads)
+        messages: dict[str, None] = {}
+        proteins = read_side(query, "query", messages)
+        for message in messages:
+            skipped.report(message)
+        if len(proteins) != 1:
+            fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
+        sites = [site for given in residues for site in Site.read(given, proteins[0])]
+        found = open_database(database, skipped)
+        align = Computing((model, backbone, None, None, device, False), store).load()
+        every = tqdm(found, unit="protein", disable=quiet or None)
+        given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
+        hits = transfer_sites(proteins[0], sites, every, align, **given)
+        for one, of_site in zip(sites, hits, strict=True):
+            if not of_site and not quiet:
+                report(f"{one.name}: no significant hit among {len(found)} proteins")
+        write(_written([of_site[:top_k] for of_site in hits], output_format), output)
+
+
+def _written(hits: Sequence[Sequence[Any]], form: str) -> Iterator[str]:
+    """Write the hits of each site as lines."""
+    from ..search.sites import SITE_FIELDS
+
+    if form == "tsv":
+        text = io.StringIO()
+        rows = csv.DictWriter(text, SITE_FIELDS, delimiter="\t", lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(hit.row() for of_site in hits for hit in of_site)
+        yield text.getvalue()
+        return
+    for of_site in hits:
+        if of_site and form == "text":
+            yield f"site {of_site[0]['site']} of {of_site[0].query.id}\n"
+        for hit in of_site:
+            yield hit.to_string("json") if form == "json" else f"  {hit}\n"
