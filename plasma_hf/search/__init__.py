@@ -11,6 +11,7 @@ from .index import (
     read_records,
     remove_records,
 )
+from .sites import Site, SiteHit, transfer_sites
 
 __all__ = [
     "Index",
@@ -18,8 +19,11 @@ __all__ = [
     "IndexReport",
     "ModelFingerprint",
     "ProteinDatabase",
+    "Site",
+    "SiteHit",
     "add_records",
     "build_index",
     "read_records",
     "remove_records",
+    "transfer_sites",
 ]
