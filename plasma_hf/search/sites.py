@@ -43,7 +43,7 @@ SAME_RESIDUE = 4.0
 ALIGNED, LEAST = 0.35, 1e-3  # weight of the logarithm of a probability, and what is 0 of it
 MISSING = 4.0  # of a residue that the candidate does not have
 LEAST_PROBABLE = 0.1  # of a residue that is shown
-TAIL, SHAPE = 0.2, 1.2  # what share of unrelated proteins tells how chance falls off, and how
+TAIL = 0.2  # share of unrelated proteins by which chance falls off
 RELATED = 1e-3  # p-value of a whole protein from which on it does not stand for chance
 TOGETHER = 32  # candidates
 MOST_RESIDUES = 50  # of a site
@@ -382,8 +382,8 @@ def _pairs(site: Site, probability: Tensor) -> list[tuple[int, int, float]]:
 class SiteNull:
     """What totals unrelated proteins reach with a site.
 
-    A line over the logarithm of the length; above the best fifth chance falls off as a Weibull
-    distribution does, below all count.
+    A line over the logarithm of the length; in the best fifth chance falls off exponentially, of
+    the rest all count.
     """
 
     line: tuple[float, float]
@@ -398,13 +398,12 @@ class SiteNull:
         slope, level = np.polyfit(logs, totals, 1)
         above = np.sort(totals - level - slope * logs)
         start = float(np.quantile(above, 1 - TAIL))
-        rest = above[above > start] - start
-        return cls((level, slope), above, start, float((rest**SHAPE).mean() ** (1 / SHAPE)))
+        return cls((level, slope), above, start, float((above[above > start] - start).mean()))
 
     def p_value(self, total: float, length: int) -> float:
         """Return the chance that an unrelated protein of a length reaches a total."""
         level, slope = self.line
         above = total - level - slope * math.log(length)
         if above > self.start:
-            return TAIL * math.exp(-(((above - self.start) / self.scale) ** SHAPE))
+            return TAIL * math.exp((self.start - above) / self.scale)
         return float(np.mean(self.above >= above))
