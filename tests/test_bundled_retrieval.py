@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -91,11 +90,25 @@ def test_an_index_of_the_bundled_model_is_explained(search, tmp_path: Path) -> N
     sequence = chain("1ay7_B").sequence
     hits = indexed(sequence, explain=True)
     assert [hit["id"] for hit in hits] == [hit["id"] for hit in search(sequence)]
-    best = next(hit for hit in hits if hit["id"].startswith("1ay7"))["explain"]
-    weights = search.model.explain_sequence(sequence)
-    assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
-    assert best["query"][0]["weight"] == pytest.approx(float(weights.max()))
-    assert best["query"][0]["residue"] == str(int(torch.argmax(weights)) + 1)
+    found = {hit["id"][:4]: hit["explain"] for hit in hits}
+    best = found.pop("1ay7")
+    assert best["evalue"] == 8 * best["p_value"] < 1e-20
+    [segment] = best["segments"]
+    assert [pair[:2] for pair in segment["pairs"]] == [[i, i] for i in range(len(sequence))]
+    assert segment["candidate_residues"][0] == "B:1" and "superposition" not in best
+    assert not any(result["segments"] for result in found.values())
+
+
+def test_structures_are_superposed_where_they_are_aligned(search) -> None:
+    hits = search(STRUCTURES / "2cga_B.pdb.gz", top_k=8, explain=True)
+    found = {hit["id"][:4]: hit["explain"] for hit in hits}
+    for name in ("2cga", "1acb", "1ppe"):
+        assert found[name]["evalue"] < 1e-20 and found[name]["superposition"]["rmsd"] < 1.5
+        pairs = found[name]["segments"][0]
+        sides = zip(pairs["query_residues"], pairs["candidate_residues"], strict=True)
+        assert {"B:57", "B:102", "B:195"} <= {a for a, b in sides if a[2:] == b[2:]}
+    for name in found.keys() - {"2cga", "1acb", "1ppe"}:
+        assert not found[name]["segments"] and "superposition" not in found[name]
 
 
 def test_what_is_no_place_to_search_is_said(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -94,22 +93,16 @@ def pair_table(segments: Segments, records: Sequence[Protein]) -> str:
 
 def hit_table(query: Protein, hits: Segments, names: Mapping[str, str]) -> str:
     """Write the hits, best first, with names by the beginning of their ids."""
-    text = f"<p><b>{escape(query.id)}</b>, {len(query)} residues"
-    text += f"; those that weigh most: {residues(hits[0]['explain']['query'])}.</p>"
+    text = f"<p><b>{escape(query.id)}</b>, {len(query)} residues.</p>"
     lines = "".join(
         f"<tr><td>{hit['rank']}</td><td><b>{escape(hit['id'].partition('.')[0])}</b> "
         f"{escape(names.get(hit['id'].partition('.')[0], ''))}"
-        f"<br><small>{residues(hit['explain']['candidate'])}</small></td>"
+        f"<br><small>{escape(spell(hit['explain']))}</small></td>"
         f"<td>{hit['score']:.3f}</td></tr>"
         for hit in hits
     )
-    head = ("Rank", "Structure, and its residues that weigh most", "Cosine")
+    head = ("Rank", "Structure, and how its residues are aligned with the query's", "Cosine")
     return f"{text}{_table(head, lines)}<p>A short list to look at, not an answer.</p>"
-
-
-def residues(weighed: Sequence[Mapping[str, Any]] | None) -> str:
-    """Write residues that weigh most, without their weights."""
-    return escape(", ".join(re.sub(":[^,]*", "", spell(weighed or ())).split(",")))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -77,7 +77,7 @@ def search(
     database_size: Annotated[
         int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
     ] = None,
-    explain: Annotated[bool, Option("--explain", help="Name the residues weighed most.")] = False,
+    explain: Annotated[bool, Option("--explain", help="Align the query with each hit.")] = False,
     format_name: Annotated[
         AlignmentFormat | None,
         Option("--format", "-f", help="What to write; text, or what --output ends in."),

@@ -18,8 +18,12 @@ HIT_FIELDS = {
     "id": "id of the hit",
     "score": "cosine of the two vectors, -1 to 1",
     "source": "file and record that the hit was read from",
-    "query_residues": "with --explain, residues of the query that weigh most, as K52:0.031,...",
-    "hit_residues": "with --explain, those of the hit, each letter, number and weight",
+    "evalue": "with --explain, of the best alignment of both, by residues",
+    "query_residues": "with --explain, where that lies in the query, as the authors number it",
+    "hit_residues": "with --explain, where it lies in the hit",
+    "pairs": "with --explain, residues that correspond",
+    "identity": "with --explain, share of them that are of one kind",
+    "rmsd": "with --explain, of their CA once superposed, in angstroms, of two structures",
 }
 """Columns of the hits' TSV, in order, and what they hold."""
 
@@ -37,17 +41,12 @@ class Format:
 def hits_to_text(query: str, residues: int, hits: Hits) -> str:
     """Write the hits of a query as a table for the eye."""
     width = max([2, *(len(hit["id"]) for hit in hits)])
-    lines = [f"query  {query}  {residues} residues"]
-    if hits and "explain" in hits[0]:
-        lines.append(f"       {spell(hits[0]['explain']['query'])}")
-    lines += ["", f"rank   score  {'id':<{width}}  source"]
+    lines = [f"query  {query}  {residues} residues", "", f"rank   score  {'id':<{width}}  source"]
     for hit in hits:
         name = f"{hit['id']:<{width}}"
         lines.append(f"{hit['rank']:>4}  {hit['score']:>6.4f}  {name}  {hit['source']}")
         if "explain" in hit:
-            weighed, error = hit["explain"]["candidate"], hit["explain"].get("error")
-            spelled = f"not explained: {error}" if weighed is None else spell(weighed)
-            lines.append(f"              {spelled}")
+            lines.append(f"              {spell(hit['explain'])}")
     return "\n".join(line.rstrip() for line in lines) + "\n\n"
 
 
@@ -57,10 +56,7 @@ def hits_to_tsv(query: str, residues: int, hits: Hits) -> str:
     for hit in hits:
         row = {name: hit[name] for name in ("rank", "id", "source")}
         row |= {"query": query, "score": f"{hit['score']:.6f}"}
-        if "explain" in hit:
-            row["query_residues"] = spell(hit["explain"]["query"])
-            row["hit_residues"] = spell(hit["explain"]["candidate"] or ())
-        rows.append(row)
+        rows.append(row | explained(hit.get("explain", {})))
     return _table(HIT_FIELDS, rows)
 
 
@@ -69,19 +65,33 @@ def hits_to_json(query: str, residues: int, hits: Hits) -> str:
     return json.dumps({"query": query, "query_length": residues, "hits": list(hits)}) + "\n"
 
 
-def spell(weighed: Sequence[Mapping[str, Any]]) -> str:
-    """Write residues and their weights; a chain is named where there are several.
+def explained(found: Any) -> dict[str, str]:
+    """Return what columns of a table say of a hit's alignment, an `AlignmentResult`."""
+    if "evalue" not in found:
+        return {}
+    told = {"evalue": f"{found['evalue']:.2g}"}
+    for best in found.hits[:1]:
+        for side, column in (("query", "query_residues"), ("candidate", "hit_residues")):
+            labels = found.residues(side)
+            first, last = best.segment[f"{side}_start"], best.segment[f"{side}_end"] - 1
+            told[column] = f"{labels[first]}-{labels[last]}"
+        told["pairs"] = str(len(best.pairs))
+        told["identity"] = f"{best.identical / len(best.pairs):.2f}"
+    if "superposition" in found:
+        told["rmsd"] = f"{found['superposition']['rmsd']:.2f}"
+    return told
 
-    Example:
-        >>> spell([{"residue": "52A", "chain": "A", "letter": "K", "weight": 0.0314}])
-        'K52A:0.031'
-    """
-    several = len({one["chain"] for one in weighed}) > 1
-    return ",".join(
-        (f"{one['chain']}/" if several else "")
-        + f"{one['letter']}{one['residue']}:{one['weight']:.3f}"
-        for one in weighed
-    )
+
+def spell(found: Any) -> str:
+    """Say in a line what an alignment of a query with a hit shows."""
+    if "error" in found:
+        return f"not explained: {found['error']}"
+    told = explained(found)
+    if "pairs" not in told:
+        return f"no significant alignment, E {told['evalue']}"
+    rmsd = f"  RMSD {told['rmsd']} Å" if "rmsd" in told else ""
+    where = f"{told['query_residues']} = {told['hit_residues']}"
+    return f"E {told['evalue']}  {where}  {told['pairs']} pairs  identity {told['identity']}{rmsd}"
 
 
 HIT_FORMATS = {

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ ABOUT = ("id", "kind", "source")
 RESIDUES_PER_BATCH = 2048
 # Single precision says no more; equal proteins embedded in two batches differ behind that.
 SCORE_DECIMALS = 6
-EXPLAINED = 10  # residues that an explanation names
 
 
 class ProteinRetrievalPipeline(ProteinPipeline):
@@ -65,11 +65,10 @@ class ProteinRetrievalPipeline(ProteinPipeline):
 
     Call with, or build with:
         top_k: Hits of a query, 5 by default.
-        explain: Add `"explain"` to a hit: under `"query"` and `"candidate"` the ten residues that
-            the attention pools of the model weigh most, each `{"residue": number, "chain": str,
-            "letter": str, "weight": float}`. The number is the author's for a structure, counted
-            from 1 for a sequence. Where the file of a hit is gone, `"candidate"` is None and
-            `"error"` says so.
+        explain: Add `"explain"` to a hit: how its residues and those of the query are aligned, the
+            result of `pipeline("protein-alignment")` with an `evalue` for all that was searched
+            and, of two structures, their `"superposition"`. Where the file of a hit is gone it is
+            `{"error": message}`.
         on_error: "raise", or "report" to get `{"error": message}` for an invalid query and go on.
         batch_size: Queries embedded together; results do not depend on it.
     """
@@ -152,37 +151,29 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         keys = ("id", "score", "rank", "source")
         hits = [{key: hit[key] for key in keys} for hit in output["hits"]]
         if explain:
-            weighed = self._explain(output["query"])
             for hit, found in zip(hits, output["hits"], strict=True):
-                hit["explain"] = {"query": weighed} | self._explain_hit(found["row"])
+                hit["explain"] = self._explain(output["query"], found["row"])
         return hits
 
-    @torch.no_grad()
-    def _explain(self, protein: Protein) -> list[dict[str, Any]]:
-        """Name the residues that the attention pool of the model weighs most."""
-        structure, letters = protein.structure, protein.sequence or ""
-        if structure is None:
-            found = self.model.explain_sequence(letters)
-            numbers = tuple(str(i + 1) for i in range(len(letters)))
-            chains = ("",) * len(letters)
-        else:
-            found = self.model.explain_structure(structure)
-            numbers, chains = structure.author_numbers, structure.chain_ids
-        weights, order = found.detach().float().cpu().sort(descending=True, stable=True)
-        return [
-            {"residue": numbers[i], "chain": chains[i], "letter": letters[i], "weight": weight}
-            for weight, i in zip(weights[:EXPLAINED].tolist(), order.tolist(), strict=False)
-        ]
+    @cached_property
+    def _align(self) -> Any:
+        """What aligns a query with its hits, by letters: it knows nothing of the model."""
+        return from_package("search.database", "hits are explained").default_pipeline()
+
+    def _explain(self, query: Protein, row: int) -> Any:
+        """Align a query with a hit."""
+        try:
+            candidate = self.index.read(row)
+            result = self._align((query, candidate), database_size=len(self.index))
+        except (ValueError, OSError, ImportError) as error:
+            return {"error": str(error)}
+        if result["segments"] and query.structure is not None and candidate.structure is not None:
+            result["superposition"] = result.superpose().about()
+        return result
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the model, and the processor it knows, in one folder that loads on its own."""
         self.model.save_pretrained(save_directory, **kwargs)
-
-    def _explain_hit(self, row: int) -> dict[str, Any]:
-        try:
-            return {"candidate": self._explain(self.index.read(row))}
-        except (ValueError, OSError, ImportError) as error:
-            return {"candidate": None, "error": str(error)}
 
     def _embed_candidates(self, candidates: Any) -> CandidateList:
         invalid = self.invalid_candidates
@@ -308,6 +299,9 @@ class CandidateList:
         queries = unit_rows(vectors, self.vectors.shape[1], k)
         rows = np.arange(len(self.records))
         return [hits_of(query, self.vectors, rows, k, self.about.__getitem__) for query in queries]
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     def read(self, row: int) -> Protein:
         """Give a record."""
