@@ -273,7 +273,7 @@ def open_database(place: Path, skipped: Skipped) -> ProteinDatabase:
     else:
         database = ProteinDatabase.of(_read([place], skipped), _reporter(skipped))
     if not len(database):
-        fail(f"{place} holds no protein that can be searched")
+        raise ValueError(f"{place} holds no protein that can be searched")
     return database
 
 

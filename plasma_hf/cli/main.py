@@ -24,6 +24,7 @@ from .evaluate import (
     evaluate_transfer,
 )
 from .index import index_app
+from .mcp import MCP_HELP, mcp
 from .msa import MSA_HELP, msa
 from .search import SEARCH_HELP, search
 from .site import SITE_HELP, site
@@ -68,6 +69,7 @@ evaluate_app.command("transfer", help=EVALUATE_TRANSFER_HELP)(evaluate_transfer)
 app.command(help=ALIGN_HELP)(align)
 app.command(help=CALIBRATE_HELP)(calibrate)
 app.command(help=EMBED_HELP)(embed)
+app.command(help=MCP_HELP)(mcp)
 app.command(help=MSA_HELP)(msa)
 app.command(help=SEARCH_HELP)(search)
 app.command(help=SITE_HELP)(site)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.alignment_result import AlignmentResult, AlignmentResults, residue_labels
+from ..models.alignment_result import AlignmentResult, residue_labels
 from ..models.local_alignment import (
     NEVER,
     SEARCHING,
@@ -198,7 +198,7 @@ def transfer_sites(
     align: Any = None,
     evalue: float = 0.01,
     database_size: int = 1,
-) -> list[AlignmentResults]:
+) -> list[list[SiteHit]]:
     """Find the residues of sites in other proteins: significant `SiteHit`s of each, the best first.
 
     Sites may lie scattered along the sequence, in proteins that are alike nowhere else; in order
@@ -228,7 +228,7 @@ def transfer_sites(
         for number, result in enumerate(results):
             if result["evalue"] <= evalue:
                 found[number].append(result)
-    return [AlignmentResults(sorted(each, key=itemgetter("p_value"))) for each in found]
+    return [sorted(each, key=itemgetter("p_value")) for each in found]
 
 
 class SiteTransfer:
