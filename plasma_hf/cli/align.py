@@ -296,6 +296,15 @@ def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
     return sides
 
 
+def read_usable(value: str, side: str, skipped: Skipped) -> list[Protein]:
+    """Read what can be used, and report what cannot."""
+    messages: dict[str, None] = {}
+    proteins = read_side(value, side, messages)
+    for message in messages:
+        skipped.report(message)
+    return proteins
+
+
 def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
     """Read what can be used, and say in `messages` what cannot."""
     from ..models.protein import looks_like_path, read_protein, read_records, split_record

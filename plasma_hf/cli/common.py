@@ -227,11 +227,10 @@ def group(text: str, **options: Any) -> typer.Typer:
     return typer.Typer(
         help=text,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
-        **options,
+        **{"add_completion": False} | options,
     )
 
 

@@ -24,6 +24,7 @@ from .evaluate import (
     evaluate_transfer,
 )
 from .index import index_app
+from .info import INFO_HELP, info
 from .mcp import MCP_HELP, mcp
 from .msa import MSA_HELP, msa
 from .search import SEARCH_HELP, search
@@ -47,7 +48,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = group("Align proteins residue by residue.")
+app = group("Align proteins residue by residue.", add_completion=True)
 
 
 @app.callback()
@@ -69,6 +70,7 @@ evaluate_app.command("transfer", help=EVALUATE_TRANSFER_HELP)(evaluate_transfer)
 app.command(help=ALIGN_HELP)(align)
 app.command(help=CALIBRATE_HELP)(calibrate)
 app.command(help=EMBED_HELP)(embed)
+app.command(help=INFO_HELP)(info)
 app.command(help=MCP_HELP)(mcp)
 app.command(help=MSA_HELP)(msa)
 app.command(help=SEARCH_HELP)(search)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from . import common
-from .align import read_side
+from .align import read_usable
 from .common import EXIT_CODE, fail, one_line_errors, report, write
 from .database import Computing
 
@@ -47,10 +47,7 @@ def msa(
         from ..multiple import FORMATS, MultipleAlignment, align_many
 
         common.use_threads(threads)
-        messages: dict[str, None] = {}
-        proteins = read_side(file, "protein", messages)
-        for message in messages:
-            skipped.report(message)
+        proteins = read_usable(file, "protein", skipped)
         ending = format_of(str(output or ""))
         form = format_name or (ending if ending in FORMATS else "fasta")
         least = 1 if add else 2

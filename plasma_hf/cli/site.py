@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from . import common
-from .align import read_side
+from .align import read_usable
 from .common import EXIT_CODE, fail, one_line_errors, report, write
 from .database import Computing, open_database
 
@@ -62,10 +62,7 @@ def site(
         from ..search.sites import Site, transfer_sites
 
         common.use_threads(threads)
-        messages: dict[str, None] = {}
-        proteins = read_side(query, "query", messages)
-        for message in messages:
-            skipped.report(message)
+        proteins = read_usable(query, "query", skipped)
         if len(proteins) != 1:
             fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
         sites = [site for given in residues for site in Site.read(given, proteins[0])]
