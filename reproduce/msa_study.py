@@ -29,7 +29,7 @@ from plasma_hf.search.database import default_pipeline
 
 ALIGNMENTS = Path(__file__).parents[2] / "shared" / "data" / "alignments"
 RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results" / "multiple.md"
-SETS = {"RV12": "balibase3_RV12_BB", "RV911": "balibase3_RV911_BOX", "RV912": "balibase3_RV912_BOX"}
+SETS = {"RV12": "balibase3_RV12_BB", "RV911": "balibase3_RV911_BOX"}
 Method = Callable[[list[Protein]], MultipleAlignment]
 
 

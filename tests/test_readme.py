@@ -24,6 +24,7 @@ SAID = {
     "train": "head holds the head",
     "evaluate": "smith-waterman",
     "search": "2cga_B",
+    "site": "B:H57=E:H57",
     "database": "10 proteins",
     "index": "8 embedded",
 }
