@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from .models.local_alignment import best_in_order, read_pairs
 from .models.protein import Protein
 from .search.database import default_pipeline
 
-LEAST = 0.01  # probability that counts
+LEAST, LEAST_SAID = 0.01, 0.02  # probability that counts, and what thirds say of it
 ROUNDS = 2  # of consistency
 REFINED = 50  # times that a part of the proteins is aligned with the rest again
-TOGETHER = 100  # proteins that are aligned with each other; others are added to them
+TOGETHER = 60  # proteins that are aligned with each other; others are added to them
 EMBEDDED_TOGETHER, PAIRS_TOGETHER = 32, 64
 GAPS = "-."
 
@@ -225,18 +226,25 @@ class Probabilities:
 
     def consistent(self) -> Probabilities:
         """Average over third proteins what they say: with whose residue both are aligned."""
-        size = int(self.starts[-1])
+        proteins, size = len(self.starts) - 1, int(self.starts[-1])
         itself = torch.arange(size)
         # A protein's residues are aligned with themselves: so it is its own third, too.
         places = torch.cat([self.pairs, itself.expand(2, -1)], 1)
         values = torch.cat([self.values, torch.ones(size)])
+        pairs, found = [], []
         with warnings.catch_warnings():  # torch calls the format of its product beta
             warnings.simplefilter("ignore", UserWarning)
             matrix = torch.sparse_coo_tensor(places, values, (size, size)).coalesce()
-            product = torch.sparse.mm(matrix, matrix).coalesce()
-        pairs, found = product.indices(), product.values() / (len(self.starts) - 1)
-        stays = (self.owner[pairs[0]] != self.owner[pairs[1]]) & (found > LEAST / 2)
-        return replace(self, pairs=pairs[:, stays], values=found[stays])
+            for start, end in pairwise(self.starts.tolist()):
+                inside = (places[0] >= start) & (places[0] < end)
+                rows = places[:, inside] - torch.tensor([[start], [0]])
+                part = torch.sparse_coo_tensor(rows, values[inside], (end - start, size))
+                product = torch.sparse.mm(part, matrix).coalesce()
+                there, said = product.indices(), product.values() / proteins
+                stays = (said > LEAST_SAID) & ((there[1] < start) | (there[1] >= end))
+                pairs.append(there[:, stays] + torch.tensor([[start], [0]]))
+                found.append(said[stays])
+        return replace(self, pairs=torch.cat(pairs, 1), values=torch.cat(found))
 
 
 @dataclass(frozen=True)

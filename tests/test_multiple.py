@@ -103,7 +103,7 @@ def test_consistency_is_the_sum_over_thirds(sizes: list[int], seed: int) -> None
         got = torch.zeros(dense.shape)
         got[found.pairs[0], found.pairs[1]] = found.values
         got = got[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
-        torch.testing.assert_close(got, wanted * (wanted > multiple.LEAST / 2))
+        torch.testing.assert_close(got, wanted * (wanted > multiple.LEAST_SAID))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from .database import Computing
 
 MSA_HELP = f"""Align many proteins with each other.
 
-FILE has them: FASTA, or structures, of which the sequences are taken. The first hundred are aligned
+FILE has them: FASTA, or structures, of which the sequences are taken. The first sixty are aligned
 together, further ones one by one with these. --add takes an alignment (aligned FASTA or A3M), whose
 columns stay, and aligns the proteins of FILE with it one by one.
 
