@@ -142,6 +142,20 @@ def test_residues_are_named_as_authors_do() -> None:
             Site.parse(text, structure)
 
 
+def test_patterns_are_sites() -> None:
+    protein = Protein("a", "MGAASGKKGTTSAC")
+    assert [one.places for one in Site.of_pattern("G-x(2)-S-[AG].", protein)] == [
+        (1, 4, 5),
+        (8, 11, 12),
+    ]
+    assert Site.of_pattern("<M-G", protein)[0].places == (0, 1)
+    assert Site.of_pattern("{P}-C>", protein)[0].places == (12, 13)
+    assert Site.of_pattern("G-x(1,3)-S-G", protein)[0].places == (1, 4, 5)
+    for pattern, said in (("G-x-W", "has no G-x-W"), ("G-(2)", "is no element"), ("x", "has no x")):
+        with pytest.raises(ValueError, match=said):
+            Site.of_pattern(pattern, protein)
+
+
 def test_what_cannot_be_used_is_said(align: Any) -> None:
     query = Protein("a", "MKVAHL" * 20)
     with pytest.raises(ValueError, match="has 60 residues; give 1 to 50, or align"):
@@ -181,6 +195,9 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert rows[0]["chimerax"] == "/E:57,102,195" and float(rows[0]["rmsd"]) < 0.5
     told = [json.loads(line) for line in run(*given, TRIAD, "-f", "json").stdout.splitlines()]
     assert len(told) == 3 and told[0]["segments"][0]["candidate_residues"][0] == "E:57"
+    motif = run(*given[:3], "--motif", "[LIVM]-[ST]-A-[STAG]-H-C")
+    assert motif.exit_code == 0 and "B:H57=E:H57" in motif.stdout
+    assert "give the site" in run(*given[:3]).stderr
     nothing = run(*given, TRIAD, "--evalue", "1e-30")
     assert nothing.exit_code == 0 and "no significant hit among 8 proteins" in nothing.stderr
     for words, said in (

@@ -20,7 +20,8 @@ SITE_HELP = f"""Find the residues of a site in other proteins: active sites, bin
 QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
 FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1: H57,D102,
 A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can be repeated, or
-a file with a list in each line, behind a name and a tab.
+a file with a list in each line, behind a name and a tab. --motif takes a pattern of PROSITE
+instead: its residues, but for x, are a site at each place where the query has it.
 
 Every protein of the database is compared, whatever else it has in common with the query. A site may
 lie scattered along the sequence, in order; the E-value is that of the site. A protein that has the
@@ -32,15 +33,21 @@ same residues in another order is out of reach.
 Examples:
   plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 --database demo/structures
   plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \\
-      --database proteins --format tsv --output sites.hits.tsv"""
+      --database proteins --format tsv --output sites.hits.tsv
+  plasma-hf site demo/serine_proteases.fasta:P00766 --database demo/structures \\
+      --motif '[LIVM]-[ST]-A-[STAG]-H-C'"""
 
 
 def site(
     query: Annotated[str, Argument(help="Protein that has the site.")],
-    residues: Annotated[
-        list[str], Option("--residues", "-r", metavar="LIST", help="H57,D102,S195, or a file.")
-    ],
     database: Annotated[Path, Option("--database", "-d", help="Database, or file or folder.")],
+    residues: Annotated[
+        list[str] | None,
+        Option("--residues", "-r", metavar="LIST", help="H57,D102,S195, or a file."),
+    ] = None,
+    motif: Annotated[
+        list[str] | None, Option(metavar="PATTERN", help="Of PROSITE, where QUERY has it.")
+    ] = None,
     evalue: Annotated[float, Option(min=0, help="Highest E-value to show.")] = 0.01,
     database_size: Annotated[
         int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
@@ -65,7 +72,10 @@ def site(
         proteins = read_usable(query, "query", skipped)
         if len(proteins) != 1:
             fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
-        sites = [site for given in residues for site in Site.read(given, proteins[0])]
+        if not residues and not motif:
+            fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
+        sites = [site for given in residues or [] for site in Site.read(given, proteins[0])]
+        sites += [site for given in motif or [] for site in Site.of_pattern(given, proteins[0])]
         found = open_database(database, skipped)
         align = Computing((model, backbone, None, None, device, False), store).load()
         every = tqdm(found, unit="protein", disable=quiet or None)

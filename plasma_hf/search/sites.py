@@ -86,6 +86,31 @@ class Site:
         return cls(tuple(sorted(places)), name or text.strip())
 
     @classmethod
+    def of_pattern(cls, pattern: str, protein: Protein) -> list[Site]:
+        """Find a pattern of PROSITE in a protein; what is not `x` in it is a site, at each place.
+
+        Raises:
+            ValueError: If it is no pattern, or the protein does not have it.
+
+        Example:
+            >>> [site] = Site.of_pattern("G-x(2)-S-[AG]", Protein("a", "MKGVASGK"))
+            >>> site.places, site.name
+            ((2, 5, 6), 'G-x(2)-S-[AG] at 3')
+        """
+        elements = pattern.strip().removesuffix(".").split("-")
+        groups = [_element(one, pattern) for one in elements]
+        regex = re.compile("".join(f"({one})" for one, _ in groups))
+        letters, sites, start = protein.sequence or "", [], 0
+        while found := regex.search(letters, start):
+            start = found.start() + 1
+            spans = [found.span(n) for n, (_, counts) in enumerate(groups, 1) if counts]
+            places = tuple(place for span in spans for place in range(*span))
+            sites.append(cls(places, f"{pattern} at {residue_labels(protein)[found.start()]}"))
+        if not sites or not sites[0].places:
+            raise ValueError(f"{protein.id} has no {pattern}; give a protein that has it.")
+        return sites
+
+    @classmethod
     def read(cls, given: str, protein: Protein) -> list[Site]:
         """Read one list of residues, or a file of lists, a line each, behind a name and a tab."""
         if not Path(given).is_file():
@@ -98,6 +123,25 @@ class Site:
         if not sites:
             raise ValueError(f"{given} names no site; give lines such as: triad<tab>H57,D102,S195")
         return sites
+
+
+ELEMENT = re.compile(r"(<?)([A-Za-z]|\[[A-Z]+\]|\{[A-Z]+\})(?:\((\d+)(?:,(\d+))?\))?(>?)")
+
+
+def _element(text: str, pattern: str) -> tuple[str, bool]:
+    """Return an element of a pattern as a regular expression, and whether it is not `x`."""
+    read = ELEMENT.fullmatch(text)
+    if read is None:
+        raise ValueError(
+            f"{text!r} in {pattern!r} is no element; give G, x, [ST], {{P}} or x(2,4)."
+        )
+    first, letters, least, most, last = read.groups()
+    if letters in ("x", "X"):
+        one = "[A-Z]"
+    else:
+        one = letters.replace("{", "[^").replace("}", "]") if len(letters) > 1 else letters.upper()
+    count = f"{{{least},{most or least}}}" if least else ""
+    return f"{'^' * bool(first)}{one}{count}{'$' * bool(last)}", letters not in ("x", "X")
 
 
 WORD = re.compile(r"(?:(\w+):)?([A-Za-z]?)(-?\d+[A-Za-z]?)(?:-(-?\d+[A-Za-z]?))?")
