@@ -262,12 +262,13 @@ class ProteinDatabase:
         """
         if most is None:
             return [([0.0] * len(self), list(range(len(self))))]
-        every = [self._letters_score(query.sequence or "")]
+        rankings = [_best(self._letters_score(query.sequence or ""), most)]
         vectors = None if align is None else self.vectors(model_name(align))
         if vectors is not None:
-            every.append(_cosines(_quantized(align.pool([query]))[0], vectors))
-        best = [(scores, np.argsort(-scores, kind="stable")[:most]) for scores in every]
-        return [(scores[numbers].tolist(), numbers.tolist()) for scores, numbers in best]
+            cosines = _cosines(_quantized(align.pool([query]))[0], vectors)
+            # One that has no vector, or a far one, is no candidate by it.
+            rankings.append(_best(cosines, min(most, int((cosines > 0).sum()))))
+        return rankings
 
     def _letters_score(self, query: str) -> NDArray[np.float64]:
         align, known, length = self._aligner
@@ -349,6 +350,11 @@ def united(rankings: Sequence[Sequence[T]], most: int | None) -> list[T]:
     """
     turns = chain.from_iterable(zip_longest(*rankings))
     return list(islice(dict.fromkeys(one for one in turns if one is not None), most))
+
+
+def _best(scores: NDArray[np.float64], most: int) -> Ranking:
+    numbers = np.argsort(-scores, kind="stable")[:most]
+    return scores[numbers].tolist(), numbers.tolist()
 
 
 def _check_calibrated(align: Any) -> None:
