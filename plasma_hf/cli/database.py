@@ -88,7 +88,7 @@ def build(
         found = ProteinDatabase.build(output, _read(inputs or [], skipped), _reporter(skipped))
         new = len(found) - before
         told = f", {new} of them new" if before else ""
-        report(f"{_content(found)}{told}; {_rate(new, start)}")
+        report(f"{_content(found)}{told}" + (f"; {_rate(new, start)}" if new else ""))
         if maker is not None:
             align = Computing((model, backbone, None, None, device, False), store).load()
             start = time.monotonic()
