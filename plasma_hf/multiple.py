@@ -29,7 +29,7 @@ LEAST, LEAST_SAID = 0.01, 0.02  # probability that counts, and what thirds say o
 ROUNDS = 2  # of consistency
 REFINED = 50  # times that a part of the proteins is aligned with the rest again
 TOGETHER = 60  # proteins that are aligned with each other; others are added to them
-EMBEDDED_TOGETHER, PAIRS_TOGETHER = 32, 64
+PAIRS_TOGETHER = 64
 GAPS = "-."
 
 
@@ -86,24 +86,30 @@ class MultipleAlignment:
         names = ["_".join(one.id.split()) for one in self.proteins]
         return FORMATS[format](names, self.rows)
 
-    @torch.no_grad()
     def add(self, protein: Protein, align: Any = None) -> MultipleAlignment:
         """Align one more protein with the columns, which stay; what only it has gets new ones."""
-        align = align or default_pipeline()
-        [own] = align.project([protein])
-        shape = len(self.rows[0]), len(own)
-        gain = torch.zeros(shape)
-        for start in range(0, len(self.proteins), EMBEDDED_TOGETHER):
-            part = slice(start, start + EMBEDDED_TOGETHER)
-            others = align.project(self.proteins[part])
-            read = read_pairs([align.model.evidence(one, own).read for one in others])
-            for columns, plan in zip(self.columns[part], read, strict=True):
-                gain[columns] += plan.cpu()
-        pairs = best_in_order(gain - LEAST * len(self.proteins))
-        ours, theirs, width = _merge(pairs, *shape)
-        rows = [_row(row, ours, width) for row in self.rows]
-        new = _row(protein.sequence or "", theirs, width)
-        return MultipleAlignment((*self.proteins, protein), (*rows, new))
+        return self.extend([protein], align)
+
+    @torch.no_grad()
+    def extend(self, proteins: Sequence[Protein], align: Any = None) -> MultipleAlignment:
+        """Add proteins, each aligned with those that are here, as `add` does."""
+        align, found = align or default_pipeline(), self
+        others = align.project(self.proteins)
+        for protein in tqdm(proteins, unit="protein", disable=None):
+            [own] = align.project([protein])
+            shape = len(found.rows[0]), len(own)
+            gain = torch.zeros(shape)
+            for start in range(0, len(others), PAIRS_TOGETHER):
+                part = slice(start, start + PAIRS_TOGETHER)
+                read = read_pairs([align.model.evidence(one, own).read for one in others[part]])
+                for columns, plan in zip(found.columns[part], read, strict=False):
+                    gain[columns] += plan.cpu()
+            pairs = best_in_order(gain - LEAST * len(others))
+            ours, theirs, width = _merge(pairs, *shape)
+            rows = [_row(row, ours, width) for row in found.rows]
+            new = _row(protein.sequence or "", theirs, width)
+            found = MultipleAlignment((*found.proteins, protein), (*rows, new))
+        return found
 
 
 def _spread(rows: Sequence[str]) -> list[str]:
@@ -168,9 +174,8 @@ def align_many(
         for one, columns in zip(first, found.columns(known), strict=True)
     ]
     aligned = MultipleAlignment(tuple(first), tuple(rows))
-    for one in tqdm(every[TOGETHER:], unit="protein", disable=None):
-        aligned = aligned.add(align.read((one, one))["query"], align)
-    return aligned
+    rest = [align.read((one, one))["query"] for one in every[TOGETHER:]]
+    return aligned.extend(rest, align)
 
 
 @dataclass(frozen=True)
@@ -192,10 +197,7 @@ class Probabilities:
     @classmethod
     def of(cls, proteins: Sequence[Protein], align: Any) -> tuple[Probabilities, Tensor]:
         """Align all pairs; returns also how much of the shorter one each pair has in common."""
-        parts = range(0, len(proteins), EMBEDDED_TOGETHER)
-        projected = [
-            one for n in parts for one in align.project(proteins[n : n + EMBEDDED_TOGETHER])
-        ]
+        projected = align.project(proteins)
         lengths = torch.tensor([len(one) for one in projected])
         starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
         which = torch.combinations(torch.arange(len(proteins)))

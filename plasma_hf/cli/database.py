@@ -221,8 +221,10 @@ def _searcher(
 ) -> tuple[Search, Iterable[tuple[str, str]]]:
     """Return what yields the hits of queries, and what names the database."""
     if computing.ray is None:
+        from ..data.store import rank_and_world_size
+
         database = open_database(place, skipped)
-        if not writing.quiet:
+        if not (writing.quiet or rank_and_world_size()[0]):  # said once
             _tell_of_vectors(database, align, computing, options["sensitivity"])
         known = zip(database.ids, database.sequences, strict=True)
         return partial(_hits, database, align, writing, skipped, options), known

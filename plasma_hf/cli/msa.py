@@ -57,9 +57,7 @@ def msa(
         if add is None:
             found = align_many(proteins, align)
         else:
-            found = MultipleAlignment.read(add)
-            for protein in proteins:
-                found = found.add(protein, align)
+            found = MultipleAlignment.read(add).extend(proteins, align)
         if not quiet:
             report(f"{len(found.rows)} proteins in {len(found.rows[0])} columns")
         write([found.to_string(form)], output)

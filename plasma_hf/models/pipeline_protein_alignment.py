@@ -273,7 +273,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         """Return what the model makes of the residues of each protein, `(residues, head_size)`."""
         seen = _Seen()
         read = [self._read_side(one, "protein", seen) for one in proteins]
-        return self.model.project_each(self._embed(read, seen))
+        parts = (read[n : n + SCREENED_TOGETHER] for n in range(0, len(read), SCREENED_TOGETHER))
+        return [one for part in parts for one in self.model.project_each(self._embed(part, seen))]
 
     def _forward(
         self,

@@ -343,8 +343,7 @@ class SiteTransfer:
         """Learn what proteins that are not related to the query reach with each site."""
         model, proteins = self.align.model, read_records(UNRELATED)
         if model not in _projected:
-            parts = (proteins[n : n + TOGETHER] for n in range(0, len(proteins), TOGETHER))
-            _projected[model] = [one for part in parts for one in self.align.project(part)]
+            _projected[model] = self.align.project(proteins)
         evidence = [self._evidence(one) for one in _projected[model]]
         raw_scores = alignment_scores([one.scored for one in evidence], SEARCHING).tolist()
         unrelated = [
