@@ -231,7 +231,8 @@ def is_backbone(name: str) -> bool:
 
 def kept_head(backbone: Backbone) -> Path:
     """Return the folder in which the calibrated head over a backbone is kept."""
-    settings = SEARCHING, MOST_EVIDENCE, Background.POWER  # others are of other p-values
+    # By other settings p-values are others.
+    settings = SEARCHING, MOST_EVIDENCE, Background.POWER, Background.LETTERS
     about = backbone.fingerprint, settings, list(Background(0).state_dict())
     words = json.dumps(about, sort_keys=True).encode()
     name = PurePath(backbone.name).name

@@ -12,7 +12,9 @@ from transformers import AutoModel, pipeline
 
 import plasma_hf
 from plasma_hf import Calibration, PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig
+from plasma_hf.backbones import new_aligner
 from plasma_hf.search.calibration import fit, unrelated_p_values
+from tests.helpers.tiny_backbones import esm2
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
 EMBED = plasma_hf.load_backbone("substitution").embed
@@ -137,3 +139,59 @@ def test_each_pair_has_a_protein_that_is_held_out(calibrated: PlasmaModel) -> No
     proteins = random_families(6, seed=9)
     for held_out, pairs in ((["f2"], 5), (["f2", "f4"], 9)):
         assert len(unrelated_p_values(calibrated, proteins, EMBED, held_out, 500)) == pairs
+
+
+# --- Letters, beside what a language model says of residues.
+
+
+@pytest.fixture(scope="module")
+def over_language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[PlasmaModel, Any]:
+    """A model over a small random ESM-2, calibrated, and its backbone."""
+    backbone = plasma_hf.load_backbone(esm2(tmp_path_factory.mktemp("esm2") / "esm2", width=64))
+    model = new_aligner(backbone)
+    plasma_hf.calibrate(model, random_families(40, seed=3), backbone.embed, pairs=400)
+    return model, backbone
+
+
+def test_letters_are_read_in_embeddings(over_language_model: tuple[PlasmaModel, Any]) -> None:
+    model, backbone = over_language_model
+    sequences = [one for _, one in random_families(5, seed=4)]
+    assert model.config.calibration["letters"] == 64
+    for sequence, embedded in zip(sequences, backbone.embed(sequences), strict=True):
+        torch.testing.assert_close(model.letters(embedded), EMBED([sequence])[0])
+        added = model.project(embedded)[:, model.background.proteins.shape[1] : -3].norm(dim=-1)
+        rest = model.project(embedded)[:, : model.background.proteins.shape[1]].norm(dim=-1)
+        assert 0.4 < float((added / rest).mean()) < 0.6
+    pooled = model.pool(model.project_each(backbone.embed(sequences)))
+    assert pooled.shape == (5, 64)
+
+
+def test_letters_travel_with_a_model(
+    over_language_model: tuple[PlasmaModel, Any], tmp_path: Path
+) -> None:
+    model, backbone = over_language_model
+    model.save_pretrained(tmp_path, save_backbone=True)
+    again = AutoModel.from_pretrained(tmp_path)
+    query, candidate = backbone.embed([one for _, one in random_families(2, seed=5)])
+    one, other = (each.align_pairs([query], [candidate]) for each in (model, again))
+    torch.testing.assert_close(one.plans, other.plans)
+    assert one.raw_scores == other.raw_scores
+    assert model.head_identity == again.head_identity
+
+
+def test_letters_that_embeddings_do_not_tell_are_not_compared(
+    over_language_model: tuple[PlasmaModel, Any],
+) -> None:
+    _, backbone = over_language_model
+    model = new_aligner(backbone)
+    proteins = [one for _, one in random_families(20, seed=6)]
+    noise = [torch.randn(len(one), 64) for one in proteins]
+    model.measure_background(noise, proteins)
+    assert model.letters is None and "letters" not in model.config.calibration
+    assert uncalibrated().letters is None
+    model.measure_background(backbone.embed(proteins))  # nobody says which they are
+    assert model.letters is None
+
+
+def test_encoders_that_see_letters_get_none_more(calibrated: PlasmaModel) -> None:
+    assert calibrated.letters is None and "letters" not in calibrated.config.calibration

@@ -58,7 +58,8 @@ def copy(plasma, tmp_path):
 
 
 KINDS = {
-    "plasma": WORDS | {"processor_config.json"},
+    "plasma": WORDS
+    | {"processor_config.json", "modules.json", "config_sentence_transformers.json"},
     "protalign": WORDS | {"processor_config.json"},
     "residue_encoder": WORDS,
     "protein_mpnn": set(),

@@ -15,6 +15,9 @@ from ..io.formats import markdown_table
 
 METRICS = "metrics.json"
 """What a run, and `reproduce.bundled_cards`, say of a model: for its card."""
+MODULES = "modules.json"
+"""What sentence-transformers loads a folder by."""
+MULTI_VECTOR_TAGS = ("sentence-transformers", "multi-vector", "late-interaction")
 ANY_REPOSITORY = "ORG/NAME"
 """What stands in a card for the place of the model, where that is not known."""
 HELD_OUT = ("roc_auc", "average_precision", "label_match")
@@ -104,7 +107,8 @@ def model_card(
             f"{folder} has neither config.json nor adapter_config.json; give the folder that "
             "save_pretrained wrote."
         )
-    return card_of(AutoConfig.from_pretrained(folder), metrics, repository, held_out)
+    config, multi_vector = AutoConfig.from_pretrained(folder), (folder / MODULES).exists()
+    return card_of(config, metrics, repository, held_out, multi_vector)
 
 
 def card_of(
@@ -112,11 +116,13 @@ def card_of(
     metrics: Mapping[str, Any],
     repository: str = ANY_REPOSITORY,
     held_out: str | None = None,
+    multi_vector: bool = False,
 ) -> ModelCard:
     """Write the card of a model from its configuration and the content of its `metrics.json`.
 
     That has `figures` by the name of the evaluation set, `settings` of the run, and `held_out`
-    where an evaluation was taken into it; see `model_card`.
+    where an evaluation was taken into it; see `model_card`. Of one that sentence-transformers
+    loads as well, `multi_vector`, it says so.
     """
     known = metrics.get("held_out") or {}
     for field in MEASURED if known else ():
@@ -143,6 +149,8 @@ def card_of(
         backbone=f"`{backbone}`" if backbone else None,
         held_out=known or None,
         held_out_text=held_out,
+        further_tags=MULTI_VECTOR_TAGS if multi_vector else (),
+        multi_vector=multi_vector,
     )
 
 
@@ -154,6 +162,7 @@ def _card(
     base_model: str | None,
     library_name: str = "transformers",
     config: Any = None,
+    further_tags: Sequence[str] = (),
     **values: Any,
 ) -> ModelCard:
     """Fill the template of a kind; what every template names is gathered here."""
@@ -169,7 +178,7 @@ def _card(
         library_name=library_name,
         license=licence,
         pipeline_tag="feature-extraction",
-        tags=["biology", "protein", *kind.tags],
+        tags=["biology", "protein", *kind.tags, *further_tags],
         base_model=base_model,
         datasets=datasets,
         model_name=name if results else None,

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
+from ..models import modeling_backbone
 from ..models.modeling_backbone import (
     OWN_BACKBONES,
     WeightsError,
@@ -27,13 +28,14 @@ from ..models.modeling_backbone import (
     is_whole,
     weight_files,
 )
-from .card import ANY_REPOSITORY, model_card, read_json
+from .card import ANY_REPOSITORY, MODULES, model_card, read_json
 
 logger = logging.getLogger(__name__)
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz")
 """Names of files that may hold a pickle, and with it any code."""
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+MULTI_VECTOR = Path(modeling_backbone.__file__).parent / "multi_vector.py"
 RECORD = "export.json"
 """File of an exported folder that says what it was made from and with."""
 PLACES = ("_name_or_path", "plm_name_or_path", "base_model_name_or_path")
@@ -48,6 +50,7 @@ torch>=2.6
 transformers>=5.14,<6
 numpy>=2.0
 # To read structures (PDB, mmCIF): gemmi>=0.7.4
+# For MultiVectorEncoder: sentence-transformers>=6.2
 """
 
 
@@ -113,6 +116,8 @@ def export_to_hub_folder(
         if (kept := _portable(fields, fields.get("dtype"))) != fields:
             write_json(folder / name, kept, sort_keys=True)
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
+    if processor is not None and read_json(folder / "config.json").get("model_type") == "plasma":
+        _write_modules(folder)
     needs = REQUIREMENTS + ("peft>=0.20\n" if adapter else "")
     (folder / "requirements.txt").write_text(needs, encoding="utf-8")
     write_json(folder / RECORD, _record(model))
@@ -136,6 +141,15 @@ def _save_model(model: Any, folder: Path, save_backbone: bool | None) -> None:
             )
         options["save_backbone"] = True if local and save_backbone is None else save_backbone
     model.save_pretrained(folder, **options)
+
+
+def _write_modules(folder: Path) -> None:
+    """Have `MultiVectorEncoder` of sentence-transformers load the model, too."""
+    shutil.copyfile(MULTI_VECTOR, folder / MULTI_VECTOR.name)
+    module = {"idx": 0, "name": "0", "path": "", "type": f"{MULTI_VECTOR.stem}.ResidueVectors"}
+    (folder / MODULES).write_text(json.dumps([module], indent=2) + "\n", encoding="utf-8")
+    settings = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def bring_code_of_backbone(model: Any, folder: str | Path) -> None:
@@ -376,6 +390,9 @@ def _entry_points(folder: Path) -> dict[str, str]:
                     f"{AGAIN}."
                 )
             named[reference.split(".")[0]] = configuration
+    if (folder / MODULES).exists():
+        for module in json.loads((folder / MODULES).read_text(encoding="utf-8")):
+            named[module["type"].split(".")[0]] = MODULES
     return named
 
 

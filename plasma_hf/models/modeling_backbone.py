@@ -721,6 +721,31 @@ def residue_vectors() -> np.ndarray:
     return np.stack([np.zeros(20), *means]).astype(np.float32)
 
 
+SEE_LETTERS = ("substitution_window", "residue_encoder", "near")
+"""Types of encoders that see the letters around a residue and little else."""
+
+
+def vectors_of(sequence: str) -> Tensor:
+    """Return the vector of each letter of a protein, `(residues, 20)`."""
+    numbers = [1 + RESIDUE_LETTERS.index(letter) for letter in sequence]
+    return torch.from_numpy(residue_vectors()[numbers])
+
+
+def in_windows(vectors: Tensor, window: int = 10, decay: float = 7.0) -> Tensor:
+    """Put a residue's neighbours beside it, `(..., residues, channels * (2 * window + 1))`.
+
+    Args:
+        vectors: `(..., residues, channels)`; beyond either end there is nothing, 0.
+        window: Residues on each side.
+        decay: Distance in residues at which a neighbour's vector is scaled by `exp(-1/2)`.
+    """
+    offsets = torch.arange(-window, window + 1, device=vectors.device)
+    weights = torch.exp(-((offsets / decay) ** 2) / 2).to(vectors.dtype)
+    padded = nn.functional.pad(vectors, (0, 0, window, window))
+    around = padded.unfold(-2, 2 * window + 1, 1) * weights  # (..., residues, channels, offsets)
+    return around.transpose(-2, -1).flatten(-2)
+
+
 @register_backbone
 class SubstitutionModel(SafeWeights):
     """Embed each residue by the BLOSUM62 vectors in a window around it.
@@ -758,10 +783,5 @@ class SubstitutionModel(SafeWeights):
         vectors = self.vectors[input_ids]  # (batch, residues, 20)
         if attention_mask is not None:
             vectors = vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
-        window = self.config.window
-        offsets = torch.arange(-window, window + 1, device=vectors.device)
-        weights = torch.exp(-((offsets / self.config.decay) ** 2) / 2).to(vectors.dtype)
-        padded = nn.functional.pad(vectors, (0, 0, window, window))
-        windows = padded.unfold(1, 2 * window + 1, 1) * weights  # (batch, residues, 20, offsets)
-        hidden = windows.transpose(2, 3).flatten(2)
+        hidden = in_windows(vectors, self.config.window, self.config.decay)
         return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)

@@ -34,15 +34,20 @@ from .local_alignment import (
     share_of_evidence,
 )
 from .modeling_backbone import (
+    SEE_LETTERS,
     PreTrainedHead,
+    SubstitutionConfig,
     build_backbone,
     check_embeddings,
     free_memory,
     from_package,
+    in_windows,
     pad_residues,
     residue_mask,
+    vectors_of,
     weights_digest,
 )
+from .protein import STANDARD_RESIDUES
 
 if TYPE_CHECKING:
     # Files named by an import travel with a saved model: the folder then has its pipeline.
@@ -533,6 +538,51 @@ class ScoreAffine(nn.Module):
         return self.weight
 
 
+class LetterWindows(nn.Module):
+    """Read in embeddings which residues they are of, and say what stands around each.
+
+    A language model knows what a residue does better than which one it is; alignments of the two
+    together are better than of either. The letters are read from the embeddings, as these are all
+    that an aligner gets.
+
+    Args:
+        width: Of an embedding.
+    """
+
+    RIDGE = 1e-4  # of the variance of a normalised number
+    letters: Tensor  # turns an embedding, and a 1 behind it, into how much it is each of the twenty
+    vectors: Tensor  # of each of these
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("letters", torch.zeros(width + 1, len(STANDARD_RESIDUES)))
+        self.register_buffer("vectors", torch.zeros(vectors_of(STANDARD_RESIDUES).shape))
+
+    @torch.no_grad()
+    def learn(self, embeddings: Sequence[Tensor], sequences: Sequence[str]) -> float:
+        """Learn to read embeddings, `(residues, width)` each; return the share read right."""
+        known, letters = self._normalised(torch.cat(list(embeddings))), "".join(sequences)
+        which = torch.tensor([[one == letter for one in STANDARD_RESIDUES] for letter in letters])
+        which = which.to(known)
+        square = (known.T @ known).double()
+        square.diagonal().add_(self.RIDGE * len(known))
+        self.letters.copy_(torch.linalg.solve(square, (known.T @ which).double()))
+        self.vectors.copy_(vectors_of(STANDARD_RESIDUES))
+        return float(which.gather(-1, (known @ self.letters).argmax(-1, keepdim=True)).mean())
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return what stands around each residue of one protein, `(residues, WINDOWS)`."""
+        return in_windows(self.vectors[(self._normalised(embeddings) @ self.letters).argmax(-1)])
+
+    @staticmethod
+    def _normalised(embeddings: Tensor) -> Tensor:
+        return F.pad(F.layer_norm(embeddings, embeddings.shape[-1:]), (0, 1), value=1.0)
+
+
+WINDOWS = SubstitutionConfig().hidden_size
+READABLE = 0.98  # share of residues that an embedding has to tell
+
+
 class Background(nn.Module):
     """Hold what residues of unrelated proteins look like, and compare residues against it.
 
@@ -542,40 +592,56 @@ class Background(nn.Module):
 
     The mean of a protein's residues, axis by axis in standard deviations of such means, is a vector
     of the whole: those of relatives are near each other.
+
+    Args:
+        width: Of a projected residue.
+        windows: Width of the letters around it, which stand behind it; 0 without.
     """
 
     POWER = 0.05  # of an axis' variance
     MOST_AXES = 256
+    LETTERS = 0.5  # length of what letters add, where that of the rest is 1
     centre: Tensor
     axes: Tensor
     weights: Tensor
     moments: Tensor
-    proteins: Tensor  # mean and deviation of what they are on average
+    proteins: Tensor  # mean and deviation of what they are on average, letters aside
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, windows: int = 0) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(width))
-        axes = min(width, self.MOST_AXES)
-        self.register_buffer("axes", torch.zeros(width, axes))
-        self.register_buffer("weights", torch.zeros(axes))
-        self.register_buffer("moments", torch.zeros(2, axes))
-        self.register_buffer("proteins", torch.zeros(2, axes))
+        self.widths = [width, windows] if windows else [width]
+        sizes = [min(each, self.MOST_AXES) for each in self.widths]
+        self.register_buffer("centre", torch.zeros(sum(self.widths)))
+        self.register_buffer("axes", torch.zeros(sum(self.widths), sum(sizes)))
+        self.register_buffer("weights", torch.zeros(sum(sizes)))
+        self.register_buffer("moments", torch.zeros(2, sum(sizes)))
+        self.register_buffer("proteins", torch.zeros(2, sizes[0]))
 
     @torch.no_grad()
     def measure(self, projected: Sequence[Tensor]) -> None:
-        """Learn from residues of unrelated proteins, `(residues, width)` each."""
+        """Learn from residues of unrelated proteins, `(residues, width + windows)` each."""
         residues = torch.cat(list(projected)).double()
         self.centre.copy_(residues.mean(0))
-        centred = residues - residues.mean(0)
-        variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-        most = len(self.weights)
-        self.axes.copy_(axes[:, -most:])
-        self.weights.copy_((variance[-most:] / variance.max()).clamp(min=1e-4) ** self.POWER)
+        parts = (residues - residues.mean(0)).split(self.widths, -1)
+        axes, weights = zip(*map(self._principal_axes, parts), strict=True)
+        self.axes.copy_(torch.block_diag(*axes))
+        self.weights.copy_(torch.cat(weights))
         along = (residues.to(self.centre) - self.centre) @ self.axes
+        rest, letters = (along * self.weights).tensor_split([len(self.proteins[0])], -1)
+        if letters.shape[-1]:
+            longer = (letters.square().sum() / rest.square().sum()).sqrt()
+            self.weights[rest.shape[-1] :] *= self.LETTERS / longer
         units = F.normalize(along * self.weights, dim=-1)
         self.moments.copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
-        means = torch.stack([self(one)[:, :-3].mean(0) for one in projected])
+        means = torch.stack([self.mean(self(one)) for one in projected])
         self.proteins.copy_(torch.stack([means.mean(0), means.std(0, correction=0)]))
+
+    def _principal_axes(self, centred: Tensor) -> tuple[Tensor, Tensor]:
+        """Return axes of residues, `(width, axes)`, and the weight of each."""
+        variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+        most = min(len(variance), self.MOST_AXES)
+        weights = (variance[-most:] / variance.max()).clamp(min=1e-4) ** self.POWER
+        return axes[:, -most:], weights
 
     def forward(self, projected: Tensor) -> Tensor:
         """Turn a protein into vectors, `(residues, axes + 3)`, that `evidence` compares."""
@@ -585,8 +651,11 @@ class Background(nn.Module):
     def pool(self, seen: Tensor) -> Tensor:
         """Turn vectors of residues into one of the protein, `(axes,)`, of unit length."""
         usual, deviation = self.proteins
-        mean = seen[:, :-3].mean(0)
-        return F.normalize((mean - usual) / deviation.clamp(min=1e-6), dim=-1)
+        return F.normalize((self.mean(seen) - usual) / deviation.clamp(min=1e-6), dim=-1)
+
+    def mean(self, seen: Tensor) -> Tensor:
+        """Return the mean of residues along the axes of the embeddings, `(axes,)`."""
+        return seen[:, : self.proteins.shape[1]].mean(0)
 
     @staticmethod
     def evidence(query: Tensor, candidate: Tensor) -> Evidence:
@@ -730,7 +799,10 @@ class PlasmaModel(PreTrainedHead):
         self.backbone = None if under is None else build_backbone(under)
         self.alignment_head = HEADS[config.head](config)
         if config.reading == "posterior":
-            self.background = Background((config.calibration or {}).get("width", 0))
+            known = config.calibration or {}
+            letters = known.get("letters")  # width of what they are read in
+            self.letters = LetterWindows(letters) if letters else None
+            self.background = Background(known.get("width", 0), WINDOWS if letters else 0)
         if config.score_loss_form == "affine":
             self.score_affine = ScoreAffine()
         self.post_init()
@@ -749,7 +821,7 @@ class PlasmaModel(PreTrainedHead):
             init.zeros_(module.bias)
         elif isinstance(module, LayerNormalization):
             init.zeros_(module.placeholder)
-        elif isinstance(module, Background):
+        elif isinstance(module, Background | LetterWindows):
             for values in module.buffers():
                 init.zeros_(values)
         elif isinstance(module, ScoreAffine):
@@ -794,8 +866,17 @@ class PlasmaModel(PreTrainedHead):
         Args:
             embeddings: `(..., hidden)`; of one protein, `(residues, hidden)`, if calibrated.
         """
-        projected = self.alignment_head(at_least_float32(embeddings))
-        return self.background(projected) if self.knows_background else projected
+        embeddings = at_least_float32(embeddings)
+        projected = self.alignment_head(embeddings)
+        if not self.knows_background:
+            return projected
+        return self.background(self._beside_letters(projected, embeddings))
+
+    def _beside_letters(self, projected: Tensor, embeddings: Tensor) -> Tensor:
+        """Put what stands around each residue behind it, where that is compared."""
+        if self.letters is None:
+            return projected
+        return torch.cat([projected, self.letters(embeddings)], -1)
 
     @property
     def head_identity(self) -> dict[str, str]:
@@ -804,6 +885,7 @@ class PlasmaModel(PreTrainedHead):
         known = {"head": config.head, "normalize": str(config.normalize), "weights": digest}
         if self.knows_background:
             known["background"] = weights_digest(self.background)
+            known |= {"letters": weights_digest(self.letters)} if self.letters else {}
         return known
 
     @torch.no_grad()
@@ -1050,13 +1132,28 @@ class PlasmaModel(PreTrainedHead):
         return AlignedPairs(scores, plans, raw_scores, seen)
 
     @torch.no_grad()
-    def measure_background(self, embeddings: Sequence[Tensor]) -> None:
-        """Learn what residues of unrelated proteins look like, `(residues, hidden)` each."""
-        given = (at_least_float32(one.to(self.device)) for one in embeddings)
+    def measure_background(
+        self, embeddings: Sequence[Tensor], sequences: Sequence[str] = ()
+    ) -> None:
+        """Learn what residues of unrelated proteins look like.
+
+        Args:
+            embeddings: Of proteins, `(residues, hidden)` each.
+            sequences: Theirs; with them a language model's residues are compared by letters, too.
+        """
+        given = [at_least_float32(one.to(self.device)) for one in embeddings]
+        self.letters, under = None, self.config.plm_config
+        if sequences and under is not None and under.model_type not in SEE_LETTERS:
+            letters = LetterWindows(given[0].shape[-1]).to(self.device)
+            self.letters = letters if letters.learn(given, sequences) > READABLE else None
         projected = [self.alignment_head(one) for one in given]
-        self.background = Background(projected[0].shape[-1]).to(self.device)
-        self.background.measure(projected)
-        self.config.calibration = {"width": projected[0].shape[-1]}
+        width, windows = projected[0].shape[-1], WINDOWS if self.letters else 0
+        self.background = Background(width, windows).to(self.device)
+        both = zip(projected, given, strict=True)
+        self.background.measure([self._beside_letters(*one) for one in both])
+        self.config.calibration = {"width": width}
+        if self.letters:
+            self.config.calibration["letters"] = given[0].shape[-1]
 
     def evidence(self, query: Tensor, candidate: Tensor) -> Evidence:
         """Return the evidence of the residue pairs of two projections."""

@@ -68,7 +68,7 @@ def calibrate(
     embedded = [
         [one.to(model.device).float() for one in embed(some)] for some in (real, made, short)
     ]
-    model.measure_background(embedded[0])
+    model.measure_background(embedded[0], real)
     sides = [model.project_each(each) for each in embedded]
     lengths, scores, kinds = [], [], []
     for kind, one, other in tqdm(_draw(families, pairs, rng), "pairs", pairs, disable=None):

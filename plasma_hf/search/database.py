@@ -209,7 +209,7 @@ class ProteinDatabase:
             rows = np.flatnonzero(stays).tolist()
             proteins = {row: self[start + number] for number, row in enumerate(rows)}
             start += len(rows)
-            shape = len(stays), len(align.model.background.weights)
+            shape = len(stays), align.model.background.proteins.shape[1]
             if self.folder is None:
                 vectors = np.zeros(shape, np.int8)
                 added += _fill(vectors, proteins, align)

@@ -238,7 +238,8 @@ def _learn_background(model: PlasmaModel, pairs: Sequence[ProteinPair], store: A
     def embed(sequences: Sequence[str]) -> list[Any]:
         return [store.read_sequence(each, "embeddings") for each in sequences]
 
-    model.measure_background(embed([sequence for _, sequence in proteins]))
+    sequences = [sequence for _, sequence in proteins]
+    model.measure_background(embed(sequences), sequences)
 
 
 def sample_share(pairs: Sequence[ProteinPair], fraction: float, seed: int) -> Sequence[ProteinPair]:

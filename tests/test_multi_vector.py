@@ -1,0 +1,81 @@
+"""An exported model loads as a MultiVectorEncoder where plasma_hf is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from sentence_transformers import MultiVectorEncoder
+from transformers import pipeline
+
+import plasma_hf
+from plasma_hf.hub.card import model_card
+from plasma_hf.models.multi_vector import ResidueVectors
+from plasma_hf.models.processing_plasma import InputFormat
+
+QUERIES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "ACDEFGHIKLMNPQRSTVWY"]
+DOCUMENTS = ["AYIAKQRQLSFVKSHFSRQ", "GSHMASMTGGQQMGRGS", "MKV"]
+
+FRESH = """
+import json, sys
+sys.modules["plasma_hf"] = None  # any import of it now fails
+from sentence_transformers import MultiVectorEncoder
+
+encoder = MultiVectorEncoder(sys.argv[1], trust_remote_code=True)
+queries, documents = (json.loads(given) for given in sys.argv[2:4])
+scores = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(documents))
+encoder.save_pretrained(sys.argv[4])
+again = MultiVectorEncoder(sys.argv[4], trust_remote_code=True)
+same = again.similarity(again.encode_query(queries), again.encode_document(documents))
+print(json.dumps([scores.tolist(), same.tolist(), encoder.get_embedding_dimension()]))
+"""
+
+
+def max_sim(align, queries, documents):
+    """Add up the highest cosine of each query residue, along the axes of the model."""
+    model, sides = align.model, []
+    for given in (queries, documents):
+        projected = align.project([align.read((one, one))["query"] for one in given])
+        own = [one[:, :-3] if model.knows_background else one for one in projected]
+        sides.append([torch.nn.functional.normalize(one, dim=-1) for one in own])
+    return torch.tensor([[(q @ d.T).amax(1).sum() for d in sides[1]] for q in sides[0]])
+
+
+@pytest.mark.parametrize("name", ["near", "plasma_head_motif"])
+def test_folder_is_a_multi_vector_encoder(tmp_path, name):
+    given = {"backbone": name} if name == "near" else {"model": f"plasma_hf/checkpoints/{name}"}
+    align = pipeline("protein-alignment", **given)
+    folder = plasma_hf.export_to_hub_folder(align.model, align.processor, tmp_path / "exported")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
+    environment.pop("PYTHONPATH", None)
+    sides = [json.dumps(side) for side in (QUERIES, DOCUMENTS)]
+    command = [sys.executable, "-c", FRESH, str(folder), *sides, str(tmp_path / "again")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    scores, same, width = json.loads(done.stdout.splitlines()[-1])
+    own = max_sim(align, QUERIES, DOCUMENTS)
+    torch.testing.assert_close(torch.tensor(scores), own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(same), own, atol=1e-5, rtol=1e-5)
+    assert width == len(align.model.background.weights)
+    assert "multi-vector" in model_card(folder).data.tags
+
+
+def test_batches_do_not_change_vectors():
+    aligner = plasma_hf.load_aligner("substitution")
+    encoder = MultiVectorEncoder(modules=[ResidueVectors(aligner, plasma_hf.PlasmaProcessor())])
+    together = encoder.encode_document(DOCUMENTS)
+    for one, alone in zip(together, map(encoder.encode_document, DOCUMENTS), strict=True):
+        torch.testing.assert_close(one, alone)
+        torch.testing.assert_close(one.norm(dim=-1), torch.ones(len(one)))
+
+
+def test_what_cannot_be_read_is_refused():
+    aligner, processor = plasma_hf.load_aligner("substitution"), plasma_hf.PlasmaProcessor()
+    processor.input_format = InputFormat("short", max_residues=5)
+    encoder = MultiVectorEncoder(modules=[ResidueVectors(aligner, processor)])
+    with pytest.raises(ValueError, match="a protein of 19 residues"):
+        encoder.encode_query(DOCUMENTS[0])
+    with pytest.raises(ValueError, match="1"):
+        encoder.encode_query("MK1")
