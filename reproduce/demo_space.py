@@ -49,8 +49,9 @@ def demo_space(folder: str | PathLike[str]) -> Path:
     (out / "README.md").write_text(demo_space_card(), encoding="utf-8")
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
-    # Gradio is there by the `sdk_version` of the card.
+    # Gradio is there by the `sdk_version` of the card, and serves agents by an older mcp than ours.
     lines = [f"{need}\n" for need in needed if not need.startswith("gradio")]
+    lines += ["mcp>=1.21,<2\n"]
     (out / "requirements.txt").write_text("".join(lines), encoding="utf-8")
     return out
 

@@ -106,7 +106,9 @@ def open_page(tmp_path):
         pytest.skip(f"there is no {CHROMIUM} or no {DRIVER}: apt-get install chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for name in "headless=new no-sandbox disable-gpu disable-quic no-first-run".split():
+    for (
+        name
+    ) in "headless=new no-sandbox enable-unsafe-swiftshader disable-quic no-first-run".split():
         options.add_argument(f"--{name}")
     for name in ("background-networking", "component-update", "sync", "dev-shm-usage"):
         options.add_argument(f"--disable-{name}")

@@ -31,7 +31,7 @@ pytest.importorskip("plotly", reason="plotly is not installed: pip install plasm
 
 ROOT = Path(__file__).parents[1]
 STRUCTURES = ROOT / "demo" / "structures"
-MODULES = ("app", "html_parts", "plan_figure")
+MODULES = ("app", "html_parts", "plan_figure", "read_inputs", "structure_view", "tools")
 PAIR = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "AYIAKQRQLSFVKSHFSRQ")
 BPTI = "RPDFCLEPPYTGPCKARIIRYFYNAKAGLCQTFVYGGCRAKRNNFKSAEDCMRTCGGA"
 
@@ -72,11 +72,13 @@ def cells(table):
 
 
 def test_two_sequences(app, align):
-    summary, figure, pairs, rows, files = app.align(*as_text(PAIR[0]), *as_text(PAIR[1]))
-    result = align(PAIR, return_plan=True)
+    summary, view, figure, pairs, rows, files = app.align(*as_text(PAIR[0]), *as_text(PAIR[1]), 100)
+    result = align(PAIR, return_plan=True, database_size=100)
     (segment,) = result["segments"]
-    assert f"<b>{result['score']:.3f}</b>" in summary
-    assert "held-out pairs that score" in summary
+    assert (
+        f"<b>E {result['evalue']:.2g}</b>" in summary and f"score {result['score']:.3f}" in summary
+    )
+    assert view == ""  # sequences lie nowhere
     assert cells(summary)[:4] == ["1", "A4 – Q22", "A1 – Q19", str(len(segment["pairs"]))]
     assert len(cells(pairs)) == 4 * len(segment["pairs"])
     assert cells(pairs)[1:3] == ["A4", "A1"]
@@ -93,8 +95,9 @@ def test_two_sequences(app, align):
 
 def test_structures_keep_the_numbers_of_their_files(app):
     files = (STRUCTURES / "2cga_B.pdb.gz", STRUCTURES / "1ppe_E.pdb.gz")
-    summary, figure, *_ = app.align(*map(str, as_file(files[0])), *as_file(files[1]))
+    summary, view, figure, *_ = app.align(*map(str, as_file(files[0])), *as_file(files[1]), 1)
     assert cells(summary)[1:3] == ["I16 – N245", "I16 – N245"]
+    assert "RMSD 1.03 Å" in view and "1ppe_E.pdb.gz:E</b>" in view
     assert figure.layout.xaxis.title.text == "candidate 1ppe_E.pdb.gz:E"
 
 
@@ -134,20 +137,20 @@ def test_bad_input_is_said_on_the_page(app, tmp_path, name, content, message):
     if name:
         (tmp_path / name).write_text(content)
         given = as_file(tmp_path / name)
-    box, results, *rest = app.or_problem(app.align, 5)(*given, *as_text("MKV"))
+    box, results, *rest = app.or_problem(app.align, 6)(*given, *as_text("MKV"), 1)
     assert message in unescape(box.value) and 'role="alert"' in box.value
     assert not any(text in box.value for text in ("<b>", "Traceback", str(tmp_path)))
-    assert (box.visible, results.visible, len(rest)) == (True, False, 5)
+    assert (box.visible, results.visible, len(rest)) == (True, False, 6)
 
 
 def test_a_pair_without_a_segment(app):
-    summary, figure, pairs, rows, _ = app.align(*as_text("MK"), *as_text("GW"))
+    summary, _, figure, pairs, rows, _ = app.align(*as_text("MK"), *as_text("GW"), 1)
     assert "No segment" in summary and "no significant alignment" in rows
     assert pairs == "<p>None.</p>" and not figure.layout.shapes
 
 
 def test_what_visitors_type_is_escaped(app):
-    shown = app.align(*as_text(f"><script>\n{PAIR[0]}"), *as_text(PAIR[1]))
+    shown = app.align(*as_text(f"><script>\n{PAIR[0]}"), *as_text(PAIR[1]), 1)
     assert all("<script>" not in part for part in shown if isinstance(part, str))
     assert "&lt;script&gt;" in shown[0]
 
@@ -195,13 +198,13 @@ def test_a_bomb_over_http_takes_no_memory(page, tmp_path):
 
     line = b"ATOM      1  CA  ALA A   1      11.104   6.134  -6.504  1.00  0.00           C  \n"
     visitor = client.Client(page[0], verbose=False)
-    given = [*as_text(PAIR[0]), *as_text(PAIR[1])]
-    assert "score" in str(visitor.predict(*given, api_name="/align"))
+    given = [*as_text(PAIR[0]), *as_text(PAIR[1]), 1]
+    assert "score" in str(visitor.predict(*given, api_name="/show_align"))
     before = peak()
     for piece in (b"\0", line):
         bomb = make_bomb(tmp_path / f"bomb{len(piece)}.pdb.gz", 300, piece)
-        sides = ["", client.handle_file(bomb), "", *as_text(PAIR[1])]
-        assert "holds more than 50 MB" in str(visitor.predict(*sides, api_name="/align"))
+        sides = ["", client.handle_file(bomb), "", *as_text(PAIR[1]), 1]
+        assert "holds more than 50 MB" in str(visitor.predict(*sides, api_name="/show_align"))
     assert peak() - before < 100
 
 
@@ -214,8 +217,8 @@ def test_residues_of_a_long_protein_share_cells(app):
 
 
 @pytest.mark.parametrize("given", [as_text(BPTI), as_file(STRUCTURES / "9pti_A.pdb.gz")])
-def test_search(app, given):
-    table, files = app.search(*given, 3)
+def test_a_structure_is_found(app, given):
+    table, files = app.find_structure(*given, 3)
     assert "free BPTI" in table and len(cells(table)) == 9
     found = downloaded(files)
     hits = json.loads(found["hits.json"])["hits"]
@@ -225,9 +228,50 @@ def test_search(app, given):
     assert str(ROOT) not in "".join(found.values())
 
 
+def test_search_of_proteins(app, tmp_path):
+    table, files = app.search(*as_file(STRUCTURES / "2cga_B.pdb.gz"), "", None)
+    assert cells(table)[1::6] == ["2cga_B.pdb.gz:B", "1acb_E.pdb.gz:E", "1ppe_E.pdb.gz:E"]
+    assert len(downloaded(files)) == len(FORMATS)
+    given = f">a\n{PAIR[1]}\n>b\nMK7\n>c\n{BPTI}\n"
+    table, files = app.search(*as_text(PAIR[0]), given, None)
+    assert cells(table)[:2] == ["1", "a"] and "against 2 proteins" in table
+    assert "Left out: b: b has the character &#x27;7&#x27;" in table
+    (tmp_path / "some.fasta").write_text(f">c\n{BPTI}\n")
+    table, _ = app.search(*as_text(PAIR[0]), "", [str(tmp_path / "some.fasta")])
+    assert "No significant hit" in table
+    with pytest.raises(ValueError, match="more than 50 MB or 1000 records"):
+        app.read_database("".join(f">{n}\nMKTAYIAK\n" for n in range(1001)), None)
+
+
+def test_a_site_is_transferred(app):
+    given = *as_file(STRUCTURES / "2cga_B.pdb.gz"), "H57,D102,S195", "", None
+    table, files = app.transfer(*given)
+    assert "3 of 8 proteins have the site" in table and "B:H57 = E:H57 (1.00)" in table
+    rows = json.loads(downloaded(files)["sites.json"])
+    assert {row["candidate"][:6] for row in rows} == {"1acb_E", "2cga_B", "1ppe_E"}
+    assert downloaded(files)["sites.tsv"].count("\n") == 4
+    table, files = app.transfer(*as_text(PAIR[0]), "K2,Y5", f">c\n{BPTI}", None)
+    assert "No significant hit among 1" in table and downloaded(files)["sites.json"] == "[]"
+    with pytest.raises(ValueError, match="name the residues"):
+        app.transfer(*as_text(PAIR[0]), " ", "", None)
+
+
+def test_tools_of_programs_and_agents(app):
+    found = app.tools.align(*PAIR, 10)
+    assert found["evalue"] < 1e-6 and found["segments"][0]["pairs"][0][:2] == ["4", "1"]
+    searched = app.tools.search(PAIR[0], f">a\n{PAIR[1]}\n>b\nMK7\n")
+    assert [hit["candidate"] for hit in searched["hits"]] == ["a"] and searched["searched"] == 1
+    site = app.tools.transfer_site(PAIR[0], "Y5,I6,K8,Q9", f">a\n{PAIR[1]}")
+    assert site["searched"] == 1 and site["left_out"] == []
+    with pytest.raises(ValueError, match="/etc/passwd|the character '/'"):
+        app.tools.align("/etc/passwd", PAIR[1])
+    with pytest.raises(ValueError, match="as FASTA text"):
+        app.tools.search(PAIR[0], " ")
+
+
 def test_examples_in_the_code_of_the_page(app):
     done = [doctest.testmod(sys.modules[name]) for name in MODULES]
-    assert sum(each.attempted for each in done) == 3 and not any(each.failed for each in done)
+    assert sum(each.attempted for each in done) == 2 and not any(each.failed for each in done)
 
 
 def test_names_are_those_of_the_structures(app):
@@ -261,6 +305,7 @@ def test_the_space_is_complete(folder):
     needed = (folder / "requirements.txt").read_text().split()
     assert any(need.startswith("torch>=") for need in needed)
     assert any(need.startswith("plotly>=") for need in needed)
+    assert "mcp>=1.21,<2" in needed and "3Dmol-LICENSE.txt" in files
     assert not any(need.startswith("gradio") for need in needed)  # it is there by sdk_version
 
 
@@ -384,10 +429,12 @@ def test_a_visitor(open_page, page, align, width):
     check_width(browser, width)
     click(browser, "#align")
     result = align(PAIR)
-    assert shown(browser, "#alignment .score b")[0].text == f"{result['score']:.3f}"
-    segment = [cell.text for cell in shown(browser, "#alignment td", 6)]
+    assert shown(browser, "#alignment .score b")[0].text == f"p {result['p_value']:.2g}"
+    segment = [cell.text for cell in shown(browser, "#alignment td", 7)]
     assert segment[:4] == ["1", "A4 – Q22", "A1 – Q19", str(len(result["segments"][0]["pairs"]))]
     check_heat_map(browser)
+    check_width(browser, width)
+    check_structures(browser)
     check_width(browser, width)
 
     type_into(browser, "candidate", "MK7")
@@ -396,10 +443,23 @@ def test_a_visitor(open_page, page, align, width):
     assert not browser.find_elements("id", "alignment")
     check_width(browser, width)
 
-    next(tab for tab in shown(browser, "[role=tab]", 2) if tab.text == "Search").click()
-    type_into(browser, "protein", BPTI)
+    open_tab(browser, "Search")
+    type_into(browser, "protein", PAIR[0])
+    type_into(browser, "search-proteins", f">found\n{PAIR[1]}")
     click(browser, "#search")
-    assert shown(browser, "#hits td b")[0].text == "1eaw_B"  # BPTI, bound
+    assert shown(browser, "#hits td", 6)[1].text == "found"
+    check_width(browser, width)
+
+    open_tab(browser, "Site")
+    click(browser, ".gallery-item, .gallery button")  # the triad of chymotrypsinogen
+    click(browser, "#transfer")
+    assert "H57" in shown(browser, "#sites td", 4)[2].text
+    check_width(browser, width)
+
+    open_tab(browser, "Structure")
+    type_into(browser, "sequence", BPTI)
+    click(browser, "#find")
+    assert shown(browser, "#found td b")[0].text == "1eaw_B"  # BPTI, bound
     check_width(browser, width)
     check_upload(browser)
     assert requests_of(browser) == {"127.0.0.1"}
@@ -408,16 +468,40 @@ def test_a_visitor(open_page, page, align, width):
     assert "asked for" not in printed and "Traceback" not in printed
 
 
+def open_tab(browser, name):
+    next(tab for tab in shown(browser, "[role=tab]", 2) if tab.text == name).click()
+
+
+def check_structures(browser):
+    """Two structures lie upon one another in the viewer, which draws them."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    examples = shown(browser, ".gallery-item, .gallery button", 2)
+    next(one for one in examples if one.text == "Two structure files").click()
+    area = shown(browser, "#query textarea")[0]
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda _: area.get_property("value") == "", "the example did not clear the text")
+    click(browser, "#align")
+    (frame,) = shown(browser, "#structures iframe")
+    assert "RMSD 1.03 Å" in shown(browser, "#structures")[0].text
+    browser.switch_to.frame(frame)
+    atoms = "return document.body.dataset.atoms"
+    wait.until(lambda _: browser.execute_script(atoms), "no structure was drawn")
+    assert int(browser.execute_script(atoms)) > 2000
+    assert browser.find_elements("css selector", "canvas")
+    browser.switch_to.default_content()
+
+
 def check_upload(browser):
     """A file takes the place of what was typed, and is searched with."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     fields = browser.find_elements("css selector", "input[type=file]")
     fields[-1].send_keys(str(STRUCTURES / "1ppe_E.pdb.gz"))
-    wait, area = WebDriverWait(browser, 60), shown(browser, "#protein textarea")[0]
+    wait, area = WebDriverWait(browser, 60), shown(browser, "#sequence textarea")[0]
     wait.until(lambda _: area.get_property("value") == "", "the file did not clear the text")
-    click(browser, "#search")
-    wait.until(lambda _: shown(browser, "#hits td b")[0].text == "1ppe_E", "other hits")
+    click(browser, "#find")
+    wait.until(lambda _: shown(browser, "#found td b")[0].text == "1ppe_E", "other hits")
 
 
 def check_heat_map(browser):

@@ -1,4 +1,4 @@
-"""The demo page: align two proteins, or search a few structures; `python app.py` serves it."""
+"""The demo page: align, search, transfer a site, find a structure; `python app.py` serves it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,37 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at import of gradio
 
-import gzip
-import zlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
-from html_parts import alignment_summary, downloads, hit_table, pair_table, preformatted, problem
+import tools
+from html_parts import (
+    alignment_summary,
+    downloads,
+    left_out,
+    pair_table,
+    preformatted,
+    problem,
+    search_table,
+    site_table,
+    structure_table,
+)
 from plan_figure import plan_figure
+from read_inputs import read_database, read_input
+from structure_view import VIEWER, structure_view
 from transformers import pipeline
 
 import plasma_hf
 from plasma_hf.io.formats import HIT_FORMATS
-from plasma_hf.models.alignment_result import FORMATS
-from plasma_hf.models.protein import BACKBONE_ATOMS, Protein, read_protein, read_records
+from plasma_hf.models.alignment_result import FORMATS, AlignmentResults
+from plasma_hf.models.protein import read_records
+from plasma_hf.search.sites import SITE_FIELDS, transfer_sites
 
 HERE = Path(__file__).absolute().parent
 ROOT = HERE if (HERE / "demo").is_dir() else HERE.parent.parent  # a Space, or a clone
@@ -33,10 +47,6 @@ QUERY, CANDIDATE = (
     for protein in read_records(DEMO / "serine_proteases.fasta")
 )
 BPTI = "RPDFCLEPPYTGPCKARIIRYFYNAKAGLCQTFVYGGCRAKRNNFKSAEDCMRTCGGA"
-MOST_RESIDUES = 3000
-"""Residues of a protein that this page takes; the library has no limit."""
-MOST_LETTERS, MOST_BYTES, MOST_RECORDS = 100_000, 50_000_000, 1000
-"""Characters of a text, bytes that a file may unpack to, and FASTA records of either."""
 MOST_WAITING = 20
 """Visitors whose request waits; the next one is told to come back."""
 
@@ -53,17 +63,11 @@ NAMES = {
 """What is searched, by the beginning of its id."""
 
 TITLE = """# plasma_hf: which residues correspond
-Align two proteins residue by residue, even where they share no more than an active site; or find
-the structure that belongs to a sequence."""
-NOTE = """Files are FASTA, PDB or mmCIF, each also with .gz. Of a structure the alignment reads the
-residues, the search the coordinates. Residues of a structure are called by the numbers in its file,
-those of a sequence from 1; rows and TSV count all from 1, JSON from 0."""
-
-
-@cache
-def aligner() -> Any:
-    """Load the bundled PLASMA model."""
-    return pipeline("protein-alignment", model=plasma_hf.DEFAULT_CHECKPOINT)
+Align two proteins residue by residue, search many, find the residues of a site in others, or the
+structure that belongs to a sequence: with p-values, so that you know what to believe."""
+NOTE = """Files are FASTA, PDB or mmCIF, each also with .gz. Of a structure alignments read the
+residues, finding a structure the coordinates. Residues of a structure are called by the numbers in
+its file, those of a sequence from 1; rows and TSV count all from 1, JSON from 0."""
 
 
 @cache
@@ -73,80 +77,18 @@ def searcher() -> Any:
     return pipeline("protein-retrieval", model=model, candidates=STRUCTURES)
 
 
-def read_input(text: str, file: str | None, part: str, name: str) -> Protein:
-    """Read a protein from what a visitor gave: a file, or else a sequence or FASTA text.
-
-    Args:
-        text: Never taken for a path.
-        file: Where the upload is.
-        part: Chain or record of the file or text, "" where it has one only.
-        name: What to call a sequence without a name.
-
-    Raises:
-        ValueError: If it cannot be used, or is longer than `MOST_RESIDUES`.
-    """
-    if len(text) > MOST_LETTERS:
-        raise ValueError(
-            f"the text has {len(text):,} characters, and this page takes up to {MOST_LETTERS:,}; "
-            "the library takes more: plasma-hf align."
-        )
-    if file:
-        record = read_file(Path(file), part)
-    elif text.lstrip().startswith(">"):
-        with TemporaryDirectory() as folder:
-            pasted = Path(folder, "text.fasta")
-            pasted.write_text(text, encoding="utf-8")
-            record = read_file(pasted, part)
-    else:
-        record = read_protein({"id": name, "sequence": text}, name)
-    if len(record) > MOST_RESIDUES:
-        raise ValueError(
-            f"{record.id} has {len(record)} residues, and this page takes up to "
-            f"{MOST_RESIDUES}; the library takes more: plasma-hf align."
-        )
-    return record
-
-
-def read_file(file: Path, part: str) -> Protein:
-    """Read one protein of a file; errors name the file, not the folder it was put into."""
-    check_size(file)
-    try:
-        place = f"{file}:{part.strip()}" if part.strip() else file
-        return read_protein(place, "query", BACKBONE_ATOMS)
-    except (ValueError, OSError) as error:
-        raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
-
-
-def check_size(file: Path) -> None:
-    """Refuse a file that unpacks to much, or has many records, without keeping what is in it."""
-    size = records = 0
-    last = b"\n"
-    try:
-        packed = file.read_bytes()[:2] == b"\x1f\x8b"
-        with gzip.open(file) if packed else file.open("rb") as content:
-            while piece := content.read(2**20):
-                size, records = size + len(piece), records + (last + piece).count(b"\n>")
-                last = piece[-1:]
-                if size > MOST_BYTES or records > MOST_RECORDS:
-                    raise ValueError(
-                        f"{file.name} holds more than {MOST_BYTES // 10**6} MB or "
-                        f"{MOST_RECORDS} records, the most that this page takes; the library takes "
-                        "more: plasma-hf align."
-                    )
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{file.name} cannot be read: {error}.") from error
-
-
 def align(*given: Any) -> list[Any]:
-    """Align two proteins, each given as text, file and part.
+    """Align two proteins, each given as text, file and part, the candidate one of so many.
 
     Returns:
-        Summary, figure, pairs, rows and downloads, as the page shows them.
+        Summary, structures, figure, pairs, rows and downloads, as the page shows them.
     """
-    records = read_input(*given[:3], name="query"), read_input(*given[3:], name="candidate")
-    result = aligner()(records, return_plan=True)
+    records = read_input(*given[:3], name="query"), read_input(*given[3:6], name="candidate")
+    size = max(1, int(given[6] or 1))
+    result = tools.aligner()(records, return_plan=True, database_size=size)
     return [
         alignment_summary(result, records),
+        structure_view(result),
         plan_figure(result["plan"], result["segments"], records),
         pair_table(result["segments"], records),
         preformatted(result.to_string()),
@@ -156,8 +98,44 @@ def align(*given: Any) -> list[Any]:
     ]
 
 
-def search(text: str, file: str | None, part: str, top_k: int) -> list[Any]:
-    """Search the structures with a protein.
+def search(
+    text: str, file: str | None, part: str, proteins: str, files: list[str] | None
+) -> list[Any]:
+    """Search proteins with a protein.
+
+    Returns:
+        Hits and downloads, as the page shows them.
+    """
+    query = read_input(text, file, part, "query")
+    database, invalid = read_database(proteins, files, STRUCTURES)
+    [hits] = database.search([query], tools.aligner(), sensitivity="all")
+    results = AlignmentResults(hits)
+    written = {f"hits{form.endings[0]}": results.to_string(n) for n, form in FORMATS.items()}
+    return [search_table(query, hits, len(database)) + left_out(invalid), downloads(written)]
+
+
+def transfer(
+    text: str, file: str | None, part: str, residues: str, proteins: str, files: list[str] | None
+) -> list[Any]:
+    """Find the residues of a site in proteins.
+
+    Returns:
+        Hits and downloads, as the page shows them.
+    """
+    query = read_input(text, file, part, "query")
+    if not residues.strip():
+        raise ValueError("name the residues of the site, such as H57,D102,S195.")
+    database, invalid = read_database(proteins, files, STRUCTURES)
+    every = [database[number] for number in range(len(database))]
+    [hits] = transfer_sites(query, [residues], every, tools.aligner(), 0.01, len(every))
+    rows = [hit.row() for hit in hits]
+    lines = ["\t".join(words) for words in (SITE_FIELDS, *(row.values() for row in rows))]
+    written = {"sites.tsv": "\n".join([*lines, ""]), "sites.json": json.dumps(rows, indent=1)}
+    return [site_table(hits, len(every)) + left_out(invalid), downloads(written)]
+
+
+def find_structure(text: str, file: str | None, part: str, top_k: int) -> list[Any]:
+    """Find the structures that belong to a protein.
 
     Returns:
         Hits and downloads, as the page shows them.
@@ -166,7 +144,7 @@ def search(text: str, file: str | None, part: str, top_k: int) -> list[Any]:
     found = searcher()(query, top_k=int(top_k), explain=True)
     hits = [hit | {"source": hit["id"]} for hit in found]  # not where they are on this machine
     return [
-        hit_table(query, hits, NAMES),
+        structure_table(query, hits, NAMES),
         downloads(
             {
                 f"hits.{name}": HIT_FORMATS[name].head
@@ -213,6 +191,43 @@ def protein_input(name: str, text: str) -> list[Any]:
     return [typed, file, part]
 
 
+def database_input(name: str) -> list[Any]:
+    """Lay out the fields of the proteins that are searched: text or files, or neither."""
+    with gr.Column(min_width=300):
+        typed = gr.Textbox(
+            label="Proteins to search",
+            lines=6,
+            max_lines=6,
+            placeholder=f"FASTA; or nothing, for the {len(NAMES)} chains of this page",
+            elem_id=f"{name}-proteins",
+        )
+        several = {"file_count": "multiple", "elem_classes": "upload", "height": 90}
+        files = gr.File(label="or files", **several)
+    files.upload(None, js="() => ''", outputs=typed)
+    typed.input(None, js="() => null", outputs=files)
+    return [typed, files]
+
+
+Run = Callable[[Callable[..., list[Any]], list[Any], list[Any]], None]
+
+
+@contextmanager
+def results_of(name: str) -> Iterator[Run]:
+    """Lay out a button, and a column of results that it shows, or what is wrong with the input."""
+    button = gr.Button(name.capitalize(), variant="primary", elem_id=name)
+    problem_box = gr.HTML(visible=False, elem_id=f"{name}-problem")
+    column = gr.Column(visible=False)
+
+    def run(function: Callable[..., list[Any]], inputs: list[Any], shown: list[Any]) -> None:
+        outputs = [problem_box, column, *shown]
+        options: Any = {"api_name": f"show_{name}", "api_visibility": "undocumented"}
+        shows = or_problem(function, len(shown))
+        button.click(shows, inputs, outputs, show_progress_on=button, **options)
+
+    with column:
+        yield run
+
+
 def align_tab() -> None:
     """Lay out the alignment of two proteins."""
     with gr.Row():
@@ -226,29 +241,61 @@ def align_tab() -> None:
         example_labels=["Two sequences", "Two structure files"],
         label="Chymotrypsinogen and trypsin as",
     )
-    button = gr.Button("Align", variant="primary", elem_id="align")
-    problem_box = gr.HTML(visible=False, elem_id="align-problem")
-    with gr.Column(visible=False) as results:
-        summary = gr.HTML(elem_id="alignment")
+    compared = gr.Number(
+        1, label="The candidate is one of so many that were compared", precision=0, minimum=1
+    )
+    with results_of("align") as run:
+        summary, structures = gr.HTML(elem_id="alignment"), gr.HTML(elem_id="structures")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 gr.Markdown("### Plan\nHow much residues correspond; zoom in with the magnifier.")
                 figure = gr.Plot(show_label=False, container=False, elem_id="plan")
             with gr.Column(scale=2, min_width=300):
-                gr.Markdown("### Residues\nPairs of each segment, with their weight in the plan.")
+                gr.Markdown("### Residues\nPairs of each segment, with their probability.")
                 pairs = gr.HTML(elem_id="pairs")
         with gr.Accordion("Alignment in rows", open=False):
             rows = gr.HTML(elem_id="rows")
         files = gr.HTML(elem_id="alignment-files")
-    shown = [summary, figure, pairs, rows, files]
-    run = or_problem(align, len(shown))
-    button.click(run, inputs, [problem_box, results, *shown], show_progress_on=button)
+    run(align, [*inputs, compared], [summary, structures, figure, pairs, rows, files])
 
 
 def search_tab() -> None:
-    """Lay out the search."""
+    """Lay out the search of proteins."""
     with gr.Row():
-        inputs = protein_input("Protein", BPTI)
+        inputs = [*protein_input("Protein", QUERY), *database_input("search")]
+    with results_of("search") as run:
+        shown = [gr.HTML(elem_id="hits"), gr.HTML(elem_id="hit-files")]
+    run(search, inputs, shown)
+
+
+def site_tab() -> None:
+    """Lay out the transfer of a site."""
+    with gr.Row():
+        with gr.Column(min_width=300):
+            inputs = protein_input("Known", "")
+            residues = gr.Textbox(
+                "H57,D102,S195",
+                label="Residues of its site",
+                max_lines=1,
+                info="by the numbers of a structure's file, else counted from 1",
+                elem_id="residues",
+            )
+        proteins = database_input("transfer")
+    gr.Examples(
+        [["", str(STRUCTURES / "2cga_B.pdb.gz"), "", "H57,D102,S195"]],
+        [*inputs, residues],
+        example_labels=["Catalytic triad of chymotrypsinogen"],
+        label="Examples",
+    )
+    with results_of("transfer") as run:
+        shown = [gr.HTML(elem_id="sites"), gr.HTML(elem_id="site-files")]
+    run(transfer, [*inputs, residues, *proteins], shown)
+
+
+def structure_tab() -> None:
+    """Lay out the search of structures."""
+    with gr.Row():
+        inputs = protein_input("Sequence", BPTI)
         with gr.Column(min_width=300):
             top_k = gr.Slider(1, len(NAMES), value=5, step=1, label="Hits")
             gr.Markdown(f"Searched are {len(NAMES)} chains: {', '.join(NAMES.values())}.")
@@ -258,38 +305,46 @@ def search_tab() -> None:
         example_labels=["Sequence of BPTI", "Structure of chymotrypsinogen"],
         label="Examples",
     )
-    button = gr.Button("Search", variant="primary", elem_id="search")
-    problem_box = gr.HTML(visible=False, elem_id="search-problem")
-    with gr.Column(visible=False) as results:
-        hits = gr.HTML(elem_id="hits")
-        files = gr.HTML(elem_id="hit-files")
-    shown = [hits, files]
-    run, outputs = or_problem(search, len(shown)), [problem_box, results, *shown]
-    button.click(run, [*inputs, top_k], outputs, show_progress_on=button)
+    with results_of("find") as run:
+        shown = [gr.HTML(elem_id="found"), gr.HTML(elem_id="found-files")]
+    run(find_structure, [*inputs, top_k], shown)
+
+
+TABS = {"Align": align_tab, "Search": search_tab, "Site": site_tab, "Structure": structure_tab}
+
+
+def serves_tools() -> bool:
+    """Tell whether agents can be served: gradio does so with the package mcp before version 2."""
+    try:
+        return version("mcp").startswith("1.")
+    except PackageNotFoundError:
+        return False
 
 
 def build() -> gr.Blocks:
     """Lay out the page."""
     with gr.Blocks(title="plasma_hf", delete_cache=(3600, 3600)) as page:  # uploads, in seconds
         gr.Markdown(TITLE)
-        with gr.Tab("Align"):
-            align_tab()
-        with gr.Tab("Search"):
-            search_tab()
+        for name, lay_out in TABS.items():
+            with gr.Tab(name):
+                lay_out()
+        for tool in tools.TOOLS:
+            gr.api(tool, api_name=tool.__name__)
         gr.Markdown(f"{NOTE} plasma_hf {plasma_hf.__version__}, MIT.")
     return page
 
 
 def main() -> None:
-    """Serve the page, once both models have been loaded and tried."""
-    align(QUERY, None, "", CANDIDATE, None, "")
-    search(BPTI, None, "", 1)
+    """Serve the page, and tools for agents, once both models have been loaded and tried."""
+    align(QUERY, None, "", CANDIDATE, None, "", 1)
+    find_structure(BPTI, None, "", 1)
     build().queue(max_size=MOST_WAITING, default_concurrency_limit=1).launch(
         theme=gr.themes.Default(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
         css_paths=HERE / "style.css",
-        allowed_paths=[str(STRUCTURES)],
+        allowed_paths=[str(STRUCTURES), str(VIEWER)],
+        mcp_server=serves_tools(),
         footer_links=[],
         max_file_size="5mb",
         ssr_mode=False,

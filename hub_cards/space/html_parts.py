@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from plasma_hf import DEFAULT_CHECKPOINT
 from plasma_hf.io.formats import spell
 from plasma_hf.models.alignment_result import AlignmentResult
 from plasma_hf.models.protein import Protein
@@ -35,13 +32,14 @@ def residue_names(record: Protein) -> list[str]:
 
 
 def alignment_summary(result: AlignmentResult, records: Sequence[Protein]) -> str:
-    """Write score, what it means, and the segments."""
-    score = result["score"]
+    """Write how significant the alignment is, what that means, and every hit."""
+    several = result["evalue"] != result["p_value"]
+    name, value = ("E", result["evalue"]) if several else ("p", result["p_value"])
     compared = " and ".join(f"{r.id}, {len(r)} residues" for r in records)
-    text = f'<p class="score"><b>{score:.3f}</b> score, 0 to 1</p><p>{escape(compared)}.'
-    text += f" {escape(meaning(score))}</p>"
+    text = f'<p class="score"><b>{name} {value:.2g}</b> score {result["score"]:.3f}, 0 to 1</p>'
+    text += f"<p>{escape(compared)}. {MEANING[name]}</p>"
     if not result["segments"]:
-        return text + "<p>No segment: no stretch of the two is aligned.</p>"
+        return text + "<p>No segment: what the two have in common is not more than chance.</p>"
     query, candidate = (residue_names(record) for record in records)
     rows = [
         (
@@ -50,32 +48,19 @@ def alignment_summary(result: AlignmentResult, records: Sequence[Protein]) -> st
             f"{candidate[segment['candidate_start']]} – {candidate[segment['candidate_end'] - 1]}",
             len(segment["pairs"]),
             f"{hit.identical / len(hit.pairs):.0%}",
-            f"{segment['score']:.3f}",
+            f"{segment['evalue']:.2g}",
+            f"{segment['bits']:.0f}",
         )
         for hit in result.hits
         for segment in [hit.segment]
     ]
-    head = ("No.", "Query", "Candidate", "Pairs", "Identity", "Score")
-    return text + table(head, rows)
+    return text + table(("No.", "Query", "Candidate", "Pairs", "Identity", name, "Bits"), rows)
 
 
-def meaning(score: float) -> str:
-    """Say how many of the held-out pairs with such a score were positive, as the model's files do.
-
-    Example:
-        >>> meaning(0.95)[:49]
-        'Of the 112 held-out pairs that score 0.9 to 1.0, '
-    """
-    measured = json.loads(Path(DEFAULT_CHECKPOINT, "metrics.json").read_text(encoding="utf-8"))
-    steps = measured["held_out"]["calibration"]["steps"]
-    for step in steps:
-        if step["from"] <= score <= step["to"]:
-            share = step["positives"] / step["pairs"]
-            return (
-                f"Of the {step['pairs']} held-out pairs that score {step['from']} to "
-                f"{step['to']}, {share:.0%} share an active site; of all, half do."
-            )
-    return ""
+MEANING = {
+    "p": "p is the chance that two unrelated proteins of these lengths are so much alike.",
+    "E": "E is how many of the compared proteins would be so much alike by chance.",
+}
 
 
 def pair_table(segments: Segments, records: Sequence[Protein]) -> str:
@@ -88,11 +73,11 @@ def pair_table(segments: Segments, records: Sequence[Protein]) -> str:
         for number, segment in enumerate(segments, start=1)
         for i, j, weight in segment["pairs"]
     ]
-    return table(("Segment", "Query", "Candidate", "Weight"), rows)
+    return table(("Segment", "Query", "Candidate", "Probability"), rows)
 
 
-def hit_table(query: Protein, hits: Segments, names: Mapping[str, str]) -> str:
-    """Write the hits, best first, with names by the beginning of their ids."""
+def structure_table(query: Protein, hits: Segments, names: Mapping[str, str]) -> str:
+    """Write the structures found, best first, with names by the beginning of their ids."""
     text = f"<p><b>{escape(query.id)}</b>, {len(query)} residues.</p>"
     lines = "".join(
         f"<tr><td>{hit['rank']}</td><td><b>{escape(hit['id'].partition('.')[0])}</b> "
@@ -103,6 +88,47 @@ def hit_table(query: Protein, hits: Segments, names: Mapping[str, str]) -> str:
     )
     head = ("Rank", "Structure, and how its residues are aligned with the query's", "Cosine")
     return f"{text}{_table(head, lines)}<p>A short list to look at, not an answer.</p>"
+
+
+def search_table(query: Protein, hits: Sequence[AlignmentResult], searched: int) -> str:
+    """Write the significant hits of a search, and each of their segments."""
+    text = f"<p><b>{escape(query.id)}</b>, {len(query)} residues, against {searched} proteins.</p>"
+    if not hits:
+        return text + "<p>No significant hit.</p>"
+    rows = []
+    for rank, result in enumerate(hits, 1):
+        names = [residue_names(side) for side in (result.query, result.candidate)]
+        for hit in result.hits:
+            one = hit.segment
+            ranges = [
+                f"{labels[one[f'{side}_start']]} – {labels[one[f'{side}_end'] - 1]}"
+                for side, labels in zip(("query", "candidate"), names, strict=True)
+            ]
+            identity = f"{hit.identical / len(hit.pairs):.0%}"
+            rows.append((rank, result.candidate.id, f"{one['evalue']:.2g}", *ranges, identity))
+    return text + table(("Rank", "Protein", "E", "Query", "Protein's", "Identity"), rows)
+
+
+def site_table(hits: Sequence[Any], searched: int) -> str:
+    """Write the proteins that have a site, and its residues with their probabilities."""
+    if not hits:
+        return f"<p>No significant hit among {searched} proteins.</p>"
+    rows = [
+        (
+            hit.candidate.id,
+            f"{hit['evalue']:.2g}",
+            ", ".join(f"{one} = {other} ({p:.2f})" for one, other, p in hit.correspondences),
+            f"{hit.kept} of {hit['residues']}",
+        )
+        for hit in hits
+    ]
+    text = f"<p>{len(hits)} of {searched} proteins have the site.</p>"
+    return text + table(("Protein", "E", "Residues, with probability", "Same kind"), rows)
+
+
+def left_out(messages: Sequence[str]) -> str:
+    """Write what could not be read."""
+    return "".join(f"<p>Left out: {escape(one)}</p>" for one in messages)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

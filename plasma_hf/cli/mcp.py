@@ -94,16 +94,7 @@ def transfer_site(
     proteins, left_out = _open(database)
     every = (proteins[number] for number in range(len(proteins)))
     [hits] = transfer_sites(query, [residues], every, _pipeline(), evalue, len(proteins))
-    found = [
-        {
-            "candidate": hit.candidate.id,
-            "p_value": hit["p_value"],
-            "evalue": hit["evalue"],
-            "kept": hit.kept,
-            "pairs": [list(pair) for pair in hit.correspondences],
-        }
-        for hit in hits[: min(top_k, MOST_HITS)]
-    ]
+    found = [told_of_site(hit) for hit in hits[: min(top_k, MOST_HITS)]]
     return {"hits": found, "searched": len(proteins), "left_out": left_out}
 
 
@@ -122,6 +113,12 @@ def told(result: Any) -> dict[str, Any]:
     about = {"query": result.query.id, "candidate": result.candidate.id}
     about |= {name: result[name] for name in ("score", "bits", "p_value", "evalue")}
     return about | {"segments": [named(segment) for segment in result["segments"]]}
+
+
+def told_of_site(hit: Any) -> dict[str, Any]:
+    """Return what an agent is told of a protein that has a site."""
+    about = {"candidate": hit.candidate.id, "p_value": hit["p_value"], "evalue": hit["evalue"]}
+    return about | {"kept": hit.kept, "pairs": [list(pair) for pair in hit.correspondences]}
 
 
 @cache
