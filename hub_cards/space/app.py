@@ -170,6 +170,19 @@ def or_problem(function: Callable[..., list[Any]], shown: int) -> Callable[..., 
     return run
 
 
+def as_json(tool: Callable[..., Any]) -> Callable[..., str]:
+    """Answer in JSON, or with what is wrong with a call."""
+
+    @wraps(tool)
+    def run(*given: Any, **named: Any) -> str:
+        try:
+            return json.dumps(tool(*given, **named))
+        except (ValueError, TypeError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return run
+
+
 def protein_input(name: str, text: str) -> list[Any]:
     """Lay out the fields of one protein: text or file, of which the later one holds, and part."""
     with gr.Column(min_width=300):
@@ -329,7 +342,7 @@ def build() -> gr.Blocks:
             with gr.Tab(name):
                 lay_out()
         for tool in tools.TOOLS:
-            gr.api(tool, api_name=tool.__name__)
+            gr.api(as_json(tool), api_name=tool.__name__)
         gr.Markdown(f"{NOTE} plasma_hf {plasma_hf.__version__}, MIT.")
     return page
 
