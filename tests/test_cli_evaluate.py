@@ -170,6 +170,12 @@ def test_residue_truth(run: Any) -> None:
     assert "### truth, identity >= 35 % (1 pairs)" in result.stdout
 
 
+def test_options_of_a_file(run: Any) -> None:
+    Path("run.yaml").write_text("alignments: truth.json\nbaseline: [needleman-wunsch, length]\n")
+    assert run("--config", "run.yaml").exit_code == 0
+    assert [run["aligner"] for run in found()["residue_truth"]] == ["default", "needleman-wunsch"]
+
+
 def test_bad_rows_and_records_are_named_and_the_rest_is_done(run: Any) -> None:
     bad = ['X1,F1,MKV,K,2,2,"[0, 1]",1', 'X2,F1,MK1,K,2,2,"[0, 1, 0]",1']
     Path("sites.csv").write_text("\n".join([HEADER, bad[0], *rows(), bad[1]]) + "\n")

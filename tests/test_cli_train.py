@@ -113,6 +113,33 @@ def test_any_field_is_set(train: Any) -> None:
     assert json.loads(Path("out/metrics.json").read_text())["settings"]["learning rate"] == 0.01
 
 
+def test_options_of_a_file(train: Any) -> None:
+    Path("run.yaml").write_text(
+        "output: out\nepochs: 1\ndevice: cpu\nbatch-size: 4\n"
+        "set: {head: lrl, head_size: 8, learning_rate: 0.01}\n"
+    )
+    assert train("--config", "run.yaml", "--batch-size", "2").exit_code == 0
+    config = PlasmaModel.from_pretrained("out").config
+    assert (config.head, config.head_size) == ("lrl", 8)
+    settings = json.loads(Path("out/metrics.json").read_text())["settings"]
+    assert settings["learning rate"] == 0.01 and settings["pairs per update"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch: 1", "there is no option epoch; is it epochs"),
+        ("- 1", "holds no options"),
+        ("a: [", "cannot be read"),
+        ("epochs: many", "--epochs"),
+    ],
+)
+def test_a_file_without_such_options_is_one_line(train: Any, text: str, said: str) -> None:
+    Path("run.yaml").write_text(text)
+    result = train(*QUICK[:2], "--config", "run.yaml")
+    assert result.exit_code == 2 and said in result.stderr, result.output
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

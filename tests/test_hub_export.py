@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 import plasma_hf
@@ -198,6 +199,13 @@ def test_figures_go_along_with_the_weights_they_are_of(tmp_path):
     same = export_to_hub_folder(model, None, tmp_path / "same")
     assert json.loads((same / "metrics.json").read_text()) == figures
     assert "0.875" in (same / "README.md").read_text()
+    assert not (same / ".eval_results").exists()  # of no data set on the Hub
+    figures["settings"] = {"datasets": ["org/interpro-sites"]}
+    (source / "metrics.json").write_text(json.dumps(figures))
+    known = export_to_hub_folder(model, None, tmp_path / "known")
+    [result] = yaml.safe_load((known / ".eval_results" / "interpro-sites.yaml").read_text())
+    assert result["dataset"] == {"id": "org/interpro-sites", "task_id": "validation/roc_auc"}
+    assert result["value"] == 0.875
     with torch.no_grad():
         next(model.parameters()).add_(1)
     trained = export_to_hub_folder(model, None, tmp_path / "trained")

@@ -248,6 +248,47 @@ def _usable(device: str | None) -> str | None:
     return device
 
 
+def _defaults_of(context: typer.Context, file: Path | None) -> Path | None:
+    """Take options from a YAML file, by their names; those that are typed come first."""
+    if file is None:
+        return None
+    import yaml
+
+    try:
+        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fail(f"--config {file} cannot be read: {error}")
+    if not isinstance(told, dict):
+        fail(f"--config {file} holds no options; write them as `epochs: 10`, one in a line")
+    known = {
+        word.lstrip("-").replace("-", "_"): option
+        for option in context.command.params
+        for word in option.opts
+    }
+    defaults: dict[str, Any] = {}
+    for name, value in told.items():
+        if (option := known.get(str(name).replace("-", "_"))) is None:
+            near = " or ".join(get_close_matches(str(name), known))
+            fail(
+                f"--config {file}: there is no option {name}" + (f"; is it {near}?" if near else "")
+            )
+        if isinstance(value, dict):  # of --set
+            value = [f"{key}={json.dumps(one)}" for key, one in value.items()]
+        several = getattr(option, "multiple", False) and not isinstance(value, list)
+        defaults[option.name or ""] = [value] if several else value
+    context.default_map = defaults
+    return file
+
+
+Config = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        callback=_defaults_of,
+        is_eager=True,
+        help="YAML file of options, by their names.",
+    ),
+]
 OutputFile = Annotated[Path | None, Option("--output", "-o", help="File instead of the screen.")]
 OutputFormat = Annotated[
     Literal["text", "json", "tsv"], Option("--format", "-f", help="What to write.")

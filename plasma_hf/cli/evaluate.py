@@ -237,6 +237,7 @@ def evaluate(
     pictures: Annotated[Literal["png", "svg", "none"], Option(help="Format of figures.")] = "png",
     device: common.Device = None,
     trust_remote_code: common.RemoteCode = False,
+    config_file: common.Config = None,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
     with one_line_errors() as skipped, common.compilation_announced():
@@ -381,6 +382,7 @@ def evaluate_protalign(
     max_residues: common.MaxResidues = 1024,
     device: common.Device = None,
     trust_remote_code: common.RemoteCode = False,
+    config_file: common.Config = None,
 ) -> None:
     """Evaluate retrieval; see `EVALUATE_PROTALIGN_HELP`."""
     with one_line_errors() as skipped:
@@ -461,6 +463,7 @@ def evaluate_scope40(
     store: common.StoreFolder = None,
     device: common.Device = None,
     threads: common.Threads = None,
+    config_file: common.Config = None,
 ) -> None:
     """Search SCOPe40; see `EVALUATE_SCOPE40_HELP`."""
     with one_line_errors() as skipped:
@@ -530,6 +533,7 @@ def evaluate_transfer(
     store: common.StoreFolder = None,
     device: common.Device = None,
     threads: common.Threads = None,
+    config_file: common.Config = None,
 ) -> None:
     """Transfer sites; see `EVALUATE_TRANSFER_HELP`."""
     with one_line_errors():

@@ -81,6 +81,7 @@ def train_plasma(
     device: common.Device = None,
     resume: Resume = False,
     trust_remote_code: common.RemoteCode = False,
+    config_file: common.Config = None,
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
@@ -193,6 +194,7 @@ def train_protalign(
     device: common.Device = None,
     resume: Resume = False,
     trust_remote_code: common.RemoteCode = False,
+    config_file: common.Config = None,
 ) -> None:
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     with one_line_errors() as skipped:

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..io.formats import markdown_table
@@ -197,6 +197,20 @@ def _card(
         **values,
     )
     return ModelCard(text)
+
+
+def benchmark_results(metrics: Mapping[str, Any], kind: Kind) -> list[EvalResultEntry]:
+    """Return what leaderboards of the Hub read: figures on a data set that is there.
+
+    A task is a set of pairs and a metric, such as "test_hard/roc_auc".
+    """
+    datasets = metrics.get("settings", {}).get("datasets") or []
+    if len(datasets) != 1 or not _hub_id(datasets[0]):
+        return []
+    return [
+        EvalResultEntry(datasets[0], f"{one.dataset_split}/{one.metric_type}", one.metric_value)
+        for one in _results(metrics.get("figures", {}), kind)
+    ]
 
 
 def render(template: str, data: Any, **values: Any) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
+from huggingface_hub import eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
@@ -28,7 +30,7 @@ from ..models.modeling_backbone import (
     is_whole,
     weight_files,
 )
-from .card import ANY_REPOSITORY, MODULES, model_card, read_json
+from .card import ANY_REPOSITORY, KINDS, METRICS, MODULES, benchmark_results, model_card, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +236,11 @@ def _write_card(model: Any, folder: Path, repo_id: str | None) -> None:
         plm, revision = record["plm_name_or_path"], record["plm_revision"]
         text += f"\nBackbone: `{plm}` at revision `{revision}`.\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
+    kind = KINDS.get(getattr(model.config, "model_type", ""))
+    if kind and (found := benchmark_results(read_json(folder / METRICS), kind)):
+        results = folder / ".eval_results" / f"{Path(found[0].dataset_id).name}.yaml"
+        results.parent.mkdir(exist_ok=True)
+        results.write_text(yaml.safe_dump(eval_result_entries_to_yaml(found)), encoding="utf-8")
 
 
 def _copy_metrics(model: Any, folder: Path, revision: str | None) -> list[Path]:
