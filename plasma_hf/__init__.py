@@ -63,6 +63,7 @@ _HOMES = {
     "models.local_alignment": ("Calibration",),
     "models.modeling_backbone": ("SubstitutionConfig", "SubstitutionModel"),
     "models.modeling_near": ("NearConfig", "NearModel"),
+    "models.modeling_three_di": ("ThreeDiConfig", "ThreeDiModel"),
     "models.modeling_plasma": ("PlasmaModel",),
     "models.modeling_protalign": ("ProtAlignModel",),
     "models.modeling_protein_mpnn": ("ProteinMPNNConfig", "ProteinMPNNEncoder"),
@@ -99,9 +100,10 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    models = ("Plasma", "Substitution", "ResidueEncoder", "Near", "TMVec", "ProtSSN", "ProtAlign")
+    models = ("Plasma", "Substitution", "ResidueEncoder", "Near", "ThreeDi", "TMVec", "ProtSSN")
     classes = [(f"{name}Config", f"{name}Model") for name in models]
-    for config_name, model_name in [*classes, ("ProteinMPNNConfig", "ProteinMPNNEncoder")]:
+    classes += [("ProtAlignConfig", "ProtAlignModel"), ("ProteinMPNNConfig", "ProteinMPNNEncoder")]
+    for config_name, model_name in classes:
         config, model = __getattr__(config_name), __getattr__(model_name)
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)

@@ -23,6 +23,7 @@ from .models.configuration_plasma import PlasmaConfig
 from .models.local_alignment import MOST_EVIDENCE, SEARCHING
 from .models.modeling_backbone import (
     ALLOW_PICKLE,
+    UNTRAINED,
     Backbone,
     download_command,
     fetch,
@@ -72,6 +73,7 @@ def _on_hub(model_id: str, *fields: Any) -> dict[str, KnownBackbone]:
 
 BACKBONES = {
     "substitution": KnownBackbone("substitution", "substitution", 420, "MIT", "", "substitution"),
+    "3di": KnownBackbone("3di", "three_di", 560, "MIT", "", "3di"),
     "near": KnownBackbone(str(BUNDLED_NEAR), "near", 256, "BSD-3-Clause", "", "near"),
     **_on_hub("facebook/esm2_t6_8M_UR50D", "esm2", 320, "MIT", "31 MB", "esm2-8m"),
     **_on_hub("facebook/esm2_t12_35M_UR50D", "esm2", 480, "MIT", "136 MB", "esm2-35m"),
@@ -129,9 +131,9 @@ def load_backbone(
 
     Args:
         name_or_path: A short name ("esm2-8m", "prott5", "near", ...), a name of `BACKBONES`, a Hub
-            id, a local folder, or "substitution" for the encoder without weights. For TM-Vec and
-            ProtSSN also a folder with the files that their authors publish. What is on the Hub is
-            downloaded at first use, after its size and licence are logged.
+            id, a local folder, or "substitution" or "3di" for encoders without weights. For TM-Vec
+            and ProtSSN also a folder with the files that their authors publish. What is on the Hub
+            is downloaded at first use, after its size and licence are logged.
         input_format: "native" (default) or "upstream" for a named backbone, a name of
             `INPUT_FORMATS`, an `InputFormat`, or "generic"; other backbones get one worked out
             from their tokenizer.
@@ -157,7 +159,7 @@ def load_backbone(
     if known is not None and known.licence == NON_COMMERCIAL:
         logger.warning_once(f"{name}: its licence, {known.licence}, allows no commercial use.")
     source, wanted, model = _source_of(name, known), input_format, None
-    if not isinstance(wanted, InputFormat) and source != "substitution":
+    if not isinstance(wanted, InputFormat) and source not in UNTRAINED:
         wanted = find_input_format(name, wanted)
     published = isinstance(wanted, InputFormat) and wanted.language_model
     if published and not (Path(source) / "config.json").exists():

@@ -11,8 +11,12 @@ import json
 import random
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, PlasmaProcessor, load_backbone
 from plasma_hf.backbones import new_aligner
@@ -20,6 +24,7 @@ from plasma_hf.models.modeling_backbone import SubstitutionConfig, weights_diges
 from plasma_hf.search.calibration import UNRELATED, calibrate
 
 RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
+STATE_LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 SCOPE = Path(__file__).parents[2] / "shared" / "data" / "scope40"
 PROCESSOR = PlasmaProcessor()
 Domain = tuple[str, str, str]
@@ -60,6 +65,44 @@ def build() -> None:
     model = new_aligner(near)
     calibrate(model, domains, near.embed)
     save(model, Path(DEFAULT_CHECKPOINT).parent / "plasma_pf_near", processor=False)
+    model = new_aligner(load_backbone("3di"))
+    calibrate(model, domains, by_states(model.backbone))
+    save(model, Path(DEFAULT_CHECKPOINT).parent / "plasma_pf_3di", processor=False)
+
+
+def by_states(encoder: Any) -> Callable[[Sequence[str]], list[Tensor]]:
+    """Return what embeds domains by the 3Di states of the benchmark, and what is made of them.
+
+    A shuffled domain has its states, shuffled; a peptide those of where it is cut from, or any.
+    """
+    text = gzip.decompress((SCOPE / "domains_3di.fasta.gz").read_bytes()).decode()
+    known = {record.split()[0]: "".join(record.split()[1:]) for record in text.split(">")[1:]}
+    states = {one: known[name] for name, _, one in labelled_domains()[0]}
+    by_letters = {"".join(sorted(one)): of for one, of in states.items()}
+    rng, number = random.Random(0), {letter: n for n, letter in enumerate(STATE_LETTERS)}
+
+    def states_of(sequence: str) -> str:
+        if sequence in states:
+            return states[sequence]
+        if (shuffled := by_letters.get("".join(sorted(sequence)))) is not None:
+            return "".join(rng.sample(shuffled, len(shuffled)))
+        for one, of in states.items():
+            if (place := one.find(sequence)) >= 0:
+                return of[place : place + len(sequence)]
+        every = "".join(states.values())
+        start = rng.randrange(len(every) - len(sequence))
+        return every[start : start + len(sequence)]
+
+    def embed(sequences: Sequence[str]) -> list[Tensor]:
+        found = []
+        for sequence in sequences:
+            ids = PROCESSOR.encode([sequence])["input_ids"]
+            (letters,) = encoder.substitution(ids, return_dict=False)
+            which = [number.get(letter, len(STATE_LETTERS)) for letter in states_of(sequence)]
+            found.append(encoder.embed_states(torch.tensor([which]), letters)[0])
+        return found
+
+    return embed
 
 
 def save(model: PlasmaModel, target: Path, processor: bool = True) -> None:

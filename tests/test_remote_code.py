@@ -152,7 +152,9 @@ def test_the_portable_room_imports_siblings_and_torch_alone():
             elif isinstance(node, ast.Import | ast.ImportFrom) and node not in guarded:
                 names = [node.module] if isinstance(node, ast.ImportFrom) else node.names
                 roots = {str(getattr(n, "name", n)).split(".")[0] for n in names}
-                assert roots <= allowed | sys.stdlib_module_names, f"{file.name}: {roots}"
+                # Nothing but sentence-transformers itself loads this one.
+                own = {"sentence_transformers"} if file.stem == "multi_vector" else set()
+                assert roots <= allowed | own | sys.stdlib_module_names, f"{file.name}: {roots}"
 
 
 def test_checkpoints_are_read_as_tensors_alone():

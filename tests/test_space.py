@@ -390,9 +390,17 @@ def shown(browser, selector, count=1):
 
 
 def type_into(browser, field, text):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     (area,) = shown(browser, f"#{field} textarea")
-    area.clear()
-    area.send_keys(text)
+
+    def typed(_):  # a page that is still busy may put back what was there
+        if area.get_property("value") != text:
+            area.clear()
+            area.send_keys(text)
+        return area.get_property("value") == text
+
+    WebDriverWait(browser, 60).until(typed, f"{field} does not hold what was typed")
 
 
 def click(browser, selector):

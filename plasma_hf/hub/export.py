@@ -53,6 +53,7 @@ transformers>=5.14,<6
 numpy>=2.0
 # To read structures (PDB, mmCIF): gemmi>=0.7.4
 # For MultiVectorEncoder: sentence-transformers>=6.2
+# For the backbone 3di: mini3di
 """
 
 

@@ -251,6 +251,8 @@ def check_settings(
             raise ValueError(f"{name}={value}; give {accepted}.")
 
 
+UNTRAINED = {"substitution": "substitution_window", "3di": "three_di"}
+"""Encoders with nothing trained, by the names that load them: their types."""
 OWN_BACKBONES: dict[str, Any] = {}  # those that are not of transformers; importing them adds them
 
 
@@ -367,10 +369,11 @@ class Backbone:
         **options: Any,
     ) -> Self:
         """Load by Hub id or folder, see `plasma_hf.load_backbone`; `model` is one loaded before."""
-        if name == "substitution":
-            encoder = OWN_BACKBONES["substitution_window"]
+        if name in UNTRAINED:
+            encoder = OWN_BACKBONES[UNTRAINED[name]]
             model = encoder(encoder.config_class()).to(device)
-            return cls(model, PlasmaProcessor(), name, digest=weights_digest(model))
+            processor = PlasmaProcessor(None, INPUT_FORMATS.get(f"{UNTRAINED[name]}/native"))
+            return cls(model, processor, name, digest=weights_digest(model))
         if isinstance(input_format, str):
             family = input_format.split("/")[0]
             input_format = InputFormat.named(input_format, of=name)
@@ -721,8 +724,8 @@ def residue_vectors() -> np.ndarray:
     return np.stack([np.zeros(20), *means]).astype(np.float32)
 
 
-SEE_LETTERS = ("substitution_window", "residue_encoder", "near")
-"""Types of encoders that see the letters around a residue and little else."""
+SEE_LETTERS = ("substitution_window", "residue_encoder", "near", "three_di")
+"""Types of encoders that see the letters around a residue."""
 
 
 def vectors_of(sequence: str) -> Tensor:

@@ -600,7 +600,7 @@ class Background(nn.Module):
 
     POWER = 0.05  # of an axis' variance
     MOST_AXES = 256
-    LETTERS = 0.5  # length of what letters add, where that of the rest is 1
+    LETTERS = 0.5  # length of what letters add to a language model
     centre: Tensor
     axes: Tensor
     weights: Tensor
@@ -618,8 +618,13 @@ class Background(nn.Module):
         self.register_buffer("proteins", torch.zeros(2, sizes[0]))
 
     @torch.no_grad()
-    def measure(self, projected: Sequence[Tensor]) -> None:
-        """Learn from residues of unrelated proteins, `(residues, width + windows)` each."""
+    def measure(self, projected: Sequence[Tensor], letters_length: float = LETTERS) -> None:
+        """Learn from residues of unrelated proteins, `(residues, width + windows)` each.
+
+        Args:
+            projected: Residues.
+            letters_length: Length of what letters add, where that of the rest is 1.
+        """
         residues = torch.cat(list(projected)).double()
         self.centre.copy_(residues.mean(0))
         parts = (residues - residues.mean(0)).split(self.widths, -1)
@@ -630,7 +635,7 @@ class Background(nn.Module):
         rest, letters = (along * self.weights).tensor_split([len(self.proteins[0])], -1)
         if letters.shape[-1]:
             longer = (letters.square().sum() / rest.square().sum()).sqrt()
-            self.weights[rest.shape[-1] :] *= self.LETTERS / longer
+            self.weights[rest.shape[-1] :] *= letters_length / longer
         units = F.normalize(along * self.weights, dim=-1)
         self.moments.copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
         means = torch.stack([self.mean(self(one)) for one in projected])
@@ -802,7 +807,8 @@ class PlasmaModel(PreTrainedHead):
             known = config.calibration or {}
             letters = known.get("letters")  # width of what they are read in
             self.letters = LetterWindows(letters) if letters else None
-            self.background = Background(known.get("width", 0), WINDOWS if letters else 0)
+            beside = WINDOWS if letters else known.get("beside", 0)
+            self.background = Background(known.get("width", 0), beside)
         if config.score_loss_form == "affine":
             self.score_affine = ScoreAffine()
         self.post_init()
@@ -1147,13 +1153,17 @@ class PlasmaModel(PreTrainedHead):
             letters = LetterWindows(given[0].shape[-1]).to(self.device)
             self.letters = letters if letters.learn(given, sequences) > READABLE else None
         projected = [self.alignment_head(one) for one in given]
-        width, windows = projected[0].shape[-1], WINDOWS if self.letters else 0
-        self.background = Background(width, windows).to(self.device)
+        parts = [projected[0].shape[-1], WINDOWS if self.letters else 0]
+        length = Background.LETTERS
+        if sum(known := getattr(under, "parts", [])) == parts[0]:  # an encoder that has letters
+            parts, length = known, under.letters
+        self.background = Background(*parts).to(self.device)
         both = zip(projected, given, strict=True)
-        self.background.measure([self._beside_letters(*one) for one in both])
-        self.config.calibration = {"width": width}
-        if self.letters:
-            self.config.calibration["letters"] = given[0].shape[-1]
+        self.background.measure([self._beside_letters(*one) for one in both], length)
+        self.config.calibration = {"width": parts[0]}
+        if parts[1]:
+            name, width = ("letters", given[0].shape[-1]) if self.letters else ("beside", parts[1])
+            self.config.calibration[name] = width
 
     def evidence(self, query: Tensor, candidate: Tensor) -> Evidence:
         """Return the evidence of the residue pairs of two projections."""

@@ -118,6 +118,7 @@ _FORMATS = (
     InputFormat("protssn/native", language_model=ESM2, k_neighbors=20),
     InputFormat("protssn/upstream", language_model=ESM2, k_neighbors=10),
     InputFormat("esmc/native", max_residues=2046),
+    InputFormat("three_di/native", k_neighbors=1),
 )
 INPUT_FORMATS = {input_format.name: input_format for input_format in _FORMATS}
 
