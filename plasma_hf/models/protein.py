@@ -752,8 +752,8 @@ def with_backbone_atoms(protein: Protein) -> Protein:
     structure, atoms = protein.structure, protein.backbone_atoms
     if structure is None or atoms is None or not (whole := atoms.isfinite().all(-1).all(-1)).any():
         raise ValueError(
-            f"{protein.id} has no residue with N, CA and C, which a structure encoder such as "
-            "ProtSSN reads; give the path of a PDB or mmCIF file, for example 'file.pdb:A'."
+            f"{protein.id} has no residue with N, CA and C, which this backbone reads; give the "
+            "path of a PDB or mmCIF file, for example 'file.pdb:A'."
         )
     if whole.all():
         return protein
