@@ -1,7 +1,7 @@
 """Compare aligned residues with those of TM-align: the default, and backbones that read structures.
 
 Run as `python -m reproduce.structure_study ../shared/data/structures/masif_chains`; pairs of chains
-are drawn, and those counted whose TM-score is above .5 by either length. The table goes to
+are drawn, and those counted whose TM-score is above .5 by both lengths. The table goes to
 `results/structure_study.md`.
 """
 

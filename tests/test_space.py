@@ -239,6 +239,8 @@ def test_search_of_proteins(app, tmp_path):
     (tmp_path / "some.fasta").write_text(f">c\n{BPTI}\n")
     table, _ = app.search(*as_text(PAIR[0]), "", [str(tmp_path / "some.fasta")])
     assert "No significant hit" in table
+    _, left_out = app.read_database(f">a\nMKTAYIAK\n>long\n{'MKTA' * 800}", None)
+    assert left_out == ["long: it has 3200 residues, over 3000"]
     with pytest.raises(ValueError, match="more than 50 MB or 1000 records"):
         app.read_database("".join(f">{n}\nMKTAYIAK\n" for n in range(1001)), None)
 

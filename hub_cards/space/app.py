@@ -126,12 +126,12 @@ def transfer(
     if not residues.strip():
         raise ValueError("name the residues of the site, such as H57,D102,S195.")
     database, invalid = read_database(proteins, files, STRUCTURES)
-    every = [database[number] for number in range(len(database))]
-    [hits] = transfer_sites(query, [residues], every, tools.aligner(), 0.01, len(every))
+    searched = len(database)
+    [hits] = transfer_sites(query, [residues], database, tools.aligner(), 0.01, searched)
     rows = [hit.row() for hit in hits]
     lines = ["\t".join(words) for words in (SITE_FIELDS, *(row.values() for row in rows))]
     written = {"sites.tsv": "\n".join([*lines, ""]), "sites.json": json.dumps(rows, indent=1)}
-    return [site_table(hits, len(every)) + left_out(invalid), downloads(written)]
+    return [site_table(hits, searched) + left_out(invalid), downloads(written)]
 
 
 def find_structure(text: str, file: str | None, part: str, top_k: int) -> list[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,9 +47,7 @@ def read_input(text: str, file: str | None, part: str, name: str) -> Protein:
     if file:
         record = read_file(Path(file), part)
     elif text.lstrip().startswith(">"):
-        with TemporaryDirectory() as folder:
-            pasted = Path(folder, "text.fasta")
-            pasted.write_text(text, encoding="utf-8")
+        with as_file(text) as pasted:
             record = read_file(pasted, part)
     else:
         record = read_protein({"id": name, "sequence": text}, name)
@@ -60,14 +59,36 @@ def read_input(text: str, file: str | None, part: str, name: str) -> Protein:
     return record
 
 
-def read_file(file: Path, part: str) -> Protein:
-    """Read one protein of a file; errors name the file, not the folder it was put into."""
+@contextmanager
+def as_file(text: str) -> Iterator[Path]:
+    """Put FASTA text into a file for a while."""
+    with TemporaryDirectory() as folder:
+        pasted = Path(folder, "text.fasta")
+        pasted.write_text(text, encoding="utf-8")
+        yield pasted
+
+
+@contextmanager
+def checked(file: Path) -> Iterator[None]:
+    """Refuse a file that is too large; errors name the file, not the folder it was put into."""
     check_size(file)
     try:
-        place = f"{file}:{part.strip()}" if part.strip() else file
-        return read_protein(place, "query", BACKBONE_ATOMS)
+        yield
     except (ValueError, OSError) as error:
         raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
+
+
+def read_file(file: Path, part: str) -> Protein:
+    """Read one protein of a file."""
+    with checked(file):
+        place = f"{file}:{part.strip()}" if part.strip() else file
+        return read_protein(place, "query", BACKBONE_ATOMS)
+
+
+def read_all(file: Path) -> list[Protein]:
+    """Read all proteins of a file."""
+    with checked(file):
+        return read_records(file, BACKBONE_ATOMS)
 
 
 def check_size(file: Path) -> None:
@@ -105,15 +126,16 @@ def read_database(
     if text.strip():
         if len(text) > MOST_TOGETHER:
             raise ValueError(f"the text has {len(text):,} characters; give a file.")
-        with TemporaryDirectory() as folder:
-            pasted = Path(folder, "text.fasta")
-            pasted.write_text(text if text.lstrip().startswith(">") else f">query\n{text}")
+        with as_file(text if text.lstrip().startswith(">") else f">query\n{text}") as pasted:
             found = read_all(pasted)
     else:
-        given = [Path(file) for file in files or ()] or sorted(
-            example.glob("*.gz") if example else ()
-        )
+        examples = sorted(example.glob("*.gz")) if example else []
+        given = [Path(file) for file in files or ()] or examples
         found = [protein for file in given for protein in read_all(file)]
+    for protein in found:
+        if len(protein) > MOST_RESIDUES:
+            left_out.append(f"{protein.id}: it has {len(protein)} residues, over {MOST_RESIDUES}")
+    found = [protein for protein in found if len(protein) <= MOST_RESIDUES]
 
     def leave_out(record: InvalidRecord) -> None:
         left_out.append(f"{record.id}: {record.reason}")
@@ -128,12 +150,3 @@ def read_database(
             "plasma-hf search."
         )
     return database, left_out
-
-
-def read_all(file: Path) -> list[Protein]:
-    """Read all proteins of a file; errors name the file, not the folder it was put into."""
-    check_size(file)
-    try:
-        return read_records(file, BACKBONE_ATOMS)
-    except (ValueError, OSError) as error:
-        raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error

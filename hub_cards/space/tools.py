@@ -60,12 +60,9 @@ def transfer_site(query: str, residues: str, proteins: str, evalue: float = 0.01
         evalue: Hits that chance gives, at most, with each hit.
     """
     database, left_out = _database(proteins)
-    protein, every = read_input(query, None, "", "query"), range(len(database))
-    candidates = (database[number] for number in every)
-    options = (aligner(), float(evalue), len(database))
-    [hits] = transfer_sites(protein, [residues], candidates, *options)
-    found = list(map(told_of_site, hits))
-    return {"hits": found, "searched": len(database), "left_out": left_out}
+    protein, options = read_input(query, None, "", "query"), (float(evalue), len(database))
+    [hits] = transfer_sites(protein, [residues], database, aligner(), *options)
+    return {"hits": list(map(told_of_site, hits)), "searched": len(database), "left_out": left_out}
 
 
 def _database(proteins: str) -> Any:

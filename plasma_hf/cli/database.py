@@ -287,10 +287,13 @@ def _tell_of_vectors(
 
     backbone, most = computing.model[1], SENSITIVITY[sensitivity] or len(database)
     if backbone and len(database) > most and database.vectors(model_name(align)) is None:
-        place = database.folder or "FOLDER"
+        advice = f"plasma-hf database build --output {database.folder or 'FOLDER'}"
+        advice = f"make them with: {advice} --backbone {backbone}"
+        if align.processor.input_format.reads_structures:  # a database keeps sequences alone
+            advice = "compare all with: --sensitivity all"
         report(
             f"candidates are found by letters alone, as the proteins have no vectors by {backbone};"
-            f" make them with: plasma-hf database build --output {place} --backbone {backbone}"
+            f" {advice}"
         )
 
 

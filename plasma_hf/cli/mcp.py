@@ -92,8 +92,7 @@ def transfer_site(
     from ..search.sites import transfer_sites
 
     proteins, left_out = _open(database)
-    every = (proteins[number] for number in range(len(proteins)))
-    [hits] = transfer_sites(query, [residues], every, _pipeline(), evalue, len(proteins))
+    [hits] = transfer_sites(query, [residues], proteins, _pipeline(), evalue, len(proteins))
     found = [told_of_site(hit) for hit in hits[: min(top_k, MOST_HITS)]]
     return {"hits": found, "searched": len(proteins), "left_out": left_out}
 

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .modeling_backbone import SafeWeights, check_settings, from_package
-from .protein import Structure
+from .protein import Structure, usual_beta
 
 CHOICES = {"atoms": ("backbone", "ca"), "mask_fill": ("inf", "rowmax")}
 
@@ -174,9 +174,7 @@ def nearest(alpha: Tensor, mask: Tensor, k_neighbors: int, mask_fill: str) -> Te
 def backbone_shape(backbone: Tensor, neighbors: Tensor) -> Tensor:
     """Describe the shape between residue and neighbour by the distances of their atoms."""
     nitrogen, alpha, carbon, _ = backbone.unbind(-2)
-    b, c = alpha - nitrogen, carbon - alpha
-    a = torch.linalg.cross(b, c)
-    beta = -0.58273431 * a + 0.56802827 * b - 0.54067466 * c + alpha
+    beta = usual_beta(nitrogen, alpha, carbon)
     atoms = torch.cat([backbone, beta.unsqueeze(-2)], dim=-2)
     return _bases(_distances(atoms, neighbors, ATOM_PAIRS)).flatten(-2)
 

@@ -20,6 +20,7 @@ from .modeling_backbone import (
     in_windows,
     register_backbone,
 )
+from .protein import usual_beta
 
 STATES = 20
 STATE_DECAY = 3.0  # residues, see `in_windows`
@@ -115,16 +116,14 @@ def three_di(backbone_atoms: Tensor) -> Tensor:
     Args:
         backbone_atoms: N, CA and C in Å, `(batch, residues, 3, 3)`, NaN where they are missing.
     """
+    encoder = _mini3di().Encoder()
     states = torch.full(backbone_atoms.shape[:2], STATES)
     whole = backbone_atoms.isfinite().flatten(2).all(-1).cpu()
-    for row, protein, there in zip(
-        states, backbone_atoms.detach().cpu().double(), whole, strict=True
-    ):
+    atoms = backbone_atoms.detach().cpu().double()
+    for row, protein, there in zip(states, atoms, whole, strict=True):
         n, ca, c = protein[there].unbind(1)
-        b, to_c = ca - n, c - ca
-        # Where CB would be, from the other three (as ProteinMPNN puts it).
-        cb = ca - 0.58273431 * b.cross(to_c, -1) + 0.56802827 * b - 0.54067466 * to_c
-        found = _mini3di().Encoder().encode_atoms(*(each.numpy() for each in (ca, cb, n, c)))
+        each = (ca, usual_beta(n, ca, c), n, c)
+        found = encoder.encode_atoms(*(atom.numpy() for atom in each))
         row[there] = torch.from_numpy(found.filled(STATES).astype(int))
     return states
 

@@ -747,6 +747,16 @@ def looks_like_path(text: str) -> bool:
     return dotted and (not gapped or os.path.exists(split_record(text)[0]))
 
 
+def usual_beta(nitrogen: Tensor, alpha: Tensor, carbon: Tensor) -> Tensor:
+    """Return where CB usually is, by N, CA and C of residues, `(..., 3)` each, Å.
+
+    Source: ProteinMPNN (Dauparas et al. 2022).
+    """
+    b, c = alpha - nitrogen, carbon - alpha
+    a = torch.linalg.cross(b, c)
+    return -0.58273431 * a + 0.56802827 * b - 0.54067466 * c + alpha
+
+
 def with_backbone_atoms(protein: Protein) -> Protein:
     """Keep the residues that have all of N, CA and C; a warning names the others."""
     structure, atoms = protein.structure, protein.backbone_atoms
