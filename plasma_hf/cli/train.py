@@ -121,10 +121,9 @@ def train_plasma(
 
 def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: str) -> None:
     """Say the metrics of each set, in the first process alone."""
-    from torch import distributed
+    from ..training.distributed import leave_ranks
 
-    if distributed.is_initialized():  # left as it is, a process may abort as it ends
-        distributed.destroy_process_group()
+    leave_ranks()
     if int(os.environ.get("RANK", 0)):
         return
     for name, values in metrics.items():

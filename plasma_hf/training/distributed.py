@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ def wait_for_all() -> None:
     """Wait until every rank is here; without ranks, go on."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def leave_ranks() -> None:
+    """Leave the process group, if there is one, when the trainers of this process are done.
+
+    Gloo's threads end with the last object that holds the group. One that still ran as the
+    interpreter ends could abort the process: a trainer holds the group, in a circle of references,
+    by what it wraps its model in, so what nobody holds any more is collected here.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def gather_ranks(vectors: Tensor) -> Gathered:

@@ -15,6 +15,7 @@ from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore, PairCollator, ProteinPair, SiteProtein
 from plasma_hf.training import PairRows, PlasmaTrainer
 from plasma_hf.training.arguments import EVERY_RUN
+from plasma_hf.training.distributed import leave_ranks
 from tests.helpers.kill_points import stop_at
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -98,19 +99,33 @@ CHECKPOINTED = {
 }
 """A run of 16 updates in 2 epochs, with checkpoints in the middle of them."""
 
-if __name__ == "__main__":
-    job, folder = sys.argv[1], Path(sys.argv[2])
-    pairs = make_pairs()
+
+def run_killed(folder, steps):
+    """Train with checkpoints, from the last one, until a step that kills the process."""
+    stop_at("plasma_hf.training:PlasmaTrainer.training_step", steps)
+    trainer = make_trainer(
+        EmbeddingStore.open(folder / "store"), folder / "run", make_pairs(), **CHECKPOINTED
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "run")))
+
+
+def run_ranks(folder):
+    """Train and evaluate on the ranks that torchrun started; the first writes what it has."""
     store = EmbeddingStore.open(folder / "store")
+    trainer = make_trainer(store, folder / "ranks", make_pairs(), per_device_train_batch_size=2)
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        metrics = {k: torch.tensor(v) for k, v in metrics.items() if isinstance(v, float)}
+        save_file(trainer.model.state_dict() | metrics, folder / "ranks.safetensors")
+
+
+if __name__ == "__main__":
+    job, place = sys.argv[1], Path(sys.argv[2])
     if job == "killed":
-        stop_at("plasma_hf.training:PlasmaTrainer.training_step", int(sys.argv[3]))
-        trainer = make_trainer(store, folder / "run", pairs, **CHECKPOINTED)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "run")))
+        run_killed(place, int(sys.argv[3]))
     else:
-        trainer = make_trainer(store, folder / "ranks", pairs, per_device_train_batch_size=2)
-        trainer.train()
-        metrics = trainer.evaluate()
-        if trainer.is_world_process_zero():
-            metrics = {k: torch.tensor(v) for k, v in metrics.items() if isinstance(v, float)}
-            save_file(trainer.model.state_dict() | metrics, folder / "ranks.safetensors")
-        trainer.accelerator.end_training()  # left as it is, a process may abort as it ends
+        run_ranks(place)
+        leave_ranks()
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in names if "gloo" in name], "a thread may abort the process"
