@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from plasma_hf import ProtAlignConfig, ProtAlignModel
 from plasma_hf.models.modeling_protalign import clip_loss, siglip_loss
-from plasma_hf.training.distributed import gather_ranks
+from plasma_hf.training.distributed import gather_ranks, leave_ranks
 
 PAIRS, UPDATES = 12, 3
 LOSSES = {
@@ -93,7 +93,7 @@ def work(rank: int, ranks: int, folder: Path, golden: list[Path]) -> None:
             results |= {f"{path.stem}/{kind}/{key}": value for key, value in found.items()}
     if rank == 0:
         save_file(results, folder / f"{ranks}.safetensors")
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":
