@@ -83,15 +83,13 @@ def test_a_stage_loses_little_and_changes_nothing(
 
 
 def test_shards_give_the_same(database: ProteinDatabase, proteins: Any, align: Any) -> None:
-    [whole] = database.search([proteins[3]], align, evalue=5.0, sensitivity="all")
+    """Alone a shard makes profiles of its own, so those of one search are merged."""
+    given = {"evalue": 5.0, "sensitivity": "all", "iterations": 1}
+    [whole] = database.search([proteins[3]], align, **given)
     parts = [ProteinDatabase.of(proteins[n::3]) for n in range(3)]
+    given["database_size"] = len(database)
     merged = [
-        hit
-        for part in parts
-        for hits in part.search(
-            [proteins[3]], align, evalue=5.0, sensitivity="all", database_size=len(database)
-        )
-        for hit in hits
+        hit for part in parts for hits in part.search([proteins[3]], align, **given) for hit in hits
     ]
     merged.sort(key=lambda hit: (hit["p_value"], -hit["score"], hit.candidate.id))
     assert [hit.candidate.id for hit in merged] == [hit.candidate.id for hit in whole]
@@ -176,7 +174,8 @@ def test_vectors_find_what_letters_do_not(
         letters, (scores, numbers) = held.rank(proteins[query], 10, align)
         assert numbers[0] == query and scores == sorted(scores, reverse=True)
         assert len(set(numbers) & set(wanted[:12])) == 10  # a byte for each number rounds
-        found = next(held.search([proteins[query]], align, evalue=1e9, sensitivity="fast"))
+        given = {"evalue": 1e9, "sensitivity": "fast", "iterations": 1}
+        found = next(held.search([proteins[query]], align, **given))
         chosen = [proteins[n].id for n in united([letters[1], numbers], 10)]
         assert query in numbers and {hit.candidate.id for hit in found} <= set(chosen)
         assert len(letters) == 2 and len(database.rank(proteins[query], 10, align)) == 1

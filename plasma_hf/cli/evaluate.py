@@ -455,6 +455,7 @@ def evaluate_scope40(
     sensitivity: Annotated[
         Names, Option(help="fast, default, more or all; can be repeated.")
     ] = None,
+    iterations: Annotated[int, Option(min=1, help="Searches, see plasma-hf search.")] = 2,
     baseline: Annotated[
         Names, Option(help="smith-waterman, mmseqs2 or phmmer; can be repeated.")
     ] = None,
@@ -485,7 +486,7 @@ def evaluate_scope40(
         told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
         # What is missing is said before anything is searched.
         searches = {
-            f"{told}, {name}": scope40.plasma(benchmark, align, name)
+            f"{told}, {name}": scope40.plasma(benchmark, align, name, iterations)
             for name in sensitivity or ["default"]
         } | {name: scope40.BASELINES[name](benchmark) for name in baseline or []}
         if backbone or model:
@@ -502,6 +503,7 @@ def evaluate_scope40(
         table = scope40.to_markdown([*found, *scope40.published(benchmark, chosen)])
         parts = [f"# SCOPe40, {len(chosen)} queries, {len(benchmark.domains)} domains", table]
         settings = {"queries": chosen, "seed": seed, "threads": threads}
+        settings |= {"iterations": iterations}
         figures = {one.name: one.figures() for one in found}
         evaluation = {"settings": settings, "figures": figures}
         typer.echo(write_report(out, parts, evaluation=evaluation))

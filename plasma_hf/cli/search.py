@@ -26,9 +26,11 @@ SEARCH_HELP = f"""Search proteins: residue by residue, or by their vectors.
 ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a folder of
 `plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
 are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
-(Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. The processes of torchrun
-share the queries, and --ray has a Ray cluster search the parts of a DATABASE; hits stay the same
-(under torchrun what is skipped is reported, but does not set the exit code).
+(Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. Significant hits make a
+profile of the query, by which it is searched again: --iterations, 2 searches by default; 1 compares
+the query alone. The processes of torchrun share the queries, and --ray has a Ray cluster search the
+parts of a DATABASE; hits stay the same (under torchrun what is skipped is reported, but does not
+set the exit code).
 
 With --index, --structures or --sequences the structures or sequences are found whose vectors are
 nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
@@ -74,6 +76,9 @@ def search(
     sensitivity: Annotated[
         Literal["fast", "default", "more", "all"], Option(help="How many candidates are aligned.")
     ] = "default",
+    iterations: Annotated[
+        int, Option(min=1, help="Searches, by a profile of what was found after the first.")
+    ] = 2,
     database_size: Annotated[
         int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
     ] = None,
@@ -111,7 +116,8 @@ def search(
             others = (sequence, fasta, structure, index, structures, sequences)
             inside = _database_of(database, others)
             options: dict[str, Any] = {"top_k": top_k, "evalue": evalue}
-            options |= {"sensitivity": sensitivity, "database_size": database_size}
+            options |= {"sensitivity": sensitivity, "iterations": iterations}
+            options |= {"database_size": database_size}
             options["batch_size"] = batch_size
             writing = Writing(form, columns, output, resume, quiet)
             computing = Computing((model, backbone, None, *where), store, ray)

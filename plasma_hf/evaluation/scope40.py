@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, resources
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from transformers.utils import logging
 
 from ..io.formats import markdown_table
 from ..models.protein import parse_fasta
-from ..search.database import SENSITIVITY, ProteinDatabase, united
+from ..search.database import ITERATIONS, ProteinDatabase
 
 logger = logging.get_logger(__name__)
 
@@ -190,11 +191,13 @@ def to_markdown(found: Sequence[Searched]) -> str:
 # --- Searchers.
 
 
-def plasma(benchmark: Scope40, align: Any, sensitivity: str = "default") -> Search:
+def plasma(
+    benchmark: Scope40, align: Any, sensitivity: str = "default", iterations: int = ITERATIONS
+) -> Search:
     """Rank by p-value: a first stage's candidates, or with "all" every domain.
 
     `align` is a `pipeline("protein-alignment", ...)`; `benchmark.domains.add_vectors(align)` has
-    candidates found by vectors too.
+    candidates found by vectors too. `iterations` are those of `ProteinDatabase.search`.
     """
     domains, null = benchmark.domains, align.model.calibration
     if null is None:
@@ -203,17 +206,18 @@ def plasma(benchmark: Scope40, align: Any, sensitivity: str = "default") -> Sear
 
     def search(queries: Sequence[str]) -> Iterator[Ranked]:
         for name in queries:
-            query, most = domains[numbers[name]], SENSITIVITY[sensitivity]
-            chosen = united([best for _, best in domains.rank(query, most, align)], most)
-            distances = align.screen(query, [domains[number] for number in chosen])
+            query = domains[numbers[name]]
+            profile, found = domains.profile(query, align, sensitivity, iterations)
+            told = [(hit.candidate.id, hit["evalue"]) for hit in found]
+            relatives = [hit.candidate for hit in found]
+            left = domains.candidates(profile, sensitivity, align, relatives)
             # By distance: p-values of what is surely related are all 0.
-            yield [
-                (other, null.chance(-distance) * len(domains))
-                for distance, other in sorted(
-                    (-distance, domains.ids[number])
-                    for number, distance in zip(chosen, distances, strict=True)
-                )
-            ]
+            ranked = sorted(
+                (-distance, other.id)
+                for distance, other in zip(align.screen(profile, left), left, strict=True)
+            )
+            told += [(other, null.chance(-far) * len(domains)) for far, other in ranked]
+            yield sorted(told, key=itemgetter(1))
 
     return search
 

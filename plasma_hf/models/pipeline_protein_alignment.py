@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,33 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             raw_scores = self.model.raw_scores(own, others).tolist()
             for raw_score, other in zip(raw_scores, others, strict=True):
                 yield null.distance(raw_score, len(own), len(other))
+
+    @torch.no_grad()
+    def profile(self, query: Any, relatives: Sequence[Any]) -> Protein:
+        """Return a query each of whose residues is the mean of itself and those aligned with it.
+
+        What relatives have in common finds more of them than any one does. It stands wherever a
+        protein does; its letters stay those of the query.
+
+        Source: the barycentric projection of the transport plans.
+
+        Example:
+            >>> from transformers import pipeline
+            >>> import plasma_hf
+            >>> align = pipeline("protein-alignment")
+            >>> profile = align.profile("MKTAYIAKQRQISFVKSHFSRQ", ["AYIAKQRQLSFVKSHFS"])
+            >>> profile.sequence, profile.embeddings.shape
+            ('MKTAYIAKQRQISFVKSHFSRQ', torch.Size([22, 420]))
+        """
+        seen = _Seen()
+        read = [self._read_side(one, "protein", seen) for one in (query, *relatives)]
+        own, *others = self._embed(read, seen)
+        plans = self.model.align_pairs([own] * len(others), others).plans or []
+        total, weight = own.clone(), torch.ones_like(own[:, :1])
+        for plan, other in zip(plans, others, strict=True):
+            total += plan @ other
+            weight += plan.sum(1, keepdim=True)
+        return replace(read[0], embeddings=total / weight)
 
     @torch.no_grad()
     def pool(self, proteins: Sequence[Any]) -> Tensor:

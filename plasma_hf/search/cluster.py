@@ -2,7 +2,8 @@
 
 Ray starts the workers, hands out the work, and repeats what a lost worker had. A database is
 searched by shards, the parts of its folder: each finds its candidates, and aligns those of them
-that are among the best of all shards. Results are those of `ProteinDatabase.search`.
+that are among the best of all shards. Results are those of `ProteinDatabase.search`, and so are
+profiles, which hits of all shards make between two searches.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from ..data.table import embedded_rows, table_schema, write_lance
 from ..models.alignment_result import AlignmentResults
 from ..models.protein import Protein, clean_sequence
 from .database import (
+    ITERATIONS,
     SENSITIVITY,
+    SIGNIFICANT,
     ProteinDatabase,
     Ranking,
     align_candidates,
+    check_search,
+    grown,
     read_manifest,
     significance,
     united,
@@ -44,6 +49,7 @@ def search(
     top_k: int | None = None,
     evalue: float = 0.01,
     sensitivity: str = "default",
+    iterations: int = ITERATIONS,
     database_size: int | None = None,
     on_error: Callable[[int, str], None] | None = None,
     **options: Any,
@@ -55,42 +61,93 @@ def search(
         queries: Proteins with sequences.
         load: Makes the `pipeline("protein-alignment", ...)` in each worker.
         workers: How many, of one CPU core or more each, as the cluster has them.
-        top_k, evalue, sensitivity, database_size, options: See `ProteinDatabase.search`.
+        top_k, evalue, sensitivity, iterations, database_size, options: See
+            `ProteinDatabase.search`.
         on_error: Told the number of a query that cannot be used, and why; it has no hits.
 
     Raises:
         ImportError: If Ray is missing.
         ValueError: If a query cannot be used, and there is no `on_error`.
     """
-    shards = range(len(read_manifest(Path(folder))["parts"]))
-    rows = [{"shard": shard, "query": query} for shard in shards for query in range(len(queries))]
-    given: dict[str, Any] = {"folder": str(folder), "queries": list(queries)}
-    most = SENSITIVITY[sensitivity]
-    has_vectors = any(Path(folder).glob("*.npy"))
-    ranking = {"most": most, "load": load if has_vectors else None}
-    found = _map(rows, _Candidates, workers, given | ranking)
-    chosen, size, errors = _best_of_all(found, most)
-    # A worker opens one shard after the other.
-    rows = [one for query in chosen for one in _by_shard(query, chosen[query])]
-    rows.sort(key=itemgetter("shard"))
-    given |= {"load": load, "options": options | {"evalue": evalue, "size": database_size or size}}
-    left = Counter(row["query"] for row in rows)
-    hits: dict[int, list[Any]] = defaultdict(list)
-    done = 0
-    for row in chain(_map(rows, _Hits, workers, given), [None]):
-        if row is not None:
-            answer: _Answer = row["answer"]
-            hits[row["query"]] += answer.hits
-            left[row["query"]] -= 1
-            if answer.error:
-                errors[row["query"]] = answer.error
-        while done < len(queries) and not left[done]:
-            every = hits.pop(done, [])
-            if done in errors:
-                _tell(done, errors[done], on_error)
-                every = []
-            yield AlignmentResults(sorted(every, key=significance)[:top_k])
-            done += 1
+    check_search(sensitivity, iterations)
+    given = [(one, list[Protein]()) for one in queries]
+    searched = _Searched(Path(folder), load, workers, database_size, given)
+    probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
+    found: list[list[Any]] = [[] for _ in queries]
+    for _ in range(iterations - 1):
+        for before, new in zip(found, searched.grow(probe, **options), strict=True):
+            before += new
+    last = searched.hits(sensitivity, evalue, on_error, **options)
+    for before, new in zip(found, last, strict=True):
+        every = [hit for hit in before if hit["evalue"] <= evalue] + new
+        yield AlignmentResults(sorted(every, key=significance)[:top_k])
+
+
+@dataclass
+class _Searched:
+    """Queries, each with its relatives, and what searches with them."""
+
+    folder: Path
+    load: Load
+    workers: int
+    database_size: int | None
+    queries: list[tuple[Protein, list[Protein]]]
+
+    def grow(self, sensitivity: str, **options: Any) -> list[list[Any]]:
+        """Turn queries into profiles, and return the hits that are new in them."""
+
+        def untold(query: int, error: str) -> None:
+            """Leave an error to the last search, which meets it again."""
+
+        found = list(self.hits(sensitivity, SIGNIFICANT, untold, **options))
+        rows = [{"query": query, "new": _Answer(hits)} for query, hits in enumerate(found) if hits]
+        given = {"load": self.load, "queries": self.queries}
+        for row in list(_map(rows, _Profiles, self.workers, given)):
+            _, relatives = self.queries[row["query"]]
+            new = [hit.candidate for hit in found[row["query"]]]
+            self.queries[row["query"]] = row["profile"].query, relatives + new
+        return found
+
+    def hits(
+        self,
+        sensitivity: str,
+        evalue: float,
+        on_error: Callable[[int, str], None] | None,
+        **options: Any,
+    ) -> Iterator[list[Any]]:
+        """Yield the significant hits of each query, the most significant first."""
+        folder, queries, workers = self.folder, self.queries, self.workers
+        shards = range(len(read_manifest(folder)["parts"]))
+        rows = [
+            {"shard": shard, "query": query} for shard in shards for query in range(len(queries))
+        ]
+        given: dict[str, Any] = {"folder": str(folder), "queries": queries}
+        most = SENSITIVITY[sensitivity]
+        ranking = {"most": most, "load": self.load if any(folder.glob("*.npy")) else None}
+        found = _map(rows, _Candidates, workers, given | ranking)
+        chosen, size, errors = _best_of_all(found, most)
+        # A worker opens one shard after the other.
+        rows = [one for query in chosen for one in _by_shard(query, chosen[query])]
+        rows.sort(key=itemgetter("shard"))
+        told = {"evalue": evalue, "size": self.database_size or size}
+        given |= {"load": self.load, "options": options | told}
+        left = Counter(row["query"] for row in rows)
+        hits: dict[int, list[Any]] = defaultdict(list)
+        done = 0
+        for row in chain(_map(rows, _Hits, workers, given), [None]):
+            if row is not None:
+                answer: _Answer = row["answer"]
+                hits[row["query"]] += answer.hits
+                left[row["query"]] -= 1
+                if answer.error:
+                    errors[row["query"]] = answer.error
+            while done < len(queries) and not left[done]:
+                every = hits.pop(done, [])
+                if done in errors:
+                    _tell(done, errors[done], on_error)
+                    every = []
+                yield sorted(every, key=significance)  # as when all are aligned at once
+                done += 1
 
 
 def _tell(query: int, error: str, on_error: Callable[[int, str], None] | None) -> None:
@@ -189,7 +246,7 @@ class _Worker:
     """Answers for a shard at a time, which it opens."""
 
     folder: str
-    queries: list[Protein]
+    queries: list[tuple[Protein, list[Protein]]]  # each with its relatives
     opened: tuple[int, ProteinDatabase] | None = field(default=None, init=False)
 
     def shard(self, number: int) -> ProteinDatabase:
@@ -207,11 +264,11 @@ class _Candidates(_Worker):
         self.align = self.load and self.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        database, query = self.shard(row["shard"]), self.queries[row["query"]]
+        database, (query, relatives) = self.shard(row["shard"]), self.queries[row["query"]]
         found = _Found(len(database))
         try:
             read = replace(query, sequence=clean_sequence(query.sequence or "", query.id))
-            found.rankings = database.rank(read, self.most, self.align)
+            found.rankings = database.rank(read, self.most, self.align, relatives)
         except ValueError as problem:
             found.error = str(problem)
         return row | {"found": found}
@@ -226,13 +283,30 @@ class _Hits(_Worker):
         self.align = self.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        database, query = self.shard(row["shard"]), self.queries[row["query"]]
-        candidates, answer = [database[number] for number in row["numbers"]], _Answer()
+        database, (query, relatives) = self.shard(row["shard"]), self.queries[row["query"]]
+        known = {one.id for one in relatives}
+        candidates = [database[n] for n in row["numbers"] if database.ids[n] not in known]
+        answer = _Answer()
         try:
             answer.hits = align_candidates(self.align, query, candidates, **self.options)
         except ValueError as problem:
             answer.error = str(problem)
         return {"query": row["query"], "answer": answer}
+
+
+@dataclass
+class _Profiles:
+    load: Load
+    queries: list[tuple[Protein, list[Protein]]]
+
+    def __post_init__(self) -> None:
+        self.align = self.load()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        query, relatives = self.queries[row["query"]]
+        read = self.align.read((query, query))["query"]
+        profile = grown(self.align, read, relatives, row["new"].hits)
+        return {"query": row["query"], "profile": _Profile(profile)}
 
 
 # What workers answer is kept as it is; Ray would take columns of lists apart.
@@ -245,6 +319,13 @@ class _Found:
     size: int  # of the shard
     rankings: list[Ranking] = field(default_factory=list)
     error: str = ""
+
+
+@dataclass
+class _Profile:
+    """A query as its relatives make it."""
+
+    query: Protein
 
 
 @dataclass

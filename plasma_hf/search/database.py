@@ -2,7 +2,8 @@
 
 A query meets all of them in a cheap stage: Smith-Waterman over BLOSUM62 on vector units, and the
 cosine of one vector per protein, where a language model has made them. The best few hundred are
-aligned as `pipeline("protein-alignment")` does, and ranked by E-value against all.
+aligned as `pipeline("protein-alignment")` does, and ranked by E-value against all. What is found
+makes a profile of the query, and this searches again: relatives of relatives are found by it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ PROTEINS_PER_PART = 100_000
 EMBEDDED_TOGETHER, VECTORS_AT_ONCE = 32, 2**16
 SENSITIVITY = {"fast": 150, "default": 500, "more": 2000, "all": None}
 """How many proteins are aligned, the best ones of the cheap stage."""
+ITERATIONS = 2  # searches, by the query itself and by its profile
+SIGNIFICANT = 0.01  # E-value up to which a hit is part of a profile
+MOST_RELATIVES = 20  # of a profile; of more, as many from the best one to the last
 # What BLOSUM62 has no row for, by what it stands for.
 KNOWN_LETTERS = str.maketrans("UOJ", "CKL")
 
@@ -63,6 +67,7 @@ class ProteinDatabase:
         self.structures: dict[int, Protein] = {}  # those that were given as one, by number
         self._parts: list[tuple[str, NDArray[np.bool_]]] = []  # files, and what of them is here
         self._vectors: dict[str, NDArray[np.int8]] = {}  # by what made them
+        self._scored: dict[str, NDArray[np.float64]] = {}  # what the last query met
 
     @classmethod
     def of(
@@ -154,6 +159,7 @@ class ProteinDatabase:
     def _changed(self) -> None:
         self.__dict__.pop("_aligner", None)
         self._vectors.clear()
+        self._scored.clear()
 
     def remove(self, ids: Iterable[str]) -> int:
         """Leave proteins out, and return how many of them there were."""
@@ -255,14 +261,19 @@ class ProteinDatabase:
             some, lacking = some or has, lacking + int(stays.sum()) * (not has)
         return lacking if some else None
 
-    def rank(self, query: Protein, most: int | None, align: Any = None) -> list[Ranking]:
+    def rank(
+        self, query: Protein, most: int | None, align: Any = None, relatives: Sequence[Protein] = ()
+    ) -> list[Ranking]:
         """Return the best proteins by each way of the first stage; with no `most` all of them.
 
-        By letters, and by the vectors that the model of `align` gave the proteins.
+        By letters, by those of the relative that is found last, and by the vectors that the model
+        of `align` gave the proteins.
         """
         if most is None:
             return [([0.0] * len(self), list(range(len(self))))]
-        rankings = [_best(self._letters_score(query.sequence or ""), most)]
+        sequences = [query.sequence or ""]
+        sequences += [s for one in relatives if (s := one.sequence or "") != sequences[0]][-1:]
+        rankings = [_best(self._letters_score(sequence), most) for sequence in sequences]
         vectors = None if align is None else self.vectors(model_name(align))
         if vectors is not None:
             cosines = _cosines(_quantized(align.pool([query]))[0], vectors)
@@ -270,7 +281,20 @@ class ProteinDatabase:
             rankings.append(_best(cosines, min(most, int((cosines > 0).sum()))))
         return rankings
 
+    def candidates(
+        self, query: Protein, sensitivity: str, align: Any, relatives: Sequence[Protein] = ()
+    ) -> list[Protein]:
+        """Return the proteins that a query is to be compared with, but for relatives known."""
+        most = SENSITIVITY[sensitivity]
+        if most is not None and most >= len(self):
+            most = None
+        numbers = united([best for _, best in self.rank(query, most, align, relatives)], most)
+        known = {one.id for one in relatives}
+        return [self[number] for number in numbers if self.ids[number] not in known]
+
     def _letters_score(self, query: str) -> NDArray[np.float64]:
+        if query in self._scored:
+            return self._scored[query]
         align, known, length = self._aligner
         found = align(
             query.translate(KNOWN_LETTERS),
@@ -284,7 +308,34 @@ class ProteinDatabase:
         scores = np.empty(len(self))
         for one in found:  # in any order
             scores[one.target_index] = one.score
-        return scores / length
+        self._scored = {query: scores / length}  # a query comes again, as a profile
+        return self._scored[query]
+
+    def profile(
+        self,
+        query: Any,
+        align: Any,
+        sensitivity: str = "default",
+        iterations: int = ITERATIONS,
+        database_size: int | None = None,
+        **options: Any,
+    ) -> tuple[Protein, list[Any]]:
+        """Do all iterations of a search but the last: return a profile, and the hits it is made of.
+
+        Args:
+            query, align, sensitivity, iterations, database_size, options: See `search`.
+        """
+        profile, found = align.read((query, query))["query"], list[Any]()
+        probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
+        given = SIGNIFICANT, database_size or len(self)
+        for _ in range(iterations - 1):
+            relatives = [hit.candidate for hit in found]
+            candidates = self.candidates(profile, probe, align, relatives)
+            new = align_candidates(align, profile, candidates, *given, **options)
+            if not new:
+                break
+            profile, found = grown(align, profile, relatives, new), found + new
+        return profile, found
 
     def search(
         self,
@@ -293,6 +344,7 @@ class ProteinDatabase:
         top_k: int | None = None,
         evalue: float = 0.01,
         sensitivity: str = "default",
+        iterations: int = ITERATIONS,
         database_size: int | None = None,
         **options: Any,
     ) -> Iterator[AlignmentResults]:
@@ -304,6 +356,9 @@ class ProteinDatabase:
             top_k: How many hits at most.
             evalue: Hits that chance gives, at most, with each hit.
             sensitivity: A name of `SENSITIVITY`; "all" aligns with every protein.
+            iterations: Searches, each after the first by a profile of the query and what was found
+                with an E-value of at most `SIGNIFICANT`; with 1 the query is compared alone. A hit
+                is told as it was found first: no profile that it is part of speaks for it.
             database_size: Proteins that E-values count; those of the database by default, all
                 shards of it where this is one.
             options: Further ones of the pipeline.
@@ -312,27 +367,43 @@ class ProteinDatabase:
             ValueError: If the model has no p-values, or there is no such sensitivity.
             ImportError: If pyopal is missing.
 
+        Source: iterated search (PSI-BLAST, Altschul et al. 1997), over embeddings.
+
         Example:
             >>> database = ProteinDatabase.of([Protein("a", "MKTAYIAKQRQISFVKSHFSRQ")])
             >>> [hits] = database.search(["AYIAKQRQLSFVKSHFS"])
             >>> [hit.candidate.id for hit in hits]
             ['a']
         """
-        if sensitivity not in SENSITIVITY:
-            raise ValueError(f"sensitivity {sensitivity!r}; give one of {', '.join(SENSITIVITY)}.")
+        check_search(sensitivity, iterations)
         align = align or default_pipeline()
         _check_calibrated(align)
         size = database_size or len(self)
         for query in queries:
-            read = align.read((query, query))["query"]
-            most = SENSITIVITY[sensitivity]
-            if most is not None and most >= len(self):
-                most = None
-            numbers = united([best for _, best in self.rank(read, most, align)], most)
-            found = align_candidates(
-                align, read, [self[n] for n in numbers], evalue, size, **options
-            )
-            yield AlignmentResults(found[:top_k])
+            given = align, sensitivity, iterations, size
+            profile, found = self.profile(query, *given, **options)
+            relatives = [hit.candidate for hit in found]
+            candidates = self.candidates(profile, sensitivity, align, relatives)
+            found = [hit for hit in found if hit["evalue"] <= evalue]
+            found += align_candidates(align, profile, candidates, evalue, size, **options)
+            yield AlignmentResults(sorted(found, key=significance)[:top_k])
+
+
+def check_search(sensitivity: str, iterations: int) -> None:
+    """Refuse what says nothing of how to search."""
+    if sensitivity not in SENSITIVITY:
+        raise ValueError(f"sensitivity {sensitivity!r}; give one of {', '.join(SENSITIVITY)}.")
+    if iterations < 1:
+        raise ValueError(
+            f"iterations={iterations}; give 1, which compares the query alone, or more."
+        )
+
+
+def grown(align: Any, query: Protein, relatives: list[Protein], new: Iterable[Any]) -> Protein:
+    """Return the profile of a query that relatives, and significant hits, make."""
+    every = relatives + [hit.candidate for hit in new]
+    others = [one for one in every if one.sequence != query.sequence]
+    return align.profile(query, others[:: -(-len(others) // MOST_RELATIVES)]) if others else query
 
 
 def model_name(align: Any) -> str:
