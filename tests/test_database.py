@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,42 @@ def test_a_stage_loses_little_and_changes_nothing(
     assert [hit.candidate.id for hit in fast][:3] == [hit.candidate.id for hit in slow][:3]
     for hit in fast:
         assert hit["evalue"] == pytest.approx(by_id[hit.candidate.id]["evalue"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def chain() -> ProteinDatabase:
+    """Proteins a to d, each changed in six of ten places from the one before, among others."""
+    rng = random.Random(1)
+    changed = ["".join(rng.choices(LETTERS, k=160))]
+    for _ in range(3):
+        changed.append(
+            "".join(rng.choice(LETTERS) if rng.random() < 0.6 else c for c in changed[-1])
+        )
+    others = [Protein(f"x{n}", "".join(rng.choices(LETTERS, k=160))) for n in range(60)]
+    return ProteinDatabase.of([*map(Protein, "abcd", changed), *others])
+
+
+def test_profiles_find_relatives_of_relatives(chain: ProteinDatabase, align: Any) -> None:
+    found = [
+        {hit.candidate.id: hit["evalue"] for hit in hits}
+        for iterations in (1, 2, 3, 4)
+        for hits in chain.search([chain[0]], align, iterations=iterations)
+    ]
+    assert ["".join(each) for each in found] == ["ab", "abc", "abcd", "abcd"]  # best first
+    for few, more in pairwise(found):
+        assert few.items() <= more.items()  # as it was found first, so is a hit told
+    [fewer] = chain.search([chain[0]], align, evalue=found[1]["b"])
+    assert [hit.candidate.id for hit in fewer] == ["a", "b"]
+
+
+def test_a_copy_of_the_query_makes_no_profile(chain: ProteinDatabase, align: Any) -> None:
+    held = ProteinDatabase.of(
+        [chain[0], replace(chain[0], id="copy"), *map(chain.__getitem__, range(9, 30))]
+    )
+    profile, hits = held.profile(chain[0], align)
+    assert [hit.candidate.id for hit in hits] == ["a", "copy"] and profile.embeddings is None
+    with pytest.raises(ValueError, match="iterations=0; give 1"):
+        next(held.search([chain[0]], align, iterations=0))
 
 
 def test_shards_give_the_same(database: ProteinDatabase, proteins: Any, align: Any) -> None:

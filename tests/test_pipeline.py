@@ -488,3 +488,21 @@ def test_a_bundled_head_takes_the_place_of_the_default(tmp_path, monkeypatch):
     assert align(PAIR)["score"] >= 0
     with pytest.raises(ValueError, match="'motif'; the heads that are bundled are 'zinc_site'"):
         pipeline("protein-alignment", task_head="motif")
+
+
+def test_a_profile_has_the_means_of_aligned_residues(align):
+    relatives = [CANDIDATE, QUERY[10:], CANDIDATE]
+    profile = align.profile(QUERY, relatives)
+    plans = [
+        found["plan"] for found in align([(QUERY, one) for one in relatives], return_plan=True)
+    ]
+    own, *others = Backbone(align.model.backbone, align.processor).embed([QUERY, *relatives])
+    for place in range(0, len(QUERY), 5):
+        total, weight = own[place].clone(), 1.0
+        for plan, other in zip(plans, others, strict=True):
+            for share, row in zip(plan[place].tolist(), other, strict=True):
+                total, weight = total + share * row, weight + share
+        torch.testing.assert_close(profile.embeddings[place], total / weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(align.profile(QUERY, []).embeddings, own)
+    found = align((profile, CANDIDATE))
+    assert found.query.sequence == QUERY and found["segments"][0]["query_start"] == 3
