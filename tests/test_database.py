@@ -98,15 +98,19 @@ def chain() -> ProteinDatabase:
 
 def test_profiles_find_relatives_of_relatives(chain: ProteinDatabase, align: Any) -> None:
     found = [
-        {hit.candidate.id: hit["evalue"] for hit in hits}
+        {hit.candidate.id: (hit["iteration"], hit["evalue"]) for hit in hits}
         for iterations in (1, 2, 3, 4)
         for hits in chain.search([chain[0]], align, iterations=iterations)
     ]
     assert ["".join(each) for each in found] == ["ab", "abc", "abcd", "abcd"]  # best first
     for few, more in pairwise(found):
         assert few.items() <= more.items()  # as it was found first, so is a hit told
-    [fewer] = chain.search([chain[0]], align, evalue=found[1]["b"])
+    assert [iteration for iteration, _ in found[-1].values()] == [1, 1, 2, 3]
+    [fewer] = chain.search([chain[0]], align, evalue=found[1]["b"][1])
     assert [hit.candidate.id for hit in fewer] == ["a", "b"]
+    [more] = chain.search([chain[0]], align)
+    assert more[-1].to_string().count("(found by a profile)") == 1
+    assert more[-1].to_string("m8", ["target", "iteration"]) == "c\t2\n"
 
 
 def test_a_copy_of_the_query_makes_no_profile(chain: ProteinDatabase, align: Any) -> None:

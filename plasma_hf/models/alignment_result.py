@@ -413,7 +413,8 @@ def to_text(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
         "",
         f"query      {result.query.id:<{width}}  {len(result.query)} residues",
         f"candidate  {result.candidate.id:<{width}}  {len(result.candidate)} residues",
-        f"score      {result['score']:.4f}{_significance(result)}",
+        f"score      {result['score']:.4f}{_significance(result)}"
+        + "  (found by a profile)" * (result.get("iteration", 1) > 1),
     ]
     if found := result.get("superposition"):
         lines.append(
@@ -569,6 +570,7 @@ TSV: dict[str, Cell] = {
     "identity": _of_hit(lambda hit: f"{hit.identical / len(hit.pairs):.4f}"),
     "query_residues": _of_hit(lambda hit: hit.authors("query")),
     "candidate_residues": _of_hit(lambda hit: hit.authors("candidate")),
+    "iteration": lambda result, hit: result.get("iteration", 1),
     "residue_pairs": _of_hit(
         lambda hit: ",".join(f"{i + 1}:{j + 1}:{w:.3f}" for i, j, w in hit.pairs)
     ),
@@ -628,7 +630,7 @@ FORMATS = {
         (".tsv",),
         head=lambda columns: "\t".join(columns) + "\n",
         columns=TSV_COLUMNS,
-        usual=tuple(TSV)[:-1],
+        usual=tuple(TSV)[:-2],
     ),
     "json": Format(to_json, (".json", ".jsonl")),
     "m8": Format(to_m8, (".m8", ".b6", ".tab"), columns=M8_COLUMNS, usual=BLAST_TAB),

@@ -30,6 +30,8 @@ from .database import (
     align_candidates,
     check_search,
     grown,
+    numbered,
+    ranked,
     read_manifest,
     significance,
     united,
@@ -75,12 +77,9 @@ def search(
     probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
     found: list[list[Any]] = [[] for _ in queries]
     for _ in range(iterations - 1):
-        for before, new in zip(found, searched.grow(probe, **options), strict=True):
-            before += new
-    last = searched.hits(sensitivity, evalue, on_error, **options)
-    for before, new in zip(found, last, strict=True):
-        every = [hit for hit in before if hit["evalue"] <= evalue] + new
-        yield AlignmentResults(sorted(every, key=significance)[:top_k])
+        found = list(map(numbered, found, searched.grow(probe, **options)))
+    for hits in map(numbered, found, searched.hits(sensitivity, evalue, on_error, **options)):
+        yield ranked(hits, evalue, top_k)
 
 
 @dataclass

@@ -334,7 +334,7 @@ class ProteinDatabase:
             new = align_candidates(align, profile, candidates, *given, **options)
             if not new:
                 break
-            profile, found = grown(align, profile, relatives, new), found + new
+            profile, found = grown(align, profile, relatives, new), numbered(found, new)
         return profile, found
 
     def search(
@@ -384,9 +384,8 @@ class ProteinDatabase:
             profile, found = self.profile(query, *given, **options)
             relatives = [hit.candidate for hit in found]
             candidates = self.candidates(profile, sensitivity, align, relatives)
-            found = [hit for hit in found if hit["evalue"] <= evalue]
-            found += align_candidates(align, profile, candidates, evalue, size, **options)
-            yield AlignmentResults(sorted(found, key=significance)[:top_k])
+            new = align_candidates(align, profile, candidates, evalue, size, **options)
+            yield ranked(numbered(found, new), evalue, top_k)
 
 
 def check_search(sensitivity: str, iterations: int) -> None:
@@ -404,6 +403,20 @@ def grown(align: Any, query: Protein, relatives: list[Protein], new: Iterable[An
     every = relatives + [hit.candidate for hit in new]
     others = [one for one in every if one.sequence != query.sequence]
     return align.profile(query, others[:: -(-len(others) // MOST_RELATIVES)]) if others else query
+
+
+def numbered(before: list[Any], new: list[Any]) -> list[Any]:
+    """Return hits of searches and of the one after them, which are told so."""
+    iteration = 1 + max((hit["iteration"] for hit in before), default=0)
+    for hit in new:
+        hit["iteration"] = iteration
+    return before + new
+
+
+def ranked(hits: Iterable[Any], evalue: float, top_k: int | None) -> AlignmentResults:
+    """Return hits that are to be shown, the most significant first."""
+    shown = (hit for hit in hits if hit["evalue"] <= evalue)
+    return AlignmentResults(sorted(shown, key=significance)[:top_k])
 
 
 def model_name(align: Any) -> str:
