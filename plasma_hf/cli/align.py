@@ -47,6 +47,7 @@ FIELDS = {
     "identity": "share of them with the same letter",
     "query_residues": "first and last by the authors' numbers, A:16-A:245",
     "candidate_residues": "the same of the candidate",
+    "iteration": "of a search of a database that found it; only by --columns",
     "residue_pairs": "each as query:candidate:weight, from 1; only by --columns",
 }
 """Columns of "tsv", and what they hold."""
