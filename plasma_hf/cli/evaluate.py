@@ -457,7 +457,8 @@ def evaluate_scope40(
     ] = None,
     iterations: Annotated[int, Option(min=1, help="Searches, see plasma-hf search.")] = 2,
     baseline: Annotated[
-        Names, Option(help="smith-waterman, mmseqs2 or phmmer; can be repeated.")
+        Names,
+        Option(help="smith-waterman, mmseqs2, mmseqs2-iterated, phmmer, jackhmmer; repeatable."),
     ] = None,
     queries: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
     seed: Annotated[int, Option(help="Of the draw.")] = 0,
