@@ -129,6 +129,7 @@ def test_options_of_a_file(train: Any) -> None:
     ("text", "said"),
     [
         ("epoch: 1", "there is no option epoch; is it epochs"),
+        ("config: other.yaml", "there is no option config"),
         ("- 1", "holds no options"),
         ("a: [", "cannot be read"),
         ("epochs: many", "--epochs"),

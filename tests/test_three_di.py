@@ -82,6 +82,9 @@ def test_the_model_travels(tmp_path, chains):
     model = load_aligner("3di")
     folder = export_to_hub_folder(model, model.processor, tmp_path)
     assert (folder / "modeling_three_di.py").is_file()
+    # MultiVectorEncoder would give it sequences.
+    assert not (folder / "modules.json").exists() and not (folder / "multi_vector.py").exists()
+    assert "MultiVectorEncoder" not in (folder / "README.md").read_text()
     again = AutoModel.from_pretrained(folder)
     sides = load_backbone("3di").embed(chains[:2])
     one, other = (each.align_pairs(sides[:1], sides[1:]) for each in (model, again))

@@ -263,6 +263,7 @@ def _defaults_of(context: typer.Context, file: Path | None) -> Path | None:
     known = {
         word.lstrip("-").replace("-", "_"): option
         for option in context.command.params
+        if option.name != "config_file"  # a file names no other
         for word in option.opts
     }
     defaults: dict[str, Any] = {}

@@ -120,7 +120,8 @@ def export_to_hub_folder(
             write_json(folder / name, kept, sort_keys=True)
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
     if processor is not None and read_json(folder / "config.json").get("model_type") == "plasma":
-        _write_modules(folder)
+        if not processor.input_format.reads_structures:  # it would be given sequences
+            _write_modules(folder)
     needs = REQUIREMENTS + ("peft>=0.20\n" if adapter else "")
     (folder / "requirements.txt").write_text(needs, encoding="utf-8")
     write_json(folder / RECORD, _record(model))
