@@ -29,8 +29,8 @@ from .database import (
     Ranking,
     align_candidates,
     check_search,
-    grown,
     numbered,
+    profile_of,
     ranked,
     read_manifest,
     significance,
@@ -304,7 +304,8 @@ class _Profiles:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         query, relatives = self.queries[row["query"]]
         read = self.align.read((query, query))["query"]
-        profile = grown(self.align, read, relatives, row["new"].hits)
+        new = [hit.candidate for hit in row["new"].hits]
+        profile = profile_of(self.align, read, relatives + new)
         return {"query": row["query"], "profile": _Profile(profile)}
 
 

@@ -328,13 +328,15 @@ class ProteinDatabase:
         profile, found = align.read((query, query))["query"], list[Any]()
         probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
         given = SIGNIFICANT, database_size or len(self)
+        relatives: list[Protein] = []
         for _ in range(iterations - 1):
-            relatives = [hit.candidate for hit in found]
             candidates = self.candidates(profile, probe, align, relatives)
             new = align_candidates(align, profile, candidates, *given, **options)
             if not new:
                 break
-            profile, found = grown(align, profile, relatives, new), numbered(found, new)
+            found = numbered(found, new)
+            relatives = [hit.candidate for hit in found]
+            profile = profile_of(align, profile, relatives)
         return profile, found
 
     def search(
@@ -398,10 +400,9 @@ def check_search(sensitivity: str, iterations: int) -> None:
         )
 
 
-def grown(align: Any, query: Protein, relatives: list[Protein], new: Iterable[Any]) -> Protein:
-    """Return the profile of a query that relatives, and significant hits, make."""
-    every = relatives + [hit.candidate for hit in new]
-    others = [one for one in every if one.sequence != query.sequence]
+def profile_of(align: Any, query: Protein, relatives: Iterable[Protein]) -> Protein:
+    """Return the profile that relatives of a query make; copies of it say nothing new."""
+    others = [one for one in relatives if one.sequence != query.sequence]
     return align.profile(query, others[:: -(-len(others) // MOST_RELATIVES)]) if others else query
 
 
