@@ -21,7 +21,7 @@ import plasma_hf
 from plasma_hf.cli.main import app
 from plasma_hf.models.protein import InvalidRecord, Protein, read_records
 from plasma_hf.search import ProteinDatabase
-from plasma_hf.search.database import MANIFEST, SENSITIVITY, model_name, united
+from plasma_hf.search.database import MANIFEST, SENSITIVITY, model_name, united, usual_iterations
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 USUAL = (8, 1, 5, 7, 4, 7, 2, 6, 6, 10, 2, 4, 5, 4, 5, 7, 5, 7, 1, 3)  # percent in proteins
@@ -111,6 +111,12 @@ def test_profiles_find_relatives_of_relatives(chain: ProteinDatabase, align: Any
     [more] = chain.search([chain[0]], align)
     assert more[-1].to_string().count("(found by a profile)") == 1
     assert more[-1].to_string("m8", ["target", "iteration"]) == "c\t2\n"
+
+
+def test_profiles_are_usual_where_their_chance_is_known(chain: ProteinDatabase, align: Any) -> None:
+    assert usual_iterations(align) == 2
+    [found] = chain.search([chain[0]], pipeline("protein-alignment", backbone="near"))
+    assert {hit["iteration"] for hit in found} == {1}
 
 
 def test_a_copy_of_the_query_makes_no_profile(chain: ProteinDatabase, align: Any) -> None:

@@ -455,7 +455,7 @@ def evaluate_scope40(
     sensitivity: Annotated[
         Names, Option(help="fast, default, more or all; can be repeated.")
     ] = None,
-    iterations: Annotated[int, Option(min=1, help="Searches, see plasma-hf search.")] = 2,
+    iterations: Annotated[int | None, Option(min=1, help="Searches, see plasma-hf search.")] = None,
     baseline: Annotated[
         Names,
         Option(help="smith-waterman, mmseqs2, mmseqs2-iterated, phmmer, jackhmmer; repeatable."),
@@ -472,7 +472,7 @@ def evaluate_scope40(
         from ..evaluation import scope40
         from ..evaluation.plots import file_name
         from ..evaluation.report import write_report
-        from ..search.database import SENSITIVITY
+        from ..search.database import SENSITIVITY, usual_iterations
         from .database import Computing
 
         common.use_threads(threads)
@@ -484,6 +484,7 @@ def evaluate_scope40(
         if queries is not None and queries > len(chosen):
             report(f"{folder} has {len(chosen)} queries that count; all are taken")
         align = Computing((model, backbone, None, None, device, False), store).load()
+        iterations = iterations or usual_iterations(align)
         told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
         # What is missing is said before anything is searched.
         searches = {

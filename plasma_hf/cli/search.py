@@ -27,10 +27,11 @@ ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, 
 `plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
 are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
 (Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. Significant hits make a
-profile of the query, by which it is searched again: --iterations, 2 searches by default; 1 compares
-the query alone. The processes of torchrun share the queries, and --ray has a Ray cluster search the
-parts of a DATABASE; hits stay the same (under torchrun what is skipped is reported, but does not
-set the exit code).
+profile of the query, by which it is searched again: --iterations, 2 by default; 1 compares the
+query alone, and is the default with --backbone, where E-values of profiles are not known to hold.
+The processes of torchrun share the queries, and --ray has a Ray cluster search the parts of a
+DATABASE; hits stay the same (under torchrun what is skipped is reported, but does not set the exit
+code).
 
 With --index, --structures or --sequences the structures or sequences are found whose vectors are
 nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
@@ -77,8 +78,8 @@ def search(
         Literal["fast", "default", "more", "all"], Option(help="How many candidates are aligned.")
     ] = "default",
     iterations: Annotated[
-        int, Option(min=1, help="Searches, by a profile of what was found after the first.")
-    ] = 2,
+        int | None, Option(min=1, help="Searches: 2, the second by a profile; with --backbone 1.")
+    ] = None,
     database_size: Annotated[
         int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
     ] = None,

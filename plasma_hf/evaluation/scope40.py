@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from ..io.formats import markdown_table
 from ..models.protein import parse_fasta
-from ..search.database import ITERATIONS, ProteinDatabase
+from ..search.database import ProteinDatabase
 
 logger = logging.get_logger(__name__)
 
@@ -192,7 +192,7 @@ def to_markdown(found: Sequence[Searched]) -> str:
 
 
 def plasma(
-    benchmark: Scope40, align: Any, sensitivity: str = "default", iterations: int = ITERATIONS
+    benchmark: Scope40, align: Any, sensitivity: str = "default", iterations: int | None = None
 ) -> Search:
     """Rank by p-value: a first stage's candidates, or with "all" every domain.
 

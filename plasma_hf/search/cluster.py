@@ -22,7 +22,6 @@ from ..data.table import embedded_rows, table_schema, write_lance
 from ..models.alignment_result import AlignmentResults
 from ..models.protein import Protein, clean_sequence
 from .database import (
-    ITERATIONS,
     SENSITIVITY,
     SIGNIFICANT,
     ProteinDatabase,
@@ -35,6 +34,7 @@ from .database import (
     read_manifest,
     significance,
     united,
+    usual_iterations,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def search(
     top_k: int | None = None,
     evalue: float = 0.01,
     sensitivity: str = "default",
-    iterations: int = ITERATIONS,
+    iterations: int | None = None,
     database_size: int | None = None,
     on_error: Callable[[int, str], None] | None = None,
     **options: Any,
@@ -72,11 +72,12 @@ def search(
         ValueError: If a query cannot be used, and there is no `on_error`.
     """
     check_search(sensitivity, iterations)
+    _ray()  # if it is missing, that is said before a model is loaded
     given = [(one, list[Protein]()) for one in queries]
     searched = _Searched(Path(folder), load, workers, database_size, given)
     probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
     found: list[list[Any]] = [[] for _ in queries]
-    for _ in range(iterations - 1):
+    for _ in range((iterations or usual_iterations(load())) - 1):
         found = list(map(numbered, found, searched.grow(probe, **options)))
     for hits in map(numbered, found, searched.hits(sensitivity, evalue, on_error, **options)):
         yield ranked(hits, evalue, top_k)

@@ -36,7 +36,6 @@ PROTEINS_PER_PART = 100_000
 EMBEDDED_TOGETHER, VECTORS_AT_ONCE = 32, 2**16
 SENSITIVITY = {"fast": 150, "default": 500, "more": 2000, "all": None}
 """How many proteins are aligned, the best ones of the cheap stage."""
-ITERATIONS = 2  # searches, by the query itself and by its profile
 SIGNIFICANT = 0.01  # E-value up to which a hit is part of a profile
 MOST_RELATIVES = 20  # of a profile; of more, as many from the best one to the last
 # What BLOSUM62 has no row for, by what it stands for.
@@ -316,7 +315,7 @@ class ProteinDatabase:
         query: Any,
         align: Any,
         sensitivity: str = "default",
-        iterations: int = ITERATIONS,
+        iterations: int | None = None,
         database_size: int | None = None,
         **options: Any,
     ) -> tuple[Protein, list[Any]]:
@@ -329,7 +328,7 @@ class ProteinDatabase:
         probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
         given = SIGNIFICANT, database_size or len(self)
         relatives: list[Protein] = []
-        for _ in range(iterations - 1):
+        for _ in range((iterations or usual_iterations(align)) - 1):
             candidates = self.candidates(profile, probe, align, relatives)
             new = align_candidates(align, profile, candidates, *given, **options)
             if not new:
@@ -346,7 +345,7 @@ class ProteinDatabase:
         top_k: int | None = None,
         evalue: float = 0.01,
         sensitivity: str = "default",
-        iterations: int = ITERATIONS,
+        iterations: int | None = None,
         database_size: int | None = None,
         **options: Any,
     ) -> Iterator[AlignmentResults]:
@@ -360,7 +359,8 @@ class ProteinDatabase:
             sensitivity: A name of `SENSITIVITY`; "all" aligns with every protein.
             iterations: Searches, each after the first by a profile of the query and what was found
                 with an E-value of at most `SIGNIFICANT`; with 1 the query is compared alone. A hit
-                is told as it was found first: no profile that it is part of speaks for it.
+                is told as it was found first: no profile that it is part of speaks for it. By
+                default `usual_iterations`.
             database_size: Proteins that E-values count; those of the database by default, all
                 shards of it where this is one.
             options: Further ones of the pipeline.
@@ -390,11 +390,21 @@ class ProteinDatabase:
             yield ranked(numbered(found, new), evalue, top_k)
 
 
-def check_search(sensitivity: str, iterations: int) -> None:
+def usual_iterations(align: Any) -> int:
+    """Return how many searches there are if nobody says: by a profile where its E-values hold.
+
+    They were measured to for substitution windows, and not to over a language model, which gains
+    little by profiles.
+    """
+    kind = getattr(align.model.config.plm_config, "model_type", "")
+    return 2 if kind == "substitution_window" else 1
+
+
+def check_search(sensitivity: str, iterations: int | None) -> None:
     """Refuse what says nothing of how to search."""
     if sensitivity not in SENSITIVITY:
         raise ValueError(f"sensitivity {sensitivity!r}; give one of {', '.join(SENSITIVITY)}.")
-    if iterations < 1:
+    if iterations is not None and iterations < 1:
         raise ValueError(
             f"iterations={iterations}; give 1, which compares the query alone, or more."
         )
