@@ -119,12 +119,30 @@ def test_profiles_are_usual_where_their_chance_is_known(chain: ProteinDatabase, 
     assert {hit["iteration"] for hit in found} == {1}
 
 
+@pytest.mark.parametrize("evalue", [1e-6, 10.0])
+def test_segments_are_those_of_the_threshold(
+    chain: ProteinDatabase, align: Any, evalue: float
+) -> None:
+    twice = Protein("twice", f"{chain[1].sequence}{chain[3].sequence}{chain[1].sequence}")
+    held = ProteinDatabase.of([twice, *map(chain.__getitem__, range(40))])
+    one, two = (
+        {hit.candidate.id: hit for hit in hits}
+        for iterations in (1, 2)
+        for hits in held.search([chain[0]], align, evalue=evalue, iterations=iterations)
+    )
+    first = [name for name, hit in two.items() if hit["iteration"] == 1]
+    assert "twice" in first and len(two["twice"]["segments"]) > 1
+    assert all(two[name]["segments"] == one[name]["segments"] for name in first)
+
+
 def test_a_copy_of_the_query_makes_no_profile(chain: ProteinDatabase, align: Any) -> None:
     held = ProteinDatabase.of(
         [chain[0], replace(chain[0], id="copy"), *map(chain.__getitem__, range(9, 30))]
     )
     profile, hits = held.profile(chain[0], align)
     assert [hit.candidate.id for hit in hits] == ["a", "copy"] and profile.embeddings is None
+    [found] = held.search([chain[0]], align, evalue=30.0)
+    assert len(found) > 2 and {hit["iteration"] for hit in found} == {1}
     with pytest.raises(ValueError, match="iterations=0; give 1"):
         next(held.search([chain[0]], align, iterations=0))
 

@@ -504,8 +504,7 @@ def evaluate_scope40(
             one.write(out / f"{file_name(one.name)}.rocx")
         table = scope40.to_markdown([*found, *scope40.published(benchmark, chosen)])
         parts = [f"# SCOPe40, {len(chosen)} queries, {len(benchmark.domains)} domains", table]
-        settings = {"queries": chosen, "seed": seed, "threads": threads}
-        settings |= {"iterations": iterations}
+        settings = {"queries": chosen, "iterations": iterations, "seed": seed, "threads": threads}
         figures = {one.name: one.figures() for one in found}
         evaluation = {"settings": settings, "figures": figures}
         typer.echo(write_report(out, parts, evaluation=evaluation))

@@ -48,7 +48,8 @@ def search(
 ) -> dict[str, Any]:
     """Search a database of proteins with a protein, and align it with what is found.
 
-    Use it to find relatives of a protein. Hits are sorted, the most significant first.
+    Use it to find relatives of a protein. Hits are sorted, the most significant first; those of
+    iteration 2 were found by a profile of the query and those of iteration 1.
 
     Args:
         query: One-letter sequence, or path of a FASTA, PDB or mmCIF file (path:record, path:chain).
@@ -110,7 +111,8 @@ def told(result: Any) -> dict[str, Any]:
         return kept | {"pairs": [list(pair) for pair in pairs]}
 
     about = {"query": result.query.id, "candidate": result.candidate.id}
-    about |= {name: result[name] for name in ("score", "bits", "p_value", "evalue")}
+    names_told = ("score", "bits", "p_value", "evalue", "iteration")
+    about |= {name: result[name] for name in names_told if name in result}
     return about | {"segments": [named(segment) for segment in result["segments"]]}
 
 

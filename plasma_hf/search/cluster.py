@@ -23,16 +23,15 @@ from ..models.alignment_result import AlignmentResults
 from ..models.protein import Protein, clean_sequence
 from .database import (
     SENSITIVITY,
-    SIGNIFICANT,
     ProteinDatabase,
     Ranking,
     align_candidates,
     check_search,
     numbered,
     profile_of,
-    ranked,
     read_manifest,
     significance,
+    significant,
     united,
     usual_iterations,
 )
@@ -78,9 +77,9 @@ def search(
     probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
     found: list[list[Any]] = [[] for _ in queries]
     for _ in range((iterations or usual_iterations(load())) - 1):
-        found = list(map(numbered, found, searched.grow(probe, **options)))
+        found = list(map(numbered, found, searched.grow(probe, evalue, **options)))
     for hits in map(numbered, found, searched.hits(sensitivity, evalue, on_error, **options)):
-        yield ranked(hits, evalue, top_k)
+        yield AlignmentResults(sorted(hits, key=significance)[:top_k])
 
 
 @dataclass
@@ -93,13 +92,13 @@ class _Searched:
     database_size: int | None
     queries: list[tuple[Protein, list[Protein]]]
 
-    def grow(self, sensitivity: str, **options: Any) -> list[list[Any]]:
+    def grow(self, sensitivity: str, evalue: float, **options: Any) -> list[list[Any]]:
         """Turn queries into profiles, and return the hits that are new in them."""
 
         def untold(query: int, error: str) -> None:
             """Leave an error to the last search, which meets it again."""
 
-        found = list(self.hits(sensitivity, SIGNIFICANT, untold, **options))
+        found = [significant(each) for each in self.hits(sensitivity, evalue, untold, **options)]
         rows = [{"query": query, "new": _Answer(hits)} for query, hits in enumerate(found) if hits]
         given = {"load": self.load, "queries": self.queries}
         for row in list(_map(rows, _Profiles, self.workers, given)):

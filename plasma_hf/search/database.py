@@ -317,20 +317,21 @@ class ProteinDatabase:
         sensitivity: str = "default",
         iterations: int | None = None,
         database_size: int | None = None,
+        evalue: float = SIGNIFICANT,
         **options: Any,
     ) -> tuple[Protein, list[Any]]:
         """Do all iterations of a search but the last: return a profile, and the hits it is made of.
 
         Args:
-            query, align, sensitivity, iterations, database_size, options: See `search`.
+            query, align, sensitivity, iterations, database_size, evalue, options: See `search`.
         """
         profile, found = align.read((query, query))["query"], list[Any]()
         probe = sensitivity if SENSITIVITY[sensitivity] is None else "fast"
-        given = SIGNIFICANT, database_size or len(self)
+        given = evalue, database_size or len(self)
         relatives: list[Protein] = []
         for _ in range((iterations or usual_iterations(align)) - 1):
             candidates = self.candidates(profile, probe, align, relatives)
-            new = align_candidates(align, profile, candidates, *given, **options)
+            new = significant(align_candidates(align, profile, candidates, *given, **options))
             if not new:
                 break
             found = numbered(found, new)
@@ -358,9 +359,9 @@ class ProteinDatabase:
             evalue: Hits that chance gives, at most, with each hit.
             sensitivity: A name of `SENSITIVITY`; "all" aligns with every protein.
             iterations: Searches, each after the first by a profile of the query and what was found
-                with an E-value of at most `SIGNIFICANT`; with 1 the query is compared alone. A hit
-                is told as it was found first: no profile that it is part of speaks for it. By
-                default `usual_iterations`.
+                with an E-value of at most `evalue` and `SIGNIFICANT`; with 1 the query is compared
+                alone. A hit is told as it was found first: no profile that it is part of speaks for
+                it. By default `usual_iterations`.
             database_size: Proteins that E-values count; those of the database by default, all
                 shards of it where this is one.
             options: Further ones of the pipeline.
@@ -382,12 +383,12 @@ class ProteinDatabase:
         _check_calibrated(align)
         size = database_size or len(self)
         for query in queries:
-            given = align, sensitivity, iterations, size
+            given = align, sensitivity, iterations, size, evalue
             profile, found = self.profile(query, *given, **options)
             relatives = [hit.candidate for hit in found]
             candidates = self.candidates(profile, sensitivity, align, relatives)
             new = align_candidates(align, profile, candidates, evalue, size, **options)
-            yield ranked(numbered(found, new), evalue, top_k)
+            yield AlignmentResults(sorted(numbered(found, new), key=significance)[:top_k])
 
 
 def usual_iterations(align: Any) -> int:
@@ -416,18 +417,19 @@ def profile_of(align: Any, query: Protein, relatives: Iterable[Protein]) -> Prot
     return align.profile(query, others[:: -(-len(others) // MOST_RELATIVES)]) if others else query
 
 
+def significant(hits: Iterable[Any]) -> list[Any]:
+    """Return the hits that a profile is made of."""
+    return [hit for hit in hits if hit["evalue"] <= SIGNIFICANT]
+
+
 def numbered(before: list[Any], new: list[Any]) -> list[Any]:
     """Return hits of searches and of the one after them, which are told so."""
-    iteration = 1 + max((hit["iteration"] for hit in before), default=0)
+    # Copies of a query make no profile of it.
+    made = (hit["iteration"] for hit in before if hit.candidate.sequence != hit.query.sequence)
+    iteration = 1 + max(made, default=0)
     for hit in new:
         hit["iteration"] = iteration
     return before + new
-
-
-def ranked(hits: Iterable[Any], evalue: float, top_k: int | None) -> AlignmentResults:
-    """Return hits that are to be shown, the most significant first."""
-    shown = (hit for hit in hits if hit["evalue"] <= evalue)
-    return AlignmentResults(sorted(shown, key=significance)[:top_k])
 
 
 def model_name(align: Any) -> str:
