@@ -221,8 +221,8 @@ if __name__ == "__main__":
     large = torch.randn(900, 900)
     expected, _ = align(pair)["score"], large @ large
     for _ in range(2):
-        if not (child := os.fork()):
-            same = align(pair)["score"] == expected and (large @ large).exp().isfinite().any()
+        if not (child := os.fork()):  # it has one thread, by which a product's last bit may change
+            same = abs(align(pair)["score"] - expected) < 1e-6 and (large @ large).isfinite().all()
             os._exit(0 if same and torch.get_num_threads() == 1 else 3)
         assert os.waitpid(child, 0)[1] == 0
     for way in ("fork", "spawn"):
