@@ -29,9 +29,9 @@ from plasma_hf.training import PairRows, PlasmaRun, PlasmaTrainer
 from plasma_hf.training.arguments import EVERY_RUN
 from plasma_hf.training.structure_data import store_sequences
 from reproduce.default_checkpoint import RESULTS, bundle, labelled_domains, save
-from tests.benchmarks.site_pairs import SITES
 
 CHECKPOINTS = Path(DEFAULT_CHECKPOINT).parent
+SITES = Path(__file__).parents[2] / "shared" / "data" / "sites"
 TASKS = {
     "active_site": ["active_site"],
     "binding_site": ["binding_site"],

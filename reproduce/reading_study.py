@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from plasma_hf import load_backbone
 from plasma_hf.data.alignments import ResidueAlignment, read_reference_alignments
-from plasma_hf.evaluation.aligners import _best_path, _enhanced_similarity, align_sequences
+from plasma_hf.evaluation.aligners import _enhanced_similarity, align_sequences
 from plasma_hf.metrics import roc_auc
+from plasma_hf.models.local_alignment import best_in_order
 from plasma_hf.models.modeling_plasma import hinge_cost
 
 Matrix = NDArray[np.float32]
@@ -319,7 +320,8 @@ def try_others(encoder: Encoder, data: Iterable[Any]) -> Judged:
         plans: dict[str, Matrix] = {}
         paths = {"Smith-Waterman": align_sequences(pair.query, pair.candidate, "local")[1]}
         paths["Needleman-Wunsch"] = align_sequences(pair.query, pair.candidate, "global")[1]
-        paths["EBA"] = _best_path(_enhanced_similarity(query.numpy(), candidate.numpy()))[1]
+        similarity = _enhanced_similarity(query.numpy(), candidate.numpy())
+        paths["EBA"] = best_in_order(torch.from_numpy(similarity)).numpy()
         for method, path in paths.items():
             plans[method] = np.zeros((len(query), len(candidate)), np.float32)
             plans[method][path[:, 0], path[:, 1]] = 1

@@ -1,7 +1,5 @@
 """The speed benchmarks run, and what they compare computes the same; no time is asserted."""
 
-import json
-
 import pytest
 import torch
 
@@ -69,11 +67,9 @@ def test_structures_are_of_about_the_lengths():
 @pytest.mark.slow
 def test_quick_run_measures_everything(tmp_path, capsys):
     speed.main(["--quick", "--out", str(tmp_path)])
-    figures = json.loads((tmp_path / "speed.json").read_text())
-    methods = {row["method"] for row in figures["pairs"]}
-    assert {speed.OURS, speed.PUBLISHED, speed.SMITH_WATERMAN} <= methods
-    assert set(figures) == {"settings", "machine", "cost", "pairs", "training", "growth", "search"}
-    assert "| TM-align" in (tmp_path / "speed.md").read_text() or speed.TM_ALIGN not in methods
-    assert (tmp_path / "speed.svg").stat().st_size > 0
-    if speed.TM_ALIGN not in methods:
+    text = (tmp_path / "speed.md").read_text()
+    rows = speed.OURS, speed.PUBLISHED, "the default", "12 |"
+    assert all(f"\n| {row}" in text for row in rows)
+    assert text.count("### ") == 4 and text.count(f"| {speed.SMITH_WATERMAN} |") == 2
+    if speed.TM_ALIGN not in text:
         pytest.skip(f"all but {capsys.readouterr().out.splitlines()[0]}")

@@ -1,10 +1,10 @@
-"""Reference alignments, and the pairwise aligner of all alignments of plain sequences here."""
+"""Reference alignments: which residues of two proteins stand in the same place."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.protein import InvalidRecord, open_text
-
-# BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
-TO_BLOSUM = str.maketrans("UOJ", "CKX")
-
-
-@cache
-def blosum_aligner(mode: str, gap_open: float, end_gap: float | None = None) -> Any:
-    """Return biopython's aligner, "local" or "global", with BLOSUM62 and gap extension 1.
-
-    `end_gap` is the cost of a residue of a gap at the ends; None for that of any gap.
-    """
-    try:
-        from Bio.Align import PairwiseAligner, substitution_matrices
-    except ImportError as error:
-        raise ImportError(
-            "alignments of sequences need biopython; run: pip install biopython"
-        ) from error
-    made = PairwiseAligner(mode=mode)
-    made.substitution_matrix = substitution_matrices.load("BLOSUM62")
-    made.open_gap_score, made.extend_gap_score = -float(gap_open), -1.0
-    if end_gap is not None:
-        made.end_gap_score = -end_gap
-    return made
-
-
-# --- Reference alignments: which residues of two proteins stand in the same place.
 
 Pairs = NDArray[np.int64]
 

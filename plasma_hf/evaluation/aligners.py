@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.alignments import TO_BLOSUM, blosum_aligner
 from ..data.pairs import ProteinPair, SiteProtein
 from ..data.store import Embedder, EmbeddingStore
 from ..models.configuration_plasma import PlasmaConfig
+from ..models.local_alignment import best_in_order
 from ..models.modeling_plasma import PlasmaModel
 from ..models.protein import STRUCTURE_SUFFIXES, Protein, read_protein
 
@@ -103,22 +103,34 @@ def _embeddings(source: EmbeddingSource, pairs: Iterable[ProteinPair]) -> Mappin
     return source.get(side.sequence for pair in pairs for side in (pair.query, pair.candidate))
 
 
-# "Gap 11/1" is read in two ways: opening pays for the first residue of the gap, so that k residues
-# cost 11 + (k - 1), as here and in EMBOSS, or comes on top of it, 11 + k, as in BLAST.
-GAP_OPEN = 11
+# BLOSUM62 has no column for selenocysteine, pyrrolysine and I/L.
+TO_BLOSUM = str.maketrans("UOJ", "CKX")
 Mode = Literal["local", "global", "free-ends"]
 Per = Literal["shorter", "columns"]
 
 
-def align_sequences(
-    query: str, candidate: str, mode: Mode, gap_open: int = GAP_OPEN
-) -> tuple[float, AlignmentPath]:
-    """Align two sequences by BLOSUM62, 1 for each further residue of a gap.
+@cache
+def _blosum_aligner(mode: Mode) -> Any:
+    try:
+        from Bio.Align import PairwiseAligner, substitution_matrices
+    except ImportError as error:
+        raise ImportError(
+            "alignments of sequences need biopython; run: pip install biopython"
+        ) from error
+    made = PairwiseAligner(mode="local" if mode == "local" else "global")
+    made.substitution_matrix = substitution_matrices.load("BLOSUM62")
+    made.open_gap_score, made.extend_gap_score = -11.0, -1.0
+    if mode == "free-ends":
+        made.end_gap_score = 0.0
+    return made
+
+
+def align_sequences(query: str, candidate: str, mode: Mode) -> tuple[float, AlignmentPath]:
+    """Align two sequences by BLOSUM62; a gap of k residues costs 11 + (k - 1), as in EMBOSS.
 
     Args:
         mode: "local" (Smith-Waterman), "global" (Needleman-Wunsch, end gaps charged) or
             "free-ends" (Needleman-Wunsch, end gaps free).
-        gap_open: Cost of the first residue of a gap.
 
     Returns:
         The score and the path; without a positive local score 0 and an empty one.
@@ -128,9 +140,8 @@ def align_sequences(
         >>> score, path.tolist()
         (13.0, [[1, 1], [2, 2], [3, 3]])
     """
-    within = "local" if mode == "local" else "global"
-    aligner = blosum_aligner(within, gap_open, 0.0 if mode == "free-ends" else None)
-    found = aligner.align(*(s.upper().translate(TO_BLOSUM) for s in (query, candidate)))
+    sides = (side.upper().translate(TO_BLOSUM) for side in (query, candidate))
+    found = _blosum_aligner(mode).align(*sides)
     if mode == "local" and found.score <= 0:
         return 0.0, np.empty((0, 2), dtype=np.int64)
     columns = found[0].indices  # (2, columns), -1 in a gap
@@ -259,7 +270,9 @@ class EmbeddingAlignment(MeanCosine):
     name = "eba"
 
     def _compare(self, pair: ProteinPair, query: Matrix, candidate: Matrix) -> AlignedPair:
-        total, path = _best_path(_enhanced_similarity(query, candidate))
+        similarity = _enhanced_similarity(query, candidate)
+        path = best_in_order(torch.from_numpy(similarity)).numpy()  # a gap costs nothing
+        total = float(similarity[path[:, 0], path[:, 1]].sum())
         return AlignedPair.from_path(total / min(len(query), len(candidate)), path, pair)
 
 
@@ -279,28 +292,6 @@ def _standardise(values: Matrix, axis: int) -> Matrix:
     count = values.shape[axis]
     spread = np.sqrt((centred**2).sum(axis=axis, keepdims=True) / max(count - 1, 1))
     return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-
-
-def _best_path(similarity: Matrix) -> tuple[float, AlignmentPath]:
-    """Find the order-preserving path of largest summed similarity; a gap costs nothing."""
-    n, m = similarity.shape
-    best = np.zeros((n + 1, m + 1))
-    for i in range(n):
-        step = np.maximum(best[i, 1:], best[i, :-1] + similarity[i])
-        # A free gap makes the rest of the row a running maximum.
-        best[i + 1, 1:] = np.maximum(np.maximum.accumulate(step), 0.0)
-    pairs = []
-    i, j = n, m
-    while i and j:
-        # Values are handed on unchanged along gaps, so equality is exact.
-        if best[i, j] == best[i, j - 1]:
-            j -= 1
-        elif best[i, j] == best[i - 1, j]:
-            i -= 1
-        else:
-            i, j = i - 1, j - 1
-            pairs.append((i, j))
-    return float(best[n, m]), np.array(pairs[::-1], dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass(eq=False)

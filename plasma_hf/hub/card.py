@@ -87,7 +87,7 @@ def model_card(
 
     Args:
         folder: With `config.json` or `adapter_config.json`, and what a run wrote beside it:
-            `metrics.json`, or `training.json` for an encoder.
+            `metrics.json`.
         repository: Where the model will be, as `org/name`, for the lines that load it.
         held_out: Markdown with held-out metrics, where they are in no `metrics.json`.
 
@@ -96,7 +96,7 @@ def model_card(
             were measured with other settings than the folder's.
     """
     folder = Path(folder)
-    metrics = read_json(folder / METRICS) or read_json(folder / "training.json")
+    metrics = read_json(folder / METRICS)
     if adapter := read_json(folder / "adapter_config.json"):
         base = str(adapter["base_model_name_or_path"])
         told = {"settings": {"name": f"LoRA adapter of {base}"}} | metrics
@@ -169,8 +169,6 @@ def _card(
     settings = dict(metrics.get("settings", {}))
     name, data = str(settings.get("name", kind.name)), settings.get("data")
     licence, datasets = settings.get("licence", "mit"), settings.get("datasets")
-    if isinstance(metrics.get("data"), Mapping):  # of an encoder's run: counts, by what they are
-        settings |= metrics["data"]
     said = {key: value for key, value in settings.items() if key not in OMITTED_SETTINGS}
     by_set = metrics.get("figures", {})
     results = [*_held_out_results(values.get("held_out") or {}), *_results(by_set, kind)]

@@ -257,8 +257,9 @@ def _copy_metrics(model: Any, folder: Path, revision: str | None) -> list[Path]:
     weights, exported = find("model.safetensors"), folder / "model.safetensors"
     if weights is None or not exported.is_file() or not filecmp.cmp(weights, exported, False):
         return []
-    missing = [n for n in ("metrics.json", "training.json") if not (folder / n).exists()]
-    return [Path(shutil.copyfile(file, folder / n)) for n in missing if (file := find(n))]
+    if (folder / METRICS).exists() or not (file := find(METRICS)):
+        return []
+    return [Path(shutil.copyfile(file, folder / METRICS))]
 
 
 def write_json(file: Path, fields: dict[str, Any], sort_keys: bool = False) -> None:

@@ -8,7 +8,7 @@ tell the amino acid. A thousand choices a batch teach far more than one choice a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..io.structures import StructurePair
 from ..models.modeling_protalign import ProtAlignModel, clip_loss
 from ..models.processing_protalign import ProtAlignProcessor
 from ..models.protein import STANDARD_RESIDUES, Structure
-from .run import checkpoint_to_resume, lasting_settings
+from .run import checkpoint_to_resume
 from .trainer import ATOMS, BatchTrainer
 
 NOT_ASKED = -100  # the number of any other letter
@@ -172,7 +172,8 @@ def train_encoders(
         model.check_encoder(side)
     if model.processor is None:
         raise ValueError("the model has no processor; set model.processor.")
-    last = checkpoint_to_resume(folder, lasting_settings(settings), resume)
+    lasting = {k: v for k, v in asdict(settings).items() if k not in ("device", "save_steps")}
+    last = checkpoint_to_resume(folder, lasting, resume)
     set_seed(settings.seed)
     model.requires_grad_(False)
     model.sequence_encoder.requires_grad_(sequences)

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -92,12 +92,6 @@ def checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool
                 "it with the same settings, or give another folder."
             )
     return str(last)
-
-
-def lasting_settings(settings: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass of settings that a resumed run must not change."""
-    free = ("device", "save_steps")
-    return {name: value for name, value in asdict(settings).items() if name not in free}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One protein against a store: pairs a second, memory, and where the time goes.
+"""One protein against a store: pairs a second, and memory.
 
 Run as `python -m tests.benchmarks.search_speed FOLDER HEAD_SIZE REPEATS` by `measure_search`: a
 fresh process each, whose memory is its own.
@@ -12,10 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from plasma_hf.data import EmbeddingStore
-from tests.benchmarks.sampler import Sampler, memory
+from tests.benchmarks.machine import memory
 from tests.benchmarks.speed_inputs import RandomEmbedder, make_model, store_sequences
 
 ROOT = Path(__file__).parents[2]
@@ -43,13 +41,11 @@ def measure_search(folder: Path, head_size: int, repeats: int) -> dict:
 def search(folder: Path, head_size: int, repeats: int) -> dict:
     """Score one query against all of a store, scores and the best ten alone.
 
-    The first pass, in which kernels are loaded, is kept apart, and so is the last one, in which
-    the process is sampled.
+    The first pass, in which kernels are loaded, is kept apart.
     """
     store = EmbeddingStore.open(folder)
     embedder = RandomEmbedder(store.header.hidden_size)
     model, query = make_model(embedder.hidden_size, head_size), embedder.query
-    residues = sum(store.lengths.values())
     before = memory("VmRSS")
 
     def run() -> float:
@@ -61,26 +57,15 @@ def search(folder: Path, head_size: int, repeats: int) -> dict:
 
     first, seconds = run(), [run() for _ in range(repeats)]
     peak = memory("VmHWM")
-    with Sampler() as sampler:
-        run()
     files = folder.glob("**/*.safetensors")
     return {
         "proteins": len(store),
-        "residues": residues,
-        "query_residues": len(query),
         "width": embedder.hidden_size,
-        "threads": torch.get_num_threads(),
         "first_seconds": first,
         "seconds": seconds,
         "rss_before": before,
         "rss_peak": peak,
-        "anonymous_peak": sampler.anonymous_bytes,
         "store_bytes": sum(file.stat().st_size for file in files),
-        "profile": {
-            "seconds": sampler.seconds,
-            "main": dict(sampler.main),
-            "beside": dict(sampler.beside),
-        },
     }
 
 

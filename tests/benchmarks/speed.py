@@ -1,31 +1,30 @@
 """Measure how fast pairs are aligned, trained on and searched, and what others take for it.
 
-Run as `python -m tests.benchmarks.speed [--quick] [--out FOLDER]`. It writes `speed.json` with
-every figure, `speed.md` with the tables and `speed.svg` with the picture.
+Run as `python -m tests.benchmarks.speed [--quick] [--out FOLDER]`. It writes `speed.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
+from transformers import pipeline
 
 from plasma_hf import PlasmaConfig, PlasmaModel
+from plasma_hf.evaluation.aligners import align_sequences
+from plasma_hf.io.formats import markdown_table
 from plasma_hf.kernels import use_kernels
-from plasma_hf.models.modeling_plasma import hinge_cost
-from tests.benchmarks.machine import describe_machine, peak_operations, threads
+from tests.benchmarks.machine import describe_machine, threads
 from tests.benchmarks.published_form import PublishedForm
 from tests.benchmarks.search_speed import build_store, measure_search
-from tests.benchmarks.site_pairs import GAP_OPEN, align
-from tests.benchmarks.speed_figure import write_figure, write_table
 from tests.benchmarks.speed_inputs import (
     make_model,
     make_pairs,
@@ -54,10 +53,8 @@ class Settings:
         head_size: of projections.
         repeats: turns, in each of which every method runs once.
         slow_repeats: the same for training and for passes over a store.
-        growth: lengths of both proteins of a pair.
         stores: proteins and width of each store that is searched.
         store_longest: longest protein of a store.
-        peak_turns: turns of the loop that measures the arithmetic limit.
     """
 
     pairs: int = 16
@@ -67,10 +64,8 @@ class Settings:
     head_size: int = 512
     repeats: int = 5
     slow_repeats: int = 3
-    growth: tuple[int, ...] = (100, 200, 400, 800, 1600)
     stores: tuple[tuple[int, int], ...] = ((1000, 320), (5000, 320), (1000, 1280))
     store_longest: int = 1024
-    peak_turns: int = 20_000_000
 
 
 QUICK = Settings(
@@ -81,10 +76,8 @@ QUICK = Settings(
     head_size=8,
     repeats=2,
     slow_repeats=1,
-    growth=(20, 40),
     stores=((12, 16),),
     store_longest=100,
-    peak_turns=100_000,
 )
 
 
@@ -164,7 +157,7 @@ def measure_pairs(settings: Settings, all_threads: int) -> list[dict]:
 
 def _smith_waterman(pairs: list[tuple[str, str]]) -> None:
     for query, candidate in pairs:
-        align(query, candidate, "local", GAP_OPEN["smith_waterman"])
+        align_sequences(query, candidate, "local")
 
 
 def _tm_align(lengths: list[tuple[int, int]]) -> list[Task]:
@@ -221,55 +214,23 @@ def measure_training(settings: Settings, all_threads: int) -> list[dict]:
     return take_turns(tasks, settings.slow_repeats)
 
 
-def measure_growth(settings: Settings) -> list[dict]:
-    """Time one pair of two proteins of one length, projections at hand, on one thread."""
-    model = make_model(settings.width, settings.head_size)
-    published = PublishedForm(model).eval()
-    rows = []
-    for length in settings.growth:
-        sides = make_pairs([(length, length)], settings.width)
-        with torch.no_grad():
-            sides += tuple([model.project(side[0])] for side in sides)
-        queries, candidates, query_projections, candidate_projections = sides
-        ours = partial(
-            model.align_pairs,
-            queries,
-            candidates,
-            query_projections=query_projections,
-            candidate_projections=candidate_projections,
-        )
-        theirs = torch.no_grad()(partial(published, *(side[0] for side in sides)))
-        sequences = make_sequences([(length, length)])
-        tasks = [
-            Task(OURS, 1, ours),
-            Task(OURS_TORCH, 1, ours, "torch"),
-            Task(PUBLISHED, 1, theirs),
-            Task(SMITH_WATERMAN, 1, partial(_smith_waterman, sequences)),
-        ]
-        rows += [{"length": length} | row for row in take_turns(tasks, settings.repeats)]
-    return rows
-
-
-def measure_cost(settings: Settings, length: int = 300) -> dict:
-    """Compare the cost of one pair with the arithmetic limit: operations a second of one core."""
-    generator = torch.Generator().manual_seed(0)
-    size = (1, min(length, settings.longest), settings.head_size)
-    query, candidate = (torch.randn(size, generator=generator) for _ in range(2))
-    operations = 2 * size[1] ** 2 * size[2]  # one max and one add a channel
-    run = torch.no_grad()(partial(hinge_cost, query, candidate))
-    tasks = [Task(OURS, 1, run), Task(OURS_TORCH, 1, run, "torch")]
-    # On a machine that others use too, the limit is what it gave at best, before or after.
-    peaks = [peak_operations(settings.peak_turns, settings.repeats)]
-    rows = take_turns(tasks, settings.repeats)
-    peaks.append(peak_operations(settings.peak_turns, settings.repeats))
-    found = [peak for peak in peaks if peak is not None]
-    return {
-        "residues": size[1],
-        "channels": size[2],
-        "operations": operations,
-        "peak_operations_per_second": max(found) if found else None,
-        "rows": rows,
-    }
+def measure_default(settings: Settings) -> list[dict]:
+    """Time the default from sequences to segments, the published form over it, Smith-Waterman."""
+    sequences = make_sequences(random_lengths(settings.pairs, settings.shortest, settings.longest))
+    default = pipeline("protein-alignment")
+    published = pipeline(
+        "protein-alignment",
+        model=PlasmaModel(PlasmaConfig(embedding_size=420, head="hinge")).attach_backbone(
+            default.model.backbone
+        ),
+        processor=default.processor,
+    )
+    tasks = [
+        Task("the default", 1, partial(default, sequences)),
+        Task("PLASMA-PF, published form, over the same windows", 1, partial(published, sequences)),
+        Task(SMITH_WATERMAN, 1, partial(_smith_waterman, sequences)),
+    ]
+    return take_turns(tasks, settings.repeats, per=settings.pairs)
 
 
 def measure_searches(settings: Settings) -> list[dict]:
@@ -283,30 +244,75 @@ def measure_searches(settings: Settings) -> list[dict]:
     return rows
 
 
-def measure(settings: Settings) -> dict:
-    """Measure everything."""
-    all_threads = torch.get_num_threads()
-    figures = {"settings": asdict(settings), "machine": describe_machine()}
-    steps = {
-        "cost": partial(measure_cost, settings),
-        "pairs": partial(measure_pairs, settings, all_threads),
-        "training": partial(measure_training, settings, all_threads),
-        "growth": partial(measure_growth, settings),
-        "search": partial(measure_searches, settings),
-    }
-    for name, step in steps.items():
-        start = time.perf_counter()
-        figures[name] = step()
-        print(f"{name}: measured in {time.perf_counter() - start:.0f} s", flush=True)
-    return figures
+def table(rows: list[dict], each: str) -> str:
+    """Lay out times, each beside that of the first row of as many threads and as much at hand."""
+    first: dict = {}
+    cells = []
+    for row in rows:
+        times = [1000 * seconds for seconds in row["seconds"]]
+        kind = row["threads"], row["method"].endswith("at hand") or each != "ms a batch"
+        ratio = median(times) / first.setdefault(kind, median(times))
+        spread = f"{_number(min(times))} to {_number(max(times))}"
+        cells.append(
+            [row["method"], str(row["threads"]), _number(median(times)), spread, _number(ratio)]
+        )
+    head = ["method", "threads", each, "lowest to highest", "times the first"]
+    return markdown_table(head, cells)
 
 
-def write(figures: dict, folder: Path) -> None:
-    """Write figures, tables and picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.json").write_text(json.dumps(figures, indent=1) + "\n")
-    write_table(figures, folder / "speed.md")
-    write_figure(figures, folder / "speed.svg")
+def search_table(rows: list[dict]) -> str:
+    """Lay out what searches took."""
+    head = ["proteins", "width", "store", "pairs/s", "first pass", "memory before", "and on top"]
+    return markdown_table(
+        head,
+        [
+            [
+                f"{row['proteins']:,}",
+                str(row["width"]),
+                f"{row['store_bytes'] / 1e6:,.0f} MB",
+                _number(row["proteins"] / median(row["seconds"])),
+                f"{row['first_seconds']:.1f} s",
+                f"{row['rss_before'] / 1e6:,.0f} MB",
+                f"{(row['rss_peak'] - row['rss_before']) / 1e6:,.0f} MB",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def measure(settings: Settings) -> str:
+    """Measure everything, and return it as Markdown."""
+    count = torch.get_num_threads()
+    lengths = f"{settings.pairs} pairs of {settings.shortest} to {settings.longest} residues"
+    return "\n\n".join(
+        [
+            f"{describe_machine()}. Medians of {settings.repeats} turns "
+            f"({settings.slow_repeats} in training and search), in each of which every method runs "
+            "once, every other turn in reverse order.",
+            "### The default, from sequences to segments",
+            f"{lengths}, random sequences with a common stretch.",
+            table(measure_default(settings), "ms a pair"),
+            "### Score and plan of a pair, as published",
+            f"{lengths}, random embeddings with a common stretch, width {settings.width}, "
+            f"projections of {settings.head_size}; TM-align on real structures of about the same "
+            'lengths. A line without "projections at hand" projects both proteins as well.',
+            table(measure_pairs(settings, count), "ms a pair"),
+            "### Forward and backward of a training batch",
+            f"{settings.pairs} pairs, half of them positive, losses of score and label match; ours "
+            "as one padded batch, the published form pair by pair. With projections at hand "
+            "gradients end at the projections, and are compared with such.",
+            table(measure_training(settings, count), "ms a batch"),
+            "### One protein against a store",
+            "A query of 300 residues by the published form, scores and the best ten, float16 store "
+            f"in the page cache, a fresh process each, {count} threads. Pages of mapped files, which "
+            "the system takes back when it needs them, count as memory.",
+            search_table(measure_searches(settings)),
+        ]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -317,9 +323,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Figures of tiny sizes mean nothing, and never take the place of real ones by default.
     folder = options.out or (Path(tempfile.mkdtemp()) if options.quick else RESULTS)
-    write(measure(QUICK if options.quick else Settings()), folder)
-    print((folder / "speed.md").read_text())
-    print(f"written to {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = measure(QUICK if options.quick else Settings())
+    (folder / "speed.md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
