@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .models.local_alignment import best_in_order, read_pairs
+from .models.local_alignment import aligned_probabilities, best_in_order
 from .models.protein import Protein
 from .search.database import default_pipeline
 
@@ -101,7 +101,9 @@ class MultipleAlignment:
             gain = torch.zeros(shape)
             for start in range(0, len(others), PAIRS_TOGETHER):
                 part = slice(start, start + PAIRS_TOGETHER)
-                read = read_pairs([align.model.evidence(one, own).read for one in others[part]])
+                read = aligned_probabilities(
+                    [align.model.evidence(one, own).read for one in others[part]]
+                )
                 for columns, plan in zip(found.columns[part], read, strict=False):
                     gain[columns] += plan.cpu()
             pairs = best_in_order(gain - LEAST * len(others))
@@ -208,7 +210,7 @@ class Probabilities:
                 align.model.evidence(projected[one], projected[other]).read
                 for one, other in some.tolist()
             ]
-            for (one, other), plan in zip(some.tolist(), read_pairs(read), strict=True):
+            for (one, other), plan in zip(some.tolist(), aligned_probabilities(read), strict=True):
                 plan = plan.cpu()
                 best = best_in_order(plan)
                 shared = plan[best[:, 0], best[:, 1]].sum() / min(plan.shape)

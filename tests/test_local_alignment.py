@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.kernels import use_kernels
 from plasma_hf.models.local_alignment import (
+    NEVER,
     READING,
     SEARCHING,
     Calibration,
     Evidence,
     Scoring,
-    aligned_probability,
-    alignment_score,
+    aligned_probabilities,
     alignment_scores,
     best_in_order,
     best_stretch,
     find_alignments,
-    read_pairs,
     share_of_evidence,
 )
 
@@ -43,14 +42,6 @@ def _numba(request):
 def draw(n, m, seed, spread=2.0, batch=1):
     generator = torch.Generator().manual_seed(seed)
     return spread * torch.randn(batch, n, m, generator=generator)
-
-
-def draw_allowed(n, m, seed, batch=2):
-    """Mask some residues, the one of the last pair all."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, columns = (torch.rand(batch, size, generator=generator) > 0.2 for size in (n, m))
-    rows[-1] = False
-    return rows[:, :, None] & columns[:, None]
 
 
 def gap_cost(rows, columns, scoring):
@@ -84,10 +75,10 @@ def test_it_is_what_all_alignments_say(n, m, scoring, kernels):
         total += np.exp(log_weight)
         share[rows, columns] += np.exp(log_weight)
     with use_kernels(kernels):
-        found = aligned_probability(evidence, scoring=scoring)
-        score = alignment_score(evidence, scoring=scoring)
+        [found] = aligned_probabilities([evidence[0]], scoring)
+        score = alignment_scores([evidence[0]], scoring)
         box = best_stretch(evidence[0], scoring)
-    np.testing.assert_allclose(found[0].numpy(), share / total, atol=1e-6)
+    np.testing.assert_allclose(found.numpy(), share / total, atol=1e-6)
     assert float(score) == pytest.approx(np.log(total), abs=1e-5)
     rows, columns, _ = max(every, key=lambda alignment: alignment[2])
     assert box == (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
@@ -110,21 +101,21 @@ def test_what_gains_most_in_order(n, m, kernels):
 @example(n=40, m=1, seed=0, scoring=SEARCHING, spread=1.0, masked=True)
 def test_compiled_and_plain_form_agree(n, m, seed, scoring, spread, masked):
     pytest.importorskip("numba")
-    evidence = draw(n, m, seed, spread, batch=2)
-    allowed = draw_allowed(n, m, seed) if masked else None
+    evidence = draw(n, m, seed, spread)[0]
+    taken = torch.rand(n, m, generator=torch.Generator().manual_seed(seed)) > 0.7
+    if masked:  # as stretches are that were found before
+        evidence = evidence.masked_fill(taken, NEVER)
     with use_kernels("torch"):
-        expected = aligned_probability(evidence.double(), allowed, scoring)
-        scores = alignment_score(evidence.double(), allowed, scoring)
+        [expected] = aligned_probabilities([evidence.double()], scoring)
+        scores = alignment_scores([evidence.double()], scoring)
     with use_kernels("numba"):
-        found = aligned_probability(evidence, allowed, scoring)
-        own = alignment_score(evidence, allowed, scoring)
-        turned = None if allowed is None else allowed.mT
-        other = aligned_probability(evidence.mT, turned, scoring).mT
+        found, other = aligned_probabilities([evidence, evidence.mT], scoring)
+        own = alignment_scores([evidence], scoring)
     assert (found - expected).abs().max() < 1e-5
     torch.testing.assert_close(own.double(), scores, rtol=1e-5, atol=1e-4)
-    assert (other - found).abs().max() < 1e-5
-    assert max(found.sum(1).max(), found.sum(2).max()) < 1 + 1e-5
-    assert found.min() >= 0 and (allowed is None or not found[~allowed].any())
+    assert (other.mT - found).abs().max() < 1e-5
+    assert max(found.sum(0).max(), found.sum(1).max()) < 1 + 1e-5
+    assert found.min() >= 0 and not (masked and found[taken].any())
 
 
 @settings(max_examples=40)
@@ -176,44 +167,39 @@ def test_pairs_of_any_sizes_are_read_as_alone(sizes, seed):
     pairs = [Evidence(*draw(n, m, seed, batch=2)) for n, m in sizes]
     for kernels in KERNELS:
         with use_kernels(kernels):
-            found = *score(pairs), read_pairs([pair.read for pair in pairs])
+            found = *score(pairs), aligned_probabilities([pair.read for pair in pairs])
         with use_kernels("torch"):
             for pair, raw, shared, plan in zip(pairs, *found, strict=True):
-                assert (plan - aligned_probability(pair.read[None])[0]).abs().max() < 1e-5
-                torch.testing.assert_close(raw[None], alignment_score(pair.scored[None]))
-                wanted = alignment_score(pair.read[None], scoring=READING)
-                torch.testing.assert_close(shared[None], wanted)
+                [wanted] = aligned_probabilities([pair.read])
+                assert (plan - wanted).abs().max() < 1e-5
+                torch.testing.assert_close([raw[None], shared[None]], list(score([pair])))
 
 
 @settings(max_examples=20)
 @given(n=SIZES, m=SIZES, around=st.integers(0, 9), seed=SEEDS)
-def test_padding_changes_nothing(n, m, around, seed):
-    evidence = draw(n, m, seed)
-    padded = torch.nn.functional.pad(evidence, (around, 3, 2, around), value=50.0)
-    allowed = torch.zeros_like(padded, dtype=torch.bool)
-    allowed[:, 2 : n + 2, around : m + around] = True
+def test_what_is_taken_is_as_if_it_were_not_there(n, m, around, seed):
+    [evidence] = draw(n, m, seed)
+    padded = torch.nn.functional.pad(evidence, (around, 3, 2, around), value=NEVER)
     for kernels in KERNELS:
         with use_kernels(kernels):
-            found = aligned_probability(padded, allowed)[:, 2 : n + 2, around : m + around]
-            assert (found - aligned_probability(evidence)).abs().max() < 1e-6
-            score = alignment_score(padded, allowed)
-            torch.testing.assert_close(score, alignment_score(evidence))
+            alone, found = aligned_probabilities([evidence, padded])
+            assert (found[2 : n + 2, around : m + around] - alone).abs().max() < 1e-6
+            one, other = alignment_scores([evidence, padded])
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("value", [1e4, -1e4])
 def test_extreme_evidence_stays_finite(value, kernels):
-    evidence = draw(30, 50, 0)
-    evidence[0, 3:9, 10:20] = value
-    evidence[0, 20:, 30:] = -value
+    evidence, all_alike = draw(30, 50, 0)[0], torch.full((9, 9), value)
+    evidence[3:9, 10:20] = value
+    evidence[20:, 30:] = -value
     with use_kernels(kernels):
-        found = aligned_probability(evidence)[0]
-        assert found.isfinite().all() and found.min() >= 0
+        found, alike = aligned_probabilities([evidence, all_alike])
+        assert found.isfinite().all() and found.min() >= 0 and alike.isfinite().all()
         assert max(found.sum(0).max(), found.sum(1).max()) < 1 + 1e-4
-        assert alignment_score(evidence).isfinite().all()
-        assert aligned_probability(torch.full((1, 9, 9), value)).isfinite().all()
-        assert alignment_score(torch.full((1, 9, 9), value)).isfinite().all()
-        rows, columns = best_stretch(evidence[0])
+        assert alignment_scores([evidence, all_alike]).isfinite().all()
+        rows, columns = best_stretch(evidence)
     assert 0 <= rows.start < rows.stop <= 30 and 0 <= columns.start < columns.stop <= 50
 
 
@@ -231,34 +217,32 @@ def test_extreme_evidence_stays_finite(value, kernels):
 )
 def test_rivals_share_however_much_each_weighs(residues, value, kernels):
     # Two halves in the other order: either is aligned, never both, and neither comes first.
-    evidence = value * torch.eye(residues).roll(residues // 2, 1)[None]
+    evidence = value * torch.eye(residues).roll(residues // 2, 1)
     with use_kernels(kernels):
-        found = aligned_probability(evidence, scoring=Scoring(0.25, 0.0, 4.0, 0.2))[0]
-    in_pairs = found[evidence[0] > 0]
+        [found] = aligned_probabilities([evidence], Scoring(0.25, 0.0, 4.0, 0.2))
+    in_pairs = found[evidence > 0]
     assert (in_pairs.view(2, -1)[:, 10:-10] - 0.5).abs().max() < 0.01
 
 
 def test_it_learns():
-    evidence = draw(4, 5, 0).double().requires_grad_()
-    allowed = draw_allowed(4, 5, 3, batch=2)[:1]
-    for known in (None, allowed):
-        assert torch.autograd.gradcheck(lambda e, k=known: aligned_probability(e, k), evidence)
-        assert torch.autograd.gradcheck(lambda e, k=known: alignment_score(e, k), evidence)
-    matrices = draw(3, 4, 1, batch=2).double().requires_grad_()
+    matrices = draw(4, 5, 0, batch=2).double().requires_grad_()
 
     def read(matrices):
         pair = Evidence(*matrices)
-        return *score([pair]), read_pairs([pair.read])[0]
+        return *score([pair]), *aligned_probabilities([pair.read])
 
     assert torch.autograd.gradcheck(read, matrices)
+    taken = torch.zeros(4, 5, dtype=torch.bool)
+    taken[1:3, 2:] = True
+    assert torch.autograd.gradcheck(lambda given: read(given.masked_fill(taken, NEVER)), matrices)
 
 
 def test_gradient_in_single_precision_is_that_of_the_plain_form():
-    evidence = draw(20, 30, 0).requires_grad_()
+    evidence = draw(20, 30, 0)[0].requires_grad_()
     with use_kernels("numba"):
-        alignment_score(evidence).sum().backward()
+        alignment_scores([evidence]).sum().backward()
     # The derivative of the logarithm of the sum is the probability, times the slope.
-    expected = aligned_probability(evidence.detach().double(), scoring=SEARCHING)
+    [expected] = aligned_probabilities([evidence.detach().double()], SEARCHING)
     assert (evidence.grad - SEARCHING.slope * expected).abs().max() < 1e-5
 
 
@@ -281,9 +265,9 @@ def stretches(n, m, *starts, size=30, value=8.0):
 
 
 def find(evidence, **options):
-    probability = aligned_probability(evidence[None])[0]
+    [probability] = aligned_probabilities([evidence])
     known = Evidence(evidence, evidence)
-    raw_score = float(alignment_score(evidence[None]))
+    raw_score = float(alignment_scores([evidence]))
     return find_alignments(known, probability, raw_score, lambda raw, left: raw > 40, **options)
 
 
@@ -352,7 +336,7 @@ def test_a_gap_divides_only_where_it_is_long():
 
 @pytest.mark.parametrize("evidence", [torch.zeros(1, 1), torch.zeros(1, 50), draw(60, 70, 1)[0]])
 def test_nothing_is_found_where_nothing_is_significant(evidence):
-    probability = aligned_probability(evidence[None])[0]
+    [probability] = aligned_probabilities([evidence])
     assert not find_alignments(Evidence(*[evidence] * 2), probability, 0.0, lambda raw, left: False)
 
 
@@ -361,7 +345,7 @@ def test_what_lies_upon_a_better_one_is_none():
     read, scored = torch.full((40, 40), 6.0), torch.full((40, 40), -2.0)
     read.diagonal().add_(1.0)
     scored[3:9, 3:9], scored[20:23, 10:13] = 1.9, 1.8
-    probability = aligned_probability(read[None])[0]
+    [probability] = aligned_probabilities([read])
     [whole] = find_alignments(Evidence(read, scored), probability, 9.0, lambda raw, left: True)
     assert len(whole.pairs) == 40
 
@@ -375,7 +359,7 @@ def test_what_was_given_is_left_as_it_was():
 
 def test_it_ends_where_all_is_taken():
     evidence = torch.full((3, 3), 30.0)
-    probability = aligned_probability(evidence[None])[0]
+    [probability] = aligned_probabilities([evidence])
     shares = []
 
     def always(raw, left):

@@ -103,16 +103,6 @@ def test_lengths_say_nothing():
     assert abs(counts.length_gap[0] - counts.length_gap[1]) < 0.03
 
 
-def test_given_clusters_are_kept_apart():
-    table = make_table(12, 6, 0.0, seed=5)
-    clusters = {protein.uid: protein.uid[-2:] for protein in table[:0]}
-    clusters |= {protein.uid: f"{protein.family} {protein.uid[-1]}" for protein in table}
-    splits = make_splits(table, held_out=0.2, fractions=(0.5, 0.2), clusters=clusters)
-    assert splits.clusters_by == "given"
-    with pytest.raises(ValueError, match=r"clusters has no 'P0000' and \d+ others"):
-        make_splits(table, clusters={"P9": "x"})
-
-
 def test_equal_sequences_of_a_family_are_one_protein():
     table = make_table(12, 6, 0.0, seed=6)
     copies = [SiteProtein(f"{p.uid}copy", p.family, p.sequence, p.site_labels) for p in table]

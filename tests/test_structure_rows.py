@@ -170,16 +170,7 @@ def test_no_cluster_on_two_sides(seed):
     assert split == split_by_cluster(sequences, (0.5, 0.0, 0.5), seed, method="kmers")
 
 
-def test_groups_stay_together():
-    groups = ["complex 1", "complex 1", "complex 2"]
-    for seed in range(5):
-        split = split_by_cluster(
-            [ONE, OTHER, "G" * 20], (0.7, 0.0, 0.3), seed, groups=groups, method="kmers"
-        )
-        assert split.clusters == (0, 0, 2)
-        assert (split.train, split.test) == ((0, 1), (2,))
-    with pytest.raises(ValueError, match="1 groups for 2"):
-        split_by_cluster([ONE, OTHER], groups=["a"])
+def test_shares_sum_to_one():
     with pytest.raises(ValueError, match="sum to 1"):
         split_by_cluster([ONE], (0.5, 0.5, 0.5))
 

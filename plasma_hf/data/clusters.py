@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -83,26 +83,21 @@ def cluster_sequences(
 
 
 def _components(
-    sequences: Sequence[str],
-    identity: float,
-    method: Literal["mmseqs", "kmers"],
-    groups: Iterable[Hashable] = (),
+    sequences: Sequence[str], identity: float, method: Literal["mmseqs", "kmers"]
 ) -> list[int]:
-    """Return, by protein, the place of the first that a chain of similar ones, or groups, links."""
+    """Return, by protein, the place of the first that a chain of similar ones links."""
     lowest = IDENTITIES[0]
     if not (lowest if method == "kmers" else 0) <= identity <= 1:
         raise ValueError(
             f"identity is {identity}; give {lowest} to 1, or, with MMseqs2 on the PATH, 0 to 1"
         )
     different = sorted(set(sequences))
-    first: dict[Hashable, int] = {}
+    first: dict[str, int] = {}
     links = [(place, first.setdefault(sequence, place)) for place, sequence in enumerate(sequences)]
     links += [
         (first[different[i]], first[different[j]])
         for i, j in _similar_pairs(different, identity, method)
     ]
-    of_group: dict[Hashable, int] = {}
-    links += [(place, of_group.setdefault(group, place)) for place, group in enumerate(groups)]
     clusters = list(connect(range(len(sequences)), links).values())
     logger.info("%d proteins in %d clusters, by %s", len(clusters), len(set(clusters)), method)
     return clusters
@@ -259,7 +254,6 @@ def split_by_cluster(
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     *,
-    groups: Sequence[Hashable] | None = None,
     identity: float | None = None,
     method: Method = "auto",
 ) -> ClusterSplit:
@@ -267,14 +261,13 @@ def split_by_cluster(
 
     Clusters are drawn in random order and fill test, then validation, as long as they fit; those
     that do not, large ones above all, are for training. Two forms of one protein, such as bound
-    and unbound, are near-identical and so end in one part; the two sides of a complex are in
-    general not, and stay together only if `groups` says so.
+    and unbound, are near-identical and so end in one part; the two sides of a complex in general
+    are not.
 
     Args:
         sequences: One-letter residues of each protein.
         fractions: Shares of the proteins for train, validation and test; they sum to 1.
         seed: Seed of the order of clusters.
-        groups: Group of each protein, such as its complex; a group stays together.
         identity: Identical residues / length of the shorter protein, from which on two are
             similar; by default 0.3 with MMseqs2, and 0.4 by k-mers, which see no further.
         method: As in `cluster_sequences`.
@@ -289,11 +282,9 @@ def split_by_cluster(
         raise ValueError(
             f"fractions are {fractions}; give shares for train, validation and test that sum to 1"
         )
-    if groups is not None and len(groups) != len(sequences):
-        raise ValueError(f"{len(groups)} groups for {len(sequences)} sequences; give one for each")
     method = _choose_method(method)
     identity = LOWEST_IDENTITY[method] if identity is None else identity
-    clusters = _components(sequences, identity, method, groups or ())
+    clusters = _components(sequences, identity, method)
     sizes = Counter(clusters)
     counts = (round(len(clusters) * share) for share in fractions)
     room = dict(zip(PARTS, counts, strict=True))

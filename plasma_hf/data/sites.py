@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Any, TypeAlias
 
+from ..io.formats import markdown_table
 from ..io.sequences import read_table
 from ..models.protein import clean_sequence, open_text
 
@@ -82,8 +83,8 @@ class SiteTableReport:
             kinds = ", ".join(f"{kind} {count}" for kind, count in _counts(rows).items())
             said.append(f"{len(rows)} {what}" + (f" ({kinds})" if rows else ""))
             if rows:
-                tables += ["", f"| row | uid | {title} |", "|---|---|---|"]
-                tables += [f"| {r.row} | {_cell(r.uid)} | {_cell(r.reason)} |" for r in rows]
+                cells = [(str(r.row), r.uid, r.reason.replace("\n", " ")) for r in rows]
+                tables += ["", markdown_table(("row", "uid", title), cells, left=3)]
         return "\n".join([", ".join(said) + ".", *tables])
 
 
@@ -93,10 +94,6 @@ def _counts(rows: Iterable[InvalidRow]) -> dict[str, int]:
         for row in rows
     )
     return dict(Counter(kinds).most_common())
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def read_site_table(source: Source) -> tuple[list[SiteProtein], list[InvalidRow]]:

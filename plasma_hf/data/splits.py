@@ -47,7 +47,7 @@ class PairSplits:
     protocol: str
     seed: int
     held_out_families: tuple[str, ...] = ()  # those of test_hard
-    clusters_by: str = ""  # "mmseqs", "kmers" or "given"; "" where the protocol has no clusters
+    clusters_by: str = ""  # "mmseqs" or "kmers"; "" where the protocol has no clusters
 
     def items(self) -> Iterator[tuple[str, Sequence[ProteinPair]]]:
         """Return the splits with their names."""
@@ -64,7 +64,6 @@ def make_splits(
     fractions: tuple[float, float] = (0.75, 0.05),
     max_length: int = 1024,
     identity: float = 0.5,
-    clusters: Mapping[str, str] | None = None,
     family_order: Sequence[str] | None = None,
 ) -> PairSplits:
     """Draw pairs for training, validation and two tests.
@@ -82,7 +81,6 @@ def make_splits(
         fractions: Shares of training and validation; the rest is test.
         max_length: Longest sequence to use, in residues.
         identity: For "strict", identity from which on two proteins are in one cluster.
-        clusters: For "strict", cluster by uid, in place of `identity`.
         family_order: For "upstream", families by falling frequency, where ties matter.
 
     Example:
@@ -102,7 +100,7 @@ def make_splits(
         raise ValueError(f"protocol is {protocol!r}; give 'strict' or 'upstream'")
     if protocol == "strict":
         drawn, families, method = _strict(
-            proteins, seed, pairs, held_out, fractions, max_length, identity, clusters
+            proteins, seed, pairs, held_out, fractions, max_length, identity
         )
     else:
         count = MOST_PAIRS if pairs is None else pairs
@@ -118,13 +116,10 @@ def make_splits(
     return PairSplits(train, validation, test, test_hard, protocol, seed, tuple(families), method)
 
 
-def pair_rows(
-    pairs: Sequence[ProteinPair], seed: int | None = None, epoch: int = 0
-) -> Iterator[dict[str, Any]]:
+def pair_rows(pairs: Iterable[ProteinPair]) -> Iterator[dict[str, Any]]:
     """Write pairs as the rows that `PairCollator` takes, one at a time.
 
     It suits `datasets.IterableDataset.from_generator(pair_rows, gen_kwargs={"pairs": pairs})`.
-    Without a seed pairs come as they are; with one each epoch has an order of its own.
 
     Yields:
         Rows with `query` and `candidate` (sequences), `label`, `query_site_labels` and
@@ -136,10 +131,7 @@ def pair_rows(
         >>> row["query"], row["query_site_labels"], row["candidate_uid"], row["label"]
         ('MKV', [0, 1, 1], 'P2', 1)
     """
-    order: Iterable[int] = range(len(pairs))
-    if seed is not None:
-        order = np.random.default_rng((seed, epoch)).permutation(len(pairs)).tolist()
-    for pair in (pairs[i] for i in order):
+    for pair in pairs:
         row: dict[str, Any] = {"label": pair.label, "family": pair.query.family}
         for side, protein in zip(("query", "candidate"), pair.sides, strict=True):
             row[side], row[f"{side}_uid"] = protein.sequence, protein.uid
@@ -158,7 +150,6 @@ def _strict(
     fractions: tuple[float, float],
     max_length: int,
     identity: float,
-    clusters: Mapping[str, str] | None,
 ) -> tuple[dict[str, list[ProteinPair]], list[str], str]:
     """Draw pairs by split, the families held out, and how clusters were found."""
     rng = np.random.default_rng(seed)
@@ -169,7 +160,7 @@ def _strict(
         if len(protein.sequence) <= max_length:
             usable.setdefault((protein.sequence, protein.family), protein)
     rows = list(usable.values())
-    cluster_of, method = _components(rows, identity, clusters)
+    cluster_of, method = _components(rows, identity)
     groups: dict[str, set[str]] = defaultdict(set)
     for row in proteins:
         groups[row.uid] |= {f"family {row.family}", f"cluster {cluster_of.get(row.uid)}"}
@@ -192,25 +183,13 @@ def _strict(
     return splits, hard_families, method
 
 
-def _components(
-    rows: Sequence[SiteProtein], identity: float, given: Mapping[str, str] | None
-) -> tuple[dict[str, str], str]:
+def _components(rows: Sequence[SiteProtein], identity: float) -> tuple[dict[str, str], str]:
     """Return the cluster of each uid; clusters that share a uid, or an equal sequence, are one."""
-    if given is not None:
-        missing = sorted({row.uid for row in rows} - set(given))
-        if missing:
-            raise ValueError(
-                f"clusters has no {missing[0]!r} and {len(missing) - 1} others; give a cluster "
-                "for each uid, or leave it out"
-            )
-        cluster_of, method = given, getattr(given, "method", "given")
-    else:
-        found = cluster_sequences({row.sequence: row.sequence for row in rows}, identity)
-        cluster_of, method = {row.uid: found[row.sequence] for row in rows}, found.method
-    links = {(f"uid {row.uid}", f"cluster {cluster_of[row.uid]}") for row in rows}
+    found = cluster_sequences({row.sequence: row.sequence for row in rows}, identity)
+    links = {(f"uid {row.uid}", f"cluster {found[row.sequence]}") for row in rows}
     links |= {(f"uid {row.uid}", f"sequence {row.sequence}") for row in rows}
     component = connect(sorted({item for link in links for item in link}), sorted(links))
-    return {row.uid: component[f"uid {row.uid}"] for row in rows}, method
+    return {row.uid: component[f"uid {row.uid}"] for row in rows}, found.method
 
 
 def _hold_out(rows: Sequence[SiteProtein], share: float, rng: np.random.Generator) -> list[str]:

@@ -697,16 +697,6 @@ PAIR_ODDS = np.float32(60.0)
 """Log-odds of one pair, at most."""
 
 
-def aligned_probability_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
-    """Do what `aligned_probability` does."""
-    return torch.stack(read_pairs_numba(_where_allowed(evidence, allowed), scoring))
-
-
-def alignment_score_numba(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
-    """Do what `alignment_score` does."""
-    return alignment_scores_numba(_where_allowed(evidence, allowed), scoring)
-
-
 def alignment_scores_numba(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
     """Do what `alignment_scores` does."""
     given, out, weights = _arrays(evidence), torch.empty(len(evidence)), _weights(scoring)
@@ -718,22 +708,18 @@ def alignment_scores_numba(evidence: Sequence[Tensor], scoring: Scoring) -> Tens
     return out
 
 
-def read_pairs_numba(read: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:
-    """Do what `read_pairs` does."""
-    given, plans = _arrays(read), [torch.empty(one.shape) for one in read]
+def aligned_probabilities_numba(evidence: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:
+    """Do what `aligned_probabilities` does."""
+    given, plans = _arrays(evidence), [torch.empty(one.shape) for one in evidence]
 
     def pair(number: int) -> None:
         if not given[number].size:
             return
         if not _write_probabilities(given[number], *_weights(scoring), plans[number].numpy()):
-            plans[number] = probability_by_logarithms(read[number][None], None, scoring)[0]
+            plans[number] = probability_by_logarithms(evidence[number], scoring)
 
     parallel_for(len(given), pair)
     return plans
-
-
-def _where_allowed(evidence: Tensor, allowed: Tensor | None) -> Any:
-    return evidence if allowed is None else evidence.masked_fill(~allowed, NEVER)
 
 
 def _weights(scoring: Scoring) -> tuple[np.float32, np.float32, float, float]:

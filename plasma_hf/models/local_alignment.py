@@ -27,7 +27,7 @@ except ImportError:  # as remote code, plain torch computes
         return None
 
 
-NEVER = -1e30  # log-odds of what may not be aligned; finite, so that no gradient becomes NaN
+NEVER = -1e30  # evidence of what may not be aligned; finite, so that no gradient becomes NaN
 
 
 class Scoring(NamedTuple):
@@ -45,10 +45,10 @@ class Scoring(NamedTuple):
     gap_open: float
     gap_extend: float
 
-    def log_odds(self, evidence: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Return the log-odds of pairs, `NEVER` where not allowed."""
+    def log_odds(self, evidence: Tensor) -> Tensor:
+        """Return the log-odds of pairs; `NEVER` stays."""
         odds = self.slope * (evidence - self.shift)
-        return odds if allowed is None else odds.masked_fill(~allowed, NEVER)
+        return odds.masked_fill(evidence <= NEVER, NEVER)
 
 
 READING = Scoring(0.3, 0.1, 4.5, 0.2)
@@ -61,70 +61,72 @@ USUAL_RESIDUES = 100  # of a protein; a score counts those that a peptide lacks
 # --- Sums over all local alignments.
 
 
-def aligned_probability(
-    evidence: Tensor, allowed: Tensor | None = None, scoring: Scoring = READING
-) -> Tensor:
-    """Return the probability that two residues are aligned, in [0, 1].
+def aligned_probabilities(evidence: Sequence[Tensor], scoring: Scoring = READING) -> list[Tensor]:
+    """Return the probabilities that residues of pairs of proteins are aligned, in [0, 1].
 
     Every local alignment, in which both residues rise from a pair to the next, weighs the product
     of the odds of its pairs and of what its gaps cost; a pair's probability is the share of the
     alignments that have it. Rows and columns sum to at most 1.
 
     Args:
-        evidence: `(batch, query_residues, candidate_residues)`.
-        allowed: True where both are residues, same shape; elsewhere it is 0.
+        evidence: Of each pair of proteins, `(query_residues, candidate_residues)`.
         scoring: What evidence and gaps weigh.
 
+    Returns:
+        Matrices like `evidence`.
+
     Example:
-        >>> evidence = 4 * torch.eye(12)[None]
-        >>> evidence[0, 5] = evidence[0, :, 5] = 0.0
-        >>> evidence[0, 5, 11] = 4.0  # out of order
-        >>> found = aligned_probability(evidence)[0]
+        >>> evidence = 4 * torch.eye(12)
+        >>> evidence[5] = evidence[:, 5] = 0.0
+        >>> evidence[5, 11] = 4.0  # out of order
+        >>> [found] = aligned_probabilities([evidence])
         >>> found[5, 5] > found[5, 11], found.sum(0).max() < 1.001
         (tensor(True), tensor(True))
     """
-    learns = torch.is_grad_enabled() and evidence.requires_grad
-    if not learns and (compiled := kernel_for("aligned_probability", evidence)):
-        return compiled(evidence, allowed, scoring)
-    if not evidence[0].numel():
+    if compiled := _kernel("aligned_probabilities", evidence):
+        return compiled(evidence, scoring)
+    return [probability_by_logarithms(one, scoring) for one in evidence]
+
+
+def probability_by_logarithms(evidence: Tensor, scoring: Scoring) -> Tensor:
+    """Do what `aligned_probabilities` does for one pair, however much an alignment weighs."""
+    if not evidence.numel():
         return torch.zeros_like(evidence)
-    return probability_by_logarithms(evidence, allowed, scoring)
-
-
-def probability_by_logarithms(evidence: Tensor, allowed: Tensor | None, scoring: Scoring) -> Tensor:
-    """Do what `aligned_probability` does, however much an alignment weighs."""
-    odds = scoring.log_odds(evidence.double(), allowed)
+    odds = scoring.log_odds(evidence.double())
     ending = _alignments_ending(odds, scoring)
     beginning = _alignments_ending(odds.flip(-2, -1), scoring).flip(-2, -1)
-    every = ending.flatten(1).logsumexp(-1)[:, None, None]
     # A pair is in both halves, and counts once.
-    found = (ending + beginning - odds - every).clamp(max=0.0).exp()
-    found = found if allowed is None else found.masked_fill(~allowed, 0.0)
-    return found.to(evidence.dtype)
+    found = ending + beginning - odds - ending.flatten().logsumexp(-1)
+    return found.clamp(max=0.0).exp().masked_fill(evidence <= NEVER, 0.0).to(evidence.dtype)
 
 
-def alignment_score(
-    evidence: Tensor, allowed: Tensor | None = None, scoring: Scoring = SEARCHING
-) -> Tensor:
-    """Return the raw score: the logarithm of the sum of all alignments' weights, `(batch,)`.
+def alignment_scores(evidence: Sequence[Tensor], scoring: Scoring = SEARCHING) -> Tensor:
+    """Return raw scores: the logarithm of the sum of all alignments' weights, `(pairs,)`.
 
     Args:
-        evidence: `(batch, query_residues, candidate_residues)`.
-        allowed: True where both are residues, same shape.
+        evidence: Of each pair of proteins, `(query_residues, candidate_residues)`.
         scoring: What evidence and gaps weigh.
 
     Example:
-        >>> alignment_score(4 * torch.eye(10)[None]).round(decimals=1)
+        >>> alignment_scores([4 * torch.eye(10)]).round(decimals=1)
         tensor([17.9000])
     """
-    learns = torch.is_grad_enabled() and evidence.requires_grad
-    if not learns and (compiled := kernel_for("alignment_score", evidence)):
-        return compiled(evidence, allowed, scoring)
-    if not evidence[0].numel():
-        return evidence.new_full((len(evidence),), NEVER)
-    odds = scoring.log_odds(evidence.double(), allowed)
-    total = _alignments_ending(odds, scoring).flatten(1).logsumexp(-1)
-    return total.to(evidence.dtype)
+    if compiled := _kernel("alignment_scores", evidence):
+        return compiled(evidence, scoring)
+    return torch.stack([_score_by_logarithms(one, scoring) for one in evidence])
+
+
+def _score_by_logarithms(evidence: Tensor, scoring: Scoring) -> Tensor:
+    if not evidence.numel():
+        return evidence.new_tensor(NEVER)
+    odds = scoring.log_odds(evidence.double())
+    return _alignments_ending(odds, scoring).flatten().logsumexp(-1).to(evidence.dtype)
+
+
+def _kernel(form: str, evidence: Sequence[Tensor]) -> Callable[..., Any] | None:
+    """Return the compiled form; plain torch computes what has a gradient."""
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in evidence)
+    return None if learns or not evidence else kernel_for(form, evidence[0])
 
 
 def share_of_evidence(sums: Tensor, shorter: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ def share_of_evidence(sums: Tensor, shorter: Tensor) -> Tensor:
     most evidence at each residue.
 
     Args:
-        sums: `alignment_score` by `READING`, `(batch,)`.
+        sums: `alignment_scores` by `READING`, `(batch,)`.
         shorter: Residues of the shorter protein, `(batch,)`.
     """
     each = READING.slope * (MOST_EVIDENCE - READING.shift)
@@ -151,22 +153,6 @@ class Evidence(NamedTuple):
 
     read: Tensor
     scored: Tensor
-
-
-def alignment_scores(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
-    """Return the `alignment_score` of pairs of any lengths, `(pairs,)`."""
-    learns = torch.is_grad_enabled() and any(one.requires_grad for one in evidence)
-    if not learns and (compiled := kernel_for("alignment_scores", evidence[0])):
-        return compiled(evidence, scoring)
-    return torch.cat([alignment_score(one[None], None, scoring) for one in evidence])
-
-
-def read_pairs(read: Sequence[Tensor]) -> list[Tensor]:
-    """Return how likely residues of pairs are aligned, like `read`, what is read of each."""
-    learns = torch.is_grad_enabled() and any(one.requires_grad for one in read)
-    if not learns and read and (compiled := kernel_for("read_pairs", read[0])):
-        return compiled(read, READING)
-    return [aligned_probability(one[None])[0] for one in read]
 
 
 def _larger(one: Tensor, other: Tensor) -> Tensor:
@@ -245,7 +231,7 @@ class Alignment:
     Attributes:
         pairs: Residues that are aligned, 0-based, in order, `(pairs, 2)`.
         weights: Probability of each, given that the stretch is aligned, `(pairs,)`.
-        raw_score: `alignment_score` without the stretches that were found before.
+        raw_score: Of `alignment_scores`, without the stretches that were found before.
         left: Share of the residue pairs that these had left.
     """
 
@@ -273,7 +259,7 @@ def find_alignments(
 
     Args:
         evidence: Of the pair.
-        probability: What `aligned_probability` makes of what is read.
+        probability: What `aligned_probabilities` makes of what is read.
         raw_score: Of the pair.
         is_significant: Tells of a raw score, and of the share of residue pairs that are left to
             reach it, whether that is more than chance.
@@ -290,7 +276,7 @@ def find_alignments(
     while len(stretches) < max_hits:
         if stretches:
             share = float((left > NEVER / 2).float().mean())
-            raw_score = float(alignment_score(left[None]))
+            raw_score = float(alignment_scores([left]))
         if not share or not is_significant(raw_score, share):
             break
         stretches.append((box := best_stretch(left), raw_score, share))
@@ -302,7 +288,7 @@ def find_alignments(
             others = read.clone()
             for box in (box for other in layers if other is not layer for box, *_ in other):
                 others[box] = NEVER
-            probability = aligned_probability(others[None])[0]
+            [probability] = aligned_probabilities([others])
         found += _divide(probability, layer, max_gap, least)
     return _disjoint(sorted(found, key=lambda alignment: -alignment.raw_score))
 

@@ -29,8 +29,9 @@ from .local_alignment import (
     SEARCHING,
     Calibration,
     Evidence,
+    aligned_probabilities,
     alignment_scores,
-    read_pairs,
+    kernel_for,
     share_of_evidence,
 )
 from .modeling_backbone import (
@@ -52,15 +53,6 @@ from .protein import STANDARD_RESIDUES
 if TYPE_CHECKING:
     # Files named by an import travel with a saved model: the folder then has its pipeline.
     from .pipeline_protein_alignment import ProteinAlignmentPipeline  # noqa: F401
-
-try:
-    from plasma_hf.kernels import kernel_for
-except ImportError:  # as remote code, plain torch computes
-
-    def kernel_for(form: str, tensor: Tensor) -> Callable[..., Any] | None:
-        """Return no compiled kernel."""
-        return None
-
 
 # --- The hinge cost of matching a query residue with a candidate residue.
 
@@ -1133,7 +1125,8 @@ class PlasmaModel(PreTrainedHead):
         wanted = map(is_read, raw_scores.tolist(), lengths)
         chosen = [number for number, read in enumerate(wanted) if read]
         plans = [torch.empty(0, 0)] * len(pairs)
-        for number, plan in zip(chosen, read_pairs([seen[n].read for n in chosen]), strict=True):
+        found = aligned_probabilities([seen[number].read for number in chosen])
+        for number, plan in zip(chosen, found, strict=True):
             plans[number] = plan
         return AlignedPairs(scores, plans, raw_scores, seen)
 

@@ -24,7 +24,6 @@ from ..models.protein import Protein, clean_sequence
 from .database import (
     SENSITIVITY,
     ProteinDatabase,
-    Ranking,
     align_candidates,
     check_search,
     numbered,
@@ -104,7 +103,7 @@ class _Searched:
         for row in list(_map(rows, _Profiles, self.workers, given)):
             _, relatives = self.queries[row["query"]]
             new = [hit.candidate for hit in found[row["query"]]]
-            self.queries[row["query"]] = row["profile"].query, relatives + new
+            self.queries[row["query"]] = row["profile"].value, relatives + new
         return found
 
     def hits(
@@ -136,7 +135,7 @@ class _Searched:
         for row in chain(_map(rows, _Hits, workers, given), [None]):
             if row is not None:
                 answer: _Answer = row["answer"]
-                hits[row["query"]] += answer.hits
+                hits[row["query"]] += answer.value or []
                 left[row["query"]] -= 1
                 if answer.error:
                     errors[row["query"]] = answer.error
@@ -167,11 +166,11 @@ def _best_of_all(
     sizes: dict[int, int] = {}
     errors: dict[int, str] = {}
     for row in found:
-        shard, ways, told = row["shard"], best[row["query"]], row["found"]
-        sizes[shard] = told.size
+        shard, ways, told = row["shard"], best[row["query"]], row["answer"]
+        sizes[shard] = row["size"]
         if told.error:
             errors[row["query"]] = told.error
-        for way, (scores, numbers) in enumerate(told.rankings):
+        for way, (scores, numbers) in enumerate(told.value or []):
             ranked = ((s, -shard, -number) for s, number in zip(scores, numbers, strict=True))
             every = [*ways.get(way, []), *ranked]
             ways[way] = every if most is None else heapq.nlargest(most, every)
@@ -264,13 +263,13 @@ class _Candidates(_Worker):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         database, (query, relatives) = self.shard(row["shard"]), self.queries[row["query"]]
-        found = _Found(len(database))
+        answer = _Answer()
         try:
             read = replace(query, sequence=clean_sequence(query.sequence or "", query.id))
-            found.rankings = database.rank(read, self.most, self.align, relatives)
+            answer.value = database.rank(read, self.most, self.align, relatives)
         except ValueError as problem:
-            found.error = str(problem)
-        return row | {"found": found}
+            answer.error = str(problem)
+        return row | {"size": len(database), "answer": answer}
 
 
 @dataclass(kw_only=True)
@@ -287,7 +286,7 @@ class _Hits(_Worker):
         candidates = [database[n] for n in row["numbers"] if database.ids[n] not in known]
         answer = _Answer()
         try:
-            answer.hits = align_candidates(self.align, query, candidates, **self.options)
+            answer.value = align_candidates(self.align, query, candidates, **self.options)
         except ValueError as problem:
             answer.error = str(problem)
         return {"query": row["query"], "answer": answer}
@@ -304,35 +303,16 @@ class _Profiles:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         query, relatives = self.queries[row["query"]]
         read = self.align.read((query, query))["query"]
-        new = [hit.candidate for hit in row["new"].hits]
+        new = [hit.candidate for hit in row["new"].value]
         profile = profile_of(self.align, read, relatives + new)
-        return {"query": row["query"], "profile": _Profile(profile)}
-
-
-# What workers answer is kept as it is; Ray would take columns of lists apart.
-
-
-@dataclass
-class _Found:
-    """Candidates of a query in a shard."""
-
-    size: int  # of the shard
-    rankings: list[Ranking] = field(default_factory=list)
-    error: str = ""
-
-
-@dataclass
-class _Profile:
-    """A query as its relatives make it."""
-
-    query: Protein
+        return {"query": row["query"], "profile": _Answer(profile)}
 
 
 @dataclass
 class _Answer:
-    """Hits of a query in a shard."""
+    """What a worker answers, kept as it is: Ray would take columns of lists apart."""
 
-    hits: list[Any] = field(default_factory=list)
+    value: Any = None
     error: str = ""
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ..data.shards import write_atomically
 from ..models.alignment_result import AlignmentResults
 from ..models.protein import InvalidRecord, Protein, clean_sequence
 
@@ -188,8 +189,7 @@ class ProteinDatabase:
         text = "\n".join(n for n, _ in part) + "\0" + "\n".join(s for _, s in part)
         digest = hashlib.sha256(text.encode()).hexdigest()
         file = f"part-{digest[:16]}.bin"
-        (self.folder / f"{file}.writing").write_bytes(text.encode())
-        os.replace(self.folder / f"{file}.writing", self.folder / file)
+        write_atomically(self.folder / file, lambda new: new.write_bytes(text.encode()))
         with FileLock(self.folder / ".lock"):
             told = read_manifest(self.folder)
             told["parts"].append({"file": file, "proteins": len(part), "sha256": digest})
@@ -593,6 +593,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, told: dict[str, Any]) -> None:
-    part = folder / f"{MANIFEST}.writing"
-    part.write_text(json.dumps(told, indent=1))
-    os.replace(part, folder / MANIFEST)
+    write_atomically(folder / MANIFEST, lambda new: new.write_text(json.dumps(told, indent=1)))

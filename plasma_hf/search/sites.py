@@ -29,9 +29,9 @@ from ..models.local_alignment import (
     NEVER,
     SEARCHING,
     Evidence,
+    aligned_probabilities,
     alignment_scores,
     best_in_order,
-    read_pairs,
 )
 from ..models.pipeline_protein_alignment import describe_segment
 from ..models.protein import Protein, read_protein, read_records
@@ -334,7 +334,7 @@ class SiteTransfer:
     def _compare(
         self, proteins: Sequence[Protein], read: Sequence[Tensor]
     ) -> Iterator[tuple[Protein, list[Tensor]]]:
-        for protein, seen, plan in zip(proteins, read, read_pairs(read), strict=True):
+        for protein, seen, plan in zip(proteins, read, aligned_probabilities(read), strict=True):
             given = self.query, protein, seen, plan
             yield protein, [log_odds(site, *given) for site in self.sites]
 

@@ -308,8 +308,8 @@ def measure(settings: Settings) -> str:
             table(measure_training(settings, count), "ms a batch"),
             "### One protein against a store",
             "A query of 300 residues by the published form, scores and the best ten, float16 store "
-            f"in the page cache, a fresh process each, {count} threads. Pages of mapped files, which "
-            "the system takes back when it needs them, count as memory.",
+            f"in the page cache, a fresh process each, {count} threads. Pages of mapped files "
+            "count as memory; the system takes them back when it needs them.",
             search_table(measure_searches(settings)),
         ]
     )
