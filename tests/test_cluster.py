@@ -54,7 +54,7 @@ def test_shards_and_a_lost_worker_give_the_same(
         told = {"on_error": errors.__setitem__}
         found = list(cluster.search(database.folder, queries, load, 2, **given, **told))
         table = tmp_path / "table.lance"
-        cluster.embed_table(table, proteins, partial(load_backbone, "substitution"))
+        cluster.embed_table(table, proteins, partial(load_backbone, "substitution"), workers=1)
     finally:
         ray.shutdown()
     assert (tmp_path / "lost").exists()

@@ -18,19 +18,41 @@ from plasma_hf.models.processing_plasma import InputFormat
 QUERIES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "ACDEFGHIKLMNPQRSTVWY"]
 DOCUMENTS = ["AYIAKQRQLSFVKSHFSRQ", "GSHMASMTGGQQMGRGS", "MKV"]
 
+NAMES = ("near", "plasma_head_motif")
+
 FRESH = """
 import json, sys
 sys.modules["plasma_hf"] = None  # any import of it now fails
 from sentence_transformers import MultiVectorEncoder
 
-encoder = MultiVectorEncoder(sys.argv[1], trust_remote_code=True)
-queries, documents = (json.loads(given) for given in sys.argv[2:4])
-scores = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(documents))
-encoder.save_pretrained(sys.argv[4])
-again = MultiVectorEncoder(sys.argv[4], trust_remote_code=True)
-same = again.similarity(again.encode_query(queries), again.encode_document(documents))
-print(json.dumps([scores.tolist(), same.tolist(), encoder.get_embedding_dimension()]))
+names, queries, documents = map(json.loads, sys.argv[1:])
+
+def trip(name):
+    encoder = MultiVectorEncoder(name, trust_remote_code=True)
+    scores = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(documents))
+    encoder.save_pretrained(name + " again")
+    again = MultiVectorEncoder(name + " again", trust_remote_code=True)
+    same = again.similarity(again.encode_query(queries), again.encode_document(documents))
+    return [scores.tolist(), same.tolist(), encoder.get_embedding_dimension()]
+
+print(json.dumps({name: trip(name) for name in names}))
 """
+
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory):
+    """Export aligners; return the folder, the pipelines, and what a process made of them."""
+    folder, aligners = tmp_path_factory.mktemp("trip"), {}
+    for name in NAMES:
+        given = {"backbone": name} if name == "near" else {"model": f"plasma_hf/checkpoints/{name}"}
+        aligners[name] = align = pipeline("protein-alignment", **given)
+        plasma_hf.export_to_hub_folder(align.model, align.processor, folder / name)
+    environment = os.environ | {"HF_HOME": str(folder / "hf"), "PLASMA_HF_KERNELS": "torch"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", FRESH, *map(json.dumps, (NAMES, QUERIES, DOCUMENTS))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folder, aligners, json.loads(done.stdout.splitlines()[-1])
 
 
 def max_sim(align, queries, documents):
@@ -43,23 +65,14 @@ def max_sim(align, queries, documents):
     return torch.tensor([[(q @ d.T).amax(1).sum() for d in sides[1]] for q in sides[0]])
 
 
-@pytest.mark.parametrize("name", ["near", "plasma_head_motif"])
-def test_folder_is_a_multi_vector_encoder(tmp_path, name):
-    given = {"backbone": name} if name == "near" else {"model": f"plasma_hf/checkpoints/{name}"}
-    align = pipeline("protein-alignment", **given)
-    folder = plasma_hf.export_to_hub_folder(align.model, align.processor, tmp_path / "exported")
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
-    environment.pop("PYTHONPATH", None)
-    sides = [json.dumps(side) for side in (QUERIES, DOCUMENTS)]
-    command = [sys.executable, "-c", FRESH, str(folder), *sides, str(tmp_path / "again")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    scores, same, width = json.loads(done.stdout.splitlines()[-1])
+@pytest.mark.parametrize("name", NAMES)
+def test_folder_is_a_multi_vector_encoder(trip, name):
+    folder, align, (scores, same, width) = trip[0], trip[1][name], trip[2][name]
     own = max_sim(align, QUERIES, DOCUMENTS)
     torch.testing.assert_close(torch.tensor(scores), own, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.tensor(same), own, atol=1e-5, rtol=1e-5)
     assert width == len(align.model.background.weights)
-    assert "multi-vector" in model_card(folder).data.tags
+    assert "multi-vector" in model_card(folder / name).data.tags
 
 
 def test_batches_do_not_change_vectors():

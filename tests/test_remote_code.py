@@ -24,48 +24,54 @@ PAIRS = [
     ("GSHMASMTGGQQMGRGS", "MKTAYIAKQRQISFVKSHFSRQ"),
 ]
 
+KINDS = ("default", "esm", "esm2, small", "ankh", "tm_vec", "near")
+
 FRESH = """
 import json, sys
 sys.modules["plasma_hf"] = None  # any import of it now fails
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
-folder, pairs = sys.argv[1], json.loads(sys.argv[2])
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+kinds, pairs, formats = map(json.loads, sys.argv[1:])
+pairs = [tuple(pair) for pair in pairs]
 queries, candidates = zip(*pairs)
-with torch.no_grad():
-    scores = model(**processor(query=list(queries), candidate=list(candidates))).scores
-named = pipeline("protein-alignment", model=folder, trust_remote_code=True)
-unnamed = pipeline(model=folder, trust_remote_code=True)
-named.save_pretrained(sys.argv[3])
-results = named([tuple(p) for p in pairs], evalue=1e9)
-try:
-    results[0].plot()
-except ImportError as error:
-    no_plot = str(error)
-print(json.dumps({
-    "texts": {name: results.to_string(name) for name in json.loads(sys.argv[4])},
-    "shown": str(results[0]) + results[0]._repr_html_() + results._repr_html_(),
-    "table": [len(results.to_pandas()), len(results[0].to_biopython())],
-    "selection": results[0].selection(),
-    "no_plot": no_plot,
-    "config": type(config).__module__,
-    "scores": scores.tolist(),
-    "named": [r["score"] for r in named([tuple(p) for p in pairs])],
-    "unnamed": [r["score"] for r in unnamed([tuple(p) for p in pairs], batch_size=2)],
-}))
+
+def trip(folder, again):
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        scores = model(**processor(query=list(queries), candidate=list(candidates))).scores
+    named = pipeline("protein-alignment", model=folder, trust_remote_code=True)
+    unnamed = pipeline(model=folder, trust_remote_code=True)
+    named.save_pretrained(again)
+    results = named(pairs, evalue=1e9)
+    try:
+        results[0].plot()
+    except ImportError as error:
+        no_plot = str(error)
+    return {
+        "texts": {name: results.to_string(name) for name in formats},
+        "shown": str(results[0]) + results[0]._repr_html_() + results._repr_html_(),
+        "table": [len(results.to_pandas()), len(results[0].to_biopython())],
+        "selection": results[0].selection(),
+        "no_plot": no_plot,
+        "config": type(config).__module__,
+        "scores": scores.tolist(),
+        "named": [r["score"] for r in named(pairs)],
+        "unnamed": [r["score"] for r in unnamed(pairs, batch_size=2)],
+    }
+
+print(json.dumps({kind: trip(kind, kind + " again") for kind in kinds}))
 """
 
 
-def run_fresh(tmp_path, folder, pairs, again):
+def run_fresh(folder, kinds):
     # Plain torch: a fresh copy of the code would be compiled anew, for many seconds.
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
+    environment = os.environ | {"HF_HOME": str(folder / "hf"), "PLASMA_HF_KERNELS": "torch"}
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", FRESH, str(folder), json.dumps(pairs), str(again)]
-    command.append(json.dumps(list(FORMATS)))
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    command = [sys.executable, "-c", FRESH, *map(json.dumps, (kinds, PAIRS, list(FORMATS)))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -84,22 +90,31 @@ def pipe_over(folder, family):
     return pipeline("protein-alignment", model=PlasmaModel(config).attach_backbone(backbone))
 
 
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory, align, tiny_esm):
+    """Save a model of each kind; return the folder, the pipelines and what a process found."""
+    folder, pipes = tmp_path_factory.mktemp("trip"), {}
+    for kind in KINDS:
+        pipes[kind], whole = align, {}
+        if kind == "esm":
+            pipes[kind] = pipeline("protein-alignment", model=tiny_esm[0], processor=tiny_esm[1])
+        elif kind == "near":
+            pipes[kind] = pipeline("protein-alignment", model=load_aligner("near"))
+        elif kind != "default":
+            family, _, small = kind.partition(", ")
+            made = tmp_path_factory.mktemp("backbone") / family
+            pipes[kind], whole = pipe_over(made, family), {"save_backbone": not small}
+        pipes[kind].save_pretrained(folder / kind, **whole)
+    return folder, pipes, run_fresh(folder, KINDS)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["default", "esm", "esm2, small", "ankh", "tm_vec", "near"])
-def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
-    pipe, whole = align, {}
-    if kind == "esm":
-        pipe = pipeline("protein-alignment", model=tiny_esm[0], processor=tiny_esm[1])
-    elif kind == "near":
-        pipe = pipeline("protein-alignment", model=load_aligner("near"))
-    elif kind != "default":
-        family, _, small = kind.partition(", ")
-        pipe, whole = pipe_over(tmp_path / family, family), {"save_backbone": not small}
-    pipe.save_pretrained(tmp_path / "saved", **whole)
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_folder_needs_no_package(trip, kind):
+    folder, pipe, fresh = trip[0], trip[1][kind], trip[2][kind]
     with use_kernels("torch"):  # as in the fresh process: numba rounds otherwise
         results = pipe(PAIRS, evalue=1e9)
     expected = [result["score"] for result in results]
-    fresh = run_fresh(tmp_path, tmp_path / "saved", PAIRS, tmp_path / "again")
     assert fresh["config"].startswith("transformers_modules.")
     for key in ("scores", "named", "unnamed"):
         assert torch.allclose(torch.tensor(fresh[key]), torch.tensor(expected), atol=1e-6)
@@ -113,11 +128,12 @@ def test_saved_folder_needs_no_package(tmp_path, align, tiny_esm, kind):
     assert 'pip install "plasma-hf[plot]"' in fresh["no_plot"]
     # What was saved by the remote code is as complete, and loads here with the package's classes.
     first, second = (
-        {f.name: f.read_bytes() for f in (tmp_path / d).glob("*.py")} for d in ("saved", "again")
+        {f.name: f.read_bytes() for f in (folder / name).glob("*.py")}
+        for name in (kind, f"{kind} again")
     )
     assert first == second and ("modeling_tmvec.py" in first) == (kind == "tm_vec")
     assert ("modeling_near.py" in first) == (kind == "near")
-    loaded = pipeline("protein-alignment", model=str(tmp_path / "again"))
+    loaded = pipeline("protein-alignment", model=str(folder / f"{kind} again"))
     assert type(loaded.model) is PlasmaModel
     with use_kernels("torch"):
         assert abs(loaded(PAIRS[0])["score"] - expected[0]) < 1e-6

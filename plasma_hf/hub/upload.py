@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import re
 import shutil
 from contextlib import nullcontext
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,7 +85,7 @@ GRADIO = "6.31.0"
 LICENCE = "mit"
 GRADIO_SPACE: dict[str, Any] = {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py"}
 GRADIO_SPACE["license"] = LICENCE
-METRICS = "plasma_hf.metrics"
+COMPUTED_BY = re.compile(r"from plasma_hf\.metrics\.(\w+) import")
 INSTALLED = re.compile(r"^The computations? .* install `plasma-hf\[train\]` for .*$", re.MULTILINE)
 STANDALONE = (
     "It needs numpy and scikit-learn beside evaluate; the computations are in files beside it."
@@ -131,23 +129,11 @@ def metric_space(name: str, folder: str | PathLike[str], repository: str = ANY_R
 
 
 def _standalone(code: str) -> tuple[str, list[str]]:
-    """Let a module import from files beside it what it takes from `plasma_hf.metrics`.
+    """Let a module import from files beside it what it takes from those of `plasma_hf.metrics`.
 
     It names all that it needs: evaluate does not fetch what those files import in turn.
     """
-    lines, package = code.splitlines(keepends=True), import_module(METRICS)
-    taken = next(
-        node
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.ImportFrom) and node.module == METRICS
-    )
-    names: dict[str, list[str]] = {}
-    for alias in taken.names:
-        home = getattr(package, alias.name).__module__.rpartition(".")[2]
-        names.setdefault(home, []).append(alias.name)
-    imports = [f"from .{home} import {', '.join(names[home])}\n" for home in sorted(names)]
-    first, last = taken.lineno - 1, taken.end_lineno or taken.lineno
-    return "".join(lines[:first] + imports + lines[last:]), [f"{home}.py" for home in sorted(names)]
+    return COMPUTED_BY.sub(r"from .\1 import", code), [f"{n}.py" for n in COMPUTED_BY.findall(code)]
 
 
 def space_card(name: str, repository: str = ANY_REPOSITORY) -> str:

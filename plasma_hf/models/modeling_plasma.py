@@ -983,8 +983,8 @@ class PlasmaModel(PreTrainedHead):
     def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
 
-        Returns the hits of each query, best first. Options are `top_k` (10), `return_plans` (True)
-        and `progress`, see `plasma_hf.search.exhaustive.score_many`.
+        Returns the hits of each query, best first. Options are `top_k` (10) and `return_plans`
+        (True), see `plasma_hf.search.exhaustive.score_many`.
         """
         search = from_package("search.exhaustive", "an embedding store is searched")
         several = [queries] if isinstance(queries, Tensor) else list(queries)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
+from tqdm import tqdm
 
 from ..models.modeling_backbone import check_embeddings
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
 
-T = TypeVar("T")
+READ_TOGETHER = 16384  # residues
 
 
 @dataclass(order=True)
@@ -50,16 +49,13 @@ def score_many(
     store: Any,
     top_k: int = 10,
     return_plans: bool = True,
-    max_residues: int = 16384,
-    progress: bool | None = None,
 ) -> list[list[Hit]]:
     """Score queries against a store; see `PlasmaModel.score_many`."""
     if top_k < 1:
         raise ValueError(f"top_k={top_k}; give at least 1.")
     _check_store(model, store)
     projected = model.project_each(queries)
-    batches = _with_progress(_ahead(_load(model, store, max_residues)), store, progress)
-    best = _best_of(model, queries, projected, batches, top_k)
+    best = _best_of(model, queries, projected, _load(model, store), top_k)
     names: dict[str, list[str]] = {}
     for name, key in store.ids.items():
         names.setdefault(key, []).append(name)
@@ -114,15 +110,18 @@ class _Batch(Sequence[Tensor]):
         return self.stored.read("embeddings", self.keys[number]).to(self.device).float()
 
 
-def _load(model: PlasmaModel, store: Any, max_residues: int) -> Iterator[_Batch]:
+def _load(model: PlasmaModel, store: Any) -> Iterator[_Batch]:
     kind = "projections" if "projections" in store.header.kinds else "embeddings"
-    for stored in store.stream(max_residues):
+    bar = tqdm(total=len(store.lengths), unit="protein", disable=None)
+    for stored in store.stream(READ_TOGETHER):
         rows = [stored.read(kind, key).to(model.device).float() for key in stored.keys]
         for key, each in zip(stored.keys, rows, strict=True):
             check_embeddings(each, f"{key!r} of the store {store.folder}")
         if kind == "embeddings":
             rows = model.project_each(rows)
         yield _Batch(stored.keys, rows, stored, model.device)
+        bar.update(len(rows))
+    bar.close()
 
 
 def _add_plans(
@@ -143,31 +142,6 @@ def _add_plans(
     )
     for hit, plan in zip(hits, aligned.plans or (), strict=True):
         hit.plan = plan
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items while the next one is being read."""
-    with ThreadPoolExecutor(1) as reader:
-        done = object()
-        coming = reader.submit(next, items, done)
-        while (item := coming.result()) is not done:
-            coming = reader.submit(next, items, done)
-            yield item  # type: ignore[misc]
-
-
-def _with_progress(
-    batches: Iterator[_Batch], store: Any, progress: bool | None
-) -> Iterator[_Batch]:
-    show = logging.tqdm(
-        total=sum(store.lengths.values()),
-        unit="residue",
-        unit_scale=True,
-        disable=None if progress is None else not progress,
-    )
-    with show:
-        for batch in batches:
-            yield batch
-            show.update(sum(map(len, batch.projections)))
 
 
 def _check_store(model: PlasmaModel, store: Any) -> None:

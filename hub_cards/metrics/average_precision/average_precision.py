@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from plasma_hf.metrics import average_precision
+from plasma_hf.metrics.pairs import average_precision
 
 DESCRIPTION = "Step-wise area under the precision-recall curve of pair scores."
 INPUTS = """

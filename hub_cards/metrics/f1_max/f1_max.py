@@ -7,7 +7,7 @@ from typing import Any, Literal
 import datasets
 import evaluate
 
-from plasma_hf.metrics import f1_max
+from plasma_hf.metrics.pairs import f1_max
 
 DESCRIPTION = "Largest F1 of pair scores over all thresholds, or over a grid of 1,000."
 INPUTS = """

@@ -7,10 +7,10 @@ from typing import Any
 import datasets
 import evaluate
 
-from plasma_hf.metrics import (
+from plasma_hf.metrics.pairs import mean_over_pairs
+from plasma_hf.metrics.residues import (
     label_mass_precision,
     label_match_score,
-    mean_over_pairs,
     symmetric_label_match_score,
 )
 
