@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,17 @@ class MultipleAlignment:
         """
         if format not in FORMATS:
             raise ValueError(f"there is no format {format!r}; give one of {', '.join(FORMATS)}.")
-        names = ["_".join(one.id.split()) for one in self.proteins]
-        return FORMATS[format](names, self.rows)
+        return FORMATS[format](self.names, self.rows)
+
+    @property
+    def names(self) -> list[str]:
+        """What rows are called: ids without spaces, one that comes again with a number behind."""
+        names: dict[str, None] = {}
+        for one in self.proteins:
+            name = "_".join(one.id.split())
+            numbered = (f"{name}_{number}" for number in count(2))
+            names[next(new for new in chain([name], numbered) if new not in names)] = None
+        return list(names)
 
     def add(self, protein: Protein, align: Any = None) -> MultipleAlignment:
         """Align one more protein with the columns, which stay; what only it has gets new ones."""

@@ -198,9 +198,9 @@ def test_a_foreign_index(run: Any, model: str, index: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("search --structures structures", "give one query of --sequence, --fasta, --structure; n"),
+        ("search --structures structures", "or one query of --sequence, --fasta, --structure; n"),
         ("search --sequence MK --fasta a.fasta --index i", "--sequence and --fasta is given"),
-        ("search --sequence MK", "give one place to search of --index, --structures, --sequences"),
+        ("search --sequence MK", "one place to search of --index, --structures, --sequences"),
         ("search --sequence MK7 --index i", "has the character '7'"),
         ("search --fasta no.fasta --index i", "there is no file 'no.fasta'"),
         ("search --structure structures/two.pdb:C --index i", "has no chain 'C'; it has: A, B"),

@@ -212,6 +212,8 @@ def test_what_cannot_be_used_is_said(proteins: Any, tmp_path: Path, align: Any) 
     with pytest.raises(ValueError, match="is damaged or missing"):
         ProteinDatabase.open(tmp_path / "a")
     small = ProteinDatabase.of(proteins[:3])
+    one, several = (list(small.search(q, align)) for q in ("MKVLAAWQ", ["MKVLAAWQ"]))
+    assert one == several and len(one) == 1
     with pytest.raises(ValueError, match="give one of fast, default, more, all"):
         next(small.search(["MKV"], align, sensitivity="most"))
     plan = pipeline(
@@ -392,7 +394,11 @@ def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:
     empty.write_text("")
     file = fasta(tmp_path / "p.fasta", proteins[:3])
     for words, said in (
+        ([], "give QUERIES and DATABASE"),
         (["MKVLAA"], "give QUERIES and DATABASE"),
+        (["MKVLAA", file, "--resume"], "give it as --output"),
+        ([file, file, "--output", file], "is a file that is read"),
+        ([tmp_path, file], "is a folder"),
         (["MKVLAA", file, "--index", "x"], "give QUERIES and DATABASE"),
         ([tmp_path / "no.fasta", file], "there is no file"),
         (["MKVLAA", tmp_path / "no.fasta"], "no.fasta"),

@@ -119,6 +119,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert "b_c  M-GGV" in found.to_string("clustal")
     with pytest.raises(ValueError, match="give one of fasta, a3m, stockholm, clustal"):
         found.to_string("m8")
+    again = MultipleAlignment(
+        tuple(Protein(n, "MKV") for n in ("a", "a_2", "a", "a")), ("MKV",) * 4
+    )
+    assert again.names == ["a", "a_2", "a_3", "a_4"]
     (tmp_path / "bad.fasta").write_text(">a\nMKV\n>b\nMK\n")
     with pytest.raises(ValueError, match="its rows are not of one length"):
         MultipleAlignment.read(tmp_path / "bad.fasta")
@@ -155,3 +159,11 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert tuple("".join(row[n] for n in stays) for row in after.rows[:4]) == before.rows
     result = run(app, ["msa", str(tmp_path / "new.fasta")])
     assert result.exit_code == 2 and "give 2 at least" in result.stderr
+    twice = tmp_path / "twice.fasta"
+    twice.write_text((tmp_path / "new.fasta").read_text() * 2)
+    text = twice.read_text()
+    result = run(app, ["msa", str(twice), "-o", str(twice)])
+    assert result.exit_code == 2 and "is a file that is read" in result.stderr
+    assert twice.read_text() == text
+    result = run(app, ["msa", str(twice), "-f", "stockholm"])
+    assert result.exit_code == 0 and f"written as {proteins[4].id}_2" in result.stderr

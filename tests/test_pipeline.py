@@ -185,8 +185,10 @@ def test_numbers_that_cannot_be(align):
     for size in (0, -1):
         with pytest.raises(ValueError, match=f"batch_size={size}; give 1 or more"):
             align([PAIR], batch_size=size)
-    for name, value in (("min_pairs", 0), ("max_gap", -1), ("threshold", float("nan"))):
-        with pytest.raises(ValueError, match=f"{name}={value}.*; give"):
+    bad = [("min_pairs", 0), ("max_gap", -1), ("threshold", float("nan")), ("evalue", "x")]
+    bad += [("evalue", -1), ("database_size", 0), ("max_hits", 0)]
+    for name, value in bad:
+        with pytest.raises(ValueError, match=f"{name}={value!r}.*; give"):
             align(PAIR, **{name: value})
 
 

@@ -186,9 +186,11 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert lines[0] == f"site {TRIAD} of 2cga_B.pdb.gz:B" and len(lines) == 4
     assert "B:H57=E:H57 1.00  B:D102=E:D102 1.00  B:S195=E:S195 1.00  kept 3/3  RMSD" in lines[1]
     file = tmp_path / "sites.tsv"
-    file.write_text(f"# sites\ntriad\t{TRIAD}\nhole\t193-195\n")
+    file.write_text(f"# sites\ntriad\t{TRIAD}\nhole\t193-195\nbad\tH58\nturned\t195-193\n")
     table = run(*given, file, "--format", "tsv", "--top-k", 2, "--output", tmp_path / "hits.tsv")
-    assert table.exit_code == 0 and table.stdout == ""
+    assert table.exit_code == 2 and table.stdout == ""  # and what can be used was
+    assert "sites.tsv, line 4: residue 58" in table.stderr
+    assert "line 5: 195-193 is turned round" in table.stderr
     rows = list(csv.DictReader(io.StringIO((tmp_path / "hits.tsv").read_text()), delimiter="\t"))
     assert list(rows[0]) == list(SITE_FIELDS) and len(rows) == 4
     assert {row["site"] for row in rows} == {"triad", "hole"}
@@ -202,7 +204,8 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert nothing.exit_code == 0 and "no significant hit among 8 proteins" in nothing.stderr
     for words, said in (
         ([*given, "B57"], "is H, not B"),
-        ([*given, tmp_path / "no.tsv"], "is no residue"),
+        ([*given, tmp_path / "no.tsv"], "there is no file"),
+        ([*given, "H57;x"], "is no residue"),
         (["demo/serine_proteases.fasta", *given[1:], "57"], "holds 2 proteins; name one"),
         ([CHYMOTRYPSINOGEN, "-d", tmp_path / "no", "-r", TRIAD], "no"),
     ):

@@ -209,6 +209,14 @@ def test_the_advice_of_an_error_works_in_python_and_in_a_shell(
     assert read_protein(shell).sequence == "MKV"
 
 
+def test_a_folder_is_no_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert read_protein("DATA").sequence == "DATA" or (tmp_path / "DATA").exists()
+    with pytest.raises(ValueError, match="is the folder 'data', not one protein"):
+        read_protein("data")
+
+
 def test_records_of_files_that_are_not_there() -> None:
     assert split_record("no.fasta:1") == ("no.fasta", "1")
     assert split_record("no.fasta") == ("no.fasta", None)

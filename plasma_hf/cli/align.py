@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product, tee
@@ -151,6 +150,7 @@ def align(
         common.use_threads(threads)
         form = format_name or format_of(str(output or ""))
         chosen = check_columns(form, columns.split(",") if columns else None)
+        common.keep_inputs(output, a, b)
         sides = _read_sides(a, b, skipped)
         count = len(sides[0]) * len(sides[1])
         _refuse(
@@ -308,13 +308,13 @@ def read_usable(value: str, side: str, skipped: Skipped) -> list[Protein]:
 
 def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
     """Read what can be used, and say in `messages` what cannot."""
-    from ..models.protein import looks_like_path, read_protein, read_records, split_record
+    from ..models.protein import looks_like_path, read_protein, read_records
 
     name = f"{value}: record"
     records: Sequence[Any]
     if value == "-":
         name, records = "standard input: record", _read_standard_input()
-    elif looks_like_path(value) or os.path.isfile(split_record(value)[0]):
+    elif looks_like_path(value):
         records = read_records(value)
     else:
         name, records = side, [value]

@@ -85,7 +85,9 @@ def one_line_errors(quiet: bool = False, verbose: bool = False) -> Iterator[Skip
         yield skipped
     except BrokenPipeError:  # the reader has seen enough; typer ends quietly
         raise
-    except (ValueError, TypeError, OSError, EOFError, ImportError) as error:
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, TypeError, EOFError, ImportError) as error:
         fail(str(error))
     finally:
         package.removeHandler(warnings)
@@ -118,6 +120,17 @@ def compilation_announced() -> Iterator[None]:
         yield
     if times:
         say(f"compiled the kernels in {times[-1] - times[0]:.0f} s")
+
+
+def keep_inputs(output: Path | None, *inputs: Any) -> None:
+    """Refuse to write results over a file that they are made of."""
+    from ..models.protein import split_record
+
+    if output is None or not output.exists():
+        return
+    for place in (split_record(str(given))[0] for given in inputs if given is not None):
+        if os.path.exists(place) and output.samefile(place):
+            fail(f"--output {output} is a file that is read; give another one")
 
 
 def write(texts: Iterable[str], output: Path | None) -> None:

@@ -186,6 +186,8 @@ def search_database(
 
     columns = writing.columns.split(",") if writing.columns else None
     chosen = check_columns(writing.form, columns)
+    if writing.resume and writing.output is None:
+        fail("--resume goes on with a file; give it as --output")
     messages: dict[str, None] = {}
     wanted = read_side(queries, "query", messages)
     rank, world_size = rank_and_world_size()

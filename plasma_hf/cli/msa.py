@@ -47,6 +47,7 @@ def msa(
         from ..multiple import FORMATS, MultipleAlignment, align_many
 
         common.use_threads(threads)
+        common.keep_inputs(output, file, add)
         proteins = read_usable(file, "protein", skipped)
         ending = format_of(str(output or ""))
         form = format_name or (ending if ending in FORMATS else "fasta")
@@ -60,4 +61,8 @@ def msa(
             found = MultipleAlignment.read(add).extend(proteins, align)
         if not quiet:
             report(f"{len(found.rows)} proteins in {len(found.rows[0])} columns")
+        if renamed := sorted(
+            set(found.names) - {"_".join(one.id.split()) for one in found.proteins}
+        ):
+            report(f"ids that come again are written as {', '.join(renamed)}")
         write([found.to_string(form)], output)

@@ -113,6 +113,7 @@ def search(
         common.use_threads(threads)
         form = format_name or format_of(str(output or ""))
         where = (revision, device, trust_remote_code)
+        common.keep_inputs(output, queries, database, fasta, structure, structures, sequences)
         if queries is not None:
             others = (sequence, fasta, structure, index, structures, sequences)
             inside = _database_of(database, others)
@@ -171,7 +172,8 @@ def _check_one_of(what: str, **options: Any) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if len(given) != 1:
         names = ", ".join(f"--{name}" for name in options)
-        fail(f"give one {what} of {names}; " + (" and ".join(given) or "none") + " is given")
+        told = " and ".join(given) or "none"
+        fail(f"give QUERIES and DATABASE, or one {what} of {names}; {told} is given")
 
 
 def _read_queries(

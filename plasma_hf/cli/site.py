@@ -74,7 +74,9 @@ def site(
             fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
         if not residues and not motif:
             fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
-        sites = [site for given in residues or [] for site in Site.read(given, proteins[0])]
+        common.keep_inputs(output, query, database, *(residues or []))
+        told = skipped.report
+        sites = [site for given in residues or [] for site in Site.read(given, proteins[0], told)]
         sites += [site for given in motif or [] for site in Site.of_pattern(given, proteins[0])]
         found = open_database(database, skipped)
         align = Computing((model, backbone, None, None, device, False), store).load()

@@ -114,6 +114,9 @@ class _Seen:
             self.proteins.popitem(last=False)
 
 
+LEAST_OPTIONS = {"evalue": 0, "database_size": 1, "max_hits": 1}
+
+
 class ProteinAlignmentPipeline(ProteinPipeline):
     """Align pairs of proteins.
 
@@ -191,6 +194,10 @@ class ProteinAlignmentPipeline(ProteinPipeline):
             raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}.")
         reading, forward, _ = super()._sanitize_parameters(on_error)
         post = {name: value for name, value in options.items() if value is not None}
+        for name, least in LEAST_OPTIONS.items():
+            value = post.get(name, least)
+            if not isinstance(value, int | float) or not value >= least:
+                raise ValueError(f"{name}={value!r}; give a number that is at least {least}.")
         deciding = {"return_plan", "evalue", "database_size"} & post.keys()
         return reading, forward | {name: post[name] for name in deciding}, post
 

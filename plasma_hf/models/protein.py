@@ -132,6 +132,8 @@ def open_text(file: str | Path) -> io.TextIOWrapper:
     """Open a file or pipe as lines, ended by CR, LF or both; where it is not UTF-8, Latin-1."""
     if not os.path.exists(file) or os.path.isdir(file):
         link = " (a link to nothing)" if os.path.islink(file) else ""
+        if os.path.isdir(file):
+            raise IsADirectoryError(f"{str(file)!r} is a folder, not a file; give a file in it.")
         raise FileNotFoundError(f"there is no file {str(file)!r}{link}; check the path.")
     regular, number = os.path.isfile(file), os.stat(file).st_ino
     raw: Any = open(file, "rb") if regular else io.BytesIO(_piped(str(file), number))
@@ -741,10 +743,10 @@ def parse_fasta(lines: Iterable[str]) -> Iterator[Protein]:
 
 
 def looks_like_path(text: str) -> bool:
-    """Tell a path, which holds a dot or a slash, from a sequence, also one with dots in it."""
+    """Tell a path, which is there or holds a dot or a slash, from a sequence, also with dots."""
     gapped = re.fullmatch(r"[A-Z.*\s-]{12,}|[A-Za-z.*\s-]{50,}|(?s:.*\n.*)", text)
     dotted = not {".", "/", "\\"}.isdisjoint(text)
-    return dotted and (not gapped or os.path.exists(split_record(text)[0]))
+    return (dotted and not gapped) or os.path.exists(split_record(text)[0])
 
 
 def usual_beta(nitrogen: Tensor, alpha: Tensor, carbon: Tensor) -> Tensor:

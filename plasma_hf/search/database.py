@@ -341,7 +341,7 @@ class ProteinDatabase:
 
     def search(
         self,
-        queries: Iterable[Any],
+        queries: str | Protein | Iterable[Any],
         align: Any = None,
         top_k: int | None = None,
         evalue: float = 0.01,
@@ -353,7 +353,7 @@ class ProteinDatabase:
         """Yield the significant hits of each query, the most significant first.
 
         Args:
-            queries: Proteins, as the pipeline takes them.
+            queries: One protein or several, as the pipeline takes them.
             align: A `pipeline("protein-alignment", ...)` of a calibrated model; the default's.
             top_k: How many hits at most.
             evalue: Hits that chance gives, at most, with each hit.
@@ -382,7 +382,7 @@ class ProteinDatabase:
         align = align or default_pipeline()
         _check_calibrated(align)
         size = database_size or len(self)
-        for query in queries:
+        for query in [queries] if isinstance(queries, str | Protein) else queries:
             given = align, sensitivity, iterations, size, evalue
             profile, found = self.profile(query, *given, **options)
             relatives = [hit.candidate for hit in found]

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,7 +33,7 @@ from ..models.local_alignment import (
     best_in_order,
 )
 from ..models.pipeline_protein_alignment import describe_segment
-from ..models.protein import Protein, read_protein, read_records
+from ..models.protein import Protein, looks_like_path, open_text, read_protein, read_records
 from .calibration import UNRELATED
 from .database import default_pipeline
 
@@ -111,15 +110,29 @@ class Site:
         return sites
 
     @classmethod
-    def read(cls, given: str, protein: Protein) -> list[Site]:
-        """Read one list of residues, or a file of lists, a line each, behind a name and a tab."""
-        if not Path(given).is_file():
+    def read(
+        cls, given: str, protein: Protein, on_invalid: Callable[[str], None] | None = None
+    ) -> list[Site]:
+        """Read one list of residues, or a file of lists, a line each, behind a name and a tab.
+
+        A line that is none is told to `on_invalid`; without it the first of them raises.
+        """
+        if not looks_like_path(given):
             return [cls.parse(given, protein)]
+        with open_text(given) as lines:
+            text = list(lines)
         sites = []
-        for line in Path(given).read_text().splitlines():
-            name, _, residues = line.rpartition("\t")
-            if residues.strip() and not line.startswith("#"):
+        for number, line in enumerate(text, start=1):
+            name, _, residues = line.rstrip().rpartition("\t")
+            if not residues.strip() or line.startswith("#"):
+                continue
+            try:
                 sites.append(cls.parse(residues, protein, name.strip()))
+            except ValueError as error:
+                problem = f"{given}, line {number}: {error}"
+                if on_invalid is None:
+                    raise ValueError(problem) from error
+                on_invalid(problem)
         if not sites:
             raise ValueError(f"{given} names no site; give lines such as: triad<tab>H57,D102,S195")
         return sites
@@ -162,10 +175,11 @@ def _places(word: str, protein: Protein, known: dict[str, int]) -> Iterable[int]
         ends.append(known[label])
     found = (protein.sequence or "")[ends[0]]
     if letter and letter.upper() != found:
-        raise ValueError(
-            f"residue {first} of {protein.id} is {found}, not {letter.upper()}; a chain is "
-            f"written with a colon, {letter}:{first}."
-        )
+        chains = any(":" in label for label in known)
+        hint = f"; a chain is written with a colon, {letter}:{first}" if chains else ""
+        raise ValueError(f"residue {first} of {protein.id} is {found}, not {letter.upper()}{hint}.")
+    if ends[1] < ends[0]:
+        raise ValueError(f"{word} is turned round; give the first residue first.")
     return range(ends[0], ends[1] + 1)
 
 
@@ -237,7 +251,7 @@ def _named(protein: Protein) -> list[str]:
 
 def transfer_sites(
     query: Any,
-    sites: Sequence[Site | str],
+    sites: Site | str | Sequence[Site | str],
     candidates: Iterable[Protein],
     align: Any = None,
     evalue: float = 0.01,
@@ -250,7 +264,7 @@ def transfer_sites(
 
     Args:
         query: The protein that has the sites, as the pipeline takes it.
-        sites: Each as `Site`, or as a list of residues: "H57,D102,S195".
+        sites: One or several, each as `Site`, or as a list of residues: "H57,D102,S195".
         candidates: Proteins; those shorter than a site are left out.
         align: A `pipeline("protein-alignment", ...)` of a calibrated model; the default's.
         evalue: Hits that chance gives, at most, with each.
@@ -266,7 +280,7 @@ def transfer_sites(
         >>> [pair[:2] for pair in found[0].correspondences], found[0]["p_value"] < 1e-4
         ([('K8', 'K6'), ('S17', 'A15'), ('H18', 'H16')], True)
     """
-    transfer = SiteTransfer(query, sites, align)
+    transfer = SiteTransfer(query, [sites] if isinstance(sites, str | Site) else sites, align)
     found: list[list[SiteHit]] = [[] for _ in transfer.sites]
     for results in transfer(candidates, database_size):
         for number, result in enumerate(results):
