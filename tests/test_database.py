@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import plasma_hf
 from plasma_hf.cli.main import app
-from plasma_hf.models.protein import InvalidRecord, Protein, read_records
+from plasma_hf.models.protein import InvalidRecord, Protein, open_text, read_records
 from plasma_hf.search import ProteinDatabase
 from plasma_hf.search.database import MANIFEST, SENSITIVITY, model_name, united, usual_iterations
 
@@ -387,6 +387,11 @@ def test_structures_keep_their_numbers(tmp_path: Path) -> None:
     result = run("search", *SIDES, "--format", "tsv")
     assert result.exit_code == 0, result.output
     assert "\tB:16-B:245\tE:16-E:245" in result.stdout
+    with open_text("demo/structures/1ppe_E.pdb.gz") as lines:  # what `align` reads is searched
+        some = [line for line in lines if line[12:16].strip() in ("N", "CA", "C")]
+    (tmp_path / "without_oxygen.pdb").write_text("".join(some))
+    result = run("search", "demo/serine_proteases.fasta:P00766", tmp_path, "-f", "m8")
+    assert result.exit_code == 0 and "without_oxygen.pdb:E\t" in result.stdout, result.output
 
 
 def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:

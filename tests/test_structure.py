@@ -338,7 +338,7 @@ def test_what_cannot_be_read_is_refused_with_file_and_reason(tmp_path, data, rea
 def test_no_file_and_no_gemmi(tmp_path, two_chains, monkeypatch):
     with pytest.raises(FileNotFoundError, match="there is no file '.*none.pdb'"):
         read_structure(tmp_path / "none.pdb")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
         read_structures(tmp_path)
     monkeypatch.setattr(structure_module, "gemmi", None)
     with pytest.raises(ImportError, match="pip install gemmi"):

@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 from . import common
 from .common import EXIT_CODE, Output, Skipped, compilation_announced, fail, one_line_errors, report
-from .embed import load_embedder
+from .embed import Computing
 
 if TYPE_CHECKING:
     from ..models.alignment_result import AlignmentResult
@@ -145,7 +145,6 @@ def align(
         from tqdm import tqdm
 
         from ..models.alignment_result import check_columns, format_of
-        from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
 
         common.use_threads(threads)
         form = format_name or format_of(str(output or ""))
@@ -166,13 +165,8 @@ def align(
                 ),
             }
         )
-        embedder, head = load_embedder(
-            model, backbone, recipe, revision, device, trust_remote_code, with_head=True
-        )
-        assert head is not None  # a model was asked for
-        pipe = ProteinAlignmentPipeline(
-            model=head, processor=embedder.processor, device=head.device, task_head=task_head
-        )
+        where = (revision, device, trust_remote_code)
+        pipe = Computing(model, backbone, recipe, task_head, *where).load()
         options: dict[str, Any] = {
             "threshold": threshold,
             "max_gap": max_gap,

@@ -16,7 +16,7 @@ from typer import Argument, Option
 from . import common
 from .align import job_name, read_side, write_groups
 from .common import EXIT_CODE, Output, Skipped, fail, group, one_line_errors, report
-from .embed import load_embedder
+from .embed import Computing
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
@@ -90,7 +90,7 @@ def build(
         told = f", {new} of them new" if before else ""
         report(f"{_content(found)}{told}" + (f"; {_rate(new, start)}" if new else ""))
         if maker is not None:
-            align = Computing((model, backbone, None, None, device, False), store).load()
+            align = Computing(model, backbone, device=device, store=store).load()
             start = time.monotonic()
             added = found.add_vectors(align)
             report(f"{output}: {added} vectors by {maker}; {_rate(added, start)}")
@@ -137,39 +137,16 @@ def _reporter(skipped: Skipped) -> Any:
 
 
 def _read(inputs: list[Path], skipped: Skipped) -> Iterator[Protein]:
+    from ..models.protein import BACKBONE_ATOMS
     from ..search import read_records
 
     for place in inputs:
         bad: list[Any] = []
-        for record in read_records(place, bad):
+        for record in read_records(place, bad, atoms=BACKBONE_ATOMS[:3]):  # as queries are read
             yield record
             while bad:
                 _reporter(skipped)(bad.pop())
         skipped.report_records(bad)
-
-
-@dataclass(frozen=True)
-class Computing:
-    """What searches: a model, as `load_embedder` takes it, with embeddings that are at hand."""
-
-    model: tuple[str | None, str | None, None, str | None, str | None, bool]
-    store: Path | None = None
-    ray: int | None = None
-
-    def load(self) -> Any:
-        """Return the pipeline, in this process or in a worker."""
-        from ..data.store import EmbeddingStore
-        from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
-
-        embedder, head = load_embedder(*self.model, True)
-        assert head is not None  # a model was asked for
-        store = EmbeddingStore.open(self.store) if self.store else None
-        given: dict[str, Any] = {
-            "model": head,
-            "processor": embedder.processor,
-            "device": head.device,
-        }
-        return ProteinAlignmentPipeline(**given, store=store)
 
 
 def search_database(
@@ -287,7 +264,7 @@ def _tell_of_vectors(
     """Say that a language model has not seen a database whose proteins are not all aligned."""
     from ..search.database import SENSITIVITY, model_name
 
-    backbone, most = computing.model[1], SENSITIVITY[sensitivity] or len(database)
+    backbone, most = computing.backbone, SENSITIVITY[sensitivity] or len(database)
     if backbone and len(database) > most and database.vectors(model_name(align)) is None:
         advice = f"plasma-hf database build --output {database.folder or 'FOLDER'}"
         advice = f"make them with: {advice} --backbone {backbone}"

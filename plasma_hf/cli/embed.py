@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -222,3 +223,34 @@ def load_embedder(
     if embedder.input_format.reads_structures:
         fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
     return embedder, None
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What aligns: a model, or PLASMA-PF over a backbone, with embeddings that are at hand."""
+
+    model: str | None = None
+    backbone: str | None = None
+    recipe: str | None = None
+    task_head: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+    store: Path | None = None
+    ray: int | None = None  # workers of a cluster
+
+    def load(self) -> Any:
+        """Return the pipeline, in this process or in a worker."""
+        from ..data.store import EmbeddingStore
+        from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
+
+        where = self.revision, self.device, self.trust_remote_code
+        embedder, head = load_embedder(self.model, self.backbone, self.recipe, *where, True)
+        assert head is not None  # a model was asked for
+        return ProteinAlignmentPipeline(
+            model=head,
+            processor=embedder.processor,
+            device=head.device,
+            task_head=self.task_head,
+            store=EmbeddingStore.open(self.store) if self.store else None,
+        )

@@ -473,7 +473,7 @@ def evaluate_scope40(
         from ..evaluation.plots import file_name
         from ..evaluation.report import write_report
         from ..search.database import SENSITIVITY, usual_iterations
-        from .database import Computing
+        from .embed import Computing
 
         common.use_threads(threads)
         for given, known in ((sensitivity, SENSITIVITY), (baseline, scope40.BASELINES)):
@@ -483,7 +483,7 @@ def evaluate_scope40(
         chosen = benchmark.queries(queries, seed)
         if queries is not None and queries > len(chosen):
             report(f"{folder} has {len(chosen)} queries that count; all are taken")
-        align = Computing((model, backbone, None, None, device, False), store).load()
+        align = Computing(model, backbone, device=device, store=store).load()
         iterations = iterations or usual_iterations(align)
         told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
         # What is missing is said before anything is searched.
@@ -542,7 +542,7 @@ def evaluate_transfer(
     with one_line_errors():
         from ..evaluation import transfer
         from ..evaluation.report import write_report
-        from .database import Computing
+        from .embed import Computing
 
         common.use_threads(threads)
         if unknown := set(baseline or []) - set(transfer.BASELINES):
@@ -551,7 +551,7 @@ def evaluate_transfer(
         tasks = transfer.draw_tasks(transfer.read_labelled_sites(sites), families, seed=seed)
         if not tasks:
             fail(f"{sites} has no family with two proteins of different clusters")
-        align = Computing((model, backbone, None, None, device, False), store).load()
+        align = Computing(model, backbone, device=device, store=store).load()
         name = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
         methods = {name: transfer.plasma(align)}
         methods |= {one: transfer.BASELINES[one] for one in baseline or []}

@@ -10,7 +10,7 @@ from typer import Argument, Option
 from . import common
 from .align import read_usable
 from .common import EXIT_CODE, fail, one_line_errors, report, write
-from .database import Computing
+from .embed import Computing
 
 MSA_HELP = f"""Align many proteins with each other.
 
@@ -54,7 +54,7 @@ def msa(
         least = 1 if add else 2
         if len(proteins) < least:
             fail(f"{file} has {len(proteins)} proteins that can be used; give {least} at least")
-        align = Computing((model, backbone, None, None, device, False), store).load()
+        align = Computing(model, backbone, device=device, store=store).load()
         if add is None:
             found = align_many(proteins, align)
         else:

@@ -15,7 +15,8 @@ from ..io.formats import HIT_FIELDS, HIT_FORMATS
 from . import common
 from .align import AlignmentFormat
 from .common import EXIT_CODE, compilation_announced, fail, load_model, one_line_errors, write
-from .database import Computing, Writing, search_database
+from .database import Writing, search_database
+from .embed import Computing
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
@@ -122,7 +123,7 @@ def search(
             options |= {"database_size": database_size}
             options["batch_size"] = batch_size
             writing = Writing(form, columns, output, resume, quiet)
-            computing = Computing((model, backbone, None, *where), store, ray)
+            computing = Computing(model, backbone, None, None, *where, store, ray)
             return search_database(queries, inside, writing, computing, skipped, options)
         _check_vectors(form, columns, resume, backbone, store, ray)
         _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)

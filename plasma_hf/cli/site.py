@@ -13,7 +13,8 @@ from typer import Argument, Option
 from . import common
 from .align import read_usable
 from .common import EXIT_CODE, fail, one_line_errors, report, write
-from .database import Computing, open_database
+from .database import open_database
+from .embed import Computing
 
 SITE_HELP = f"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
 
@@ -79,7 +80,7 @@ def site(
         sites = [site for given in residues or [] for site in Site.read(given, proteins[0], told)]
         sites += [site for given in motif or [] for site in Site.of_pattern(given, proteins[0])]
         found = open_database(database, skipped)
-        align = Computing((model, backbone, None, None, device, False), store).load()
+        align = Computing(model, backbone, device=device, store=store).load()
         every = tqdm(found, unit="protein", disable=quiet or None)
         given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
         hits = transfer_sites(proteins[0], sites, every, align, **given)

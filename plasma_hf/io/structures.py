@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..models.protein import (
+    BACKBONE_ATOMS,
     STRUCTURE_SUFFIXES,
     InvalidRecord,
     Structure,
@@ -123,6 +124,7 @@ def read_structure_folder(
     on_invalid: OnInvalid = log_invalid,
     policy: ChainPolicy = "each",
     min_residues: int = 1,
+    atoms: Sequence[str] = BACKBONE_ATOMS,
 ) -> Iterator[Structure]:
     """Read the structures of all files below a folder, one file in memory at a time.
 
@@ -139,6 +141,7 @@ def read_structure_folder(
             "longest" (of equally long ones the first by its name), or "joined" for all as one
             structure. A chain of a list is always by itself.
         min_residues: Structures of fewer residues are left out.
+        atoms: What a residue of a file must have to count as observed, see `read_structures`.
 
     Yields:
         Structures, called by their file's place below the folder ("kinases/1abc.pdb.gz:A").
@@ -150,7 +153,7 @@ def read_structure_folder(
     if policy not in POLICIES:
         raise ValueError(f"there is no policy {policy!r}; give {', '.join(map(repr, POLICIES))}")
     for file, name in find_structure_files(path):
-        for structure in read_structure_file(file, name, on_invalid, policy):
+        for structure in read_structure_file(file, name, on_invalid, policy, atoms):
             if len(structure) < min_residues:
                 reason = f"it has {len(structure)} residues, fewer than {min_residues}"
                 on_invalid(InvalidRecord(structure.id, reason))
@@ -194,16 +197,19 @@ def begins_as_structure(file: Path) -> bool:
 
 
 def read_structure_file(
-    file: Path, name: str, on_invalid: OnInvalid = log_invalid, policy: ChainPolicy = "each"
+    file: Path,
+    name: str,
+    on_invalid: OnInvalid = log_invalid,
+    policy: ChainPolicy = "each",
+    atoms: Sequence[str] = BACKBONE_ATOMS,
 ) -> Iterator[Structure]:
     """Read one file as `read_structure_folder` does; `name` begins the ids of its structures."""
     try:
         if suffix_of(file) == CHAIN_LIST_SUFFIX:
             yield from _read_chain_list(file, name, on_invalid)
             return
-        chains = [
-            replace(chain, id=f"{name}:{chain.chain_ids[0]}") for chain in read_structures(file)
-        ]
+        read = read_structures(file, atoms=atoms)
+        chains = [replace(chain, id=f"{name}:{chain.chain_ids[0]}") for chain in read]
         yield from choose_chains(chains, policy, name)
     except (ValueError, OSError, EOFError) as error:
         on_invalid(InvalidRecord(name, str(error)))

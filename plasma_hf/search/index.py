@@ -353,7 +353,10 @@ def _import_faiss() -> Any:
 
 
 def read_records(
-    inputs: str | Path | Iterable[str | Path], bad: list[InvalidRecord], kind: str | None = None
+    inputs: str | Path | Iterable[str | Path],
+    bad: list[InvalidRecord],
+    kind: str | None = None,
+    atoms: Sequence[str] = BACKBONE_ATOMS,
 ) -> Iterator[Protein]:
     r"""Read records one after the other, leaving out and reporting what is wrong.
 
@@ -363,6 +366,7 @@ def read_records(
         bad: List to which skipped records are added.
         kind: "sequence" to take the sequences of structures, "structure" to refuse whatever has no
             atoms; by default each as it comes.
+        atoms: What a residue of a structure must have to count as observed.
 
     Example:
         >>> import pathlib, tempfile
@@ -378,12 +382,14 @@ def read_records(
         raise ValueError(f"there is no kind {kind!r}; give {' or '.join(map(repr, KINDS))}")
     for place in [inputs] if isinstance(inputs, str | Path) else inputs:
         try:
-            yield from _read_place(Path(place), bad, kind)
+            yield from _read_place(Path(place), bad, kind, atoms)
         except (ValueError, OSError, ImportError) as error:
             bad.append(InvalidRecord(str(place), str(error)))
 
 
-def _read_place(place: Path, bad: list[InvalidRecord], kind: str | None) -> Iterator[Protein]:
+def _read_place(
+    place: Path, bad: list[InvalidRecord], kind: str | None, atoms: Sequence[str]
+) -> Iterator[Protein]:
     if not place.exists():
         raise FileNotFoundError(f"there is no file or folder {str(place)!r}; check the path.")
     whole = Path(os.path.abspath(place))  # found again from any folder
@@ -399,7 +405,7 @@ def _read_place(place: Path, bad: list[InvalidRecord], kind: str | None) -> Iter
             yield replace(protein, source=f"{whole}:{protein.id}")
         return
     folder = whole if place.is_dir() else whole.parent
-    found = read_structure_folder(place, bad.append)
+    found = read_structure_folder(place, bad.append, atoms=atoms)
     as_sequence = kind == "sequence"
     rows = ((s.id, s.sequence if as_sequence else s, str(folder / s.id)) for s in found)
     yield from _valid(rows, bad)
