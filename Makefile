@@ -11,11 +11,12 @@ demo: $(VENV)/.demo ## align two proteases and check their catalytic triad
 space: $(VENV)/.space ## serve the demo page on this machine
 	$(BIN)/python hub_cards/space/app.py
 
+# Two processes of one thread each: more threads would wait for each other.
 test: lint ## lint, types, tests, doctests, README
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/.dev ## what is not marked slow
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 docs: $(VENV)/.dev ## build docs/ into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site

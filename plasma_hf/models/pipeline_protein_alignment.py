@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         post = {name: value for name, value in options.items() if value is not None}
         for name, least in LEAST_OPTIONS.items():
             value = post.get(name, least)
-            if not isinstance(value, int | float) or not value >= least:
+            if not isinstance(value, Real) or not float(value) >= least:
                 raise ValueError(f"{name}={value!r}; give a number that is at least {least}.")
         deciding = {"return_plan", "evalue", "database_size"} & post.keys()
         return reading, forward | {name: post[name] for name in deciding}, post

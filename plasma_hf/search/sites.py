@@ -9,6 +9,7 @@ few hundred proteins tell that have nothing to do with it.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from ..models.local_alignment import (
     best_in_order,
 )
 from ..models.pipeline_protein_alignment import describe_segment
-from ..models.protein import Protein, looks_like_path, open_text, read_protein, read_records
+from ..models.protein import Protein, open_text, read_protein, read_records
 from .calibration import UNRELATED
 from .database import default_pipeline
 
@@ -117,7 +118,7 @@ class Site:
 
         A line that is none is told to `on_invalid`; without it the first of them raises.
         """
-        if not looks_like_path(given):
+        if not os.path.exists(given) and {".", "/", "\\"}.isdisjoint(given):
             return [cls.parse(given, protein)]
         with open_text(given) as lines:
             text = list(lines)
