@@ -388,7 +388,7 @@ def shown(browser, selector, count=1):
         seen = [element for element in found if element.is_displayed()]
         return seen if len(seen) >= count else None
 
-    return WebDriverWait(browser, 60).until(visible, f"{selector} was not shown")
+    return WebDriverWait(browser, 180).until(visible, f"{selector} was not shown")
 
 
 def type_into(browser, field, text):
@@ -402,7 +402,7 @@ def type_into(browser, field, text):
             area.send_keys(text)
         return area.get_property("value") == text
 
-    WebDriverWait(browser, 60).until(typed, f"{field} does not hold what was typed")
+    WebDriverWait(browser, 180).until(typed, f"{field} does not hold what was typed")
 
 
 def click(browser, selector):
@@ -489,7 +489,7 @@ def check_structures(browser):
     examples = shown(browser, ".gallery-item, .gallery button", 2)
     next(one for one in examples if one.text == "Two structure files").click()
     area = shown(browser, "#query textarea")[0]
-    wait = WebDriverWait(browser, 60)
+    wait = WebDriverWait(browser, 180)
     wait.until(lambda _: area.get_property("value") == "", "the example did not clear the text")
     click(browser, "#align")
     (frame,) = shown(browser, "#structures iframe")
@@ -508,7 +508,7 @@ def check_upload(browser):
 
     fields = browser.find_elements("css selector", "input[type=file]")
     fields[-1].send_keys(str(STRUCTURES / "1ppe_E.pdb.gz"))
-    wait, area = WebDriverWait(browser, 60), shown(browser, "#sequence textarea")[0]
+    wait, area = WebDriverWait(browser, 180), shown(browser, "#sequence textarea")[0]
     wait.until(lambda _: area.get_property("value") == "", "the file did not clear the text")
     click(browser, "#find")
     wait.until(lambda _: shown(browser, "#found td b")[0].text == "1ppe_E", "other hits")
@@ -526,5 +526,5 @@ def check_heat_map(browser):
         ActionChains(browser).move_to_element(area).move_by_offset(3, 3).perform()
         return browser.find_elements("css selector", "#plan .hovertext")
 
-    (label, *_) = WebDriverWait(browser, 20).until(hovered, "no label under the pointer")
+    (label, *_) = WebDriverWait(browser, 180).until(hovered, "no label under the pointer")
     assert re.search(r"query [A-Z]\d+\s*candidate [A-Z]\d+\s*weight [01]\.\d{3}", label.text)
