@@ -321,7 +321,7 @@ def try_others(encoder: Encoder, data: Iterable[Any]) -> Judged:
         paths = {"Smith-Waterman": align_sequences(pair.query, pair.candidate, "local")[1]}
         paths["Needleman-Wunsch"] = align_sequences(pair.query, pair.candidate, "global")[1]
         similarity = _enhanced_similarity(query.numpy(), candidate.numpy())
-        paths["EBA"] = best_in_order(torch.from_numpy(similarity)).numpy()
+        paths["EBA"] = best_in_order(torch.from_numpy(similarity).float()).numpy()
         for method, path in paths.items():
             plans[method] = np.zeros((len(query), len(candidate)), np.float32)
             plans[method][path[:, 0], path[:, 1]] = 1

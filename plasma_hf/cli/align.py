@@ -149,7 +149,8 @@ def align(
         common.use_threads(threads)
         form = format_name or format_of(str(output or ""))
         chosen = check_columns(form, columns.split(",") if columns else None)
-        common.keep_inputs(output, a, b)
+        for written in (output, plot, superpose):
+            common.keep_inputs(written, a, b)
         sides = _read_sides(a, b, skipped)
         count = len(sides[0]) * len(sides[1])
         _refuse(

@@ -130,7 +130,7 @@ def keep_inputs(output: Path | None, *inputs: Any) -> None:
         return
     for place in (split_record(str(given))[0] for given in inputs if given is not None):
         if os.path.exists(place) and output.samefile(place):
-            fail(f"--output {output} is a file that is read; give another one")
+            fail(f"{output} is a file that is read; give another one to write")
 
 
 def write(texts: Iterable[str], output: Path | None) -> None:

@@ -271,7 +271,8 @@ class EmbeddingAlignment(MeanCosine):
 
     def _compare(self, pair: ProteinPair, query: Matrix, candidate: Matrix) -> AlignedPair:
         similarity = _enhanced_similarity(query, candidate)
-        path = best_in_order(torch.from_numpy(similarity)).numpy()  # a gap costs nothing
+        # A gap costs nothing; single precision is what is compiled.
+        path = best_in_order(torch.from_numpy(similarity).float()).numpy()
         total = float(similarity[path[:, 0], path[:, 1]].sum())
         return AlignedPair.from_path(total / min(len(query), len(candidate)), path, pair)
 

@@ -360,8 +360,8 @@ class ProteinDatabase:
             sensitivity: A name of `SENSITIVITY`; "all" aligns with every protein.
             iterations: Searches, each after the first by a profile of the query and what was found
                 with an E-value of at most `evalue` and `SIGNIFICANT`; with 1 the query is compared
-                alone. A hit is told as it was found first: no profile that it is part of speaks for
-                it. By default `usual_iterations`.
+                alone. What made a profile is told as it was found first: no profile that a hit is
+                part of speaks for it. By default `usual_iterations`.
             database_size: Proteins that E-values count; those of the database by default, all
                 shards of it where this is one.
             options: Further ones of the pipeline.

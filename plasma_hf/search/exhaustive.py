@@ -112,16 +112,15 @@ class _Batch(Sequence[Tensor]):
 
 def _load(model: PlasmaModel, store: Any) -> Iterator[_Batch]:
     kind = "projections" if "projections" in store.header.kinds else "embeddings"
-    bar = tqdm(total=len(store.lengths), unit="protein", disable=None)
-    for stored in store.stream(READ_TOGETHER):
-        rows = [stored.read(kind, key).to(model.device).float() for key in stored.keys]
-        for key, each in zip(stored.keys, rows, strict=True):
-            check_embeddings(each, f"{key!r} of the store {store.folder}")
-        if kind == "embeddings":
-            rows = model.project_each(rows)
-        yield _Batch(stored.keys, rows, stored, model.device)
-        bar.update(len(rows))
-    bar.close()
+    with tqdm(total=len(store.lengths), unit="protein", disable=None) as bar:
+        for stored in store.stream(READ_TOGETHER):
+            rows = [stored.read(kind, key).to(model.device).float() for key in stored.keys]
+            for key, each in zip(stored.keys, rows, strict=True):
+                check_embeddings(each, f"{key!r} of the store {store.folder}")
+            if kind == "embeddings":
+                rows = model.project_each(rows)
+            yield _Batch(stored.keys, rows, stored, model.device)
+            bar.update(len(rows))
 
 
 def _add_plans(
