@@ -203,6 +203,23 @@ def test_bad_records_are_reported_and_the_rest_is_done(align: Any) -> None:
     assert digits.startswith("plasma-hf: bad.fasta: record 'digits' has the character '7' at posi")
 
 
+def test_tables_and_folders_of_structures(align: Any) -> None:
+    Path("t.csv").write_text("id,sequence\na,AYIAKQRQLSFVKSHFS\nb,AY7\n")
+    result = align("t.csv", "two.fasta", "--format", "tsv")
+    assert {row["query"] for row in rows(result.stdout)} == {"a"}
+    assert result.exit_code == 2 and result.stderr.startswith("plasma-hf: b: sequence has")
+    folder = Path(__file__).parents[1] / "demo" / "structures"
+    result = align("t.csv", str(folder), "--format", "tsv")
+    assert len({row["candidate"] for row in rows(result.stdout)}) == 8
+
+
+def test_a_sequence_that_may_have_been_a_file_is_told(align: Any) -> None:
+    Path("hba.fasta").write_text(FASTA)
+    result = align("hba", "two.fasta", "--format", "tsv")
+    assert result.exit_code == 0
+    assert "hba is taken as a sequence of 3 residues; hba.fasta is a file" in result.stderr
+
+
 def test_nothing_usable(align: Any) -> None:
     assert "query has the character '1'" in one_line(align("MKV1", PART))
     assert "candidate is empty" in one_line(align(PART, ""))

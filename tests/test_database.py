@@ -394,6 +394,12 @@ def test_structures_keep_their_numbers(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "without_oxygen.pdb:E\t" in result.stdout, result.output
 
 
+def test_a_build_of_what_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    result = run("database", "build", tmp_path / "no.fasta", "--output", tmp_path / "made")
+    assert result.exit_code == 2 and "no.fasta; check the path" in result.stderr
+    assert not (tmp_path / "made").exists()
+
+
 def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:
     empty = tmp_path / "empty.fasta"
     empty.write_text("")
@@ -403,13 +409,17 @@ def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:
         (["MKVLAA"], "give QUERIES and DATABASE"),
         (["MKVLAA", file, "--resume"], "give it as --output"),
         ([file, file, "--output", file], "is a file that is read"),
-        ([tmp_path, file], "is a folder"),
+        ([tmp_path, file], "there is no structure file below"),
+        ([file, file, "--output", "p.csv"], "p.csv is of no known format"),
+        ([file, file, "--output", tmp_path / "no/p.m8"], "cannot be written"),
+        ([file, file, "--output", tmp_path], "is a folder"),
         (["MKVLAA", file, "--index", "x"], "give QUERIES and DATABASE"),
         ([tmp_path / "no.fasta", file], "there is no file"),
         (["MKVLAA", tmp_path / "no.fasta"], "no.fasta"),
         (["MKVLAA", empty], "empty.fasta"),
         (["--sequence", "MKV", "--sequences", file, "-f", "m8"], "vectors have no m8"),
         (["--sequence", "MKV", "--sequences", file, "--resume"], "go with QUERIES and DATABASE"),
+        (["--sequence", "MKV", "--sequences", file, "--iterations", "1"], "go with QUERIES"),
     ):
         result = run("search", *words)
         assert result.exit_code == 2 and result.stdout == "", words

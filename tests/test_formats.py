@@ -459,9 +459,12 @@ def test_a_package_that_is_missing_is_named(
 
 
 def test_endings_tell_formats() -> None:
-    assert [format_of(f"x{end}") for end in (".m8", ".TSV.gz", ".sto", ".aln", "", ".unknown")] == [
+    endings = (".m8", ".TSV.gz", ".sto", ".aln", "", ".txt.gz")
+    assert [format_of(f"x{end}") for end in endings] == [
         *("m8", "tsv", "stockholm", "clustal", "text", "text")
     ]
+    with pytest.raises(ValueError, match="x.csv is of no known format.* end in .txt, .tsv"):
+        format_of("x.csv")
     assert {name for name, form in FORMATS.items() if not form.endings} == set()
 
 

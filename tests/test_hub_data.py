@@ -1,8 +1,11 @@
 """Data sets and metrics on a Hub: pushed, loaded without plasma_hf, online and from the cache."""
 
 import csv
+import gzip
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,8 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets_scripts"))
+import benchmarks
+import database_job
 import interpro_sites
 import pdbbind
 import structure_folder
@@ -36,12 +41,20 @@ from plasma_hf.hub import metric_names, push_metric
 
 folder, scripts = sys.argv[1:]
 sys.path.insert(0, scripts)
+import database_job
 from dataset_folder import push_folder
+from huggingface_hub import snapshot_download
+from plasma_hf.search.database import ProteinDatabase
 
 api = HfApi()
 for task in ("active_site", "motif", "active_site"):  # one of them twice
     commit = push_folder(f"{folder}/{task}", "org/interpro-sites", private=False)
 push_folder(f"{folder}/structures", "org/structures", private=False)
+for name in ("scope40", "balifam"):
+    push_folder(f"{folder}/{name}", "org/benchmarks", private=False)
+for _ in range(2):  # the second takes the place of the first
+    database_job.main("org/structures", "org/database")
+database = ProteinDatabase.open(snapshot_download("org/database", repo_type="dataset"))
 push_folder(f"{folder}/pdbbind", "org/pdbbind")
 for name in metric_names():
     api.create_repo(f"org/{name}", repo_type="space", space_sdk="gradio")
@@ -52,13 +65,15 @@ files = {
     name: api.list_repo_files(name, repo_type=kind)
     for kind, name in [
         ("dataset", "org/interpro-sites"),
+        ("dataset", "org/database"),
         *(("space", f"org/{name}") for name in metric_names()),
     ]
 }
-private = {n: api.dataset_info(f"org/{n}").private for n in ("pdbbind", "interpro-sites")}
+names = ("pdbbind", "interpro-sites", "database")
+private = {n: api.dataset_info(f"org/{n}").private for n in names}
 card = open(api.hf_hub_download("org/interpro-sites", "README.md", repo_type="dataset")).read()
 print(json.dumps({"files": files, "private": private, "card": card, "commit": commit.oid,
-                  "metric": metric.oid}))
+                  "metric": metric.oid, "database": [database.ids, database.sequences]}))
 """
 
 LOAD = """
@@ -74,6 +89,8 @@ for task in ("active_site", "motif"):
     found["uids"][task] = {name: rows["uid"][:] for name, rows in splits.items()}
 pinned_rows = load_dataset("org/interpro-sites", "active_site", revision=commit, split="train")
 found["label"] = pinned_rows[0]["label"]
+for name in ("scope40", "balifam"):
+    found[name] = load_dataset("org/benchmarks", name, split="test")[0]
 structures = load_dataset("org/structures", split="train")
 found["structures"] = [structures["sequence"][:], len(structures[0]["coordinates"])]
 found["pdbbind"] = {name: rows["id"][:] for name, rows in load_dataset("org/pdbbind").items()}
@@ -104,6 +121,20 @@ def export(folder):
     write_structure(folder / "files" / "one.pdb", {"A": chain})
     built = structure_folder.StructureFolder(folder / "files", str(folder / "cache"))
     structure_folder.export(built, folder / "structures")
+    domains = folder / "scope40_files"
+    domains.mkdir()
+    with gzip.open(domains / "domains.fasta.gz", "wt") as file:
+        file.write(">d1\nMKVLA\n>d2\nMK\n")
+    (domains / "labels.tsv").write_text("d1\ta.1.1.1\n")
+    record = {"a": "p", "b": "q", "seq_a": "MKV", "seq_b": "MRV", "pairs": [[0, 0], [2, 2]]}
+    (folder / "pairs.json").write_text(json.dumps([record, {"a": "lacks all else"}]))
+    for kind, path, name in (
+        ("scope40", domains, "scope40"),
+        ("alignments", folder / "pairs.json", "balifam"),
+    ):
+        built = benchmarks.Benchmark(kind, path, name, str(folder / "cache"))
+        benchmarks.export(built, folder / name, "cc0-1.0")
+    assert [record.reason for record in built.invalid] == ["it lacks seq_a"]
     root = folder / "downloaded"
     write_indexes(root / "index", "2016")
     write_complex(root / "refined-set" / "1bbb", A="GGAAM", pocket="A")
@@ -140,6 +171,8 @@ def test_data_sets_load_by_name_without_the_package(trip, where):
         assert found["uids"][task] == {s: [f"{task} {n}"] for n, s in enumerate(splits)}
     assert found["label"] == [0, 1, 1, 0, 0]
     assert found["structures"] == [["AGKS" * 6], 24 * 4 * 3]
+    assert found["scope40"] == {"id": "d1", "sequence": "MKVLA", "family": "a.1.1.1"}
+    assert (found["balifam"]["pairs"], found["balifam"]["identity"]) == ([[0, 0], [2, 2]], 1.0)
     assert found["pdbbind"] == {"train": ["1aaa"], "validation": ["1bbb"]}
 
 
@@ -156,7 +189,7 @@ def test_metrics_load_by_name_without_the_package(trip, where):
 
 def test_configurations_share_a_repository_and_a_card(trip):
     published = trip[0]
-    assert published["private"] == {"pdbbind": True, "interpro-sites": False}
+    assert published["private"] == {"pdbbind": True, "interpro-sites": False, "database": True}
     files = published["files"]["org/interpro-sites"]
     for task in ("active_site", "motif"):
         inside = sorted(name for name in files if name.startswith(f"{task}/"))
@@ -168,6 +201,16 @@ def test_configurations_share_a_repository_and_a_card(trip):
     for task in ("active_site", "motif"):
         assert f'load_dataset("org/interpro-sites", "{task}", split="train")' in text
     assert "FOLDER" not in text
+
+
+def test_a_job_builds_a_database_of_a_data_set(trip):
+    assert trip[0]["database"] == [["one.pdb:A"], ["AGKS" * 6]]
+    names = [Path(name).suffix for name in trip[0]["files"]["org/database"]]
+    assert sorted(filter(None, names)) == [".bin", ".json", ".md"]
+    text = Path(database_job.__file__).read_text()
+    header = re.search(r"^# /// script\n((?:# .*\n)+)# ///$", text, re.MULTILINE)
+    told = tomllib.loads(re.sub("^# ", "", header[1], flags=re.MULTILINE))
+    assert told["dependencies"] == ["plasma-hf[search,train]"]
 
 
 def test_a_space_has_the_metric_and_nothing_stale(trip):

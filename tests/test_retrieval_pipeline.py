@@ -167,6 +167,19 @@ def test_explanations(search: Any) -> None:
     assert "explain" not in search(SEQUENCES["short"])[0]
 
 
+def test_residues_decide_among_the_nearest() -> None:
+    """Vectors of composition do not tell a protein from its reverse; residues do."""
+    one = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+    others = [{"id": "reverse", "sequence": one[::-1]}, {"id": "same", "sequence": one}]
+    pipe = ProteinRetrievalPipeline(model=as_model(), candidates=others)
+    assert [hit["id"] for hit in pipe(one)] == ["reverse", "same"]
+    first, second = pipe(one, explain=True)
+    assert (first["id"], first["rank"], second["id"], second["rank"]) == ("same", 1, "reverse", 2)
+    assert first["explain"]["segments"] and not second["explain"]["segments"]
+    [only] = pipe(one, explain=True, top_k=1)
+    assert only["id"] == "same"
+
+
 def test_explanation_of_a_hit_whose_file_is_gone(tmp_path: Path) -> None:
     file = write_helix(tmp_path / "gone.pdb", {"A": "MKVLAAGMKV"})
     records = [*read_records([file], []), ("from no file", read_structure(file)), ("P", "MKV")]

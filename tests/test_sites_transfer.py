@@ -199,11 +199,16 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert len(told) == 3 and told[0]["segments"][0]["candidate_residues"][0] == "E:57"
     motif = run(*given[:3], "--motif", "[LIVM]-[ST]-A-[STAG]-H-C")
     assert motif.exit_code == 0 and "B:H57=E:H57" in motif.stdout
+    example = run(*given[1:3], "--motif", "[LIVM]-[ST]-A-[STAG]-H-C")
+    assert example.exit_code == 0 and "E:H57=B:H57" in example.stdout
+    assert "1acb_E.pdb.gz:E is the example of [LIVM]" in example.stderr
     assert "give the site" in run(*given[:3]).stderr
     nothing = run(*given, TRIAD, "--evalue", "1e-30")
     assert nothing.exit_code == 0 and "no significant hit among 8 proteins" in nothing.stderr
     for words, said in (
         ([*given, "B57"], "is H, not B"),
+        (given[1:3] + ("--motif", "W-W-W-W"), "no protein searched has W-W-W-W"),
+        (given[1:3] + ("--residues", "H57"), "those of a QUERY"),
         ([*given, tmp_path / "no.tsv"], "there is no file"),
         ([*given, "H57;x"], "is no residue"),
         (["demo/serine_proteases.fasta", *given[1:], "57"], "holds 2 proteins; name one"),

@@ -469,7 +469,7 @@ def test_a_visitor(open_page, page, align, width):
     open_tab(browser, "Structure")
     type_into(browser, "sequence", BPTI)
     click(browser, "#find")
-    assert shown(browser, "#found td b")[0].text == "1eaw_B"  # BPTI, bound
+    assert shown(browser, "#found td b")[0].text == "9pti_A"  # BPTI, free
     check_width(browser, width)
     check_upload(browser)
     assert requests_of(browser) == {"127.0.0.1"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product, tee
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..models.alignment_result import AlignmentResult
     from ..models.protein import Protein
 
+TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
 ONE = "name records, as in FILE:RECORD"
 AlignmentFormat = Literal["text", "tsv", "json", "m8", "a3m", "fasta", "stockholm", "clustal"]
 
@@ -54,7 +56,9 @@ FIELDS = {
 ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
 
 A and B are each a sequence; a FASTA, PDB or mmCIF file, also gzipped, with every record in it or
-the one named as FILE:RECORD; or '-' for standard input, such a file or one bare sequence per line.
+the one named as FILE:RECORD; a CSV, TSV, Parquet or JSON Lines file with the columns id and
+sequence; a folder of structures; or '-' for standard input, FASTA, a structure or one bare sequence
+per line.
 Every protein of A is aligned with every one of B.
 
 {EXIT_CODE}
@@ -150,7 +154,7 @@ def align(
         form = format_name or format_of(str(output or ""))
         chosen = check_columns(form, columns.split(",") if columns else None)
         for written in (output, plot, superpose):
-            common.keep_inputs(written, a, b)
+            common.check_output(written, a, b)
         sides = _read_sides(a, b, skipped)
         count = len(sides[0]) * len(sides[1])
         _refuse(
@@ -303,16 +307,30 @@ def read_usable(value: str, side: str, skipped: Skipped) -> list[Protein]:
 
 def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
     """Read what can be used, and say in `messages` what cannot."""
-    from ..models.protein import looks_like_path, read_protein, read_records
+    from .. import search
+    from ..models.protein import (
+        BACKBONE_ATOMS,
+        InvalidRecord,
+        looks_like_path,
+        read_protein,
+        read_records,
+        suffix_of,
+    )
 
     name = f"{value}: record"
     records: Sequence[Any]
     if value == "-":
         name, records = "standard input: record", _read_standard_input()
+    elif os.path.isdir(value) or suffix_of(value) in TABLES:
+        several: list[InvalidRecord] = []
+        records = list(search.read_records(value, several, atoms=BACKBONE_ATOMS[:3]))
+        messages |= dict.fromkeys(f"{one.id}: {one.reason}" for one in several)
     elif looks_like_path(value):
         records = read_records(value)
     else:
         name, records = side, [value]
+        if value.isalnum() and (meant := sorted(Path().glob(f"{value}.*"))):
+            report(f"{value} is taken as a sequence of {len(value)} residues; {meant[0]} is a file")
     proteins = []
     for record in records:
         try:

@@ -122,11 +122,16 @@ def compilation_announced() -> Iterator[None]:
         say(f"compiled the kernels in {times[-1] - times[0]:.0f} s")
 
 
-def keep_inputs(output: Path | None, *inputs: Any) -> None:
-    """Refuse to write results over a file that they are made of."""
+def check_output(output: Path | None, *inputs: Any) -> None:
+    """Refuse, before any work, what cannot be written, and a file that results are made of."""
     from ..models.protein import split_record
 
-    if output is None or not output.exists():
+    if output is None:
+        return
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        why = "is a folder" if output.is_dir() else "cannot be written"
+        fail(f"{output} {why}; give a file in a folder that is there and is yours")
+    if not output.exists():
         return
     for place in (split_record(str(given))[0] for given in inputs if given is not None):
         if os.path.exists(place) and output.samefile(place):

@@ -80,6 +80,8 @@ def build(
         maker = backbone or model
         if not inputs and not (there and maker):
             fail("there is nothing to do; give files with proteins, or --backbone for vectors")
+        if not there and not any(path.exists() for path in inputs or []):
+            fail(f"there is no {' and no '.join(map(str, inputs or []))}; check the path")
         before = len(ProteinDatabase.open(output)) if there else 0
         size = sum(path.stat().st_size for path in inputs or [] if path.is_file())
         if size > LARGE:

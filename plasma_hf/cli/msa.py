@@ -47,7 +47,7 @@ def msa(
         from ..multiple import FORMATS, MultipleAlignment, align_many
 
         common.use_threads(threads)
-        common.keep_inputs(output, file, add)
+        common.check_output(output, file, add)
         proteins = read_usable(file, "protein", skipped)
         ending = format_of(str(output or ""))
         form = format_name or (ending if ending in FORMATS else "fasta")

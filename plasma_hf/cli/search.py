@@ -21,6 +21,7 @@ from .embed import Computing
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
+SIGNIFICANT = 0.01
 SEARCH_HELP = f"""Search proteins: residue by residue, or by their vectors.
 
 `plasma-hf search QUERIES DATABASE` aligns each query with the best candidates of a database, and
@@ -74,7 +75,7 @@ def search(
     top_k: Annotated[
         int | None, Option(min=1, help="Hits per query; 5 of vectors, else all by default.")
     ] = None,
-    evalue: Annotated[float, Option(min=0, help="Highest E-value to show.")] = 0.01,
+    evalue: Annotated[float, Option(min=0, help="Highest E-value to show.")] = SIGNIFICANT,
     sensitivity: Annotated[
         Literal["fast", "default", "more", "all"], Option(help="How many candidates are aligned.")
     ] = "default",
@@ -114,7 +115,7 @@ def search(
         common.use_threads(threads)
         form = format_name or format_of(str(output or ""))
         where = (revision, device, trust_remote_code)
-        common.keep_inputs(output, queries, database, fasta, structure, structures, sequences)
+        common.check_output(output, queries, database, fasta, structure, structures, sequences)
         if queries is not None:
             others = (sequence, fasta, structure, index, structures, sequences)
             inside = _database_of(database, others)
@@ -125,7 +126,8 @@ def search(
             writing = Writing(form, columns, output, resume, quiet)
             computing = Computing(model, backbone, None, None, *where, store, ray)
             return search_database(queries, inside, writing, computing, skipped, options)
-        _check_vectors(form, columns, resume, backbone, store, ray)
+        of_residues = (columns, resume, backbone, store, ray, iterations, database_size)
+        _check_vectors(form, *of_residues, sensitivity != "default", evalue != SIGNIFICANT)
         _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
         _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
         invalid: list[Any] = []
@@ -166,7 +168,10 @@ def _check_vectors(form: str, *of_residues: Any) -> None:
     if form not in HIT_FORMATS:
         fail(f"vectors have no {form}; give --format text, json or tsv")
     if any(of_residues):
-        fail("--columns, --resume, --backbone, --store, --ray go with QUERIES and DATABASE")
+        fail(
+            "--columns, --resume, --backbone, --store, --ray, --iterations, --database-size, "
+            "--sensitivity and --evalue go with QUERIES and DATABASE"
+        )
 
 
 def _check_one_of(what: str, **options: Any) -> None:

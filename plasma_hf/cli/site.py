@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -16,13 +16,18 @@ from .common import EXIT_CODE, fail, one_line_errors, report, write
 from .database import open_database
 from .embed import Computing
 
+if TYPE_CHECKING:
+    from ..models.protein import Protein
+    from ..search.database import ProteinDatabase
+
 SITE_HELP = f"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
 
 QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
 FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1: H57,D102,
 A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can be repeated, or
 a file with a list in each line, behind a name and a tab. --motif takes a pattern of PROSITE
-instead: its residues, but for x, are a site at each place where the query has it.
+instead: its residues, but for x, are a site at each place where the query has it; without QUERY the
+first protein of the database that has it is the example.
 
 Every protein of the database is compared, whatever else it has in common with the query. A site may
 lie scattered along the sequence, in order; the E-value is that of the site. A protein that has the
@@ -35,13 +40,12 @@ Examples:
   plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 --database demo/structures
   plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \\
       --database proteins --format tsv --output sites.hits.tsv
-  plasma-hf site demo/serine_proteases.fasta:P00766 --database demo/structures \\
-      --motif '[LIVM]-[ST]-A-[STAG]-H-C'"""
+  plasma-hf site --motif '[LIVM]-[ST]-A-[STAG]-H-C' --database demo/structures"""
 
 
 def site(
-    query: Annotated[str, Argument(help="Protein that has the site.")],
     database: Annotated[Path, Option("--database", "-d", help="Database, or file or folder.")],
+    query: Annotated[str | None, Argument(help="Protein that has the site.")] = None,
     residues: Annotated[
         list[str] | None,
         Option("--residues", "-r", metavar="LIST", help="H57,D102,S195, or a file."),
@@ -70,24 +74,39 @@ def site(
         from ..search.sites import Site, transfer_sites
 
         common.use_threads(threads)
-        proteins = read_usable(query, "query", skipped)
-        if len(proteins) != 1:
-            fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
+        common.check_output(output, query, database, *(residues or []))
         if not residues and not motif:
             fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
-        common.keep_inputs(output, query, database, *(residues or []))
-        told = skipped.report
-        sites = [site for given in residues or [] for site in Site.read(given, proteins[0], told)]
-        sites += [site for given in motif or [] for site in Site.of_pattern(given, proteins[0])]
+        if query is None and residues:
+            fail("--residues are those of a QUERY; give the protein that has them")
+        proteins = [] if query is None else read_usable(query, "query", skipped)
+        if len(proteins) != 1 and query is not None:
+            fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
         found = open_database(database, skipped)
+        one = proteins[0] if proteins else _example(found, motif or [])
+        told = skipped.report
+        sites = [site for given in residues or [] for site in Site.read(given, one, told)]
+        sites += [site for given in motif or [] for site in Site.of_pattern(given, one)]
         align = Computing(model, backbone, device=device, store=store).load()
         every = tqdm(found, unit="protein", disable=quiet or None)
         given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
-        hits = transfer_sites(proteins[0], sites, every, align, **given)
-        for one, of_site in zip(sites, hits, strict=True):
+        hits = transfer_sites(one, sites, every, align, **given)
+        for site, of_site in zip(sites, hits, strict=True):
             if not of_site and not quiet:
-                report(f"{one.name}: no significant hit among {len(found)} proteins")
+                report(f"{site.name}: no significant hit among {len(found)} proteins")
         write(_written([of_site[:top_k] for of_site in hits], output_format), output)
+
+
+def _example(database: ProteinDatabase, patterns: list[str]) -> Protein:
+    """Return the first protein that has all patterns; they are looked for as they are in it."""
+    from ..search.sites import compile_pattern
+
+    wanted = [compile_pattern(one)[0] for one in patterns]
+    for protein in map(database.__getitem__, range(len(database))):
+        if all(one.search(protein.sequence or "") for one in wanted):
+            report(f"{protein.id} is the example of {' and '.join(patterns)}")
+            return protein
+    fail(f"no protein searched has {' and '.join(patterns)}; give QUERY, one that has it")
 
 
 def _written(hits: Sequence[Sequence[Any]], form: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from importlib import import_module
+from itertools import chain as chained
 from itertools import groupby, pairwise, zip_longest
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from .modeling_backbone import from_package
-from .protein import Protein
+from .protein import Protein, suffix_of
 
 SIDES = ("query", "candidate")
 BLOCK = 60  # alignment columns per line
@@ -643,9 +644,13 @@ FORMATS = {
 
 
 def format_of(path: str) -> str:
-    """Tell the format of a file by its ending, before `.gz`; "text" where that says nothing."""
-    name = path.lower().removesuffix(".gz")
-    return next((one for one, form in FORMATS.items() if name.endswith(form.endings)), "text")
+    """Tell the format of a file by its ending, before `.gz`; "text" where there is none."""
+    ending = suffix_of(path)
+    found = next((one for one, form in FORMATS.items() if ending in form.endings), None)
+    if found is None and ending:
+        known = ", ".join(chained.from_iterable(form.endings for form in FORMATS.values()))
+        raise ValueError(f"{path} is of no known format; name one by --format, or end in {known}.")
+    return found or "text"
 
 
 # --- What a reader sees.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,8 @@ from .protein import (
 logger = logging.getLogger(__name__)
 
 ABOUT = ("id", "kind", "source")
+EXPLAINED = 20
+"""Nearest proteins that are aligned, at least, where hits are explained."""
 RESIDUES_PER_BATCH = 2048
 # Single precision says no more; equal proteins embedded in two batches differ behind that.
 SCORE_DECIMALS = 6
@@ -65,10 +68,11 @@ class ProteinRetrievalPipeline(ProteinPipeline):
 
     Call with, or build with:
         top_k: Hits of a query, 5 by default.
-        explain: Add `"explain"` to a hit: how its residues and those of the query are aligned, the
-            result of `pipeline("protein-alignment")` with an `evalue` for all that was searched
-            and, of two structures, their `"superposition"`. Where the file of a hit is gone it is
-            `{"error": message}`.
+        explain: Let residues decide among the nearest, 20 or `top_k` if that is more: those that a
+            significant alignment with the query shows come first, by E-value. Each hit has
+            `"explain"`, the result of `pipeline("protein-alignment")` with an `evalue` for all that
+            was searched and, of two structures, their `"superposition"`. Where the file of a hit
+            is gone it is `{"error": message}`.
         on_error: "raise", or "report" to get `{"error": message}` for an invalid query and go on.
         batch_size: Queries embedded together; results do not depend on it.
     """
@@ -101,8 +105,9 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; give at least 1.")
         reading, _, _ = super()._sanitize_parameters(on_error)
-        forward = reading | ({} if top_k is None else {"top_k": top_k})
-        return reading, forward, {} if explain is None else {"explain": explain}
+        shown = {} if top_k is None else {"top_k": top_k}
+        shown |= {} if explain is None else {"explain": explain}
+        return reading, reading | shown, shown
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Search with one query or many; see the class."""
@@ -131,12 +136,13 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         return protein
 
     def _forward(
-        self, queries: list[Protein], top_k: int = 5, on_error: str = "raise"
+        self, queries: list[Protein], top_k: int = 5, explain: bool = False, on_error: str = "raise"
     ) -> list[dict[str, Any]]:
         outputs: list[dict[str, Any]] = []
+        nearest = max(top_k, EXPLAINED) if explain else top_k
         for query, vector in zip(queries, embed_proteins(self.model, queries), strict=True):
             if isinstance(vector, Tensor):
-                [hits] = self.index.search(vector[None], top_k)
+                [hits] = self.index.search(vector[None], nearest)
                 outputs.append({"query": query, "hits": hits})
             elif on_error == "raise":
                 raise vector
@@ -144,16 +150,18 @@ class ProteinRetrievalPipeline(ProteinPipeline):
                 outputs.append({"error": f"{query.id} cannot be embedded: {vector}"})
         return outputs
 
-    def postprocess(self, output: dict[str, Any], explain: bool = False) -> Any:
+    def postprocess(self, output: dict[str, Any], top_k: int = 5, explain: bool = False) -> Any:
         """Turn what was found into hits, explained if that is asked for."""
         if "error" in output:
             return output
         keys = ("id", "score", "rank", "source")
         hits = [{key: hit[key] for key in keys} for hit in output["hits"]]
-        if explain:
-            for hit, found in zip(hits, output["hits"], strict=True):
-                hit["explain"] = self._explain(output["query"], found["row"])
-        return hits
+        if not explain:
+            return hits
+        for hit, found in zip(hits, output["hits"], strict=True):
+            hit["explain"] = self._explain(output["query"], found["row"])
+        best = sorted(hits, key=_by_residues)[:top_k]
+        return [hit | {"rank": rank} for rank, hit in enumerate(best, start=1)]
 
     @cached_property
     def _align(self) -> Any:
@@ -191,6 +199,12 @@ class ProteinRetrievalPipeline(ProteinPipeline):
             reasons = "; ".join(f"{record.id}: {record.reason}" for record in invalid[:3])
             raise ValueError(f"there is no candidate that can be searched. {reasons}".strip())
         return CandidateList(kept, torch.stack(vectors))
+
+
+def _by_residues(hit: Mapping[str, Any]) -> float:
+    """Order hits by E-value where it is significant, and leave the others as they are."""
+    found = hit["explain"]
+    return float(found["evalue"]) if found.get("segments") else math.inf
 
 
 def embed_proteins(

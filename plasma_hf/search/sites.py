@@ -97,13 +97,11 @@ class Site:
             >>> site.places, site.name
             ((2, 5, 6), 'G-x(2)-S-[AG] at 3')
         """
-        elements = pattern.strip().removesuffix(".").split("-")
-        groups = [_element(one, pattern) for one in elements]
-        regex = re.compile("".join(f"({one})" for one, _ in groups))
+        regex, counted = compile_pattern(pattern)
         letters, sites, start = protein.sequence or "", [], 0
         while found := regex.search(letters, start):
             start = found.start() + 1
-            spans = [found.span(n) for n, (_, counts) in enumerate(groups, 1) if counts]
+            spans = [found.span(n) for n, counts in enumerate(counted, 1) if counts]
             places = tuple(place for span in spans for place in range(*span))
             sites.append(cls(places, f"{pattern} at {residue_labels(protein)[found.start()]}"))
         if not sites or not sites[0].places:
@@ -140,6 +138,17 @@ class Site:
 
 
 ELEMENT = re.compile(r"(<?)([A-Za-z]|\[[A-Z]+\]|\{[A-Z]+\})(?:\((\d+)(?:,(\d+))?\))?(>?)")
+
+
+def compile_pattern(pattern: str) -> tuple[re.Pattern[str], list[bool]]:
+    """Return a pattern of PROSITE as a regular expression, and which of its groups are not `x`.
+
+    Raises:
+        ValueError: If it is no pattern.
+    """
+    elements = pattern.strip().removesuffix(".").split("-")
+    groups, counted = zip(*(_element(one, pattern) for one in elements), strict=True)
+    return re.compile("".join(f"({one})" for one in groups)), list(counted)
 
 
 def _element(text: str, pattern: str) -> tuple[str, bool]:
