@@ -111,6 +111,19 @@ def test_structures_are_superposed_where_they_are_aligned(search) -> None:
         assert not found[name]["segments"] and "superposition" not in found[name]
 
 
+def test_residues_are_aligned_as_the_user_says(search) -> None:
+    pytest.importorskip("mini3di")
+    align = pipeline("protein-alignment", backbone="3di", device="cpu")
+    query = STRUCTURES / "2sni_E.pdb.gz"
+    by_letters, by_structure = (search(query, explain=by)[1]["explain"] for by in (True, align))
+    assert by_letters.candidate.id == by_structure.candidate.id == "1r0r_E.pdb.gz:E"
+    assert (
+        by_letters["bits"] != by_structure["bits"] == align((query, by_structure.candidate))["bits"]
+    )
+    found = search("MKTAYIAKQRQISFVKSHFSRQ", explain=align)[0]["explain"]
+    assert "which this backbone reads" in found["error"]
+
+
 def test_what_is_no_place_to_search_is_said(tmp_path: Path) -> None:
     one = STRUCTURES / "1ay7_B.pdb.gz"
     assert [record.id for record in read_candidates(f"{one}:B", print)] == ["1ay7_B.pdb.gz:B"]

@@ -257,6 +257,17 @@ def listed(file: str) -> str:
     return "".join(json.dumps(chain) + "\n" for chain in chains)
 
 
+def test_explained_by_a_backbone(run: Any, model: str) -> None:
+    line = f"search --sequence {HELIX} --sequences two.fasta --format tsv --model"
+    letters, near = (
+        list(csv.DictReader(io.StringIO(run(line, model, *words).stdout), delimiter="\t"))
+        for words in (["--explain"], ["--explain", "--backbone", "near"])
+    )
+    assert letters[0]["id"] == near[0]["id"] and letters[0]["evalue"] != near[0]["evalue"]
+    refused = run(line, model, "--backbone", "near")
+    assert refused.exit_code == 2 and "--backbone also with --explain" in refused.stderr
+
+
 def test_every_record_of_an_index_is_explained(run: Any, model: str) -> None:
     """Chains of lists, files without an ending, in folders that are linked to."""
     helix = Path("structures/helix.pdb").read_bytes()

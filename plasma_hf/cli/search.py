@@ -39,7 +39,8 @@ With --index, --structures or --sequences the structures or sequences are found 
 nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
 --structure (FILE or FILE:CHAIN). What is searched is an index that `plasma-hf index build` made;
 or, embedded on the spot, a folder of structure files or a file of sequences. A query of one kind
-finds records of either.
+finds records of either. --explain aligns the query with the 20 nearest, by letters or as --backbone
+says (3di compares structures): what is significant comes first, by E-value.
 
 {EXIT_CODE}
 
@@ -126,8 +127,9 @@ def search(
             writing = Writing(form, columns, output, resume, quiet)
             computing = Computing(model, backbone, None, None, *where, store, ray)
             return search_database(queries, inside, writing, computing, skipped, options)
-        of_residues = (columns, resume, backbone, store, ray, iterations, database_size)
-        _check_vectors(form, *of_residues, sensitivity != "default", evalue != SIGNIFICANT)
+        of_residues = (columns, resume, store, ray, iterations, database_size)
+        changed = sensitivity != "default", evalue != SIGNIFICANT, backbone and not explain
+        _check_vectors(form, *of_residues, *changed)
         _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
         _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
         invalid: list[Any] = []
@@ -145,7 +147,8 @@ def search(
         protalign = load_model(model, "protalign", *where)
         pipe = _pipeline(protalign, batch_size=batch_size, **searched)
         skipped.report_records(pipe.invalid_candidates)
-        results = pipe(iter(proteins), top_k=top_k or 5, explain=explain, on_error="report")
+        aligning = Computing(None, backbone, None, None, *where).load() if backbone else explain
+        results = pipe(iter(proteins), top_k=top_k or 5, explain=aligning, on_error="report")
 
         def texts() -> Iterator[str]:
             yield HIT_FORMATS[form].head
@@ -169,8 +172,8 @@ def _check_vectors(form: str, *of_residues: Any) -> None:
         fail(f"vectors have no {form}; give --format text, json or tsv")
     if any(of_residues):
         fail(
-            "--columns, --resume, --backbone, --store, --ray, --iterations, --database-size, "
-            "--sensitivity and --evalue go with QUERIES and DATABASE"
+            "--columns, --resume, --store, --ray, --iterations, --database-size, --sensitivity "
+            "and --evalue go with QUERIES and DATABASE, --backbone also with --explain"
         )
 
 

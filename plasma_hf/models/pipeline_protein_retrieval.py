@@ -71,8 +71,9 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         explain: Let residues decide among the nearest, 20 or `top_k` if that is more: those that a
             significant alignment with the query shows come first, by E-value. Each hit has
             `"explain"`, the result of `pipeline("protein-alignment")` with an `evalue` for all that
-            was searched and, of two structures, their `"superposition"`. Where the file of a hit
-            is gone it is `{"error": message}`.
+            was searched and, of two structures, their `"superposition"`; of one that cannot be
+            aligned, as its file is gone, `{"error": message}`. True aligns by letters; give another
+            `pipeline("protein-alignment", ...)` in its place, such as one with `backbone="3di"`.
         on_error: "raise", or "report" to get `{"error": message}` for an invalid query and go on.
         batch_size: Queries embedded together; results do not depend on it.
     """
@@ -100,7 +101,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
             index.check(self.model)
 
     def _sanitize_parameters(
-        self, top_k: int | None = None, explain: bool | None = None, on_error: str | None = None
+        self, top_k: int | None = None, explain: Any = None, on_error: str | None = None
     ) -> tuple[dict, dict, dict]:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; give at least 1.")
@@ -136,7 +137,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         return protein
 
     def _forward(
-        self, queries: list[Protein], top_k: int = 5, explain: bool = False, on_error: str = "raise"
+        self, queries: list[Protein], top_k: int = 5, explain: Any = False, on_error: str = "raise"
     ) -> list[dict[str, Any]]:
         outputs: list[dict[str, Any]] = []
         nearest = max(top_k, EXPLAINED) if explain else top_k
@@ -150,7 +151,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
                 outputs.append({"error": f"{query.id} cannot be embedded: {vector}"})
         return outputs
 
-    def postprocess(self, output: dict[str, Any], top_k: int = 5, explain: bool = False) -> Any:
+    def postprocess(self, output: dict[str, Any], top_k: int = 5, explain: Any = False) -> Any:
         """Turn what was found into hits, explained if that is asked for."""
         if "error" in output:
             return output
@@ -158,21 +159,22 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         hits = [{key: hit[key] for key in keys} for hit in output["hits"]]
         if not explain:
             return hits
+        align = self._by_letters if explain is True else explain
         for hit, found in zip(hits, output["hits"], strict=True):
-            hit["explain"] = self._explain(output["query"], found["row"])
+            hit["explain"] = self._explain(output["query"], found["row"], align)
         best = sorted(hits, key=_by_residues)[:top_k]
         return [hit | {"rank": rank} for rank, hit in enumerate(best, start=1)]
 
     @cached_property
-    def _align(self) -> Any:
-        """What aligns a query with its hits, by letters: it knows nothing of the model."""
+    def _by_letters(self) -> Any:
+        """What aligns a query with its hits by default: it knows nothing of the model."""
         return from_package("search.database", "hits are explained").default_pipeline()
 
-    def _explain(self, query: Protein, row: int) -> Any:
+    def _explain(self, query: Protein, row: int, align: Any) -> Any:
         """Align a query with a hit."""
         try:
             candidate = self.index.read(row)
-            result = self._align((query, candidate), database_size=len(self.index))
+            result = align((query, candidate), database_size=len(self.index))
         except (ValueError, OSError, ImportError) as error:
             return {"error": str(error)}
         if result["segments"] and query.structure is not None and candidate.structure is not None:
