@@ -159,9 +159,8 @@ class ProteinRetrievalPipeline(ProteinPipeline):
         hits = [{key: hit[key] for key in keys} for hit in output["hits"]]
         if not explain:
             return hits
-        align = self._by_letters if explain is True else explain
         for hit, found in zip(hits, output["hits"], strict=True):
-            hit["explain"] = self._explain(output["query"], found["row"], align)
+            hit["explain"] = self._explain(output["query"], found["row"], explain)
         best = sorted(hits, key=_by_residues)[:top_k]
         return [hit | {"rank": rank} for rank, hit in enumerate(best, start=1)]
 
@@ -173,6 +172,7 @@ class ProteinRetrievalPipeline(ProteinPipeline):
     def _explain(self, query: Protein, row: int, align: Any) -> Any:
         """Align a query with a hit."""
         try:
+            align = self._by_letters if align is True else align
             candidate = self.index.read(row)
             result = align((query, candidate), database_size=len(self.index))
         except (ValueError, OSError, ImportError) as error:
