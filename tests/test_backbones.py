@@ -20,7 +20,8 @@ from plasma_hf.backbones import BACKBONES, SHORT_NAMES, find_backbone, find_inpu
 from plasma_hf.kernels import use_kernels
 from plasma_hf.models.modeling_backbone import windows
 from plasma_hf.models.processing_plasma import INPUT_FORMATS, InputFormat
-from tests.helpers.hub import run_client, serve
+from tests.helpers.clients import run_client
+from tests.helpers.hub import serve
 from tests.helpers.structures import structure_of
 from tests.helpers.tiny_backbones import FAMILIES, protssn_files, tm_vec_files
 

@@ -21,7 +21,8 @@ import structure_folder
 from test_pdbbind import write_complex, write_indexes
 
 from plasma_hf.metrics import average_precision, f1_max, label_match_score
-from tests.helpers.hub import run_client, serve
+from tests.helpers.clients import run_client
+from tests.helpers.hub import serve
 from tests.helpers.structures import FULL, write_structure
 
 pytestmark = pytest.mark.slow

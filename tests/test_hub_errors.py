@@ -9,7 +9,8 @@ import re
 
 import pytest
 
-from tests.helpers.hub import run_client, serve
+from tests.helpers.clients import run_client
+from tests.helpers.hub import serve
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from tests.helpers.hub import run_client, serve
+from tests.helpers.clients import run_client
+from tests.helpers.hub import serve
 
 pytestmark = pytest.mark.slow
 

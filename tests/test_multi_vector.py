@@ -1,9 +1,6 @@
 """An exported model loads as a MultiVectorEncoder where plasma_hf is not installed."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ import plasma_hf
 from plasma_hf.hub.card import model_card
 from plasma_hf.models.multi_vector import ResidueVectors
 from plasma_hf.models.processing_plasma import InputFormat
+from tests.helpers.clients import run_fresh
 
 QUERIES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "ACDEFGHIKLMNPQRSTVWY"]
 DOCUMENTS = ["AYIAKQRQLSFVKSHFSRQ", "GSHMASMTGGQQMGRGS", "MKV"]
@@ -47,12 +45,8 @@ def trip(tmp_path_factory):
         given = {"backbone": name} if name == "near" else {"model": f"plasma_hf/checkpoints/{name}"}
         aligners[name] = align = pipeline("protein-alignment", **given)
         plasma_hf.export_to_hub_folder(align.model, align.processor, folder / name)
-    environment = os.environ | {"HF_HOME": str(folder / "hf"), "PLASMA_HF_KERNELS": "torch"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", FRESH, *map(json.dumps, (NAMES, QUERIES, DOCUMENTS))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
-    return folder, aligners, json.loads(done.stdout.splitlines()[-1])
+    printed = run_fresh(FRESH, map(json.dumps, (NAMES, QUERIES, DOCUMENTS)), folder)
+    return folder, aligners, json.loads(printed.splitlines()[-1])
 
 
 def max_sim(align, queries, documents):

@@ -1,9 +1,6 @@
 """A saved ProtAlign loads and embeds equally in a process that cannot import plasma_hf."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +8,7 @@ import torch
 from plasma_hf import ProtAlignModel
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.models.protein import read_structure
+from tests.helpers.clients import run_fresh
 from tests.helpers.structures import FULL, write_structure
 from tests.test_protalign import SEQUENCES, whole_model
 
@@ -46,18 +44,8 @@ def test_a_saved_folder_needs_no_package(tmp_path):
     model = whole_model()
     model.save_pretrained(tmp_path / "saved")
     ProtAlignProcessor().save_pretrained(tmp_path / "saved")
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
-    environment.pop("PYTHONPATH", None)
-    words = [str(tmp_path / "saved"), str(file), str(tmp_path / "again"), json.dumps(SEQUENCES)]
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    fresh = json.loads(done.stdout.splitlines()[-1])
+    words = [tmp_path / "saved", file, tmp_path / "again", json.dumps(SEQUENCES)]
+    fresh = json.loads(run_fresh(FRESH, words, tmp_path).splitlines()[-1])
     for module in (fresh["config"], *fresh["encoders"]):
         assert module.startswith("transformers_modules.")
     expected = model.embed_sequences(SEQUENCES)

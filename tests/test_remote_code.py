@@ -2,8 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from plasma_hf.kernels import use_kernels
 from plasma_hf.models.alignment_result import FORMATS
 from plasma_hf.models.processing_plasma import INPUT_FORMATS
 from tests.benchmarks.machine import threads
+from tests.helpers.clients import run_fresh
 from tests.helpers.tiny_backbones import FAMILIES, tm_vec_files
 
 PAIRS = [
@@ -67,18 +66,6 @@ print(json.dumps({kind: trip(kind, kind + " again") for kind in kinds}))
 """
 
 
-def run_fresh(folder, kinds):
-    # Plain torch: a fresh copy of the code would be compiled anew, for many seconds. One thread: on
-    # some processors the last bit of a product depends on them.
-    environment = os.environ | {"HF_HOME": str(folder / "hf"), "PLASMA_HF_KERNELS": "torch"}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", FRESH, *map(json.dumps, (kinds, PAIRS, list(FORMATS)))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def pipe_over(folder, family):
     """Return a pipeline over a small random backbone of a family."""
     folder.mkdir()
@@ -108,7 +95,8 @@ def trip(tmp_path_factory, align, tiny_esm):
             made = tmp_path_factory.mktemp("backbone") / family
             pipes[kind], whole = pipe_over(made, family), {"save_backbone": not small}
         pipes[kind].save_pretrained(folder / kind, **whole)
-    return folder, pipes, run_fresh(folder, KINDS)
+    printed = run_fresh(FRESH, map(json.dumps, (KINDS, PAIRS, list(FORMATS))), folder)
+    return folder, pipes, json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -151,11 +139,7 @@ def test_a_head_alone_loads_as_remote_code(tmp_path):
         "pipe = pipeline('protein-alignment', model=sys.argv[1], trust_remote_code=True)\n"
         "torch.manual_seed(0); h = torch.randn(20, 1024); print(pipe((h, h))['score'])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "head")]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0.9
+    assert float(run_fresh(code, [tmp_path / "head"], tmp_path)) > 0.9
 
 
 def test_the_portable_room_imports_siblings_and_torch_alone():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.pipeline_protein_retrieval import ProteinRetrievalPipeline
 from plasma_hf.models.protein import Protein, read_structure
 from plasma_hf.search import build_index, read_records
+from tests.helpers.clients import run_fresh
 from tests.helpers.index_job import Composition, write_helix
 
 SEQUENCES = {
@@ -300,12 +298,7 @@ def test_where_the_package_is_not_installed_files_are_searched_and_an_index_is_r
     search: Any, files: Path, index: Path, tmp_path: Path
 ) -> None:
     search.save_pretrained(tmp_path / "saved")
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PLASMA_HF_KERNELS": "torch"}
-    environment.pop("PYTHONPATH", None)
-    words = [str(tmp_path / "saved"), str(index), str(files / "structures"), SEQUENCES["short"]]
-    command = [sys.executable, "-c", FRESH, *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    refusal, found = done.stdout.splitlines()
+    words = [tmp_path / "saved", index, files / "structures", SEQUENCES["short"]]
+    refusal, found = run_fresh(FRESH, words, tmp_path).splitlines()
     assert "candidates=[...] needs none) is opened by the package: pip install plasma-hf" in refusal
     assert found.split() == [hit["id"] for hit in search(SEQUENCES["short"])]

@@ -16,7 +16,8 @@ from plasma_hf.data import PairCollator
 from plasma_hf.metrics import average_precision, f1_max, label_match_score, roc_auc
 from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, lora_config
 from plasma_hf.training.samplers import LengthGroupedSampler
-from tests.helpers.hub import run_client, serve
+from tests.helpers.clients import run_client
+from tests.helpers.hub import serve
 from tests.helpers.tiny_backbones import FAMILIES
 from tests.helpers.training_job import CHECKPOINTED, WIDTH, make_pairs, make_store, make_trainer
 

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,25 +19,6 @@ COMMIT = "0" * 39 + "1"
 
 LARGE = (".safetensors", ".parquet", ".bin")
 """Endings of files that go through the large file storage."""
-
-
-def run_client(code, arguments, folder, home, **environment):
-    """Run Python code in another process, as someone with the cache `folder / home`.
-
-    Returns:
-        What it printed last, read as JSON.
-    """
-    fixed = {"HF_HOME": str(folder / home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-    fixed |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | fixed | environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager
