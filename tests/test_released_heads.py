@@ -1,17 +1,14 @@
 """Heads and the backbones under them: released, saved small, saved whole, from the Hub, offline."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModel, pipeline
 
 from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
+from tests.helpers.clients import run_client
 from tests.helpers.hub import COMMIT, serve
 from tests.helpers.tiny_backbones import FAMILIES
 
@@ -210,40 +207,35 @@ score = align(tuple(json.loads(sys.argv[1])))["score"]
 align.save_pretrained(sys.argv[2])
 print(json.dumps([score, model.config.plm_name_or_path, model.config.plm_revision]))
 """
+LOAD = """
+import json, sys, plasma_hf
+from transformers import AutoModel
+try:
+    AutoModel.from_pretrained(sys.argv[1])
+    print('"there"')
+except OSError as error:
+    print(json.dumps(str(error)))
+"""
 
 
 @pytest.mark.slow
 def test_from_the_hub_and_then_without_it(esm, tmp_path):
     folder, plasma = esm
     repositories = {"zhiyuw/plasma": plasma, "facebook/esm2_t33_650M_UR50D": folder}
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-
-    def run(script, *arguments, **variables):
-        return subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-        )
-
+    away = tmp_path / "away"
+    away.mkdir()
+    pair, there = json.dumps(PAIR), (away, "hf")
     with serve(repositories) as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        first = run(HUB, json.dumps(PAIR), tmp_path / "small", **online)
-        assert first.returncode == 0, first.stderr
+        told = run_client(HUB, [pair, tmp_path / "small"], *there, **online)
     model = head_of(plasma)
     model.load_backbone(folder)
     expected = pipeline("protein-alignment", model=model)(PAIR)["score"]
-    told = json.loads(first.stdout.splitlines()[-1])
     assert told == [pytest.approx(expected), "facebook/esm2_t33_650M_UR50D", COMMIT]
-    again = run(HUB, json.dumps(PAIR), tmp_path / "again", HF_HUB_OFFLINE="1")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout.splitlines()[-1]) == told
-
-    load = "import sys, plasma_hf, transformers as t; t.AutoModel.from_pretrained(sys.argv[1])"
-    assert run(load, tmp_path / "small").returncode == 0
-    elsewhere = run(load, tmp_path / "small", HF_HOME=str(tmp_path / "empty"))
-    assert f"hf download facebook/esm2_t33_650M_UR50D --revision {COMMIT}" in elsewhere.stderr
+    assert run_client(HUB, [pair, tmp_path / "again"], *there, HF_HUB_OFFLINE="1") == told
+    assert run_client(LOAD, [tmp_path / "small"], *there, HF_HUB_OFFLINE="1") == "there"
+    elsewhere = run_client(LOAD, [tmp_path / "small"], away, "empty", HF_HUB_OFFLINE="1")
+    assert f"hf download facebook/esm2_t33_650M_UR50D --revision {COMMIT}" in elsewhere
 
 
 def test_a_head_on_the_hub_is_named_in_full():
