@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +35,7 @@ from ..data.shards import (
     write_shard,
     writer_lock,
 )
-from ..data.store import EmbeddingReport, cut
+from ..data.store import EmbeddingReport
 from ..io.sequences import read_sequences
 from ..io.structures import (
     CHAIN_LIST_SUFFIX,
@@ -67,9 +66,8 @@ from ..models.protein import (
     suffix_of,
 )
 
-RECORDS_PER_SHARD = 512
-PARTIAL_SECONDS = 5.0
-"""How long vectors may stay unwritten; a killed build loses those, and the batch at work."""
+RECORDS_PER_SHARD = 128
+"""A killed build loses the work on so many at most."""
 SCORES_AT_ONCE = 2**24
 MARGIN = 1e-5
 """More than a cosine in single precision is off by."""
@@ -469,7 +467,7 @@ def build_index(
 ) -> IndexReport:
     """Build an index of exactly these records; a build that was stopped goes on.
 
-    Records are read as they are embedded, some hundreds at a time; one that is skipped does not
+    Records are read as they are embedded, a hundred or so at a time; one that is skipped does not
     stop the others. A build that was killed is resumed by calling this again with the same input:
     what is on disk is not embedded again, and the index ends the same, byte for byte, as one built
     in one go.
@@ -592,14 +590,13 @@ def _embed(
         if finished is not None and name not in finished.shards:
             raise _is_there(folder, finished)
         shard = _intact(folder / name)
-        known = 0 if shard is None else len(shard)
         if shard is None:
-            known = _make_shard(folder / name, model, part, residues_per_batch)
-            shard = _Shard(folder / name)
+            shard = _make_shard(folder / name, model, part, residues_per_batch)
+            report.embedded += len(shard)
+        else:
+            report.already_there += len(shard)
         shards[name] = len(shard)
         report.bad += shard.bad
-        report.already_there += known
-        report.embedded += len(shard) - known
     return shards
 
 
@@ -612,55 +609,19 @@ def _intact(path: Path) -> _Shard | None:
     return None
 
 
-def _make_shard(path: Path, model: Any, part: list[Protein], residues_per_batch: int) -> int:
-    """Embed records and write their shard; return how many a killed job had embedded before.
-
-    Batches are the same whenever they are made; those done are kept in a file beside the shard.
-    """
-    partial = path.with_name(path.name.replace("records-", "partial-"))
-    vectors: dict[str, Tensor] = {}
-    bad: dict[str, str] = {}
-    if before := _intact(partial):
-        made_before = torch.from_numpy(before.vectors.copy())
-        vectors |= zip((row["id"] for row in before.rows()), made_before, strict=True)
-        bad |= {one.id: one.reason for one in before.bad}
-    known, written = len(vectors), time.monotonic()
-    for batch in _batches(part, residues_per_batch):
-        if all(record.id in vectors or record.id in bad for record in batch):
-            continue
-        made = embed_proteins(model, batch, residues_per_batch)
-        for record, vector in zip(batch, made, strict=True):
-            if isinstance(vector, Tensor):
-                vectors[record.id] = vector
-            else:
-                bad[record.id] = f"it cannot be embedded: {vector}"
-        if time.monotonic() - written > PARTIAL_SECONDS:
-            _write_made(partial, part, vectors, bad)
-            written = time.monotonic()
-    _write_made(path, part, vectors, bad)
-    partial.unlink(missing_ok=True)
-    return known
-
-
-def _batches(part: list[Protein], residues_per_batch: int) -> Iterator[list[Protein]]:
-    """Cut records as `embed_proteins` does."""
-    for kind in KINDS:
-        chosen = sorted((one for one in part if one.kind == kind), key=lambda one: -len(one))
-        for batch in cut(list(map(len, chosen)), residues_per_batch):
-            yield chosen[batch]
-
-
-def _write_made(
-    path: Path, part: list[Protein], vectors: dict[str, Tensor], bad: dict[str, str]
-) -> None:
-    made = [record for record in part if record.id in vectors]
+def _make_shard(path: Path, model: Any, part: list[Protein], residues_per_batch: int) -> _Shard:
+    """Embed records and write their shard."""
+    made = list(zip(part, embed_proteins(model, part, residues_per_batch), strict=True))
+    vectors = {record: vector for record, vector in made if isinstance(vector, Tensor)}
     rows = [
         {key: getattr(record, key) for key in ABOUT}
         | {"residues": record.sequence or "", "sha": record.sha}
-        for record in made
+        for record in vectors
     ]
-    stacked = torch.stack([vectors[one.id] for one in made]) if made else torch.zeros(0, 0)
-    _write_rows(path, rows, stacked, [(one.id, bad[one.id]) for one in part if one.id in bad])
+    stacked = torch.stack(list(vectors.values())) if vectors else torch.zeros(0, 0)
+    bad = [(one.id, f"it cannot be embedded: {error}") for one, error in made if one not in vectors]
+    _write_rows(path, rows, stacked, bad)
+    return _Shard(path)
 
 
 def _without(index: Index, ids: set[str]) -> dict[str, int]:
