@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -26,9 +25,9 @@ from torch.utils.data import DataLoader
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.data import EmbeddingStore, PairCollator
 from plasma_hf.data import store as store_module
-from plasma_hf.data.shards import describe, write_shard, writer_lock
+from plasma_hf.data.shards import Shard, describe, write_shard, writer_lock
 from plasma_hf.data.store import cut_batches, rank_and_world_size, sequence_hash, shard_paths
-from tests.helpers.kill_points import Jobs, Killed, jobs, kill_everywhere, killed_at
+from tests.helpers.kill_points import Jobs, Killed, contents, jobs, kill_everywhere, killed_at
 from tests.helpers.store_job import RESIDUES_PER_BATCH, SHARD_BYTES, TinyEsm, make_head, run
 
 ROOT = Path(__file__).parents[1]
@@ -548,8 +547,7 @@ def embed_peptides(folder: Path, rows: list[tuple[str, str]] = PEPTIDES) -> Embe
 
 def take_out(folder: Path) -> None:
     store = EmbeddingStore.open(folder)
-    if there := [name for name in ("P0", "P1", "P3") if name in store]:
-        store.remove(there)
+    store.remove([name for name in ("P0", "P1", "P3") if name in store])
 
 
 def put_others(folder: Path) -> None:
@@ -587,38 +585,69 @@ def test_killed_at_every_file_operation(job: Any, tmp_path: Path) -> None:
     base = None
     if job is not embed_peptides:
         embed_peptides(base := tmp_path / "base")
-    assert kill_everywhere(job, read_all, tmp_path, base) > 15
+    assert kill_everywhere(job, read_all, tmp_path, base) > 8
 
 
-def test_a_killed_removal_is_whole(tmp_path: Path) -> None:
-    embed_peptides(tmp_path / "base")
+@pytest.fixture
+def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of peptides with a table of ids of each rank."""
+    with monkeypatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        for rank in "01":
+            patched.setenv("RANK", rank)
+            embed_peptides(tmp_path / "base")
+    assert len(list((tmp_path / "base").glob("ids-*.json"))) == 2
+    return tmp_path / "base"
+
+
+def test_a_killed_removal_is_whole(two_ranks: Path, tmp_path: Path) -> None:
     names = ["P0", "P1", "P3"]
+    EmbeddingStore.open(shutil.copytree(two_ranks, tmp_path / "one go")).remove(names)
     seen = set()
-    for number in range(1, 15):
-        folder = tmp_path / str(number)
-        shutil.copytree(tmp_path / "base", folder)
+    for number in range(1, 30):
+        folder = shutil.copytree(two_ranks, tmp_path / str(number))
         with suppress(Killed), killed_at(number):
             EmbeddingStore.open(folder).remove(names)
-        with FileLock(folder / "shard-00000.lock"):  # so that it is not ended before it is seen
-            store = EmbeddingStore.open(folder)
+        store = EmbeddingStore.open(folder)
         seen.add(there := len(store.ids.keys() & set(names)))
         assert len(store.lengths) == len(store) == 1 + there
-        ended = EmbeddingStore.open(folder)
-        assert not list(folder.glob("*.tmp")) and not list(folder.glob("removal.json*"))
-        assert set(ended) == set(store)
+        read_all(folder)
+        assert store.remove(names if there else []) == there
+        assert contents(folder) == contents(tmp_path / "one go")
     assert seen == {0, 3}
 
 
 def test_an_unfinished_removal_and_new_records(tmp_path: Path) -> None:
     store = embed_peptides(tmp_path)
-    with suppress(Killed), killed_at(8):
+    with suppress(Killed), killed_at(5):
         EmbeddingStore.open(tmp_path).remove(["P0", "P1", "P3"])
-    with FileLock(tmp_path / "removal.lock"):  # as if the one who removes were at it
-        assert set(EmbeddingStore.open(tmp_path)) == {"P2"}
-    assert (tmp_path / "removal.json").exists()
+    assert set(EmbeddingStore.open(tmp_path)) == {"P2"}
     assert store.add(PEPTIDES, Letters()).embedded == 3
-    assert not (tmp_path / "removal.json").exists()
     assert set(EmbeddingStore.open(tmp_path)) == set(dict(PEPTIDES))
+    assert store.remove(["P0", "P1", "P3"]) == 3
+    [path] = shard_paths(tmp_path)
+    assert list(Shard(path, "").shapes) == [f"embeddings/{store.ids['P2']}"]
+
+
+def test_records_that_never_had_ids_stay(tmp_path: Path) -> None:
+    store = EmbeddingStore.create(tmp_path, Letters())
+    store.write([{sequence_hash("MK"): {"embeddings": letters_of("MK")}}])
+    assert store.remove([]) == 0
+    assert torch.equal(EmbeddingStore.open(tmp_path).read_sequence("MK"), letters_of("MK"))
+
+
+def test_no_writer_begins_during_a_removal(
+    letters: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "OTHERS_SECONDS", 0.0)
+    busy = pytest.raises(ValueError, match="another process is taking proteins out")
+    monkeypatch.setenv("RANK", "1")  # which no file tells of
+    with letters._locked(), busy:
+        letters.add([("P9", "WW")], Letters())
+    letters.add([("P9", "WW")], Letters())
+    with letters._locked({1}), pytest.raises(ValueError, match="writing the shards of rank 1"):
+        letters.remove(["P1"])
+    assert letters.remove(["P1", "P3"]) == 1
 
 
 def test_what_other_ranks_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

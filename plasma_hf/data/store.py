@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from os import PathLike
@@ -130,9 +130,8 @@ def _spell(error: Exception) -> str:
 # --- The embedding store.
 
 HEADER = "store.json"
-REMOVAL = "removal.json"
-OTHERS_SECONDS = 5.0
-"""How long a writer waits for others that look for a killed removal."""
+OTHERS_SECONDS = 30.0
+"""How long a writer waits for others that begin, perhaps many, or for one that removes."""
 RESUME = "delete that file and run the plasma-hf embed command again: it embeds what is missing"
 RESIDUES_PER_BATCH = 4096
 WRITTEN = re.compile(r"(?:shard|ids)-(\d{5})[-.]")
@@ -283,9 +282,6 @@ class EmbeddingStore(ShardedStore):
 
     def __init__(self, folder: str | PathLike[str], header: StoreHeader) -> None:
         super().__init__(folder, header)
-        if self._is_removing():
-            with suppress(ValueError, OSError):  # another process is at it, or this one may not
-                self._end_removal()
         self.refresh()
 
     @classmethod
@@ -382,23 +378,21 @@ class EmbeddingStore(ShardedStore):
         read_again(self._read_contents, self.folder)
 
     def _read_contents(self) -> None:
-        gone_ids, gone_keys = self._removal()
-        lengths: dict[str, int] = {}
-        paths: dict[str, Path] = {}
+        found: dict[str, tuple[int, Path]] = {}
         for path in shard_paths(self.folder):
             shard = Shard(path, RESUME)
             self._check_shard(shard)
             for name, shape in shard.shapes.items():
                 kind, _, key = name.partition("/")
-                if kind == self.header.kinds[0] and key not in gone_keys:
-                    lengths[key], paths[key] = shape[0], path
-        known: dict[str, str] = {}
-        for path in self._tables():
-            known |= _read_ids(path)
+                if kind == self.header.kinds[0]:
+                    found[key] = shape[0], path
+        tables = self._tables()
         # An id is written before its record is, and says nothing while that is missing.
-        there = {name: key for name, key in known.items() if key in lengths}
-        ids = {name: key for name, key in there.items() if name not in gone_ids}
-        self.lengths, self._paths, self.ids = lengths, paths, ids
+        self.ids = {n: k for path in tables for n, k in _read_ids(path).items() if k in found}
+        # Where there are ids, a record without one is what a killed removal has left.
+        named = set(self.ids.values() if tables else found)
+        self._paths = {key: path for key, (_, path) in found.items() if key in named}
+        self.lengths = {key: found[key][0] for key in self._paths}
 
     def _tables(self) -> list[Path]:
         return sorted(self.folder.glob(f"ids-{5 * '[0-9]'}.json"))
@@ -592,7 +586,9 @@ class EmbeddingStore(ShardedStore):
         ids = {name: key for name, key in job.ids.items() if key in names}
         for name, key in ids.items():
             names[key].append(name)
-        self._change_ids(self.folder / f"ids-{rank:05d}.json", lambda _, k: k in self.lengths, ids)
+        table = self.folder / f"ids-{rank:05d}.json"
+        known = {name: key for name, key in _read_ids(table).items() if key in self.lengths}
+        _write_ids(table, known | ids)
         left = [[s for s in batch if sequence_hash(s) not in self.lengths] for batch in batches]
         total = sum(len(sequence) for wanted in left for sequence in wanted)
         hidden = True if rank else None  # None: shown where standard error is a terminal
@@ -657,24 +653,14 @@ class EmbeddingStore(ShardedStore):
         # A copy: slices of one padded batch share memory, which safetensors does not write.
         return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
 
-    def _change_ids(
-        self, path: Path, keep: Callable[[str, str], bool], new: Mapping[str, str]
-    ) -> None:
-        """Rewrite a table of ids if it changes: the names and keys to keep, and new ones."""
-        before = _read_ids(path) if path.exists() else {}
-        after = {name: key for name, key in before.items() if keep(name, key)} | dict(new)
-        if after != before:  # sorted: the same, whatever was written before a job was killed
-            write_json(path, {"ids": dict(sorted(after.items()))})
-
     def write(self, batches: Iterable[Mapping[str, Record]]) -> None:
         """Write records by their keys into shards of this rank.
 
         A killed job loses the shard in the making; one that an error stops writes it. No batch is
-        asked for before other writers are kept away.
+        asked for before other writers are kept away. In a store with ids, a record is there as long
+        as an id stands for it.
         """
         rank, world_size = rank_and_world_size()
-        if self._is_removing():
-            self._end_removal(OTHERS_SECONDS)
         # What other jobs' ranks have left, the first one sweeps.
         left = {other for other in self._ranks(TEMPORARY) if other >= world_size and not rank}
         with self._locked({rank} | left):
@@ -706,10 +692,14 @@ class EmbeddingStore(ShardedStore):
         return {int(found[1]) for found in map(WRITTEN.match, names) if found}
 
     @contextmanager
-    def _locked(self, ranks: Iterable[int]) -> Iterator[None]:
-        """Keep other writers of these ranks away, and sweep what killed ones left."""
+    def _locked(self, ranks: Iterable[int] | None = None) -> Iterator[None]:
+        """Keep other writers of these ranks away, or all, and sweep what killed ones left."""
+        busy = f"another process is taking proteins out of {self.folder}; wait for it."
         with ExitStack() as locks:
-            for rank in sorted(ranks):
+            # Held by one who writes while it begins, by one who removes to the end.
+            path = self.folder / "removal.lock"
+            begun = locks.enter_context(writer_lock(path, busy, OTHERS_SECONDS))
+            for rank in sorted(self._ranks() if ranks is None else ranks):
                 busy = (
                     f"another process is writing the shards of rank {rank} in {self.folder}; wait "
                     "for it, or stop it. Processes that torchrun starts share a job, each with a "
@@ -719,64 +709,38 @@ class EmbeddingStore(ShardedStore):
                 for stale in (f"shard-{rank:05d}-*", f"ids-{rank:05d}.json"):
                     for left in self.folder.glob(stale + TEMPORARY):
                         left.unlink()
+            if ranks is not None:
+                begun.release()
             yield
 
     def remove(self, ids: Iterable[str]) -> int:
         """Take proteins out, or none if one is not there; return the number of records gone.
 
-        A record goes with the last id that stands for it. What a killed removal has left to do,
-        whoever opens the store next does.
+        A record goes with the last id that stands for it. What a killed removal has left on the
+        disk, which no reader finds, goes with the next one.
         """
         names = set(ids)
-        with self._removing(OTHERS_SECONDS), self._locked(self._ranks()):
-            self._do_removal()
+        with self._locked():
             self.refresh()
             if unknown := sorted(names - self.ids.keys()):
                 held = ", ".join(map(_shorten, unknown))
                 raise KeyError(f"the store {self.folder} holds no {held}")
-            still_named = {key for name, key in self.ids.items() if name not in names}
-            keys = {self.ids[name] for name in names} - still_named
-            # From here on the proteins are gone for whoever reads.
-            removal = {"ids": sorted(names), "keys": sorted(keys)}
-            write_json(self.folder / REMOVAL, removal)
-            self._do_removal()
-        self.refresh()
-        return len(keys)
+            before = len(self.lengths)
+            after = {name: key for name, key in self.ids.items() if name not in names}
+            if tables := self._tables():
+                # All ids in one table first, which those to take out then leave in one step.
+                for table in tables:
+                    _write_ids(table, self.ids if table == tables[0] else {})
+                _write_ids(tables[0], after)
+                for shard in shard_paths(self.folder):
+                    self._rewrite_with(shard, set(after.values()))
+            self.refresh()
+            return before - len(self.lengths)
 
-    def _removal(self) -> tuple[set[str], set[str]]:
-        """Read the ids and keys that a killed removal was to take out."""
-        path = self.folder / REMOVAL
-        told = read_json(path, RESUME, list[str]) if path.exists() else {}
-        return set(told.get("ids", ())), set(told.get("keys", ()))
-
-    def _is_removing(self) -> bool:
-        return any(self.folder.glob(f"{REMOVAL}*"))
-
-    def _removing(self, seconds: float) -> AbstractContextManager[None]:
-        # A lock of its own: who only looks for a killed removal keeps no writer from its rank.
-        busy = f"another process is taking proteins out of {self.folder}; wait for it."
-        return writer_lock(self.folder / "removal.lock", busy, seconds=seconds)
-
-    def _end_removal(self, seconds: float = 0.0) -> None:
-        """Do what a killed removal has left; refuse to if there is one at work."""
-        with self._removing(seconds):
-            if self._is_removing():
-                with self._locked(self._ranks()):
-                    self._do_removal()
-
-    def _do_removal(self) -> None:
-        path, (ids, keys) = self.folder / REMOVAL, self._removal()
-        if path.exists():
-            for shard in shard_paths(self.folder):
-                self._rewrite_without(shard, keys)
-            for table in self._tables():
-                self._change_ids(table, lambda n, key: n not in ids and key not in keys, {})
-        for left in (path, path.with_name(path.name + TEMPORARY)):
-            left.unlink(missing_ok=True)
-
-    def _rewrite_without(self, path: Path, keys: set[str]) -> None:
+    def _rewrite_with(self, path: Path, keys: set[str]) -> None:
+        """Write a shard again without the records of other keys."""
         shard = Shard(path, RESUME)
-        names = [name for name in shard.shapes if name.partition("/")[2] not in keys]
+        names = [name for name in shard.shapes if name.partition("/")[2] in keys]
         if not names:
             path.unlink()
         elif len(names) < len(shard.shapes):
@@ -786,10 +750,15 @@ class EmbeddingStore(ShardedStore):
 
 
 def _read_ids(path: Path) -> dict[str, str]:
-    tables = read_json(path, RESUME, dict[str, str])
+    tables = read_json(path, RESUME, dict[str, str]) if path.exists() else {"ids": {}}
     if tables.keys() != {"ids"}:
         raise ValueError(f"{path} is not a table of ids; {RESUME}.")
     return dict(tables["ids"])
+
+
+def _write_ids(path: Path, ids: Mapping[str, str]) -> None:
+    if ids != _read_ids(path):  # sorted: the same, whatever was written before a job was killed
+        write_json(path, {"ids": dict(sorted(ids.items()))})
 
 
 def _key_of(sequence: str) -> str:
