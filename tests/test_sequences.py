@@ -90,6 +90,13 @@ def test_data_sets(tmp_path: Path) -> None:
     assert read(tmp_path / "saved") == WANT
     table.to_parquet(tmp_path / "x.parquet")
     assert read(tmp_path / "x.parquet") == WANT
+    with pytest.raises(
+        ValueError, match=r"x\.parquet has no column 'seq', only 'id', 'sequence'; "
+    ):
+        read(tmp_path / "x.parquet", sequence_column="seq")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"cut\.parquet is not a valid Parquet file: \S"):
+        read(tmp_path / "cut.parquet")
     table.to_json(tmp_path / "x.jsonl")
     assert read(tmp_path / "x.jsonl") == WANT
     with pytest.raises(ValueError, match="no column 'sequence', only 'id'; name the right one"):

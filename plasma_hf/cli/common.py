@@ -488,23 +488,11 @@ def read_pairs(
 
 def _parquet_pairs(path: Path, on_invalid: Callable[[Any], None]) -> Iterator[StructurePair]:
     """Read the rows of a Parquet file as pairs, without those that are none."""
+    from ..io.sequences import read_parquet
     from ..io.structures import row_to_pair
     from ..models.protein import InvalidRecord
 
-    try:
-        from datasets import Dataset
-        from datasets.exceptions import DatasetGenerationError
-    except ImportError as error:
-        raise ImportError("reading Parquet needs datasets; pip install datasets") from error
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
-        rows = Dataset.from_parquet(str(path))
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a valid Parquet file: {error.__cause__ or error}"
-        ) from error
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(read_parquet(path), start=1):
         try:
             yield row_to_pair(row)
         except (ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ from os import PathLike, fspath
 from typing import Any, TypeAlias
 
 from ..io.formats import markdown_table
-from ..io.sequences import read_table
+from ..io.sequences import read_parquet, read_table
 from ..models.protein import clean_sequence, open_text
 
 COLUMNS = ("uid", "interpro_id", "seq_full", "label")
@@ -181,14 +181,7 @@ def _read_file(name: str) -> Iterator[Mapping[str, Any]]:
             "download it with huggingface_hub"
         )
     if start.startswith("PAR1"):
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise ImportError(
-                f"{name} is a Parquet file; to read it: pip install 'plasma-hf[train]'"
-            ) from error
-        batches = parquet.ParquetFile(name).iter_batches(batch_size=256)
-        yield from _rows(row for batch in batches for row in batch.to_pylist())
+        yield from _rows(read_parquet(name))
         return
     with open_text(name) as lines:
         columns, rows = read_table(lines, COLUMNS)

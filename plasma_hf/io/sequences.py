@@ -8,6 +8,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -96,14 +97,14 @@ def _rows(source: Source, columns: tuple[str, str]) -> Iterable[Any]:
 
 def _read_file(file: Path, columns: tuple[str, str]) -> Iterable[Any]:
     if file.is_dir():
-        return _rows(_load_dataset(file), columns)
+        return _rows(_import("datasets", file).load_from_disk(str(file)), columns)
     with open_text(file) as lines:
         start = lines.read(2**16).lstrip()
     if start.startswith("PAR1"):
-        return _rows(_load_dataset(file), columns)
+        return _checked(read_parquet(file), columns, str(file))
     named = file.name.lower().endswith(TABLES)
     if start.startswith("{") and not named:
-        return _read_json_lines(file, columns)
+        return _checked(_read_json_lines(file), columns, str(file))
     header = set(re.split(rf'["{DELIMITERS}\s]+', start.partition("\n")[0]))
     if named or not header.isdisjoint(columns):
         return _read_table(file, columns)
@@ -178,29 +179,41 @@ def _split_lines(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | c
             yield row
 
 
-def _read_json_lines(file: Path, columns: tuple[str, str]) -> Iterator[Any]:
+def _read_json_lines(file: Path) -> Iterator[Any]:
     with open_text(file) as lines:
-        for number, line in enumerate(line for line in lines if line.strip()):
+        for line in filter(str.strip, lines):
             try:
-                row = json.loads(line)
+                yield json.loads(line)
             except (ValueError, RecursionError) as error:
                 yield ValueError(f"the line is not JSON: {error}")
-                continue
-            if not number:
-                _check_columns(row if isinstance(row, dict) else (), columns, str(file))
-            yield row
 
 
-def _load_dataset(path: Path) -> Iterable[Any]:
+def read_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a Parquet file."""
+    parquet = _import("pyarrow.parquet", path)
+    with open(path, "rb") as file:
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=16):
+                yield from batch.to_pylist()
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} is not a valid Parquet file: {error}") from error
+
+
+def _import(module: str, path: str | Path) -> Any:
     try:
-        import datasets
+        return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"reading {path} needs datasets; install it with: pip install 'plasma-hf[train]'"
+            f"reading {path} needs {module}; install it with: pip install 'plasma-hf[train]'"
         ) from error
-    if path.is_dir():
-        return datasets.load_from_disk(str(path))
-    return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+
+
+def _checked(rows: Iterable[Any], columns: tuple[str, str], where: str) -> Iterator[Any]:
+    """Refuse all rows where the first one lacks a column."""
+    for number, row in enumerate(rows):
+        if not number and not isinstance(row, ValueError):
+            _check_columns(row if isinstance(row, dict) else (), columns, where)
+        yield row
 
 
 def _check_columns(names: Iterable[str] | None, columns: tuple[str, str], where: str) -> None:
