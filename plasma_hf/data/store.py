@@ -386,9 +386,10 @@ class EmbeddingStore(ShardedStore):
                 kind, _, key = name.partition("/")
                 if kind == self.header.kinds[0]:
                     found[key] = shape[0], path
-        tables = self._tables()
+        # The first table last: a removal puts what others have into it before it empties them.
+        tables = [_read_ids(path) for path in reversed(self._tables())][::-1]
         # An id is written before its record is, and says nothing while that is missing.
-        self.ids = {n: k for path in tables for n, k in _read_ids(path).items() if k in found}
+        self.ids = {n: k for table in tables for n, k in table.items() if k in found}
         # Where there are ids, a record without one is what a killed removal has left.
         named = set(self.ids.values() if tables else found)
         self._paths = {key: path for key, (_, path) in found.items() if key in named}
