@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .models.local_alignment import aligned_probabilities, best_in_order
-from .models.protein import Protein
+from .models.protein import Protein, open_text, parse_fasta
 from .search.database import default_pipeline
 
 LEAST, LEAST_SAID = 0.01, 0.02  # probability that counts, and what thirds say of it
@@ -56,12 +56,10 @@ class MultipleAlignment:
         Raises:
             ValueError: If the rows are not of one length.
         """
-        names, texts = [], []
-        for record in Path(path).read_text().split(">")[1:]:
-            head, *lines = record.splitlines()
-            names.append((head.split() or [""])[0])
-            texts.append("".join("".join(lines).split()))
-        rows = _spread(texts)
+        with open_text(path) as lines:
+            records = list(parse_fasta(lines))
+        names = [one.id for one in records]
+        rows = _spread(["".join((one.sequence or "").split()) for one in records])
         if not rows or len(set(map(len, rows))) > 1:
             raise ValueError(f"{path} is no alignment: its rows are not of one length.")
         proteins = [
@@ -126,7 +124,8 @@ class MultipleAlignment:
 def _spread(rows: Sequence[str]) -> list[str]:
     """Give insertions of an A3M, in lower case, columns of their own."""
     kept = [[c for c in row if not c.islower()] for row in rows]
-    if not any(c.islower() for row in rows for c in row) or len({len(r) for r in kept}) > 1:
+    one_case = len({c.islower() for row in rows for c in row if c not in GAPS}) < 2
+    if one_case or len({len(r) for r in kept}) > 1:
         return [row.upper() for row in rows]
     inserted = [[""] for _ in rows]
     for places, row in zip(inserted, rows, strict=True):

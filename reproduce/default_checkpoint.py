@@ -73,7 +73,8 @@ def build() -> None:
 def by_states(encoder: Any) -> Callable[[Sequence[str]], list[Tensor]]:
     """Return what embeds domains by the 3Di states of the benchmark, and what is made of them.
 
-    A shuffled domain has its states, shuffled; a peptide those of where it is cut from, or any.
+    A shuffled domain has its states, shuffled; a peptide those of where it is cut from, or any;
+    domains one after another have those of each.
     """
     text = gzip.decompress((SCOPE / "domains_3di.fasta.gz").read_bytes()).decode()
     known = {record.split()[0]: "".join(record.split()[1:]) for record in text.split(">")[1:]}
@@ -82,8 +83,8 @@ def by_states(encoder: Any) -> Callable[[Sequence[str]], list[Tensor]]:
     rng, number = random.Random(0), {letter: n for n, letter in enumerate(STATE_LETTERS)}
 
     def states_of(sequence: str) -> str:
-        if sequence in states:
-            return states[sequence]
+        if joined := _joined(sequence, states):
+            return joined
         if (shuffled := by_letters.get("".join(sorted(sequence)))) is not None:
             return "".join(rng.sample(shuffled, len(shuffled)))
         for one, of in states.items():
@@ -103,6 +104,19 @@ def by_states(encoder: Any) -> Callable[[Sequence[str]], list[Tensor]]:
         return found
 
     return embed
+
+
+def _joined(sequence: str, states: dict[str, str]) -> str:
+    """Return the states of domains one after another, the last perhaps cut off; else nothing."""
+    found = ""
+    while len(found) < len(sequence):
+        rest = sequence[len(found) :]
+        whole = [of for one, of in states.items() if rest.startswith(one)]
+        cut = [of[: len(rest)] for one, of in states.items() if one.startswith(rest)]
+        if not (whole or (found and cut)):
+            return ""
+        found += max(whole, key=len) if whole else cut[0]
+    return found
 
 
 def save(model: PlasmaModel, target: Path, processor: bool = True) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaModel, load_backbone
 from plasma_hf.io.plot import new_figure, save_figure
 from plasma_hf.models.local_alignment import Calibration
+from plasma_hf.search.calibration import joined_chains
 from reproduce.default_checkpoint import labelled_domains
 
 Array = NDArray[np.float64]
@@ -28,6 +30,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "null.svg"
 PEPTIDES = (10, 22)
 CLASSES = ((20, 80), (80, 150), (150, 250), (250, 1000))
 """Residues, as the geometric mean of both proteins."""
+LONG_CLASSES = ((300, 600), (600, 1200), (1200, 3000))
 LEVELS = (0.05, 0.01, 0.001, 0.0001)
 
 
@@ -45,8 +48,8 @@ def draw(
 def measure(model: PlasmaModel, count: int) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return query residues, candidate residues and raw score of pairs, `(pairs, 3)`, by kind.
 
-    First domains and peptides against domains of other folds, then domains against themselves made
-    unrelated, which have their composition.
+    First domains and peptides against domains of other folds, then long proteins, which are domains
+    one after another, and domains against themselves made unrelated, which have their composition.
     """
     rng = np.random.default_rng(1)
     domains = [(fold, one) for _, fold, one in labelled_domains()[1]]
@@ -62,7 +65,15 @@ def measure(model: PlasmaModel, count: int) -> tuple[dict[str, Array], dict[str,
     shuffled = ["".join(rng.permutation(list(one))) for one in real]
     made = {"shuffled": shuffled, "reversed": [one[::-1] for one in real]}
     itself = [(number, number) for number in range(len(real))]
+    folds = np.array([fold for fold, _ in domains])
+    sides = [project(model, some) for some in joined_chains(folds, real, rng)]
+    every = product(range(len(sides[0])), range(len(sides[1])))
+    joined = scored(model, *sides, every)
+    mean = np.sqrt(joined[:, 0] * joined[:, 1])
     return found, {
+        f"{low} to {high} residues, domains joined": joined[(mean >= low) & (mean < high)]
+        for low, high in LONG_CLASSES
+    } | {
         f"a domain, itself {kind}": scored(model, whole, project(model, some), itself)
         for kind, some in made.items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformers import AutoModel, pipeline
 import plasma_hf
 from plasma_hf import Calibration, PlasmaConfig, PlasmaModel, PlasmaProcessor, SubstitutionConfig
 from plasma_hf.backbones import new_aligner
-from plasma_hf.search.calibration import fit, unrelated_p_values
+from plasma_hf.models.protein import read_records
+from plasma_hf.search.calibration import UNRELATED, fit, fit_long, unrelated_p_values
 from tests.helpers.tiny_backbones import esm2
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
@@ -49,7 +51,7 @@ def test_fit_recovers_a_gumbel_that_depends_on_the_lengths() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(30, 600, size=(8000, 2))
     true = Calibration((20.0, 3.0, 1.0, 0.0, 0.0), (1.0, 0.1, 0.0, 0.0, 0.0))
-    features = np.array([Calibration.features(*pair) for pair in lengths.tolist()])
+    features = np.array([Calibration.features(*pair)[:5] for pair in lengths.tolist()])
     location, scale = features @ true.location, np.exp(features @ true.log_scale)
     found = fit(lengths, location + scale * rng.gumbel(size=len(lengths)))
     assert features @ found.location == pytest.approx(location, abs=0.6)
@@ -58,6 +60,32 @@ def test_fit_recovers_a_gumbel_that_depends_on_the_lengths() -> None:
     for p_value in (0.5, 0.05, 1e-3):
         score = location[0] - scale[0] * np.log(-np.log1p(-p_value))
         assert found.p_value(score, *lengths[0].tolist()) == pytest.approx(p_value, rel=0.35)
+
+
+def test_long_proteins_are_followed_beyond_logarithms_and_others_stay() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(300, 3000, size=(2000, 2))
+    usual = Calibration((20.0, 3.0, 1.0, 0.0, 0.0), (1.0, 0.1, 0.0, 0.0, 0.0))
+    true = Calibration((*usual.location, 60.0, 20.0), usual.log_scale)
+    features = np.array([Calibration.features(*pair) for pair in lengths.tolist()])
+    scale = np.exp(features[:, :5] @ true.log_scale)
+    found = fit_long(usual, lengths, features @ true.location + scale * rng.gumbel(size=2000))
+    assert found.location[5:] == pytest.approx((60.0, 20.0), rel=0.05)
+    assert found.p_value(30.0, 200, 5000) == usual.p_value(30.0, 200, 5000)
+    assert found.p_value(100.0, 1500, 1500) > 0.1 > usual.p_value(100.0, 1500, 1500)
+
+
+@pytest.mark.parametrize("folder", ["plasma_pf_substitution", "plasma_pf_near"])
+def test_long_unrelated_proteins_are_not_significant(folder: str) -> None:
+    """Letters as in domains, in any order: 1,500 of them reach no more than chance gives."""
+    rng = random.Random(0)
+    letters = "".join(one.sequence or "" for one in read_records(UNRELATED))
+    proteins = ["".join(rng.choices(letters, k=1500)) for _ in range(6)]
+    backbone = {} if folder.endswith("substitution") else {"backbone": "near"}
+    align = pipeline("protein-alignment", **backbone)
+    results = align([(one, other) for one in proteins[:3] for other in proteins[3:]])
+    p_values = [result["p_value"] for result in results]
+    assert min(p_values) > 0.01 and 0.15 < np.median(p_values) < 0.9
 
 
 def test_p_values_of_unrelated_pairs_are_uniform(calibrated: PlasmaModel) -> None:

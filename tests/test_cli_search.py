@@ -17,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignModel
+from plasma_hf.cli import main
 from plasma_hf.cli.index import ADD_HELP, BUILD_HELP, INFO_HELP, REMOVE_HELP, index_app
 from plasma_hf.cli.search import SEARCH_HELP, search
 from plasma_hf.io.formats import HIT_FIELDS as FIELDS
@@ -283,6 +284,17 @@ def test_every_record_of_an_index_is_explained(run: Any, model: str) -> None:
     assert {f"linked/chains.jsonl.gz:list_{chain}" for chain in "AB"} < ids
     assert {"linked/no-ending:A", "linked/packed:A", "helix.pdb:A", "P1"} < ids and len(ids) == 9
     assert all("error" not in hit["explain"] for hit in result["hits"])
+
+
+def test_a_list_of_chains_is_a_file_like_others(run: Any, model: str) -> None:
+    Path("chains.jsonl").write_text(listed("structures/two.pdb"))
+    result = run(f"search --sequence {HELIX} --structures chains.jsonl -f tsv --model", model)
+    assert result.exit_code == 0 and "chains.jsonl:list_A" in result.stdout, result.output
+    for side in ("chains.jsonl", "chains.jsonl:list_B"):
+        words = ["align", HELIX, side, "-f", "tsv"]
+        result = CliRunner().invoke(main.app, words)
+        found = {row.split("\t")[1] for row in result.stdout.splitlines()[1:]}
+        assert "chains.jsonl:list_B" in found and len(found) == 2 - (":" in side), result.output
 
 
 def test_damaged_files_do_not_end_an_index(run: Any, model: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -353,6 +354,32 @@ def test_vectors_from_the_shell(proteins: Any, tmp_path: Path, monkeypatch: Any)
     assert "33 proteins" in (told := run("database", "info", folder).stdout)
     assert "30 of them with vectors" in told
     assert "3 vectors by near" in run(*build).stderr
+
+
+def test_who_adds_knows_what_others_have_added(proteins: Any, tmp_path: Path) -> None:
+    first = ProteinDatabase.build(tmp_path, proteins[:3])
+    other = ProteinDatabase.open(tmp_path)
+    assert (first.add(proteins[:6]), other.add(proteins[:8])) == (3, 2)
+    assert ProteinDatabase.open(tmp_path).ids == other.ids == [one.id for one in proteins[:8]]
+    with FileLock(tmp_path / ".adding.lock"):
+        result = run("database", "build", fasta(tmp_path / "p.fasta", proteins), "-o", tmp_path)
+    assert result.exit_code == 2 and "another process is adding to the database" in result.stderr
+
+
+def test_hits_of_one_name_are_all_told(proteins: Any, tmp_path: Path) -> None:
+    """The second by a profile of the first, whose name it has."""
+    one, other = proteins[0], proteins[1]
+    again = ProteinDatabase([one.id, "x", "x"], [one.sequence, other.sequence, other.sequence[:-4]])
+    relatives = [Protein("x", other.sequence)]
+    left = again.candidates(one, "all", pipeline("protein-alignment"), relatives)
+    assert [(each.id, len(each)) for each in left] == [(one.id, len(one)), ("x", len(other) - 4)]
+
+
+def test_names_of_files_need_not_be_utf_8(proteins: Any, tmp_path: Path) -> None:
+    names = ["pr\udce9.pdb:A", "plain"]
+    given = [replace(one, id=name) for one, name in zip(proteins[:2], names, strict=True)]
+    assert ProteinDatabase.build(tmp_path / "made", given).ids == names
+    assert ProteinDatabase.open(tmp_path / "made").ids == names
 
 
 def test_a_stopped_search_goes_on(proteins: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -9,6 +9,7 @@ import pickle
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -434,6 +435,9 @@ def test_a_table_of_all(real: AlignmentResults) -> None:
     assert len(table) == sum(max(1, len(result["segments"])) for result in real)
     assert table["pairs"].sum() == sum(len(hit.pairs) for r in real for hit in r.hits)
     one = real[0].to_pandas()
+    named = replace(real[0].query, id="1E10"), replace(real[0].candidate, id="NA")
+    again = AlignmentResult(dict(real[0]), *named).to_pandas()
+    assert (again["query"][0], again["candidate"][0]) == ("1E10", "NA")
     assert one["segment"].tolist() == [hit.number for hit in real[0].hits]
     assert "<table>" in real._repr_html_()
 

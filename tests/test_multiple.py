@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from itertools import combinations
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_what_cannot_be_aligned_is_said(align: Any) -> None:
     )
     with pytest.raises(ValueError, match='takes a model with reading="posterior"'):
         align_many([Protein("a", "MKV"), Protein("b", "MKV")], plan)
+
+
+def test_alignments_are_read_as_other_files_are(tmp_path: Path) -> None:
+    file = tmp_path / "packed.fa.gz"
+    file.write_bytes(gzip.compress(b">a prot\xe9ine -> b\nMKTAY\n>b\nmk-\nay\n"))
+    found = MultipleAlignment.read(file)
+    assert ([one.id for one in found.proteins], found.rows) == (["a", "b"], ("MKTAY", "MK-AY"))
+    lower = tmp_path / "lower.fa"  # columns stay: nothing is an insertion where all is lower case
+    lower.write_text(">a\nmkt-ay\n>b\nmkta-y\n")
+    assert MultipleAlignment.read(lower).rows == ("MKT-AY", "MKTA-Y")
 
 
 def test_from_the_shell(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import plasma_hf
 from plasma_hf.cli.main import app
 from plasma_hf.evaluation import transfer
-from plasma_hf.models.protein import Protein, read_protein, read_records
+from plasma_hf.models.protein import Protein, open_text, read_protein, read_records
 from plasma_hf.search.sites import (
     MISSING,
     SITE_FIELDS,
@@ -216,6 +216,16 @@ def test_from_the_shell(tmp_path: Path) -> None:
     ):
         result = run(*words)
         assert result.exit_code == 2 and said in result.stderr, words
+
+
+def test_a_residue_without_ca_costs_the_rmsd_alone(tmp_path: Path) -> None:
+    with open_text("demo/structures/1ppe_E.pdb.gz") as lines:
+        left = [line for line in lines if line[12:16] != " CA " or line[22:26].strip() != "57"]
+    (tmp_path / "a.pdb").write_text("".join(left))
+    given = ("demo/structures/2cga_B.pdb.gz", "-r", TRIAD, "-d", tmp_path, "--format", "tsv")
+    result = run(*given)
+    [row] = csv.DictReader(io.StringIO(result.stdout), delimiter="\t")
+    assert result.exit_code == 0 and row["kept"] == "3/3" and row["rmsd"] == "", result.output
 
 
 def test_residues_are_counted(tmp_path: Path) -> None:

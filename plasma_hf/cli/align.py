@@ -21,10 +21,10 @@ from .common import EXIT_CODE, Output, Skipped, compilation_announced, fail, one
 from .embed import Computing
 
 if TYPE_CHECKING:
+    from ..io.sequences import OnInvalid
     from ..models.alignment_result import AlignmentResult
     from ..models.protein import Protein
 
-TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
 ONE = "name records, as in FILE:RECORD"
 AlignmentFormat = Literal["text", "tsv", "json", "m8", "a3m", "fasta", "stockholm", "clustal"]
 
@@ -272,7 +272,7 @@ def write_groups(
     """Write results as they come, those of some pairs or queries at once."""
     from ..models.alignment_result import FORMATS
 
-    if not file.done:
+    if not file.begun:
         file.write(FORMATS[form].head(columns), results=0)
     for count, results in groups:
         text, last = "", file.last
@@ -307,26 +307,17 @@ def read_usable(value: str, side: str, skipped: Skipped) -> list[Protein]:
 
 def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
     """Read what can be used, and say in `messages` what cannot."""
-    from .. import search
-    from ..models.protein import (
-        BACKBONE_ATOMS,
-        InvalidRecord,
-        looks_like_path,
-        read_protein,
-        read_records,
-        suffix_of,
-    )
+    from ..models.protein import looks_like_path, read_protein
+
+    def on_invalid(record: Any) -> None:
+        messages[f"{record.id}: {record.reason}"] = None
 
     name = f"{value}: record"
-    records: Sequence[Any]
+    records: Iterable[Any]
     if value == "-":
-        name, records = "standard input: record", _read_standard_input()
-    elif os.path.isdir(value) or suffix_of(value) in TABLES:
-        several: list[InvalidRecord] = []
-        records = list(search.read_records(value, several, atoms=BACKBONE_ATOMS[:3]))
-        messages |= dict.fromkeys(f"{one.id}: {one.reason}" for one in several)
+        name, records = "standard input: record", _read_standard_input(on_invalid)
     elif looks_like_path(value):
-        records = read_records(value)
+        records = _read_place(value, on_invalid)
     else:
         name, records = side, [value]
         if value.isalnum() and (meant := sorted(Path().glob(f"{value}.*"))):
@@ -340,8 +331,25 @@ def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]
     return proteins
 
 
-def _read_standard_input() -> list[Protein]:
+def _read_place(value: str, on_invalid: OnInvalid) -> Iterable[Any]:
+    """Read the proteins of a file or folder, or the one that is named."""
+    from ..io.sequences import is_table, read_sequences
+    from ..io.structures import lists_chains, read_listed_chain, read_structure_folder
+    from ..models.protein import BACKBONE_ATOMS, read_records, split_record
+
+    file, record = split_record(value)
+    if record is not None and os.path.isfile(file) and lists_chains(file):
+        return [read_listed_chain(file, record)]
+    if os.path.isdir(value) or (os.path.isfile(value) and lists_chains(value)):
+        return read_structure_folder(value, on_invalid, atoms=BACKBONE_ATOMS[:3])
+    if os.path.exists(value) and is_table(value):
+        return read_sequences(value, on_invalid=on_invalid)
+    return read_records(value)
+
+
+def _read_standard_input(on_invalid: OnInvalid) -> list[Protein]:
     """Read what a file may hold, or else each line as a bare sequence."""
+    from ..io.sequences import is_table, read_sequences
     from ..io.structures import begins_as_structure
     from ..models.protein import Protein, is_fasta, open_text, read_records
 
@@ -351,6 +359,8 @@ def _read_standard_input() -> list[Protein]:
         try:
             if begins_as_structure(file) or is_fasta(file):
                 return read_records(file)
+            if is_table(file):
+                return list(read_sequences(file, on_invalid=on_invalid))
             with open_text(file) as lines:
                 text = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
         except (ValueError, OSError) as error:

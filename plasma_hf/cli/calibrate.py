@@ -64,8 +64,6 @@ def calibrate(
 ) -> None:
     """Calibrate a model; see `CALIBRATE_HELP`."""
     with one_line_errors() as skipped, compilation_announced():
-        import numpy as np
-
         from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
         from ..models.modeling_backbone import Backbone
         from ..search.calibration import UNRELATED, calibrate, unrelated_p_values
@@ -97,13 +95,9 @@ def calibrate(
         output.mkdir(parents=True, exist_ok=True)  # refused now, if it cannot be written
         held_out = families[::10]
         measured = [one for one in proteins if one[0] not in held_out]
-        null = calibrate(head, measured, embedder.embed, pairs)
+        calibrate(head, measured, embedder.embed, pairs)
         head.save_pretrained(output)
         embedder.processor.save_pretrained(output)
-        given = null.features(150, 150)
-        location, log_scale = (np.dot(side, given) for side in (null.location, null.log_scale))
-        said = f"location {location:.2f}, scale {np.exp(log_scale):.2f}; tail {null.tail:.3f}"
-        report(f"unrelated proteins of 150 residues: {said}")
         p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
         share = (p_values <= 0.05).mean()
         report(

@@ -153,7 +153,7 @@ class Output:
     """
 
     def __init__(self, path: Path | None, job: str = "", resume: bool = False) -> None:
-        self.path, self.job, self.done = path, job, 0
+        self.path, self.job, self.done, self.begun = path, job, 0, False
         self.last = ""  # what the verb calls what it wrote last
         self.packed = path is not None and path.suffix == ".gz"
         self.waiting: list[bytes] = []
@@ -170,6 +170,7 @@ class Output:
         path.open("ab").close()  # what cannot be written is said of this file
         if self.job:  # before anything is in it: a file without a note has all results
             self._note(size)
+        self.begun = size > 0
         self.file = path.open("r+b" if size else "wb")
         if size:
             self.file.truncate(size)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -544,7 +545,8 @@ class EmbeddingStore(ShardedStore):
             reason = (
                 f"this id stands for two sequences, {kept} (SHA-256 {known[:12]}) and "
                 f"{_shorten(sequence)!r} (SHA-256 {key[:12]}); the first is kept. Rename one, or "
-                f"remove the first: plasma-hf embed --output {self.folder} --remove {protein.id}"
+                f"remove the first: plasma-hf embed --output {self.folder} --remove "
+                f"{shlex.quote(protein.id)}"
             )
             found.append(InvalidRecord(protein.id, reason))
         missing = [len(sequences[key]) for key in sequences if key not in self.lengths]

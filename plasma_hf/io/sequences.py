@@ -98,17 +98,30 @@ def _rows(source: Source, columns: tuple[str, str]) -> Iterable[Any]:
 def _read_file(file: Path, columns: tuple[str, str]) -> Iterable[Any]:
     if file.is_dir():
         return _rows(_import("datasets", file).load_from_disk(str(file)), columns)
+    kind = _kind_of(file, columns)
+    if kind == "table":
+        return _read_table(file, columns)
+    if kind == "records":
+        return read_records(file)
+    rows = read_parquet(file) if kind == "parquet" else _read_json_lines(file)
+    return _checked(rows, columns, str(file))
+
+
+def is_table(file: str | PathLike[str]) -> bool:
+    """Tell rows of ids and sequences from FASTA and structures, by how a file begins."""
+    return _kind_of(Path(file), ("id", "sequence")) != "records"
+
+
+def _kind_of(file: Path, columns: tuple[str, str]) -> str:
     with open_text(file) as lines:
         start = lines.read(2**16).lstrip()
     if start.startswith("PAR1"):
-        return _checked(read_parquet(file), columns, str(file))
+        return "parquet"
     named = file.name.lower().endswith(TABLES)
     if start.startswith("{") and not named:
-        return _checked(_read_json_lines(file), columns, str(file))
+        return "json"
     header = set(re.split(rf'["{DELIMITERS}\s]+', start.partition("\n")[0]))
-    if named or not header.isdisjoint(columns):
-        return _read_table(file, columns)
-    return read_records(file)
+    return "table" if named or not header.isdisjoint(columns) else "records"
 
 
 def _read_table(file: Path, columns: tuple[str, str]) -> Iterator[Any]:

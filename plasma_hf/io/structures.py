@@ -241,6 +241,14 @@ def _read_chain_list(file: Path, name: str, on_invalid: OnInvalid) -> Iterator[S
                 on_invalid(InvalidRecord(f"{name} line {number}", str(error)))
 
 
+def lists_chains(file: str | Path) -> bool:
+    """Tell a list of chains from JSON Lines of sequences, by its first line."""
+    if suffix_of(file) != CHAIN_LIST_SUFFIX:
+        return False
+    with open_text(Path(file)) as lines:
+        return '"CA"' in next(lines, "")
+
+
 def read_listed_chain(file: str | PathLike[str], key: str) -> Structure:
     """Read the chain of a list that has an id."""
     with open_text(Path(file)) as lines:

@@ -230,8 +230,9 @@ class AlignmentResults(list[AlignmentResult]):
     def to_pandas(self) -> Any:
         """Return a `pandas.DataFrame`, one row per segment, with the columns of "tsv"."""
         pandas = _library("pandas")
-        text = self.to_string("tsv")
-        return pandas.read_csv(io.StringIO(text), sep="\t", quoting=csv.QUOTE_MINIMAL, na_values="")
+        text = io.StringIO(self.to_string("tsv"))
+        texts = dict.fromkeys((*SIDES, *(f"{side}_residues" for side in SIDES)), str)
+        return pandas.read_csv(text, sep="\t", dtype=texts, keep_default_na=False, na_values="")
 
     def _repr_html_(self) -> str:
         head, *rows = csv.reader(io.StringIO(self.to_string("tsv")), delimiter="\t")

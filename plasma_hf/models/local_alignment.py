@@ -357,13 +357,15 @@ def _touches(pairs: Tensor, box: Box) -> bool:
 
 
 TAIL = 2.0  # distance that one in eight reaches
+LONG = 300.0  # residues of the shorter one beyond which scores grow by more than logarithms
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What raw scores unrelated proteins reach, by their lengths: a Gumbel distribution.
 
-    Location and the logarithm of the scale are linear in `features` of the lengths. Above `TAIL`,
+    Location and the logarithm of the scale are linear in `features` of the lengths, the scale in
+    the first five: the last two are of proteins that are both longer than `LONG`. Above `TAIL`,
     which one in eight reaches, chance falls off by a scale and a shape of its own, as a Weibull
     distribution: unrelated proteins of one architecture reach more than the rest would have it,
     by what language models know much more.
@@ -384,13 +386,15 @@ class Calibration:
         """Describe two lengths; whichever comes first."""
         first, second = math.log(query_residues), math.log(candidate_residues)
         both, shorter = first + second - 10, min(query_residues, candidate_residues)
-        return 1.0, both, math.log(shorter) - 5, both**2 / 10, 10 / shorter
+        beyond = max(0.0, shorter - LONG) / 1000
+        usual = 1.0, both, math.log(shorter) - 5, both**2 / 10, 10 / shorter
+        return *usual, beyond, beyond * abs(first - second)
 
     def distance(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Say how far a raw score is from what chance gives, in the scale of that; in nats."""
         given = self.features(query_residues, candidate_residues)
         location, log_scale = (
-            sum(weight * value for weight, value in zip(weights, given, strict=True))
+            sum(weight * value for weight, value in zip(weights, given, strict=False))
             for weights in (self.location, self.log_scale)
         )
         distance = (raw_score - location) / math.exp(log_scale)

@@ -689,8 +689,8 @@ def read_records(place: str | Path, atoms: Sequence[str] = BACKBONE_ATOMS[:3]) -
         raise ValueError(f"{file} holds nucleotides; give proteins, as a .faa file holds.")
     if not wanted:
         return records
-    named = [one for one in records if one.id == wanted][:1]
-    named = named or [one for one in records if one.id.rpartition(":")[2] == wanted]
+    same = {one.sequence: one for one in reversed(records) if one.id == wanted}
+    named = list(same.values()) or [one for one in records if one.id.rpartition(":")[2] == wanted]
     if len(named) != 1:
         has = _listed(record.id for record in named or records)
         raise ValueError(f"{file} has {len(named) or 'no'} record {wanted!r}; it has: {has}.")

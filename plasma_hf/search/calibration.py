@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .. import DEFAULT_CHECKPOINT
-from ..models.local_alignment import TAIL, Calibration
+from ..models.local_alignment import LONG, TAIL, Calibration
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
@@ -27,6 +27,10 @@ UNRELATED = Path(DEFAULT_CHECKPOINT).parent / "unrelated_domains.fasta"
 """Domains of SCOPe 2.01 with their folds, by which chance is measured if no others are given."""
 PEPTIDES = (10, 15, 22, 35, 60, 100)
 """Lengths of the short ones among the proteins that chance is measured with."""
+CHAINS, LONGEST = 40, 3000
+"""How many long ones there are on either side, and the longest: proteins one after another."""
+USUAL = 5  # features that say all of proteins up to `LONG`
+EULER = 0.5772
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 Embed = Callable[[Sequence[str]], Sequence[Tensor]]
 Family = str
@@ -43,7 +47,8 @@ def calibrate(
     """Measure what unrelated proteins reach, and keep it in the model and its configuration.
 
     Half of the pairs are real proteins of different families, a quarter a real one and a shuffled
-    one, a quarter a real one and a peptide cut from another or made of its residues.
+    one, a quarter a real one and a peptide cut from another or made of its residues. A tenth as
+    many more are of long proteins, joined from the real ones of two halves of the families.
 
     Args:
         model: Read by "posterior"; its `background` and `config.calibration` are set.
@@ -77,6 +82,17 @@ def calibrate(
         scores.append(float(model.raw_scores(query, [candidate])))
         kinds.append(kind)
     found = fit(np.array(lengths), np.array(scores), np.array(kinds) == 0)
+    one_side, other_side = (
+        model.project_each([one.to(model.device).float() for one in embed(some)])
+        for some in joined_chains(families, real, rng)
+    )
+    drawn = rng.integers(CHAINS, size=(pairs // 10, 2)).tolist()
+    long = [(one_side[i], other_side[j]) for i, j in drawn]
+    scores = [
+        float(model.raw_scores(query, [candidate]))
+        for query, candidate in tqdm(long, "long pairs", disable=None)
+    ]
+    found = fit_long(found, np.array([list(map(len, pair)) for pair in long]), np.array(scores))
     model.config.calibration |= {
         "location": list(found.location),
         "log_scale": list(found.log_scale),
@@ -146,6 +162,22 @@ def _peptide(sequence: str, rng: np.random.Generator) -> str:
     return cut if letters is None else "".join(rng.choice(list(letters), size))
 
 
+def joined_chains(
+    families: np.ndarray, real: Sequence[str], rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """Join proteins to long ones, those of half of the families and those of the other half."""
+    names = rng.permutation(np.unique(families))
+    chosen = np.isin(families, names[: len(names) // 2])
+    sides: tuple[list[str], list[str]] = ([], [])
+    for side, of in zip(sides, (np.flatnonzero(chosen), np.flatnonzero(~chosen)), strict=True):
+        for size in np.geomspace(LONG, LONGEST, CHAINS).astype(int).tolist():
+            chain = ""
+            while len(chain) < size:
+                chain += real[rng.choice(of)]
+            side.append(chain[:size])
+    return sides
+
+
 def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None) -> Calibration:
     """Fit location and scale of a Gumbel distribution to raw scores, by greatest likelihood.
 
@@ -160,12 +192,12 @@ def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None)
         >>> abs(found.p_value(11.0, 150, 150) - 0.1266) < 0.02
         True
     """
-    given = torch.tensor([Calibration.features(*pair) for pair in lengths.tolist()]).double()
+    given = _features(lengths)[:, :USUAL]
     values = torch.from_numpy(scores).double()
     location = torch.linalg.lstsq(given, values.unsqueeze(-1), driver="gelsd").solution[:, 0]
     log_scale = torch.zeros_like(location)
     log_scale[0] = math.log(float((values - given @ location).std()) * math.sqrt(6) / math.pi)
-    location[0] -= 0.5772 * math.exp(log_scale[0])
+    location[0] -= EULER * math.exp(log_scale[0])
     weights = [location.requires_grad_(), log_scale.requires_grad_()]
     optimizer = torch.optim.LBFGS(weights, max_iter=500, line_search_fn="strong_wolfe")
 
@@ -188,6 +220,26 @@ def fit(lengths: np.ndarray, scores: np.ndarray, real: np.ndarray | None = None)
         return body
     shape = _shape(above)
     return replace(body, tail=float((above**shape).mean() ** (1 / shape)), shape=shape)
+
+
+def fit_long(null: Calibration, lengths: np.ndarray, scores: np.ndarray) -> Calibration:
+    """Let the location follow what long proteins reach; for others nothing changes.
+
+    Args:
+        null: What `fit` returns.
+        lengths: Residues of both proteins, `(pairs, 2)`, above `LONG`.
+        scores: What each pair reaches, `(pairs,)`.
+    """
+    given = _features(lengths)
+    known = torch.tensor([null.location, null.log_scale]).double()
+    location, log_scale = (given[:, :USUAL] @ known.T).T
+    more = torch.from_numpy(scores) - location - EULER * log_scale.exp()  # the mean of a Gumbel
+    weights = torch.linalg.lstsq(given[:, USUAL:], more.unsqueeze(-1), driver="gelsd").solution
+    return replace(null, location=null.location + tuple(weights[:, 0].tolist()))
+
+
+def _features(lengths: np.ndarray) -> Tensor:
+    return torch.tensor([Calibration.features(*pair) for pair in lengths.tolist()]).double()
 
 
 def _shape(above: np.ndarray) -> float:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, compress, islice, zip_longest
 from operator import itemgetter
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..data.shards import write_atomically
+from ..data.shards import write_atomically, writer_lock
 from ..models.alignment_result import AlignmentResults
 from ..models.protein import InvalidRecord, Protein, clean_sequence
 
@@ -120,7 +121,8 @@ class ProteinDatabase:
                     f"{file} is damaged or missing; remove it from the folder, or "
                     f"build the database anew: plasma-hf database build FILE --output {where}"
                 )
-            names, letters = (side.split("\n") for side in read.decode().split("\0"))
+            text = read.decode("utf-8", "surrogateescape")
+            names, letters = (side.split("\n") for side in text.split("\0"))
             stays = [number >= removed.get(name, 0) for name in names]
             database.ids += compress(names, stays)
             database.sequences += compress(letters, stays)
@@ -146,15 +148,30 @@ class ProteinDatabase:
         An id that is there stays as it is; `on_invalid` is told if it now stands for another
         sequence.
         """
-        added, known = 0, dict(zip(self.ids, self.sequences, strict=True))
-        new = _new(_valid(proteins, on_invalid), known, on_invalid)
-        while part := list(islice(new, PROTEINS_PER_PART)):
-            self._write_part(part)
-            self.ids += [name for name, _ in part]
-            self.sequences += [sequence for _, sequence in part]
-            added += len(part)
+        added = 0
+        with self._adding():
+            known = dict(zip(self.ids, self.sequences, strict=True))
+            new = _new(_valid(proteins, on_invalid), known, on_invalid)
+            while part := list(islice(new, PROTEINS_PER_PART)):
+                self._write_part(part)
+                self.ids += [name for name, _ in part]
+                self.sequences += [sequence for _, sequence in part]
+                added += len(part)
         self._changed()
         return added
+
+    @contextmanager
+    def _adding(self) -> Iterator[None]:
+        """Keep others that add away, and know what those before have added."""
+        if self.folder is None:
+            yield
+            return
+        busy = f"another process is adding to the database {self.folder}; wait for it."
+        with writer_lock(self.folder / ".adding.lock", busy):
+            there = [part["file"] for part in read_manifest(self.folder)["parts"]]
+            if there != [file for file, _ in self._parts]:
+                vars(self).update(vars(type(self).open(self.folder)))
+            yield
 
     def _changed(self) -> None:
         self.__dict__.pop("_aligner", None)
@@ -187,9 +204,10 @@ class ProteinDatabase:
         if self.folder is None:
             return
         text = "\n".join(n for n, _ in part) + "\0" + "\n".join(s for _, s in part)
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        content = text.encode("utf-8", "surrogateescape")  # names of files, as they are
+        digest = hashlib.sha256(content).hexdigest()
         file = f"part-{digest[:16]}.bin"
-        write_atomically(self.folder / file, lambda new: new.write_bytes(text.encode()))
+        write_atomically(self.folder / file, lambda new: new.write_bytes(content))
         with FileLock(self.folder / ".lock"):
             told = read_manifest(self.folder)
             told["parts"].append({"file": file, "proteins": len(part), "sha256": digest})
@@ -288,8 +306,10 @@ class ProteinDatabase:
         if most is not None and most >= len(self):
             most = None
         numbers = united([best for _, best in self.rank(query, most, align, relatives)], most)
-        known = {one.id for one in relatives}
-        return [self[number] for number in numbers if self.ids[number] not in known]
+        known = {(one.id, one.sequence) for one in relatives}  # ids may come again
+        return [
+            one for one in map(self.__getitem__, numbers) if (one.id, one.sequence) not in known
+        ]
 
     def _letters_score(self, query: str) -> NDArray[np.float64]:
         if query in self._scored:
@@ -456,10 +476,12 @@ def _best(scores: NDArray[np.float64], most: int) -> Ranking:
 
 def _check_calibrated(align: Any) -> None:
     if align.model.calibration is None:
-        name = align.model.config.plm_name_or_path or "MODEL"
+        model = getattr(align.model, "name_or_path", "")
+        name = model or align.model.config.plm_name_or_path or "MODEL"
+        folder = " PROTEINS --output FOLDER" if model else ""
         raise ValueError(
-            f"a search ranks by E-value, and the model over {name} is not calibrated; type: "
-            f"plasma-hf calibrate {name}"
+            f"a search ranks by E-value, and {name} is not calibrated; type: plasma-hf calibrate "
+            f"{name}{folder}"
         )
 
 

@@ -40,6 +40,7 @@ from ..io.sequences import read_sequences
 from ..io.structures import (
     CHAIN_LIST_SUFFIX,
     begins_as_structure,
+    lists_chains,
     read_listed_chain,
     read_structure_folder,
 )
@@ -395,7 +396,7 @@ def _read_place(
         structures = not (place / DATASET).exists()
     else:
         named = suffix_of(place) in STRUCTURE_SUFFIXES and not is_fasta(place)
-        structures = named or begins_as_structure(place)
+        structures = named or begins_as_structure(place) or lists_chains(place)
     if not structures:
         if kind == "structure":
             raise ValueError(f"{place} holds sequences; structures come from structure files.")

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -221,8 +222,10 @@ class SiteHit(AlignmentResult):
     def row(self) -> dict[str, str]:
         """Return what a table says, by `SITE_FIELDS`."""
         told = ",".join(f"{one}={other}:{p:.3f}" for one, other, p in self.correspondences)
-        both = self.query.structure is not None and self.candidate.structure is not None
-        rmsd = f"{self.superpose().rmsd_all:.2f}" if both and len(self.pairs) >= 3 else ""
+        rmsd = ""
+        if self.query.structure is not None and self.candidate.structure is not None:
+            with suppress(ValueError):  # of residues too few, or without a CA
+                rmsd = f"{self.superpose().rmsd_all:.2f}"
         values = [self["site"], self.query.id, self.candidate.id]
         values += [f"{self[name]:.3g}" for name in ("p_value", "evalue")]
         values += [f"{self['score']:.3f}", f"{self.kept}/{self['residues']}", told, rmsd]
