@@ -287,37 +287,22 @@ def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:
     """Read both sides; without a pair to align the verb ends here."""
     if a == b == "-":
         fail("one of A and B can be '-', standard input; give the other as sequence or file")
-    messages: dict[str, None] = {}  # each once, also where A and B are the same file
-    sides = [read_side(a, "query", messages), read_side(b, "candidate", messages)]
-    for message in messages:
-        skipped.report(message)
+    sides = [read_side(a, "query", skipped), read_side(b, "candidate", skipped)]
     if not all(sides):
         raise typer.Exit(2)
     return sides
 
 
-def read_usable(value: str, side: str, skipped: Skipped) -> list[Protein]:
+def read_side(value: str, side: str, skipped: Skipped) -> list[Protein]:
     """Read what can be used, and report what cannot."""
-    messages: dict[str, None] = {}
-    proteins = read_side(value, side, messages)
-    for message in messages:
-        skipped.report(message)
-    return proteins
-
-
-def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]:
-    """Read what can be used, and say in `messages` what cannot."""
     from ..models.protein import looks_like_path, read_protein
-
-    def on_invalid(record: Any) -> None:
-        messages[f"{record.id}: {record.reason}"] = None
 
     name = f"{value}: record"
     records: Iterable[Any]
     if value == "-":
-        name, records = "standard input: record", _read_standard_input(on_invalid)
+        name, records = "standard input: record", _read_standard_input(skipped.report_record)
     elif looks_like_path(value):
-        records = _read_place(value, on_invalid)
+        records = _read_place(value, skipped.report_record)
     else:
         name, records = side, [value]
         if value.isalnum() and (meant := sorted(Path().glob(f"{value}.*"))):
@@ -327,7 +312,7 @@ def read_side(value: str, side: str, messages: dict[str, None]) -> list[Protein]
         try:
             proteins.append(read_protein(record, name))
         except ValueError as error:
-            messages[str(error)] = None
+            skipped.report(str(error))
     return proteins
 
 

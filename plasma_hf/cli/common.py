@@ -43,17 +43,24 @@ def fail(message: str) -> NoReturn:
 class Skipped:
     """What a verb could not use: each is reported in one line, and the exit code is then 2."""
 
-    count = 0
+    def __init__(self, silent: bool = False) -> None:
+        self.told: dict[str, None] = {}
+        self.silent = silent  # in a process that another one speaks for
 
     def report(self, message: str) -> None:
-        """Report one record, row or pair."""
-        report(message)
-        self.count += 1
+        """Report one record, row or pair, and nothing twice."""
+        if message not in self.told and not self.silent:
+            report(message)
+        self.told[message] = None
+
+    def report_record(self, record: Any) -> None:
+        """Report a record by `id` and `reason`."""
+        self.report(f"{record.id}: {record.reason}")
 
     def report_records(self, records: Iterable[Any]) -> None:
-        """Report records by `id` and `reason`."""
+        """Report several."""
         for record in records:
-            self.report(f"{record.id}: {record.reason}")
+            self.report_record(record)
 
 
 class _Reported(logging.Handler):
@@ -92,7 +99,7 @@ def one_line_errors(quiet: bool = False, verbose: bool = False) -> Iterator[Skip
     finally:
         package.removeHandler(warnings)
     # Under torchrun an exit code other than 0 would stop the other processes.
-    if skipped.count and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if skipped.told and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise typer.Exit(2)
 
 

@@ -87,7 +87,7 @@ def build(
         if size > LARGE:
             report(f"{size / 1e9:.1f} GB to read; sequences take a byte per residue on disk")
         start = time.monotonic()
-        found = ProteinDatabase.build(output, _read(inputs or [], skipped), _reporter(skipped))
+        found = ProteinDatabase.build(output, _read(inputs or [], skipped), skipped.report_record)
         new = len(found) - before
         told = f", {new} of them new" if before else ""
         report(f"{_content(found)}{told}" + (f"; {_rate(new, start)}" if new else ""))
@@ -134,10 +134,6 @@ def info(database: Folder) -> None:
         typer.echo(_content(opened) + told)
 
 
-def _reporter(skipped: Skipped) -> Any:
-    return lambda record: skipped.report(f"{record.id}: {record.reason}")
-
-
 def _read(inputs: list[Path], skipped: Skipped) -> Iterator[Protein]:
     from ..models.protein import BACKBONE_ATOMS
     from ..search import read_records
@@ -147,7 +143,7 @@ def _read(inputs: list[Path], skipped: Skipped) -> Iterator[Protein]:
         for record in read_records(place, bad, atoms=BACKBONE_ATOMS[:3]):  # as queries are read
             yield record
             while bad:
-                _reporter(skipped)(bad.pop())
+                skipped.report_record(bad.pop())
         skipped.report_records(bad)
 
 
@@ -167,11 +163,9 @@ def search_database(
     chosen = check_columns(writing.form, columns)
     if writing.resume and writing.output is None:
         fail("--resume goes on with a file; give it as --output")
-    messages: dict[str, None] = {}
-    wanted = read_side(queries, "query", messages)
     rank, world_size = rank_and_world_size()
-    for message in () if rank else messages:  # all processes read the same queries
-        skipped.report(message)
+    # All processes read the same queries.
+    wanted = read_side(queries, "query", Skipped(silent=True) if rank else skipped)
     if not wanted:
         raise typer.Exit(2)
     align = computing.load()
@@ -254,7 +248,7 @@ def open_database(place: Path, skipped: Skipped) -> ProteinDatabase:
     if (place / MANIFEST).exists():
         database = ProteinDatabase.open(place)
     else:
-        database = ProteinDatabase.of(_read([place], skipped), _reporter(skipped))
+        database = ProteinDatabase.of(_read([place], skipped), skipped.report_record)
     if not len(database):
         raise ValueError(f"{place} holds no protein that can be searched")
     return database

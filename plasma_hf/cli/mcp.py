@@ -129,21 +129,11 @@ def _pipeline() -> Any:
     return default_pipeline()
 
 
-class _Noted(Skipped):
-    """Keep what could not be read, instead of reporting it."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def report(self, message: str) -> None:
-        self.messages.append(message)
-
-
 def _open(database: str) -> tuple[Any, list[str]]:
-    noted = _Noted()
+    skipped = Skipped(silent=True)
     if not Path(database).exists():
         raise FileNotFoundError(f"there is no file or folder {database!r}")
-    return open_database(Path(database), noted), noted.messages
+    return open_database(Path(database), skipped), list(skipped.told)
 
 
 def server() -> Any:

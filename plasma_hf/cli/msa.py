@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from . import common
-from .align import read_usable
+from .align import read_side
 from .common import EXIT_CODE, fail, one_line_errors, report, write
 from .embed import Computing
 
@@ -48,7 +48,7 @@ def msa(
 
         common.use_threads(threads)
         common.check_output(output, file, add)
-        proteins = read_usable(file, "protein", skipped)
+        proteins = read_side(file, "protein", skipped)
         ending = format_of(str(output or ""))
         form = format_name or (ending if ending in FORMATS else "fasta")
         least = 1 if add else 2

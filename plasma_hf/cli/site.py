@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from . import common
-from .align import read_usable
+from .align import read_side
 from .common import EXIT_CODE, fail, one_line_errors, report, write
 from .database import open_database
 from .embed import Computing
@@ -79,7 +79,7 @@ def site(
             fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
         if query is None and residues:
             fail("--residues are those of a QUERY; give the protein that has them")
-        proteins = [] if query is None else read_usable(query, "query", skipped)
+        proteins = [] if query is None else read_side(query, "query", skipped)
         if len(proteins) != 1 and query is not None:
             fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
         found = open_database(database, skipped)
