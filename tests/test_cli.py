@@ -212,6 +212,8 @@ def test_tables_and_folders_of_structures(align: Any) -> None:
     folder = Path(__file__).parents[1] / "demo" / "structures"
     result = align("t.csv", str(folder), "--format", "tsv")
     assert len({row["candidate"] for row in rows(result.stdout)}) == 8
+    Path("words.fasta").write_text(f">one id and sequence\n{PART}\n")
+    assert align("words.fasta", "two.fasta", "--format", "tsv").exit_code == 0
     # What a file is, its content tells: a table of any name, or from standard input.
     Path("table").write_text("id\tsequence\na\tAYIAKQRQLSFVKSHFS\n")
     lines = '{"id": "a", "sequence": "AYIAKQRQLSFVKSHFS"}\n'

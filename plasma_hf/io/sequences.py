@@ -118,6 +118,8 @@ def _kind_of(file: Path, columns: tuple[str, str]) -> str:
     if start.startswith("PAR1"):
         return "parquet"
     named = file.name.lower().endswith(TABLES)
+    if start[:1] in (">", ";") and not named:
+        return "records"
     if start.startswith("{") and not named:
         return "json"
     header = set(re.split(rf'["{DELIMITERS}\s]+', start.partition("\n")[0]))
