@@ -478,7 +478,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parts += [clusters_as_markdown(clusters) if clusters else "None."]
         found["clusters"] = [[asdict(member) for member in cluster] for cluster in clusters]
     print(write_report(options.out, parts, evaluation=found))
-    return 2 if skipped.count else 0
+    return 2 if skipped.told else 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ SERVER.set_forkserver_preload(
 )
 
 
+PATHS = list(sys.path)  # before any test adds a cache of code to them
+
+
 def run_client(code, arguments, folder, home, **environment):
     """Run Python code as someone with the cache `folder / home`.
 
@@ -40,7 +43,7 @@ def run_fresh(code, arguments, folder):
 
 def run_python(code, arguments, folder, **environment):
     """Run code as `python -c` does in a folder, on one thread; return what it printed."""
-    given = code, list(map(str, arguments)), str(folder), {**os.environ, **environment}
+    given = code, list(map(str, arguments)), str(folder), {**os.environ, **environment}, PATHS
     with TemporaryDirectory() as scratch:
         out, err = Path(scratch, "out"), Path(scratch, "err")
         process = SERVER.Process(target=_run, args=(*given, str(out), str(err)))
@@ -50,12 +53,13 @@ def run_python(code, arguments, folder, **environment):
         return out.read_text()
 
 
-def _run(code, arguments, folder, environment, out, err):
+def _run(code, arguments, folder, environment, paths, out, err):
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(1)  # the last bit of a product may depend on them
+    sys.path[:] = paths
     sys.argv = ["-c", *arguments]
     exec(compile(code, "<client>", "exec"), {"__name__": "__main__"})
