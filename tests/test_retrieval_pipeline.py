@@ -13,7 +13,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import plasma_hf  # noqa: F401 - it registers the task
-from plasma_hf import ProtAlignModel
+from plasma_hf import PlasmaConfig, PlasmaModel, ProtAlignModel
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
 from plasma_hf.models.modeling_backbone import SubstitutionConfig
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
@@ -174,6 +174,9 @@ def test_residues_decide_among_the_nearest() -> None:
     first, second = pipe(one, explain=True)
     assert (first["id"], first["rank"], second["id"], second["rank"]) == ("same", 1, "reverse", 2)
     assert first["explain"]["segments"] and not second["explain"]["segments"]
+    align = pipeline("protein-alignment", model=PlasmaModel(PlasmaConfig(head="hinge")))
+    with pytest.raises(ValueError, match="is not calibrated; plasma-hf calibrate"):
+        pipe(one, explain=align)
     [only] = pipe(one, explain=True, top_k=1)
     assert only["id"] == "same"
 

@@ -105,6 +105,11 @@ class ProteinRetrievalPipeline(ProteinPipeline):
     ) -> tuple[dict, dict, dict]:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; give at least 1.")
+        if isinstance(explain, ProteinPipeline) and explain.model.calibration is None:
+            raise ValueError(
+                "hits are ordered by E-value, and the model that is to explain them is not "
+                "calibrated; plasma-hf calibrate does it for any backbone."
+            )
         reading, _, _ = super()._sanitize_parameters(on_error)
         shown = {} if top_k is None else {"top_k": top_k}
         shown |= {} if explain is None else {"explain": explain}
