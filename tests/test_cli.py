@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from datasets import Dataset
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -214,6 +215,8 @@ def test_tables_and_folders_of_structures(align: Any) -> None:
     assert len({row["candidate"] for row in rows(result.stdout)}) == 8
     Path("words.fasta").write_text(f">one id and sequence\n{PART}\n")
     assert align("words.fasta", "two.fasta", "--format", "tsv").exit_code == 0
+    Dataset.from_dict({"id": ["a"], "sequence": [PART]}).save_to_disk("saved")
+    assert align("saved", "two.fasta", "--format", "tsv").stdout.splitlines()[1].startswith("a\t")
     # What a file is, its content tells: a table of any name, or from standard input.
     Path("table").write_text("id\tsequence\na\tAYIAKQRQLSFVKSHFS\n")
     lines = '{"id": "a", "sequence": "AYIAKQRQLSFVKSHFS"}\n'

@@ -302,7 +302,7 @@ def read_side(value: str, side: str, skipped: Skipped) -> list[Protein]:
     if value == "-":
         name, records = "standard input: record", _read_standard_input(skipped.report_record)
     elif looks_like_path(value):
-        records = _read_place(value, skipped.report_record)
+        records = _read_place(value, skipped)
     else:
         name, records = side, [value]
         if value.isalnum() and (meant := sorted(Path().glob(f"{value}.*"))):
@@ -316,19 +316,17 @@ def read_side(value: str, side: str, skipped: Skipped) -> list[Protein]:
     return proteins
 
 
-def _read_place(value: str, on_invalid: OnInvalid) -> Iterable[Any]:
+def _read_place(value: str, skipped: Skipped) -> Iterable[Any]:
     """Read the proteins of a file or folder, or the one that is named."""
-    from ..io.sequences import is_table, read_sequences
-    from ..io.structures import lists_chains, read_listed_chain, read_structure_folder
-    from ..models.protein import BACKBONE_ATOMS, read_records, split_record
+    from ..io.sequences import is_table
+    from ..io.structures import lists_chains, read_listed_chain
+    from ..models.protein import read_records, split_record
 
     file, record = split_record(value)
     if record is not None and os.path.isfile(file) and lists_chains(file):
         return [read_listed_chain(file, record)]
-    if os.path.isdir(value) or (os.path.isfile(value) and lists_chains(value)):
-        return read_structure_folder(value, on_invalid, atoms=BACKBONE_ATOMS[:3])
-    if os.path.exists(value) and is_table(value):
-        return read_sequences(value, on_invalid=on_invalid)
+    if os.path.isdir(value) or (os.path.exists(value) and is_table(value)):
+        return common.read_places([Path(value)], skipped)
     return read_records(value)
 
 

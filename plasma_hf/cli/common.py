@@ -24,6 +24,7 @@ from typer import Option
 if TYPE_CHECKING:
     from ..io.structures import StructurePair
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
+    from ..models.protein import Protein
 
 logger = logging.getLogger(__name__)
 package = logging.getLogger(__package__.partition(".")[0])
@@ -462,6 +463,20 @@ def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinM
     else:
         encoder = ProteinMPNNEncoder.from_pretrained(path)
     return encoder.to(device or best_device())
+
+
+def read_places(places: Iterable[Path], skipped: Skipped) -> Iterator[Protein]:
+    """Read the proteins of files and folders as queries are read, and report what cannot be."""
+    from ..models.protein import BACKBONE_ATOMS
+    from ..search import read_records
+
+    for place in places:
+        bad: list[Any] = []
+        for record in read_records(place, bad, atoms=BACKBONE_ATOMS[:3]):
+            yield record
+            while bad:
+                skipped.report_record(bad.pop())
+        skipped.report_records(bad)
 
 
 def read_pairs(

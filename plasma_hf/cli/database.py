@@ -87,7 +87,9 @@ def build(
         if size > LARGE:
             report(f"{size / 1e9:.1f} GB to read; sequences take a byte per residue on disk")
         start = time.monotonic()
-        found = ProteinDatabase.build(output, _read(inputs or [], skipped), skipped.report_record)
+        found = ProteinDatabase.build(
+            output, common.read_places(inputs or [], skipped), skipped.report_record
+        )
         new = len(found) - before
         told = f", {new} of them new" if before else ""
         report(f"{_content(found)}{told}" + (f"; {_rate(new, start)}" if new else ""))
@@ -132,19 +134,6 @@ def info(database: Folder) -> None:
         lacking = opened.without_vectors()
         told = "" if lacking is None else f", {len(opened) - lacking} of them with vectors"
         typer.echo(_content(opened) + told)
-
-
-def _read(inputs: list[Path], skipped: Skipped) -> Iterator[Protein]:
-    from ..models.protein import BACKBONE_ATOMS
-    from ..search import read_records
-
-    for place in inputs:
-        bad: list[Any] = []
-        for record in read_records(place, bad, atoms=BACKBONE_ATOMS[:3]):  # as queries are read
-            yield record
-            while bad:
-                skipped.report_record(bad.pop())
-        skipped.report_records(bad)
 
 
 def search_database(
@@ -248,7 +237,7 @@ def open_database(place: Path, skipped: Skipped) -> ProteinDatabase:
     if (place / MANIFEST).exists():
         database = ProteinDatabase.open(place)
     else:
-        database = ProteinDatabase.of(_read([place], skipped), skipped.report_record)
+        database = ProteinDatabase.of(common.read_places([place], skipped), skipped.report_record)
     if not len(database):
         raise ValueError(f"{place} holds no protein that can be searched")
     return database
