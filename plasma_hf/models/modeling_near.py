@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .modeling_backbone import SafeWeights, check_settings, register_backbone
@@ -34,13 +36,24 @@ class NearConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
+class ScaledConv(nn.Conv1d):
+    """Convolve by weights times a scale for each channel: the bundled ones are whole numbers."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__(width, width, kernel, padding=kernel // 2)
+        self.scale = nn.Parameter(torch.ones(width, 1, 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return new channels, `(batch, width, residues)`."""
+        return self._conv_forward(hidden, self.weight * self.scale, self.bias)
+
+
 class NearBlock(nn.Module):
     """Add to every residue what two convolutions read around it."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        self.first = nn.Conv1d(width, width, kernel, padding=kernel // 2)
-        self.second = nn.Conv1d(width, width, kernel, padding=kernel // 2)
+        self.first, self.second = (ScaledConv(width, kernel) for _ in range(2))
 
     def forward(self, hidden: Tensor, present: Tensor) -> Tensor:
         """Return new channels, `(batch, width, residues)`; `present` is 0 at padding."""
@@ -74,6 +87,11 @@ class NearModel(SafeWeights):
         self.embedding = nn.Embedding(1 + len(RESIDUE_LETTERS), width, padding_idx=0)
         self.blocks = nn.ModuleList(NearBlock(width, config.kernel) for _ in range(config.blocks))
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ScaledConv):
+            init.ones_(module.scale)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
