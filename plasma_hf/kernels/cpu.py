@@ -8,13 +8,12 @@ interpreter's lock instead, and plain threads call them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from math import exp, log
-from operator import mul
 from os import getpid
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +31,6 @@ from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
 from ..models.local_alignment import NEVER, Scoring, probability_by_logarithms
-from ..models.modeling_plasma import PairBatch
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -142,65 +140,81 @@ def hinge_cost_numba(query: Tensor, candidate: Tensor) -> Tensor:
 
     Costs that are not finite are so where those of `hinge_cost` are: NaN for any NaN, for -inf in
     the query and for inf in the candidate; inf for the two other infinities.
-
-    Args:
-        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
-            every candidate.
-        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
-
-    Returns:
-        The cost, `(batch, query_residues, candidate_residues)`.
     """
-    return _HingeCost.apply(query.float(), candidate.float())
+    batch = torch.broadcast_shapes(query.shape[:1], candidate.shape[:1])
+    cost: Tensor = _Costs.apply(
+        *(side.float().expand(*batch, -1, -1) for side in (query, candidate))
+    )[0]
+    return cost
 
 
-class _HingeCost(torch.autograd.Function):
+class _Costs(torch.autograd.Function):
+    """Costs of query[p] and candidate[p], one pair of matrices each, or a batch of pairs."""
+
     @staticmethod
-    def forward(ctx: Any, query: Tensor, candidate: Tensor) -> Tensor:
-        query, candidate = query.detach().contiguous(), candidate.detach().contiguous()
-        ctx.save_for_backward(query, candidate)
-        batch, rows, columns = len(query), query.shape[1], candidate.shape[1]
-        cost = query.new_empty(batch, rows, columns)
-        if cost.numel() == 0:
-            return cost
-        q, c, out = query.numpy(), candidate.numpy(), cost.numpy()
-        offsets = np.empty((batch, columns), np.float32)
-        parallel_for(batch, lambda pair: _row_sums(c[pair], offsets[pair]))
-        blocks = -(-rows // BLOCK)
+    def forward(ctx: Any, *sides: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*sides)
+        queries, candidates = _halves(sides)
+        costs = [
+            q.new_empty(*q.shape[:-1], c.shape[-2])
+            for q, c in zip(queries, candidates, strict=True)
+        ]
+        query, candidate, out = map(_arrays, (queries, candidates, costs))
+        offsets = [np.empty(len(one), np.float32) for one in candidate]
+        parallel_for(len(candidate), lambda pair: _row_sums(candidate[pair], offsets[pair]))
+        blocks = [
+            (pair, row) for pair, one in enumerate(query) for row in range(0, len(one), BLOCK)
+        ]
 
         def block(number: int) -> None:
-            pair, first = number // blocks, number % blocks * BLOCK
-            _cost_block(q[pair], c[pair], offsets[pair], first, out[pair])
+            pair, row = blocks[number]
+            _cost_block(query[pair], candidate[pair], offsets[pair], row, out[pair])
 
-        parallel_for(batch * blocks, block)
-        return cost
+        parallel_for(len(blocks), block)
+        return tuple(costs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        query, candidate = ctx.saved_tensors
-        channels = query.shape[2]
-        rows, columns = query.shape[1], candidate.shape[1]
-        query, candidate = _whole_vectors(query), _whole_vectors(candidate)
-        for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
-        grad = grad.to(torch.float32).contiguous()
-        q, c, q_out, c_out = (t.numpy() for t in (query, candidate, for_query, for_candidate))
-        weighted = [_columns_with_gradient(pair) for pair in grad.numpy()]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        whole = [_whole_vectors(side) for side in ctx.saved_tensors]
+        out = [torch.zeros(side.shape) for side in whole]
+        query, candidate = map(_arrays, _halves(whole))
+        for_query, for_candidate = map(_arrays, _halves(out))
+        weights = _arrays(grad.float() for grad in grads)
+        weighted: list[Any] = [None] * len(weights)
         # Channels do not depend on each other, and every task has some for itself.
-        parts = query.shape[2] // LANES
+        parts = [(pair, k) for pair, q in enumerate(query) for k in range(0, q.shape[1], LANES)]
+
+        def columns(pair: int) -> None:
+            weighted[pair] = _columns_with_gradient(weights[pair])
 
         def part(number: int) -> None:
-            pair, channel = number // parts, number % parts * LANES
-            _cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
+            pair, k = parts[number]
+            sides = for_query[pair], for_candidate[pair]
+            _cost_gradient(query[pair], candidate[pair], *weighted[pair], k, *sides)
 
-        parallel_for(len(grad) * parts, part)
-        return for_query[:, :rows, :channels], for_candidate[:, :columns, :channels]
+        parallel_for(len(weights), columns)
+        parallel_for(len(parts), part)
+        shapes = (side.shape[-2:] for side in ctx.saved_tensors)
+        return tuple(
+            one[..., :rows, :channels] for one, (rows, channels) in zip(out, shapes, strict=True)
+        )
+
+
+def _halves(sides: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Return queries and candidates, which follow each other."""
+    return sides[: len(sides) // 2], sides[len(sides) // 2 :]
+
+
+def _arrays(tensors: Iterable[Tensor]) -> list[Array]:
+    """Return tensors, and each pair of batches, as arrays: in their memory, if it is in order."""
+    arrays = (tensor.detach().contiguous().numpy() for tensor in tensors)
+    return [one for array in arrays for one in (array if array.ndim == 3 else [array])]
 
 
 def _whole_vectors(side: Tensor) -> Tensor:
     """Return `(..., residues, channels)` with zeros up to whole `GRADIENT_ROWS` and `LANES`."""
-    spare = 0, -side.shape[-1] % LANES, 0, -side.shape[-2] % GRADIENT_ROWS
-    return F.pad(side, spare).contiguous() if any(spare) else side
+    return F.pad(side, (0, -side.shape[-1] % LANES, 0, -side.shape[-2] % GRADIENT_ROWS))
 
 
 @compiled(fastmath=SUMS)
@@ -485,48 +499,58 @@ HIGHEST = 88.37
 def sinkhorn_numba(
     log_kernel: Tensor, candidate_mask: Tensor, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to its plan by a fixed number of iterations, as `sinkhorn` does.
+    """Scale a kernel to its plan by a fixed number of iterations, as `sinkhorn` does."""
+    residues = candidate_mask.sum(-1, keepdim=True).clamp(min=1)
+    plan: Tensor = _Plans.apply(1.0, eps, n_iters, [residues], log_kernel)[0]
+    return plan
 
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)` in float32, `NEVER` where masked.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least 1.
+
+def pair_plans_numba(
+    query: Sequence[Tensor], candidate: Sequence[Tensor], config: PlasmaConfig
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Make costs and plans of projections, `(residues, channels)` each, with gradient.
 
     Returns:
-        The plan, shaped like `log_kernel`.
+        As many costs and plans, `(query_residues, candidate_residues)` each.
     """
-    return _Plan.apply(log_kernel, candidate_mask, eps, n_iters)
+    costs = _Costs.apply(*query, *candidate)
+    residues = [max(1, len(each)) for each in candidate]
+    return costs, _Plans.apply(-config.kernel_scale, config.eps, config.n_iters, residues, *costs)
 
 
-class _Plan(torch.autograd.Function):
+class _Plans(torch.autograd.Function):
+    """Plans of kernels, the exponentials of `factor` times `logs`: matrices or batches of them."""
+
     @staticmethod
     def forward(
-        ctx: Any, log_kernel: Tensor, candidate_mask: Tensor, eps: float, n_iters: int
-    ) -> Tensor:
-        logs = log_kernel.detach().contiguous()
-        batch, rows, columns = logs.shape
-        plan = torch.empty_like(logs)
-        kernel = torch.empty_like(logs)
-        u = torch.empty(batch, n_iters, rows)
-        v = torch.empty(batch, n_iters + 1, columns)
-        v[:, 0] = 1 / candidate_mask.sum(-1, keepdim=True).clamp(min=1).float()
-        arrays = [tensor.numpy() for tensor in (logs, kernel, u, v, plan)]
-        slack = np.float32(eps)
-        parallel_for(batch, lambda pair: _write_plan(*(array[pair] for array in arrays), slack))
-        if log_kernel.requires_grad:
-            ctx.save_for_backward(kernel, u, v)
-        return plan
+        ctx: Any, factor: float, eps: float, n_iters: int, residues: Sequence[Any], *logs: Tensor
+    ) -> tuple[Tensor, ...]:
+        plans, kernels = ([one.new_empty(one.shape) for one in logs] for _ in range(2))
+        u = [one.new_empty(*one.shape[:-2], n_iters, one.shape[-2]) for one in logs]
+        v = [one.new_empty(*one.shape[:-2], n_iters + 1, one.shape[-1]) for one in logs]
+        for potentials, size in zip(v, residues, strict=True):
+            potentials[..., 0, :] = 1 / size
+        arrays = [_arrays(each) for each in (logs, kernels, u, v, plans)]
+        numbers = np.float32(factor), np.float32(eps)
+        parallel_for(len(arrays[0]), lambda p: _write_plan(*(each[p] for each in arrays), *numbers))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*kernels, *u, *v)
+        ctx.factor = factor
+        return tuple(plans)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, u, v = ctx.saved_tensors
-        out = torch.empty_like(kernel)
-        tensors = (kernel, u, v, grad.contiguous().to(kernel.dtype), out)
-        arrays = [tensor.numpy() for tensor in tensors]
-        parallel_for(len(kernel), lambda pair: _plan_gradient(*(array[pair] for array in arrays)))
-        return out, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        saved, count = ctx.saved_tensors, len(grads)
+        kernels, u, v = (saved[n * count : (n + 1) * count] for n in range(3))
+        out = [torch.empty_like(kernel) for kernel in kernels]
+        given = [grad.to(out[0].dtype) for grad in grads]
+        arrays, factor = [_arrays(each) for each in (kernels, u, v, given, out)], ctx.factor
+        parallel_for(
+            len(arrays[0]),
+            lambda p: _plan_gradient(*(each[p] for each in arrays), np.float32(factor)),
+        )
+        return None, None, None, None, *out
 
 
 @compiled(fastmath=("contract",))
@@ -603,36 +627,26 @@ def _scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
 
 
 @compiled
-def _write_plan(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
+def _write_plan(
+    logs: Array, kernel: Array, u: Array, v: Array, plan: Array, factor: Number, eps: Number
+) -> None:
+    """Run all iterations and keep the potentials of every iteration."""
     prefer_512_bit_vectors()
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            kernel[i, j] = _exponential(logs[i, j])
-    _iterate(kernel, u, v, eps)
-    _scale(kernel, u[-1], v[-1], plan)
-
-
-@compiled
-def _iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
-    """Run all iterations and keep the potentials of every iteration."""
-    prefer_512_bit_vectors()
+            kernel[i, j] = _exponential(factor * logs[i, j])
     sums = np.empty(kernel.shape[1], np.float32)
     for t in range(len(u)):
         _sinkhorn_step(kernel, v[t], eps, u[t], sums)
         _update_potential(sums, eps, v[t + 1])
+    _scale(kernel, u[-1], v[-1], plan)
 
 
 @compiled(fastmath=SUMS)
-def _plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
-    """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        u: Query potentials of all iterations, `(n_iters, query_residues)`.
-        v: Candidate potentials, with the first, `(n_iters + 1, candidate_residues)`.
-        grad: Of the plan, shaped like `kernel`.
-        out: Where the gradient of the log-kernel goes.
-    """
+def _plan_gradient(
+    kernel: Array, u: Array, v: Array, grad: Array, out: Array, factor: Number
+) -> None:
+    """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors."""
     prefer_512_bit_vectors()
     (n_iters, rows), columns = u.shape, v.shape[1]
     du, dv = np.empty(rows, np.float32), np.zeros(columns, np.float32)
@@ -651,7 +665,7 @@ def _plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -
         _pass_back(kernel, u[t], b[t], du, a[t], dv)
         du[:] = np.float32(0.0)
     for i in range(rows):
-        _gather_row(kernel[i], u[:, i], v, grad[i], a[:, i], b, out[i])
+        _gather_row(kernel[i], u[:, i], v, grad[i], a[:, i], b, factor, out[i])
 
 
 @compiled(fastmath=SUMS)
@@ -673,9 +687,9 @@ def _pass_back(kernel: Array, u: Array, b: Array, du: Array, a: Array, dv: Array
 # and in those that loaded it from the disk.
 @compiled
 def _gather_row(
-    kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, out: Array
+    kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, factor: Number, out: Array
 ) -> None:
-    """Sum what all iterations say about one row of the log-kernel."""
+    """Sum what all iterations say about one row of the logs."""
     prefer_512_bit_vectors()
     n_iters, columns = b.shape
     for j in range(columns):
@@ -684,7 +698,7 @@ def _gather_row(
         for j in range(columns):
             out[j] -= u[t] * b[t, j] + a[t] * v[t, j]
     for j in range(columns):
-        out[j] *= kernel[j]
+        out[j] *= factor * kernel[j]
 
 
 # --- Local alignments over the evidence of residue pairs; without gradient.
@@ -731,7 +745,7 @@ def _weights(scoring: Scoring) -> tuple[np.float32, np.float32, float, float]:
 def against_background_numba(along: Tensor, weights: Tensor, moments: Tensor) -> Tensor:
     """Do what `against_background` does."""
     out = torch.empty(len(along), along.shape[1] + 3)
-    _write_vectors(*_arrays([along.contiguous(), weights, *moments]), out.numpy())
+    _write_vectors(*_arrays([along, weights, *moments]), out.numpy())
     return out
 
 
@@ -1124,88 +1138,6 @@ def align_and_score_numba(
     return scores, matches.plans
 
 
-MUCH_PADDING = 0.1
-"""Share of padding among the residue pairs of a batch from which on it is taken apart."""
-
-
-def take_apart_numba(
-    batch: PairBatch, project: Callable[[Tensor], Tensor], always: bool = False
-) -> list[PairBatch] | None:
-    """Return each pair as a batch of its own, without padding, with projections.
-
-    Without padding there is less to compute. None where there is padding elsewhere than at the
-    end or, if not `always`, little of it.
-    """
-    query, candidate = lengths = [mask.sum(-1).tolist() for mask in batch.masks]
-    rows, columns = (mask.shape[1] for mask in batch.masks)
-    pairs = sum(map(mul, query, candidate))
-    much = pairs < (1 - MUCH_PADDING) * len(query) * rows * columns
-    if not (always or much) or not all(map(_at_the_end, batch.masks, lengths)):
-        return None
-    sides = zip(batch.embeddings, batch.masks, lengths, batch.site_labels, strict=True)
-    by_protein = [_by_protein(*side, project) for side in sides]
-    labels, correspondences = (
-        [None] * len(query) if known is None else known.split(1)
-        for known in (batch.labels, batch.correspondences)
-    )
-    parts = []
-    for q, c, label, known in zip(*by_protein, labels, correspondences, strict=True):
-        embeddings, masks, site_labels, projections = zip(q, c, strict=True)
-        parts.append(PairBatch(embeddings, masks, site_labels, label, known, projections))
-    return parts
-
-
-def _at_the_end(mask: Tensor, lengths: list[int]) -> bool:
-    """Tell whether every protein has residues, and padding behind them alone."""
-    shortest = min(lengths, default=0)
-    return shortest == mask.shape[1] > 0 or (
-        shortest > 0 and bool((mask[:, 1:] <= mask[:, :-1]).all())
-    )
-
-
-def _by_protein(
-    embeddings: Tensor,
-    mask: Tensor,
-    lengths: list[int],
-    site_labels: Tensor | None,
-    project: Callable[..., Tensor],
-) -> list[tuple[Any, ...]]:
-    """Return embeddings, mask, site labels and projections of each protein, `(1, residues, ...)`.
-
-    All are views of rows without padding, so that gradients are put together in one go.
-    """
-    padded = min(lengths) < mask.shape[1]
-    rows, present, labels = (
-        side if side is None else side[mask] if padded else side.flatten(0, 1)
-        for side in (embeddings, mask, site_labels)
-    )
-    parts = [
-        [None] * len(lengths) if side is None else side.unsqueeze(0).split(lengths, dim=1)
-        for side in (rows, present, labels, project(rows))
-    ]
-    return list(zip(*parts, strict=True))
-
-
-def score_apart_numba(
-    parts: Sequence[PairBatch], config: PlasmaConfig
-) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    """Score what was taken apart, without gradient.
-
-    Returns:
-        Scores, `(1,)` each, and plans, `(1, query_residues, candidate_residues)` each, None where
-        no site labels or correspondences ask for plans.
-    """
-    given = ([part.embeddings for part in parts], [part.projections for part in parts])
-    proteins, projected = (
-        [[side[0] for side in sides] for sides in zip(*pairs, strict=True)] for pairs in given
-    )
-    known = (*parts[0].site_labels, parts[0].correspondences)
-    read = any(each is not None for each in known)
-    scores, plans = align_and_score_numba(proteins, projected, config, read)
-    one_each = [None] * len(parts) if plans is None else [plan[None] for plan in plans]
-    return scores.split(1), one_each
-
-
 def _area(query: Array, candidate: Array) -> int:
     """Return the floats of a scratch matrix for two proteins."""
     return (-(-len(query) // WIDTH) * WIDTH) * (-(-len(candidate) // WIDTH) * WIDTH)
@@ -1348,134 +1280,3 @@ def _dot(row: Array, weights: Array) -> Number:
     for j in range(len(row)):
         total += row[j] * weights[j]
     return total
-
-
-# --- Plans of pairs of any lengths with their gradients: for training.
-
-
-def pair_plans_numba(
-    query: Sequence[Tensor],
-    candidate: Sequence[Tensor],
-    kernel_scale: float,
-    eps: float = 1e-8,
-    n_iters: int = 20,
-) -> tuple[Tensor, ...]:
-    """Make the plans of `query[p]` and `candidate[p]` with gradient.
-
-    Args:
-        query: Projected proteins, `(1, residues, channels)` in float32, without padding.
-        candidate: As many, likewise.
-        kernel_scale: What multiplies the cost in the exponent.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least 1.
-
-    Returns:
-        Plans, `(1, query_residues, candidate_residues)` each.
-    """
-    plans: tuple[Tensor, ...] = _PairPlans.apply(kernel_scale, eps, n_iters, *query, *candidate)
-    return plans
-
-
-class _PairPlans(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, kernel_scale: float, eps: float, n_iters: int, *sides: Tensor
-    ) -> tuple[Tensor, ...]:
-        query, candidate = _in_pairs(sides)
-        sizes = [(len(q), len(c)) for q, c in zip(query, candidate, strict=True)]
-        plans = [torch.empty(1, *size) for size in sizes]
-        kernels = [torch.empty(size) for size in sizes]
-        u = [torch.empty(n_iters, rows) for rows, _ in sizes]
-        v = [torch.full((n_iters + 1, columns), 1 / columns) for _, columns in sizes]
-        arrays = [_arrays(each) for each in (query, candidate, kernels, u, v)]
-        plan_arrays = [plan[0].numpy() for plan in plans]
-        numbers = np.float32(kernel_scale), np.float32(eps)
-
-        def pair(p: int, scratch: Array) -> None:
-            _pair_plan(*(each[p] for each in arrays), *numbers, scratch, plan_arrays[p])
-
-        room = max(_area(q, c) for q, c in zip(*arrays[:2], strict=True))
-        _for_pairs(sizes, pair, lambda: _scratch_floats(room))
-        ctx.save_for_backward(*sides, *kernels, *u, *v)
-        ctx.kernel_scale = kernel_scale
-        return tuple(plans)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(grads)
-        saved = ctx.saved_tensors
-        query, candidate = _in_pairs(saved[: 2 * count])
-        shapes = [side.shape for side in (*query, *candidate)]
-        query, candidate = (list(map(_whole_vectors, side)) for side in (query, candidate))
-        rest = [saved[(2 + k) * count : (3 + k) * count] for k in range(3)]
-        given = [grad[0].contiguous() for grad in grads]
-        out = [[torch.empty_like(s) for s in side] for side in (query, candidate)]
-        arrays = [_arrays(each) for each in (query, candidate, *rest, given, *out)]
-        factor = np.float32(-ctx.kernel_scale)
-
-        def pair(p: int) -> None:
-            _pair_gradient(*(each[p] for each in arrays), factor)
-
-        _for_pairs([grad.shape for grad in given], pair)
-        pairs = zip((*out[0], *out[1]), shapes, strict=True)
-        return None, None, None, *(side[None, :rows, :channels] for side, (rows, channels) in pairs)
-
-
-def _in_pairs(sides: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    rows = [side.detach()[0].contiguous() for side in sides]
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
-
-
-def _arrays(tensors: Sequence[Tensor]) -> list[Any]:
-    return [tensor.numpy() for tensor in tensors]
-
-
-def _for_pairs(
-    sizes: Sequence[Any], pair: Callable[..., None], prepare: Callable[[], Any] | None = None
-) -> None:
-    """Give pairs to threads, the largest first: then they end at about the same time."""
-    order = sorted(range(len(sizes)), key=lambda p: -sizes[p][0] * sizes[p][1])
-    parallel_for(len(order), lambda number, *own: pair(order[number], *own), prepare)
-
-
-@compiled
-def _pair_plan(
-    query: Array,
-    candidate: Array,
-    kernel: Array,
-    u: Array,
-    v: Array,
-    kernel_scale: Number,
-    eps: Number,
-    scratch: Array,
-    plan: Array,
-) -> None:
-    rows, columns = kernel.shape
-    _write_sums(query, candidate, scratch, 0, rows)
-    exponents = _matrix(scratch, 0, rows, columns)[:rows]
-    _to_exponents(query, candidate, exponents, kernel_scale)
-    _write_plan(exponents, kernel, u, v, plan, eps)
-
-
-@compiled
-def _pair_gradient(
-    query: Array,
-    candidate: Array,
-    kernel: Array,
-    u: Array,
-    v: Array,
-    grad: Array,
-    for_query: Array,
-    for_candidate: Array,
-    factor: Number,
-) -> None:
-    prefer_512_bit_vectors()
-    of_cost = np.empty(kernel.shape, np.float32)
-    _plan_gradient(kernel, u, v, grad, of_cost)
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            of_cost[i, j] *= factor
-    places, weights, counts = _columns_with_gradient(of_cost)
-    for channel in range(0, query.shape[1], LANES):
-        _cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)

@@ -315,7 +315,6 @@ class PairBatch:
         site_labels: 0/1, 0 at padding, `(batch, residues)` each, or None if not known.
         labels: 1 where the two share a site, `(batch,)`, if known.
         correspondences: Residues that correspond, `(batch, n, 2)`, -1 at padding, if known.
-        projections: What the head makes of embeddings, `(batch, residues, head_size)` each.
     """
 
     embeddings: Sides
@@ -323,35 +322,59 @@ class PairBatch:
     site_labels: tuple[Tensor | None, Tensor | None] = (None, None)
     labels: Tensor | None = None
     correspondences: Tensor | None = None
-    projections: tuple[Any, Any] = (None, None)
 
-    def projected(self, project: Callable[[Tensor], Tensor]) -> PairBatch:
-        """Return the batch with projections; embeddings and projections are 0 at padding."""
-        sides = zip(self.embeddings, self.masks, strict=True)
-        embeddings, projections = zip(*(_projected(*side, project) for side in sides), strict=True)
-        return replace(self, embeddings=embeddings, projections=projections)
+    @property
+    def asks_for_plans(self) -> bool:
+        """Whether something is known that the residues of a plan are compared with."""
+        return any(each is not None for each in (*self.site_labels, self.correspondences))
 
-    def joined(self, matrices: Sequence[Tensor]) -> Tensor:
-        """Put matrices of pairs that were taken apart into one, 0 at padding."""
-        rows, columns = (mask.shape[1] for mask in self.masks)
-        return torch.cat(
-            [F.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1])) for m in matrices]
+    @property
+    def clean(self) -> Sides:
+        """Embeddings that are 0 at padding."""
+        query, candidate = map(_clean, self.embeddings, self.masks)
+        return query, candidate
+
+    def projected(self, project: Callable[[Tensor], Tensor]) -> Sides:
+        """Return projections, 0 at padding, which is not projected."""
+        query, candidate = (
+            torch.zeros(*mask.shape, rows.shape[-1]).to(rows).index_put((mask,), rows)
+            for mask, rows in (
+                (mask, project(side[mask]))
+                for side, mask in zip(self.embeddings, self.masks, strict=True)
+            )
         )
+        return query, candidate
+
+    def apart(self, project: Callable[[Tensor], Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
+        """Return embeddings and projections of each protein of both sides, without padding.
+
+        All are views of rows of residues, so that gradients are put together in one go.
+        """
+        sides = []
+        for embeddings, mask in zip(self.embeddings, self.masks, strict=True):
+            rows = embeddings.flatten(0, 1) if mask.all() else embeddings[mask]
+            parts = (each.split(mask.sum(-1).tolist()) for each in (rows, project(rows)))
+            sides.append(list(zip(*parts, strict=True)))
+        return sides
 
     def padded(self, matrices: Sequence[Tensor]) -> Tensor:
         """Put matrices of pairs, over their residues alone, where the masks have them."""
+        if all((mask[:, 1:] <= mask[:, :-1]).all() for mask in self.masks):  # padding comes last
+            rows, columns = (mask.shape[1] for mask in self.masks)
+            sizes = ((0, columns - m.shape[1], 0, rows - m.shape[0]) for m in matrices)
+            return torch.stack(list(map(F.pad, matrices, sizes)))
         allowed = self.masks[0].unsqueeze(-1) & self.masks[1].unsqueeze(-2)
         values = torch.cat([matrix.flatten() for matrix in matrices])
         return values.new_zeros(allowed.shape).masked_scatter(allowed, values)
 
 
-def _projected(embeddings: Tensor, mask: Tensor, project: Any) -> tuple[Tensor, Tensor]:
-    """Return embeddings and projections, 0 at padding, which is not projected."""
-    if mask.all():
-        return embeddings, project(embeddings)
-    rows = project(embeddings[mask])
-    projections = rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
-    return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0), projections
+def _all_residues(protein: Tensor) -> Tensor:
+    """Return the mask of a protein without padding, `(1, residues)`."""
+    return torch.ones(1, len(protein), dtype=torch.bool, device=protein.device)
+
+
+def _clean(rows: Tensor, mask: Tensor) -> Tensor:
+    return rows if mask.all() else rows.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 # --- What a pair is trained on: its label, its site labels, residues known to correspond.
@@ -761,10 +784,12 @@ class PlasmaOutput(ModelOutput):
 
 
 class AlignedBatch(NamedTuple):
-    """Cost and plan, `(batch, query_residues, candidate_residues)` each."""
+    """Scores, `(batch,)`, cost and plan, `(batch, query_residues, candidate_residues)` each."""
 
-    cost: Any  # a tensor, or None in training, where it is not kept
-    plan: Tensor
+    scores: Tensor
+    plan: Any = None  # a tensor, or None where nothing asks for it, and so the others
+    cost: Any = None
+    raw_scores: Tensor | None = None
 
 
 class PlasmaModel(PreTrainedHead):
@@ -975,10 +1000,10 @@ class PlasmaModel(PreTrainedHead):
         score = kernel_for("score_padded", projections[0])
         if score and not return_plans:
             return AlignedPairs(score(embeddings, projections, masks, self.config))
-        aligned = self.align_projected(*projections, *masks)
-        scores = self.score_plan(aligned.plan, embeddings, masks)
-        pairs = zip(aligned.plan, *proteins, strict=True)
-        return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
+        _, plans = self.align_projected(*projections, *masks)
+        pairs = zip(plans, *proteins, strict=True)
+        shown = [plan[: len(q), : len(c)] for plan, q, c in pairs]
+        return AlignedPairs(self.score_plan(plans, embeddings, masks), shown)
 
     def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
@@ -1047,67 +1072,59 @@ class PlasmaModel(PreTrainedHead):
         return output.to_tuple() if return_dict is False else output
 
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
-        """Align pairs together, or one by one where that is less work."""
+        """Align pairs as is least work, and say what they lose."""
         config: Any = self.config
-        if config.reading == "posterior":
-            return self._read_batch(batch, return_plan)
-        first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
+        learns = torch.is_grad_enabled()
         if batch.masks[0].numel() * batch.masks[1].shape[1] > FEW_CELLS:
             sizes = zip(*(mask.sum(-1).tolist() for mask in batch.masks), strict=True)
-            self.check_memory(list(sizes), return_plan, learns=not no_cost)
-        take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
-        alone = take_apart(batch, self.project, no_cost) if take_apart else None
-        parts = alone or [batch.projected(self.project)]
-        if alone and no_cost and score:
-            scores, plans = score(parts, config)
-            aligned = [AlignedBatch(None, plan) for plan in plans]
+            self.check_memory(list(sizes), return_plan, return_plan or learns)
+        if config.reading == "posterior":
+            found = self._read_batch(batch, return_plan)
+        elif kernel_for("pair_plans", batch.embeddings[0]):
+            found = self._align_apart(batch, return_plan, learns)
         else:
-            aligned = self._align_parts(parts, bool(alone) and not return_plan)
-            scores = [
-                self.score_plan(a.plan, part.embeddings, part.masks)
-                for a, part in zip(aligned, parts, strict=True)
-            ]
+            cost, plan = self.align_projected(*batch.projected(self.project), *batch.masks)
+            found = AlignedBatch(self.score_plan(plan, batch.clean, batch.masks), plan, cost)
         affine = self.score_affine() if config.score_loss_form == "affine" else None
-        losses = [
-            _pair_losses(part, score, a.plan, config, affine)
-            for part, score, a in zip(parts, scores, aligned, strict=True)
-        ]
-        all_losses = {name: torch.cat([part[name] for part in losses]) for name in losses[0]}
+        losses = _pair_losses(batch, found.scores, found.plan, config, affine)
         return PlasmaOutput(
-            scores=torch.cat(scores),
-            plan=batch.joined([a.plan for a in aligned]) if return_plan else None,
-            cost=batch.joined([a.cost for a in aligned]) if return_plan else None,
-            **_mean_losses(all_losses, batch, config),
+            scores=found.scores,
+            raw_scores=found.raw_scores,
+            plan=found.plan if return_plan else None,
+            cost=found.cost if return_plan else None,
+            **_mean_losses(losses, batch, config),
         )
 
-    def _align_parts(self, parts: Sequence[PairBatch], plans_alone: bool) -> list[AlignedBatch]:
-        """Align parts of a batch; where plans are enough, pairs on their own keep no cost."""
-        config = self.config
-        compiled = kernel_for("pair_plans", parts[0].embeddings[0]) if plans_alone else None
-        if compiled is None:
-            return [self.align_projected(*part.projections, *part.masks) for part in parts]
-        query, candidate = zip(*(part.projections for part in parts), strict=True)
-        plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
-        return [AlignedBatch(None, plan) for plan in plans]
+    def _align_apart(self, batch: PairBatch, return_plan: bool, learns: bool) -> AlignedBatch:
+        """Align pairs by compiled kernels, without padding."""
+        sides = (zip(*side, strict=True) for side in batch.apart(self.project))
+        proteins, projected = zip(*sides, strict=True)
+        asked = return_plan or batch.asks_for_plans
+        if not (return_plan or learns):
+            align: Any = kernel_for("align_and_score", projected[0][0])
+            scores, plans = align(proteins, projected, self.config, asked)
+            return AlignedBatch(scores, batch.padded(plans) if asked else None)
+        make: Any = kernel_for("pair_plans", projected[0][0])
+        costs, plans = make(*projected, self.config)
+        scores = [
+            self.score_plan(plan[None], (q[None], c[None]), (_all_residues(q), _all_residues(c)))
+            if plan.numel()
+            else plan.sum()[None]
+            for plan, q, c in zip(plans, *proteins, strict=True)
+        ]
+        plan = batch.padded(plans) if asked else None
+        return AlignedBatch(torch.cat(scores), plan, batch.padded(costs) if return_plan else None)
 
-    def _read_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
+    def _read_batch(self, batch: PairBatch, return_plan: bool) -> AlignedBatch:
         """Read pairs by their local alignments, without padding."""
         query, candidate = (
             [self.project(rows[residues]) for rows, residues in zip(*side, strict=True)]
             for side in zip(batch.embeddings, batch.masks, strict=True)
         )
         read = self._read(query, candidate)
-        config: Any = self.config
-        affine = self.score_affine() if config.score_loss_form == "affine" else None
-        plan = batch.padded(read.plans or [])
-        losses = _pair_losses(batch, read.scores, plan, config, affine)
-        return PlasmaOutput(
-            scores=read.scores,
-            raw_scores=read.raw_scores,
-            plan=plan if return_plan else None,
-            cost=-batch.padded([e.read for e in read.evidence or ()]) if return_plan else None,
-            **_mean_losses(losses, batch, config),
-        )
+        costs = [-each.read for each in read.evidence or ()]
+        cost = batch.padded(costs) if return_plan else None
+        return AlignedBatch(read.scores, batch.padded(read.plans or []), cost, read.raw_scores)
 
     def _read(
         self,
@@ -1210,12 +1227,12 @@ class PlasmaModel(PreTrainedHead):
 
     def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
-    ) -> AlignedBatch:
-        """Make the plans of a padded batch of projections, `(batch, residues, head_size)` each."""
+    ) -> tuple[Tensor, Tensor]:
+        """Make costs and plans of a padded batch of projections, `(batch, residues, head_size)`."""
         cost = hinge_cost(query, candidate)
         kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
         settings = {"eps": self.config.eps, "n_iters": self.config.n_iters}
-        return AlignedBatch(cost, sinkhorn(kernel, candidate_mask, **settings))
+        return cost, sinkhorn(kernel, candidate_mask, **settings)
 
     def score_plan(self, plan: Tensor, embeddings: Sides, masks: Sides) -> Tensor:
         """Score a padded batch, `(batch,)`, by its plans and the backbone's embeddings."""
