@@ -48,12 +48,7 @@ SUMS = ("reassoc", "contract", "nsz")
 
 
 def compiled(function: Callable[..., Any] | None = None, *, fastmath: Any = ()) -> Any:
-    """Compile a function without the interpreter's lock, and keep the machine code on disk.
-
-    Args:
-        function: What to compile, at its first call.
-        fastmath: Fast-math flags, by LLVM's names.
-    """
+    """Compile a function, with LLVM's `fastmath` flags, to code that is kept on disk."""
     if function is None:
         return lambda given: compiled(given, fastmath=fastmath)
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
@@ -219,17 +214,10 @@ def _whole_vectors(side: Tensor) -> Tensor:
 
 @compiled(fastmath=SUMS)
 def _sums_of_max(query: Array, i: int, candidate: Array, j: int, out: Array, row: int) -> None:
-    """Write `sum(max(query, candidate))` over channels, for a tile of pairs of rows.
+    """Write `sum(max(query, candidate))` over channels, for a tile of pairs of rows from i and j.
 
-    A row beyond the last is the last again. A NaN of the query is hidden.
-
-    Args:
-        query: `(query_residues, channels)`.
-        i: First query row.
-        candidate: `(candidate_residues, channels)`.
-        j: First candidate row.
-        out: Where the sums go, with room for whole tiles.
-        row: They go to `out[row + r, j + s]`.
+    Those of rows i + r and j + s go to `out[row + r, j + s]`, which has room for whole tiles: a row
+    beyond the last is the last again. A NaN of the query is hidden.
     """
     prefer_512_bit_vectors()
     last, end = len(query) - 1, len(candidate) - 1
@@ -271,12 +259,7 @@ def _write(out: Array, j: int, w: Number, x: Number, y: Number, z: Number) -> No
 def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Array) -> None:
     """Sum `max(query, candidate)` over channels, for query rows `first` to `last`.
 
-    Args:
-        query: `(query_residues, channels)`.
-        candidate: `(candidate_residues, channels)`.
-        first: First query row.
-        last: The row after the last.
-        out: Where they go, from row 0 on, with room for whole tiles.
+    The sums go to `out` from row 0 on, which has room for whole tiles.
     """
     for j in range(0, len(candidate), TILE_COLUMNS):
         for i in range(first, last, TILE_ROWS):
@@ -319,16 +302,10 @@ def _hidden_nan(row: Array) -> Number:
 
 @compiled
 def _columns_with_gradient(grad: Array) -> Any:
-    """List the columns with any gradient in each few rows.
+    """List the columns with any gradient in each few rows, of a tile.
 
-    Masked residues, and those far from matching anything, have none.
-
-    Args:
-        grad: Of the cost, `(query_residues, candidate_residues)`.
-
-    Returns:
-        Which columns, `(tiles, columns)`; their weights, `(tiles, columns, GRADIENT_ROWS)`; and
-        how many they are, `(tiles,)`.
+    Masked residues, and those far from matching anything, have none. Returned are which columns,
+    `(tiles, columns)`, their weights, `(tiles, columns, GRADIENT_ROWS)`, and how many they are.
     """
     rows, columns = grad.shape
     tiles = -(-rows // GRADIENT_ROWS)
@@ -363,15 +340,7 @@ def _cost_gradient(
 ) -> None:
     """Write `LANES` channels of the gradients of the cost: weights where the query is larger.
 
-    Args:
-        query: `(query_residues, channels)`, see `_whole_vectors`.
-        candidate: `(candidate_residues, channels)`.
-        places: What `_columns_with_gradient` returned, as are the next two.
-        weights: Gradients of the cost.
-        counts: Columns of each tile.
-        channel: The first channel.
-        for_query: Where the gradient goes, shaped as `query`.
-        for_candidate: Shaped as `candidate`.
+    Sides are those of `_whole_vectors`; places, weights and counts of `_columns_with_gradient`.
     """
     # Close together the candidate rows stay in the nearest caches for all tiles.
     theirs = np.empty((len(candidate), LANES), np.float32)
@@ -403,19 +372,8 @@ def _accumulate_gradient(
     """Sum weights over the pairs whose query row is larger, ties half, for both of their rows.
 
     Written in LLVM's vectors: plain loops cannot keep the sums of several rows in registers while
-    candidate rows stream past, and took 1.7 times as long.
-
-    Args:
-        typing: Numba's.
-        query: `(query_residues, channels)`.
-        row: First of the `GRADIENT_ROWS` query rows.
-        channel: First of the `LANES` channels.
-        theirs: These channels of the candidate rows, `(candidate_residues, LANES)`.
-        places: Which candidate rows to compare with, `(count or more,)`.
-        weights: The weights of the pairs, `(count or more, GRADIENT_ROWS)`.
-        count: How many candidate rows that is.
-        for_query: Where the sums of the query rows go, shaped as `query`.
-        their_sums: What the sums of the candidate rows are added to, shaped as `theirs`.
+    candidate rows stream past, and took 1.7 times as long. The `GRADIENT_ROWS` query rows from
+    `row` on, at `LANES` channels, meet those `count` rows of `theirs` that `places` lists.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -1144,17 +1102,16 @@ def _area(query: Array, candidate: Array) -> int:
 
 
 @compiled
-def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
+def _matrix(scratch: Array, rows: int, columns: int) -> Array:
     """Return scratch as a matrix of whole tiles and vectors."""
     height, width = -(-rows // WIDTH) * WIDTH, -(-columns // WIDTH) * WIDTH
-    area = height * width
-    return scratch[number * area : (number + 1) * area].reshape(height, width)
+    return scratch[: height * width].reshape(height, width)
 
 
 @compiled
 def _write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
     """Write the sums that the cost is made of, of query rows `first` to `last`."""
-    matrix = _matrix(scratch, 0, len(query), len(candidate))
+    matrix = _matrix(scratch, len(query), len(candidate))
     for start in range(first, last, BLOCK):
         sums_of_max(query, candidate, start, min(start + BLOCK, last), matrix[start:])
 
@@ -1170,21 +1127,13 @@ def _finish(
     numbers: Sums,
     plan: Array,
 ) -> None:
-    """Go from what `_write_sums` wrote to the plan and the parts of the score.
+    """Go from what `_write_sums` wrote into scratch to the parts of the score.
 
-    Args:
-        query: `(query_residues, channels)`.
-        candidate: `(candidate_residues, channels)`.
-        scratch: What `_write_sums` wrote.
-        settings: How to align.
-        transported: `(query_residues,)`, to be written.
-        matched: `(candidate_residues,)`, to be written.
-        numbers: Window and mass, to be written.
-        plan: `(query_residues, candidate_residues)`, to be written if not empty.
+    Written are what `Matches` has, of which numbers are window and mass; the plan if not empty.
     """
     prefer_512_bit_vectors()
     rows, columns = len(query), len(candidate)
-    matrix = _matrix(scratch, 0, rows, columns)[:rows]
+    matrix = _matrix(scratch, rows, columns)[:rows]
     _to_exponents(query, candidate, matrix, settings.kernel_scale)
     _solve(matrix, columns, settings)
     numbers[1] = _match(matrix, settings.threshold, transported, matched)
