@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from math import exp, log
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
 from ..models.local_alignment import NEVER, Scoring, probability_by_logarithms
+from . import Matches
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -672,9 +672,10 @@ PAIR_ODDS = np.float32(60.0)
 def alignment_scores_numba(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
     """Do what `alignment_scores` does."""
     given, out, weights = _arrays(evidence), torch.empty(len(evidence)), _weights(scoring)
+    no_rows = np.empty((0, 0)), np.empty(0)
 
     def pair(number: int) -> None:
-        out[number] = _sum_of_alignments(given[number], *weights)
+        out[number] = _go_through(given[number], *weights, *no_rows)
 
     parallel_for(len(given), pair)
     return out
@@ -914,15 +915,6 @@ def _write_odds(evidence: Array, slope: Number, shift: Number, odds: Sums) -> No
 
 
 @compiled
-def _sum_of_alignments(
-    evidence: Array, slope: Number, shift: Number, opened: Number, extended: Number
-) -> Number:
-    """Return the logarithm of the sum of all local alignments."""
-    nothing = np.empty((0, 0)), np.empty(0)
-    return _go_through(evidence, slope, shift, opened, extended, *nothing)
-
-
-@compiled
 def _better(one: Number, of_one: int, other: Number, of_other: int) -> tuple[Number, int]:
     """Return the larger number, and what belongs to it."""
     return (one, of_one) if one >= other else (other, of_other)
@@ -1004,26 +996,6 @@ class Settings(NamedTuple):
             np.float32(own.threshold),
             own.diagonal_window,
         )
-
-
-@dataclass
-class Matches:
-    """What is matched in pairs, one entry per pair in each list and tensor.
-
-    Attributes:
-        transported: What each query residue sends to matched candidate residues, 0 if it is not
-            matched itself, `(query_residues,)`.
-        matched: 1 where a candidate residue is matched, `(candidate_residues,)`.
-        window: Largest sum over a diagonal window of the plan, `(pairs,)`.
-        mass: Sum of plan entries above the threshold, `(pairs,)`.
-        plans: `(query_residues, candidate_residues)` each, if asked for.
-    """
-
-    transported: list[Tensor]
-    matched: list[Tensor]
-    window: Tensor
-    mass: Tensor
-    plans: list[Tensor] | None
 
 
 def align_pairs_numba(

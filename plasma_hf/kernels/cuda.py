@@ -12,7 +12,7 @@ channels in the place of one side while the other side's residues stream past.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from triton import language as tl
 
 from ..models import modeling_plasma as plain
+from . import Matches
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -490,23 +491,6 @@ def _plan_gradient_kernel(
 
 
 # --- What a score needs of a plan, without writing the plan.
-
-
-class Matches(NamedTuple):
-    """Hold what is matched in each pair of a batch.
-
-    Attributes:
-        transported: What each query residue sends to matched candidate residues, 0 for one that is
-            not matched itself, `(batch, query_residues)`.
-        matched: 1 for a matched candidate residue, 0 for others, `(batch, candidate_residues)`.
-        window: Largest sum over a diagonal window of the plan, `(batch,)`.
-        mass: Sum of plan entries above the threshold, `(batch,)`.
-    """
-
-    transported: Tensor
-    matched: Tensor
-    window: Tensor
-    mass: Tensor
 
 
 @torch.no_grad()
