@@ -306,8 +306,11 @@ class Hit:
 
     def name(self, side: str) -> str:
         """Call a side `id/first-last`, as alignment files do."""
-        first, last = self.segment[f"{side}_start"] + 1, self.segment[f"{side}_end"]
-        return f"{'_'.join(getattr(self.result, side).id.split())}/{first}-{last}"
+        return f"{'_'.join(getattr(self.result, side).id.split())}/{self.span(side)}"
+
+    def span(self, side: str) -> str:
+        """Write the first and last residue, counted from 1."""
+        return f"{self.segment[f'{side}_start'] + 1}-{self.segment[f'{side}_end']}"
 
     def authors(self, side: str) -> str:
         """Write the first and last residue as the authors of the structure do, `A:16-A:245`."""
@@ -433,8 +436,7 @@ def to_text(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
     for hit in result.hits:
         segment = hit.segment
         spans = "  ".join(
-            f"{side} {segment[f'{side}_start'] + 1}-{segment[f'{side}_end']}"
-            + (f" ({hit.authors(side)})" if hit.authors(side) else "")
+            f"{side} {hit.span(side)}" + (f" ({hit.authors(side)})" if hit.authors(side) else "")
             for side in SIDES
         )
         title = (
@@ -721,20 +723,11 @@ PICTURE_CELLS = 64  # along the longer side of the small heat map
 
 def _page(result: AlignmentResult) -> str:
     """Show a result in a notebook: statistics, the plan in small, and the rows of each segment."""
-    table = [
-        (
-            hit.number,
-            *(
-                f"{hit.segment[f'{side}_start'] + 1}-{hit.segment[f'{side}_end']} "
-                f"{hit.authors(side)}"
-                for side in SIDES
-            ),
-            len(hit.pairs),
-            f"{hit.identical / len(hit.pairs):.0%}",
-            statistics(hit.segment),
-        )
-        for hit in result.hits
-    ]
+    table = []
+    for hit in result.hits:
+        spans = (f"{hit.span(side)} {hit.authors(side)}" for side in SIDES)
+        identity = f"{hit.identical / len(hit.pairs):.0%}"
+        table.append((hit.number, *spans, len(hit.pairs), identity, statistics(hit.segment)))
     head = ("segment", "query", "candidate", "pairs", "identity", "statistics")
     sides = ", ".join(f"{p.id} ({len(p)} residues)" for p in (result.query, result.candidate))
     shown = _table(head, table) if table else escape(str(result).splitlines()[-1])
