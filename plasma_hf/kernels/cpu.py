@@ -74,26 +74,18 @@ def prefer_512_bit_vectors(typing: Any) -> Any:
     return types.void(), emit
 
 
-def parallel_for(
-    tasks: int, task: Callable[..., None], prepare: Callable[[], Any] | None = None
-) -> None:
+def parallel_for(tasks: int, task: Callable[[int], None]) -> None:
     """Call `task(0) .. task(tasks - 1)`, on as many threads as torch has.
 
-    Every task has to write places of its own; then results do not depend on the threads.
-
-    Args:
-        tasks: How many there are.
-        task: What to do; it spends its time in compiled kernels.
-        prepare: Makes what a thread keeps to itself, for example scratch memory; it is the second
-            argument of `task`.
+    Every task spends its time in compiled kernels, and has to write places of its own; then results
+    do not depend on the threads. A task that itself calls this has to be the only one.
     """
     threads = min(torch.get_num_threads(), tasks)
     numbers = count()
 
     def work() -> None:
-        own = () if prepare is None else (prepare(),)
         while (number := next(numbers)) < tasks:
-            task(number, *own)
+            task(number)
 
     others = [_threads(getpid(), threads).submit(work) for _ in range(threads - 1)]
     try:
@@ -107,13 +99,6 @@ def parallel_for(
 def _threads(process: int, threads: int) -> ThreadPoolExecutor:
     """Return the pool of this process; a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="plasma-kernels")
-
-
-def _scratch_floats(count: int) -> Array:
-    """Return unset memory that begins where a cache line does, so that no load straddles two."""
-    raw = np.empty(count + WIDTH, np.float32)
-    start = -(raw.ctypes.data // raw.itemsize) % WIDTH
-    return raw[start : start + count]
 
 
 # --- The hinge cost.
@@ -256,19 +241,8 @@ def _write(out: Array, j: int, w: Number, x: Number, y: Number, z: Number) -> No
 
 
 @compiled
-def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Array) -> None:
-    """Sum `max(query, candidate)` over channels, for query rows `first` to `last`.
-
-    The sums go to `out` from row 0 on, which has room for whole tiles.
-    """
-    for j in range(0, len(candidate), TILE_COLUMNS):
-        for i in range(first, last, TILE_ROWS):
-            _sums_of_max(query, i, candidate, j, out, i - first)
-
-
-@compiled
 def _row_sums(rows: Array, out: Array) -> None:
-    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0."""
+    """Sum rows over channels, in the order of `_sums_of_max`: equal rows then cost exactly 0."""
     # Compared with a copy, which the compiler cannot know to be one: it would sum otherwise.
     same, tile = rows.copy(), np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i in range(0, len(rows), TILE_ROWS):
@@ -283,7 +257,9 @@ def _cost_block(query: Array, candidate: Array, offsets: Array, first: int, out:
     columns = len(candidate)
     last = min(first + BLOCK, len(query))
     sums = np.empty((BLOCK, -(-columns // WIDTH) * WIDTH), np.float32)
-    sums_of_max(query, candidate, first, last, sums)
+    for j in range(0, columns, TILE_COLUMNS):
+        for i in range(first, last, TILE_ROWS):
+            _sums_of_max(query, i, candidate, j, sums, i - first)
     for i in range(first, last):
         hidden = _hidden_nan(query[i])
         for j in range(columns):
@@ -1019,29 +995,27 @@ def align_pairs_numba(
         (p for p, sides in enumerate(pairs) if all(map(len, sides))),
         key=lambda p: -len(pairs[p][0]) * len(pairs[p][1]),
     )
-    room = max((_area(*pairs[p]) for p in order), default=0)
+    run = parallel_for if len(order) == 1 else _in_turn  # one pair: the threads share its cost
 
-    def finish(pair: int, scratch: Array) -> None:
+    def whole_pair(number: int) -> None:
+        pair = order[number]
+        q, c = pairs[pair]
+        cost = np.empty((len(q), -(-len(c) // WIDTH) * WIDTH), np.float32)
+        _row_sums(c, offsets := np.empty(len(c), np.float32))
+        blocks = -(-len(q) // BLOCK)
+        run(blocks, lambda block: _cost_block(q, c, offsets, block * BLOCK, cost))
         plan = none if plans is None else plans[pair].numpy()
         sides = transported[pair].numpy(), matched[pair].numpy()
-        _finish(*pairs[pair], scratch, settings, *sides, numbers[pair], plan)
+        _finish(cost, settings, *sides, numbers[pair], plan)
 
-    def whole_pair(number: int, scratch: Array) -> None:
-        query, candidate = pairs[order[number]]
-        _write_sums(query, candidate, scratch, 0, len(query))
-        finish(order[number], scratch)
-
-    if len(order) > 1:
-        parallel_for(len(order), whole_pair, lambda: _scratch_floats(room))
-    elif order:  # one pair: the threads share its cost
-        (q, c), scratch = pairs[order[0]], _scratch_floats(room)
-        parallel_for(
-            -(-len(q) // BLOCK),
-            lambda n: _write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
-        )
-        finish(order[0], scratch)
+    parallel_for(len(order), whole_pair)
     window, mass = torch.from_numpy(numbers).float().unbind(-1)
     return Matches(transported, matched, window, mass, plans)
+
+
+def _in_turn(tasks: int, task: Callable[[int], None]) -> None:
+    for number in range(tasks):
+        task(number)
 
 
 def align_and_score_numba(
@@ -1068,45 +1042,21 @@ def align_and_score_numba(
     return scores, matches.plans
 
 
-def _area(query: Array, candidate: Array) -> int:
-    """Return the floats of a scratch matrix for two proteins."""
-    return (-(-len(query) // WIDTH) * WIDTH) * (-(-len(candidate) // WIDTH) * WIDTH)
-
-
-@compiled
-def _matrix(scratch: Array, rows: int, columns: int) -> Array:
-    """Return scratch as a matrix of whole tiles and vectors."""
-    height, width = -(-rows // WIDTH) * WIDTH, -(-columns // WIDTH) * WIDTH
-    return scratch[: height * width].reshape(height, width)
-
-
-@compiled
-def _write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
-    """Write the sums that the cost is made of, of query rows `first` to `last`."""
-    matrix = _matrix(scratch, len(query), len(candidate))
-    for start in range(first, last, BLOCK):
-        sums_of_max(query, candidate, start, min(start + BLOCK, last), matrix[start:])
-
-
 @compiled
 def _finish(
-    query: Array,
-    candidate: Array,
-    scratch: Array,
+    matrix: Array,
     settings: Settings,
     transported: Array,
     matched: Array,
     numbers: Sums,
     plan: Array,
 ) -> None:
-    """Go from what `_write_sums` wrote into scratch to the parts of the score.
+    """Go from costs, with room for whole vectors, to the parts of the score.
 
     Written are what `Matches` has, of which numbers are window and mass; the plan if not empty.
     """
     prefer_512_bit_vectors()
-    rows, columns = len(query), len(candidate)
-    matrix = _matrix(scratch, rows, columns)[:rows]
-    _to_exponents(query, candidate, matrix, settings.kernel_scale)
+    columns = len(matched)
     _solve(matrix, columns, settings)
     numbers[1] = _match(matrix, settings.threshold, transported, matched)
     if settings.diagonal_window > 0:
@@ -1116,25 +1066,13 @@ def _finish(
 
 
 @compiled
-def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
-    """Turn what `_write_sums` wrote into `-kernel_scale * cost`, in its place."""
-    prefer_512_bit_vectors()
-    offsets = np.zeros(matrix.shape[1], np.float32)
-    _row_sums(candidate, offsets[: len(candidate)])
-    for i in range(len(query)):
-        hidden = _hidden_nan(query[i])
-        for j in range(matrix.shape[1]):
-            matrix[i, j] = -kernel_scale * (matrix[i, j] - offsets[j] + hidden)
-
-
-@compiled
 def _solve(matrix: Array, columns: int, settings: Settings) -> None:
-    """Turn exponents into the plan, in their place; 0 beyond the columns."""
+    """Turn costs into the plan, in their place; 0 beyond the columns."""
     prefer_512_bit_vectors()
     rows, width = matrix.shape
     for i in range(rows):
         for j in range(columns):
-            matrix[i, j] = _exponential(matrix[i, j])
+            matrix[i, j] = _exponential(-settings.kernel_scale * matrix[i, j])
         for j in range(columns, width):
             matrix[i, j] = np.float32(0.0)
     u, v = np.empty(rows, np.float32), np.empty(width, np.float32)

@@ -991,6 +991,7 @@ class PlasmaModel(PreTrainedHead):
         atoms = candidate_backbone_atoms
         candidate, candidate_mask = self._side("candidate", *given, candidate_mask, atoms)
         check_counts(query, candidate)
+        check_widths(query, candidate)
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
             site_labels = (
