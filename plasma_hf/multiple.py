@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from .models.alignment_result import clustal_block, stockholm_block
 from .models.local_alignment import aligned_probabilities, best_in_order
 from .models.protein import Protein, open_text, parse_fasta
 from .search.database import default_pipeline
@@ -370,28 +371,10 @@ def _a3m(names: Sequence[str], rows: Sequence[str]) -> str:
     return _fasta(names, short)
 
 
-def _stockholm(names: Sequence[str], rows: Sequence[str]) -> str:
-    width = max(map(len, names))
-    lines = (f"{name:<{width}} {row}" for name, row in zip(names, rows, strict=True))
-    return "\n".join(["# STOCKHOLM 1.0", *lines, "//", ""])
-
-
-def _clustal(names: Sequence[str], rows: Sequence[str]) -> str:
-    width = max(map(len, names)) + 2
-    lines = ["CLUSTAL multiple sequence alignment by plasma_hf", "", ""]
-    for start in range(0, len(rows[0]), 60):
-        lines += [
-            f"{name:<{width}}{row[start : start + 60]}"
-            for name, row in zip(names, rows, strict=True)
-        ]
-        lines.append("")
-    return "\n".join([*lines, ""])
-
-
 FORMATS: dict[str, Callable[[Sequence[str], Sequence[str]], str]] = {
     "fasta": _fasta,
     "a3m": _a3m,
-    "stockholm": _stockholm,
-    "clustal": _clustal,
+    "stockholm": stockholm_block,
+    "clustal": clustal_block,
 }
 """Formats of multiple alignments by name."""

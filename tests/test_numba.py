@@ -83,6 +83,13 @@ def test_a_number_that_is_none_shows_where_it_does_in_torch(value, side):
     assert (cost - expected)[finite].abs().max() < 1e-4
 
 
+def test_a_batch_of_one_meets_every_protein_of_the_other():
+    one, several = torch.randn(1, 9, 40), torch.randn(3, 11, 40)
+    expected = torch.cat([hinge_cost_numba(one, other[None]) for other in several])
+    assert torch.equal(hinge_cost_numba(one, several), expected)
+    assert torch.equal(hinge_cost_numba(several, one)[1], hinge_cost_numba(several[1:2], one)[0])
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
 def test_cost_of_nothing(shape):
     batch, n, m, channels = shape

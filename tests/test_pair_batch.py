@@ -1,4 +1,4 @@
-"""Batches with much padding are computed pair by pair; nobody may see it."""
+"""On a CPU batches are computed pair by pair; nobody may see it."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from plasma_hf import PlasmaConfig, PlasmaModel
 from plasma_hf.kernels import use_kernels
 from plasma_hf.models.modeling_backbone import pad_residues
-from plasma_hf.models.modeling_plasma import PairBatch
 
 WIDTH = 12
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4)
@@ -105,16 +104,17 @@ def test_what_stands_at_padding_does_not_matter(kernels):
     assert all(torch.equal(a, b) for a, b in zip(clean_grads, grads, strict=True))
 
 
-def test_only_padding_at_the_end_is_cut():
-    take_apart_numba = pytest.importorskip("plasma_hf.kernels.cpu").take_apart_numba
-
-    def much(*rows):
-        mask = torch.tensor(rows).bool()
-        batch = PairBatch((torch.ones(2, 3, 4),) * 2, (mask, mask))
-        return take_apart_numba(batch, lambda rows: rows) is not None
-
-    assert much([1, 1, 1], [1, 0, 0])
-    assert not much([1, 1, 1], [1, 1, 1])
-    assert not much([1, 1, 1], [0, 0, 1])
-    assert not much([1, 1, 1], [1, 0, 1])
-    assert not much([1, 1, 1], [0, 0, 0])
+@pytest.mark.parametrize("kept", [[1, 1, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0]], ids=str)
+def test_padding_may_be_anywhere(kept):
+    pytest.importorskip("numba")
+    model = PlasmaModel(PlasmaConfig(embedding_size=WIDTH, kernel_scale=0.5, head="hinge"))
+    batch = make_batch([(24, 24), (24, 24)])
+    for side in ("query", "candidate"):
+        batch[f"{side}_mask"][1] = torch.tensor(kept).repeat_interleave(8).bool()
+    batch["correspondences"][1] = torch.tensor([16, 16])
+    outs = [run(model, batch, kernels, return_plan=True) for kernels in ("numba", "torch")]
+    (found, grads), (expected, wanted) = outs
+    for name in ("plan", "scores", "loss", "label_match_loss", "correspondence_loss"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
+    for one, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)

@@ -52,12 +52,13 @@ def hits_to_text(query: str, residues: int, hits: Hits) -> str:
 
 def hits_to_tsv(query: str, residues: int, hits: Hits) -> str:
     """Write one line per hit."""
-    rows = []
+    text = io.StringIO()
+    rows = csv.DictWriter(text, HIT_FIELDS, delimiter="\t", lineterminator="\n")
     for hit in hits:
         row = {name: hit[name] for name in ("rank", "id", "source")}
         row |= {"query": query, "score": f"{hit['score']:.6f}"}
-        rows.append(row | explained(hit.get("explain", {})))
-    return _table(HIT_FIELDS, rows)
+        rows.writerow(row | explained(hit.get("explain", {})))
+    return text.getvalue()
 
 
 def hits_to_json(query: str, residues: int, hits: Hits) -> str:
@@ -116,9 +117,3 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int
         for cells in (head, *rows)
     )
     return "\n".join([first, "|" + "---|" * left + "--:|" * (len(head) - left), *lines])
-
-
-def _table(fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, fields, delimiter="\t", lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,25 @@ def kernel_for(form: str, tensor: Tensor) -> Callable[..., Any] | None:
     """
     kernels = kernels_for(tensor)
     return None if kernels == "torch" else getattr(_module(kernels), f"{form}_{kernels}", None)
+
+
+class Matches(NamedTuple):
+    """What is matched in pairs, of each an entry of each list or tensor.
+
+    Attributes:
+        transported: What each query residue sends to matched candidate residues, 0 if it is not
+            matched itself, `(query_residues,)`.
+        matched: 1 where a candidate residue is matched, `(candidate_residues,)`.
+        window: Largest sum over a diagonal window of the plan, `(pairs,)`.
+        mass: Sum of plan entries above the threshold, `(pairs,)`.
+        plans: `(query_residues, candidate_residues)` each, if asked for.
+    """
+
+    transported: Any
+    matched: Any
+    window: Tensor
+    mass: Tensor
+    plans: list[Tensor] | None = None
 
 
 @contextmanager

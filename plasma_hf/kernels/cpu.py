@@ -8,13 +8,11 @@ interpreter's lock instead, and plain threads call them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from math import exp, log
-from operator import mul
 from os import getpid
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +30,7 @@ from torch.nn import functional as F
 
 from ..models import modeling_plasma as plain
 from ..models.local_alignment import NEVER, Scoring, probability_by_logarithms
-from ..models.modeling_plasma import PairBatch
+from . import Matches
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -50,12 +48,7 @@ SUMS = ("reassoc", "contract", "nsz")
 
 
 def compiled(function: Callable[..., Any] | None = None, *, fastmath: Any = ()) -> Any:
-    """Compile a function without the interpreter's lock, and keep the machine code on disk.
-
-    Args:
-        function: What to compile, at its first call.
-        fastmath: Fast-math flags, by LLVM's names.
-    """
+    """Compile a function, with LLVM's `fastmath` flags, to code that is kept on disk."""
     if function is None:
         return lambda given: compiled(given, fastmath=fastmath)
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
@@ -81,26 +74,18 @@ def prefer_512_bit_vectors(typing: Any) -> Any:
     return types.void(), emit
 
 
-def parallel_for(
-    tasks: int, task: Callable[..., None], prepare: Callable[[], Any] | None = None
-) -> None:
+def parallel_for(tasks: int, task: Callable[[int], None]) -> None:
     """Call `task(0) .. task(tasks - 1)`, on as many threads as torch has.
 
-    Every task has to write places of its own; then results do not depend on the threads.
-
-    Args:
-        tasks: How many there are.
-        task: What to do; it spends its time in compiled kernels.
-        prepare: Makes what a thread keeps to itself, for example scratch memory; it is the second
-            argument of `task`.
+    Every task spends its time in compiled kernels, and has to write places of its own; then results
+    do not depend on the threads. A task that itself calls this has to be the only one.
     """
     threads = min(torch.get_num_threads(), tasks)
     numbers = count()
 
     def work() -> None:
-        own = () if prepare is None else (prepare(),)
         while (number := next(numbers)) < tasks:
-            task(number, *own)
+            task(number)
 
     others = [_threads(getpid(), threads).submit(work) for _ in range(threads - 1)]
     try:
@@ -114,13 +99,6 @@ def parallel_for(
 def _threads(process: int, threads: int) -> ThreadPoolExecutor:
     """Return the pool of this process; a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="plasma-kernels")
-
-
-def _scratch_floats(count: int) -> Array:
-    """Return unset memory that begins where a cache line does, so that no load straddles two."""
-    raw = np.empty(count + WIDTH, np.float32)
-    start = -(raw.ctypes.data // raw.itemsize) % WIDTH
-    return raw[start : start + count]
 
 
 # --- The hinge cost.
@@ -142,80 +120,89 @@ def hinge_cost_numba(query: Tensor, candidate: Tensor) -> Tensor:
 
     Costs that are not finite are so where those of `hinge_cost` are: NaN for any NaN, for -inf in
     the query and for inf in the candidate; inf for the two other infinities.
-
-    Args:
-        query: Projected query residues, `(batch, query_residues, channels)`; a batch of one meets
-            every candidate.
-        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
-
-    Returns:
-        The cost, `(batch, query_residues, candidate_residues)`.
     """
-    return _HingeCost.apply(query.float(), candidate.float())
+    batch = torch.broadcast_shapes(query.shape[:1], candidate.shape[:1])
+    cost: Tensor = _Costs.apply(
+        *(side.float().expand(*batch, -1, -1) for side in (query, candidate))
+    )[0]
+    return cost
 
 
-class _HingeCost(torch.autograd.Function):
+class _Costs(torch.autograd.Function):
+    """Costs of query[p] and candidate[p], one pair of matrices each, or a batch of pairs."""
+
     @staticmethod
-    def forward(ctx: Any, query: Tensor, candidate: Tensor) -> Tensor:
-        query, candidate = query.detach().contiguous(), candidate.detach().contiguous()
-        ctx.save_for_backward(query, candidate)
-        batch, rows, columns = len(query), query.shape[1], candidate.shape[1]
-        cost = query.new_empty(batch, rows, columns)
-        if cost.numel() == 0:
-            return cost
-        q, c, out = query.numpy(), candidate.numpy(), cost.numpy()
-        offsets = np.empty((batch, columns), np.float32)
-        parallel_for(batch, lambda pair: _row_sums(c[pair], offsets[pair]))
-        blocks = -(-rows // BLOCK)
+    def forward(ctx: Any, *sides: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*sides)
+        queries, candidates = _halves(sides)
+        costs = [
+            q.new_empty(*q.shape[:-1], c.shape[-2])
+            for q, c in zip(queries, candidates, strict=True)
+        ]
+        query, candidate, out = map(_arrays, (queries, candidates, costs))
+        offsets = [np.empty(len(one), np.float32) for one in candidate]
+        parallel_for(len(candidate), lambda pair: _row_sums(candidate[pair], offsets[pair]))
+        blocks = [
+            (pair, row) for pair, one in enumerate(query) for row in range(0, len(one), BLOCK)
+        ]
 
         def block(number: int) -> None:
-            pair, first = number // blocks, number % blocks * BLOCK
-            _cost_block(q[pair], c[pair], offsets[pair], first, out[pair])
+            pair, row = blocks[number]
+            _cost_block(query[pair], candidate[pair], offsets[pair], row, out[pair])
 
-        parallel_for(batch * blocks, block)
-        return cost
+        parallel_for(len(blocks), block)
+        return tuple(costs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        query, candidate = ctx.saved_tensors
-        channels = query.shape[2]
-        rows, columns = query.shape[1], candidate.shape[1]
-        query, candidate = _whole_vectors(query), _whole_vectors(candidate)
-        for_query, for_candidate = torch.zeros_like(query), torch.zeros_like(candidate)
-        grad = grad.to(torch.float32).contiguous()
-        q, c, q_out, c_out = (t.numpy() for t in (query, candidate, for_query, for_candidate))
-        weighted = [_columns_with_gradient(pair) for pair in grad.numpy()]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        whole = [_whole_vectors(side) for side in ctx.saved_tensors]
+        out = [torch.zeros(side.shape) for side in whole]
+        query, candidate = map(_arrays, _halves(whole))
+        for_query, for_candidate = map(_arrays, _halves(out))
+        weights = _arrays(grad.float() for grad in grads)
+        weighted: list[Any] = [None] * len(weights)
         # Channels do not depend on each other, and every task has some for itself.
-        parts = query.shape[2] // LANES
+        parts = [(pair, k) for pair, q in enumerate(query) for k in range(0, q.shape[1], LANES)]
+
+        def columns(pair: int) -> None:
+            weighted[pair] = _columns_with_gradient(weights[pair])
 
         def part(number: int) -> None:
-            pair, channel = number // parts, number % parts * LANES
-            _cost_gradient(q[pair], c[pair], *weighted[pair], channel, q_out[pair], c_out[pair])
+            pair, k = parts[number]
+            sides = for_query[pair], for_candidate[pair]
+            _cost_gradient(query[pair], candidate[pair], *weighted[pair], k, *sides)
 
-        parallel_for(len(grad) * parts, part)
-        return for_query[:, :rows, :channels], for_candidate[:, :columns, :channels]
+        parallel_for(len(weights), columns)
+        parallel_for(len(parts), part)
+        shapes = (side.shape[-2:] for side in ctx.saved_tensors)
+        return tuple(
+            one[..., :rows, :channels] for one, (rows, channels) in zip(out, shapes, strict=True)
+        )
+
+
+def _halves(sides: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Return queries and candidates, which follow each other."""
+    return sides[: len(sides) // 2], sides[len(sides) // 2 :]
+
+
+def _arrays(tensors: Iterable[Tensor]) -> list[Array]:
+    """Return tensors, and each pair of batches, as arrays: in their memory, if it is in order."""
+    arrays = (tensor.detach().contiguous().numpy() for tensor in tensors)
+    return [one for array in arrays for one in (array if array.ndim == 3 else [array])]
 
 
 def _whole_vectors(side: Tensor) -> Tensor:
     """Return `(..., residues, channels)` with zeros up to whole `GRADIENT_ROWS` and `LANES`."""
-    spare = 0, -side.shape[-1] % LANES, 0, -side.shape[-2] % GRADIENT_ROWS
-    return F.pad(side, spare).contiguous() if any(spare) else side
+    return F.pad(side, (0, -side.shape[-1] % LANES, 0, -side.shape[-2] % GRADIENT_ROWS))
 
 
 @compiled(fastmath=SUMS)
 def _sums_of_max(query: Array, i: int, candidate: Array, j: int, out: Array, row: int) -> None:
-    """Write `sum(max(query, candidate))` over channels, for a tile of pairs of rows.
+    """Write `sum(max(query, candidate))` over channels, for a tile of pairs of rows from i and j.
 
-    A row beyond the last is the last again. A NaN of the query is hidden.
-
-    Args:
-        query: `(query_residues, channels)`.
-        i: First query row.
-        candidate: `(candidate_residues, channels)`.
-        j: First candidate row.
-        out: Where the sums go, with room for whole tiles.
-        row: They go to `out[row + r, j + s]`.
+    Those of rows i + r and j + s go to `out[row + r, j + s]`, which has room for whole tiles: a row
+    beyond the last is the last again. A NaN of the query is hidden.
     """
     prefer_512_bit_vectors()
     last, end = len(query) - 1, len(candidate) - 1
@@ -254,24 +241,8 @@ def _write(out: Array, j: int, w: Number, x: Number, y: Number, z: Number) -> No
 
 
 @compiled
-def sums_of_max(query: Array, candidate: Array, first: int, last: int, out: Array) -> None:
-    """Sum `max(query, candidate)` over channels, for query rows `first` to `last`.
-
-    Args:
-        query: `(query_residues, channels)`.
-        candidate: `(candidate_residues, channels)`.
-        first: First query row.
-        last: The row after the last.
-        out: Where they go, from row 0 on, with room for whole tiles.
-    """
-    for j in range(0, len(candidate), TILE_COLUMNS):
-        for i in range(first, last, TILE_ROWS):
-            _sums_of_max(query, i, candidate, j, out, i - first)
-
-
-@compiled
 def _row_sums(rows: Array, out: Array) -> None:
-    """Sum rows over channels, in the order of `sums_of_max`: equal rows then cost exactly 0."""
+    """Sum rows over channels, in the order of `_sums_of_max`: equal rows then cost exactly 0."""
     # Compared with a copy, which the compiler cannot know to be one: it would sum otherwise.
     same, tile = rows.copy(), np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i in range(0, len(rows), TILE_ROWS):
@@ -286,7 +257,9 @@ def _cost_block(query: Array, candidate: Array, offsets: Array, first: int, out:
     columns = len(candidate)
     last = min(first + BLOCK, len(query))
     sums = np.empty((BLOCK, -(-columns // WIDTH) * WIDTH), np.float32)
-    sums_of_max(query, candidate, first, last, sums)
+    for j in range(0, columns, TILE_COLUMNS):
+        for i in range(first, last, TILE_ROWS):
+            _sums_of_max(query, i, candidate, j, sums, i - first)
     for i in range(first, last):
         hidden = _hidden_nan(query[i])
         for j in range(columns):
@@ -305,16 +278,10 @@ def _hidden_nan(row: Array) -> Number:
 
 @compiled
 def _columns_with_gradient(grad: Array) -> Any:
-    """List the columns with any gradient in each few rows.
+    """List the columns with any gradient in each few rows, of a tile.
 
-    Masked residues, and those far from matching anything, have none.
-
-    Args:
-        grad: Of the cost, `(query_residues, candidate_residues)`.
-
-    Returns:
-        Which columns, `(tiles, columns)`; their weights, `(tiles, columns, GRADIENT_ROWS)`; and
-        how many they are, `(tiles,)`.
+    Masked residues, and those far from matching anything, have none. Returned are which columns,
+    `(tiles, columns)`, their weights, `(tiles, columns, GRADIENT_ROWS)`, and how many they are.
     """
     rows, columns = grad.shape
     tiles = -(-rows // GRADIENT_ROWS)
@@ -349,15 +316,7 @@ def _cost_gradient(
 ) -> None:
     """Write `LANES` channels of the gradients of the cost: weights where the query is larger.
 
-    Args:
-        query: `(query_residues, channels)`, see `_whole_vectors`.
-        candidate: `(candidate_residues, channels)`.
-        places: What `_columns_with_gradient` returned, as are the next two.
-        weights: Gradients of the cost.
-        counts: Columns of each tile.
-        channel: The first channel.
-        for_query: Where the gradient goes, shaped as `query`.
-        for_candidate: Shaped as `candidate`.
+    Sides are those of `_whole_vectors`; places, weights and counts of `_columns_with_gradient`.
     """
     # Close together the candidate rows stay in the nearest caches for all tiles.
     theirs = np.empty((len(candidate), LANES), np.float32)
@@ -389,19 +348,8 @@ def _accumulate_gradient(
     """Sum weights over the pairs whose query row is larger, ties half, for both of their rows.
 
     Written in LLVM's vectors: plain loops cannot keep the sums of several rows in registers while
-    candidate rows stream past, and took 1.7 times as long.
-
-    Args:
-        typing: Numba's.
-        query: `(query_residues, channels)`.
-        row: First of the `GRADIENT_ROWS` query rows.
-        channel: First of the `LANES` channels.
-        theirs: These channels of the candidate rows, `(candidate_residues, LANES)`.
-        places: Which candidate rows to compare with, `(count or more,)`.
-        weights: The weights of the pairs, `(count or more, GRADIENT_ROWS)`.
-        count: How many candidate rows that is.
-        for_query: Where the sums of the query rows go, shaped as `query`.
-        their_sums: What the sums of the candidate rows are added to, shaped as `theirs`.
+    candidate rows stream past, and took 1.7 times as long. The `GRADIENT_ROWS` query rows from
+    `row` on, at `LANES` channels, meet those `count` rows of `theirs` that `places` lists.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -485,48 +433,58 @@ HIGHEST = 88.37
 def sinkhorn_numba(
     log_kernel: Tensor, candidate_mask: Tensor, eps: float = 1e-8, n_iters: int = 20
 ) -> Tensor:
-    """Scale a kernel to its plan by a fixed number of iterations, as `sinkhorn` does.
+    """Scale a kernel to its plan by a fixed number of iterations, as `sinkhorn` does."""
+    residues = candidate_mask.sum(-1, keepdim=True).clamp(min=1)
+    plan: Tensor = _Plans.apply(1.0, eps, n_iters, [residues], log_kernel)[0]
+    return plan
 
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)` in float32, `NEVER` where masked.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least 1.
+
+def pair_plans_numba(
+    query: Sequence[Tensor], candidate: Sequence[Tensor], config: PlasmaConfig
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Make costs and plans of projections, `(residues, channels)` each, with gradient.
 
     Returns:
-        The plan, shaped like `log_kernel`.
+        As many costs and plans, `(query_residues, candidate_residues)` each.
     """
-    return _Plan.apply(log_kernel, candidate_mask, eps, n_iters)
+    costs = _Costs.apply(*query, *candidate)
+    residues = [max(1, len(each)) for each in candidate]
+    return costs, _Plans.apply(-config.kernel_scale, config.eps, config.n_iters, residues, *costs)
 
 
-class _Plan(torch.autograd.Function):
+class _Plans(torch.autograd.Function):
+    """Plans of kernels, the exponentials of `factor` times `logs`: matrices or batches of them."""
+
     @staticmethod
     def forward(
-        ctx: Any, log_kernel: Tensor, candidate_mask: Tensor, eps: float, n_iters: int
-    ) -> Tensor:
-        logs = log_kernel.detach().contiguous()
-        batch, rows, columns = logs.shape
-        plan = torch.empty_like(logs)
-        kernel = torch.empty_like(logs)
-        u = torch.empty(batch, n_iters, rows)
-        v = torch.empty(batch, n_iters + 1, columns)
-        v[:, 0] = 1 / candidate_mask.sum(-1, keepdim=True).clamp(min=1).float()
-        arrays = [tensor.numpy() for tensor in (logs, kernel, u, v, plan)]
-        slack = np.float32(eps)
-        parallel_for(batch, lambda pair: _write_plan(*(array[pair] for array in arrays), slack))
-        if log_kernel.requires_grad:
-            ctx.save_for_backward(kernel, u, v)
-        return plan
+        ctx: Any, factor: float, eps: float, n_iters: int, residues: Sequence[Any], *logs: Tensor
+    ) -> tuple[Tensor, ...]:
+        plans, kernels = ([one.new_empty(one.shape) for one in logs] for _ in range(2))
+        u = [one.new_empty(*one.shape[:-2], n_iters, one.shape[-2]) for one in logs]
+        v = [one.new_empty(*one.shape[:-2], n_iters + 1, one.shape[-1]) for one in logs]
+        for potentials, size in zip(v, residues, strict=True):
+            potentials[..., 0, :] = 1 / size
+        arrays = [_arrays(each) for each in (logs, kernels, u, v, plans)]
+        numbers = np.float32(factor), np.float32(eps)
+        parallel_for(len(arrays[0]), lambda p: _write_plan(*(each[p] for each in arrays), *numbers))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*kernels, *u, *v)
+        ctx.factor = factor
+        return tuple(plans)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, u, v = ctx.saved_tensors
-        out = torch.empty_like(kernel)
-        tensors = (kernel, u, v, grad.contiguous().to(kernel.dtype), out)
-        arrays = [tensor.numpy() for tensor in tensors]
-        parallel_for(len(kernel), lambda pair: _plan_gradient(*(array[pair] for array in arrays)))
-        return out, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        saved, count = ctx.saved_tensors, len(grads)
+        kernels, u, v = (saved[n * count : (n + 1) * count] for n in range(3))
+        out = [torch.empty_like(kernel) for kernel in kernels]
+        given = [grad.to(out[0].dtype) for grad in grads]
+        arrays, factor = [_arrays(each) for each in (kernels, u, v, given, out)], ctx.factor
+        parallel_for(
+            len(arrays[0]),
+            lambda p: _plan_gradient(*(each[p] for each in arrays), np.float32(factor)),
+        )
+        return None, None, None, None, *out
 
 
 @compiled(fastmath=("contract",))
@@ -603,36 +561,26 @@ def _scale(kernel: Array, u: Array, v: Array, out: Array) -> None:
 
 
 @compiled
-def _write_plan(logs: Array, kernel: Array, u: Array, v: Array, plan: Array, eps: Number) -> None:
+def _write_plan(
+    logs: Array, kernel: Array, u: Array, v: Array, plan: Array, factor: Number, eps: Number
+) -> None:
+    """Run all iterations and keep the potentials of every iteration."""
     prefer_512_bit_vectors()
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            kernel[i, j] = _exponential(logs[i, j])
-    _iterate(kernel, u, v, eps)
-    _scale(kernel, u[-1], v[-1], plan)
-
-
-@compiled
-def _iterate(kernel: Array, u: Array, v: Array, eps: Number) -> None:
-    """Run all iterations and keep the potentials of every iteration."""
-    prefer_512_bit_vectors()
+            kernel[i, j] = _exponential(factor * logs[i, j])
     sums = np.empty(kernel.shape[1], np.float32)
     for t in range(len(u)):
         _sinkhorn_step(kernel, v[t], eps, u[t], sums)
         _update_potential(sums, eps, v[t + 1])
+    _scale(kernel, u[-1], v[-1], plan)
 
 
 @compiled(fastmath=SUMS)
-def _plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -> None:
-    """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors.
-
-    Args:
-        kernel: `(query_residues, candidate_residues)`.
-        u: Query potentials of all iterations, `(n_iters, query_residues)`.
-        v: Candidate potentials, with the first, `(n_iters + 1, candidate_residues)`.
-        grad: Of the plan, shaped like `kernel`.
-        out: Where the gradient of the log-kernel goes.
-    """
+def _plan_gradient(
+    kernel: Array, u: Array, v: Array, grad: Array, out: Array, factor: Number
+) -> None:
+    """Follow the iterations back; the kernel's gradient is a sum of outer products of vectors."""
     prefer_512_bit_vectors()
     (n_iters, rows), columns = u.shape, v.shape[1]
     du, dv = np.empty(rows, np.float32), np.zeros(columns, np.float32)
@@ -651,7 +599,7 @@ def _plan_gradient(kernel: Array, u: Array, v: Array, grad: Array, out: Array) -
         _pass_back(kernel, u[t], b[t], du, a[t], dv)
         du[:] = np.float32(0.0)
     for i in range(rows):
-        _gather_row(kernel[i], u[:, i], v, grad[i], a[:, i], b, out[i])
+        _gather_row(kernel[i], u[:, i], v, grad[i], a[:, i], b, factor, out[i])
 
 
 @compiled(fastmath=SUMS)
@@ -673,9 +621,9 @@ def _pass_back(kernel: Array, u: Array, b: Array, du: Array, a: Array, dv: Array
 # and in those that loaded it from the disk.
 @compiled
 def _gather_row(
-    kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, out: Array
+    kernel: Array, u: Array, v: Array, grad: Array, a: Array, b: Array, factor: Number, out: Array
 ) -> None:
-    """Sum what all iterations say about one row of the log-kernel."""
+    """Sum what all iterations say about one row of the logs."""
     prefer_512_bit_vectors()
     n_iters, columns = b.shape
     for j in range(columns):
@@ -684,7 +632,7 @@ def _gather_row(
         for j in range(columns):
             out[j] -= u[t] * b[t, j] + a[t] * v[t, j]
     for j in range(columns):
-        out[j] *= kernel[j]
+        out[j] *= factor * kernel[j]
 
 
 # --- Local alignments over the evidence of residue pairs; without gradient.
@@ -700,9 +648,10 @@ PAIR_ODDS = np.float32(60.0)
 def alignment_scores_numba(evidence: Sequence[Tensor], scoring: Scoring) -> Tensor:
     """Do what `alignment_scores` does."""
     given, out, weights = _arrays(evidence), torch.empty(len(evidence)), _weights(scoring)
+    no_rows = np.empty((0, 0)), np.empty(0)
 
     def pair(number: int) -> None:
-        out[number] = _sum_of_alignments(given[number], *weights)
+        out[number] = _go_through(given[number], *weights, *no_rows)
 
     parallel_for(len(given), pair)
     return out
@@ -731,7 +680,7 @@ def _weights(scoring: Scoring) -> tuple[np.float32, np.float32, float, float]:
 def against_background_numba(along: Tensor, weights: Tensor, moments: Tensor) -> Tensor:
     """Do what `against_background` does."""
     out = torch.empty(len(along), along.shape[1] + 3)
-    _write_vectors(*_arrays([along.contiguous(), weights, *moments]), out.numpy())
+    _write_vectors(*_arrays([along, weights, *moments]), out.numpy())
     return out
 
 
@@ -942,15 +891,6 @@ def _write_odds(evidence: Array, slope: Number, shift: Number, odds: Sums) -> No
 
 
 @compiled
-def _sum_of_alignments(
-    evidence: Array, slope: Number, shift: Number, opened: Number, extended: Number
-) -> Number:
-    """Return the logarithm of the sum of all local alignments."""
-    nothing = np.empty((0, 0)), np.empty(0)
-    return _go_through(evidence, slope, shift, opened, extended, *nothing)
-
-
-@compiled
 def _better(one: Number, of_one: int, other: Number, of_other: int) -> tuple[Number, int]:
     """Return the larger number, and what belongs to it."""
     return (one, of_one) if one >= other else (other, of_other)
@@ -1034,26 +974,6 @@ class Settings(NamedTuple):
         )
 
 
-@dataclass
-class Matches:
-    """What is matched in pairs, one entry per pair in each list and tensor.
-
-    Attributes:
-        transported: What each query residue sends to matched candidate residues, 0 if it is not
-            matched itself, `(query_residues,)`.
-        matched: 1 where a candidate residue is matched, `(candidate_residues,)`.
-        window: Largest sum over a diagonal window of the plan, `(pairs,)`.
-        mass: Sum of plan entries above the threshold, `(pairs,)`.
-        plans: `(query_residues, candidate_residues)` each, if asked for.
-    """
-
-    transported: list[Tensor]
-    matched: list[Tensor]
-    window: Tensor
-    mass: Tensor
-    plans: list[Tensor] | None
-
-
 def align_pairs_numba(
     query: Sequence[Tensor],
     candidate: Sequence[Tensor],
@@ -1075,29 +995,27 @@ def align_pairs_numba(
         (p for p, sides in enumerate(pairs) if all(map(len, sides))),
         key=lambda p: -len(pairs[p][0]) * len(pairs[p][1]),
     )
-    room = max((_area(*pairs[p]) for p in order), default=0)
+    run = parallel_for if len(order) == 1 else _in_turn  # one pair: the threads share its cost
 
-    def finish(pair: int, scratch: Array) -> None:
+    def whole_pair(number: int) -> None:
+        pair = order[number]
+        q, c = pairs[pair]
+        cost = np.empty((len(q), -(-len(c) // WIDTH) * WIDTH), np.float32)
+        _row_sums(c, offsets := np.empty(len(c), np.float32))
+        blocks = -(-len(q) // BLOCK)
+        run(blocks, lambda block: _cost_block(q, c, offsets, block * BLOCK, cost))
         plan = none if plans is None else plans[pair].numpy()
         sides = transported[pair].numpy(), matched[pair].numpy()
-        _finish(*pairs[pair], scratch, settings, *sides, numbers[pair], plan)
+        _finish(cost, settings, *sides, numbers[pair], plan)
 
-    def whole_pair(number: int, scratch: Array) -> None:
-        query, candidate = pairs[order[number]]
-        _write_sums(query, candidate, scratch, 0, len(query))
-        finish(order[number], scratch)
-
-    if len(order) > 1:
-        parallel_for(len(order), whole_pair, lambda: _scratch_floats(room))
-    elif order:  # one pair: the threads share its cost
-        (q, c), scratch = pairs[order[0]], _scratch_floats(room)
-        parallel_for(
-            -(-len(q) // BLOCK),
-            lambda n: _write_sums(q, c, scratch, n * BLOCK, min(n * BLOCK + BLOCK, len(q))),
-        )
-        finish(order[0], scratch)
+    parallel_for(len(order), whole_pair)
     window, mass = torch.from_numpy(numbers).float().unbind(-1)
     return Matches(transported, matched, window, mass, plans)
+
+
+def _in_turn(tasks: int, task: Callable[[int], None]) -> None:
+    for number in range(tasks):
+        task(number)
 
 
 def align_and_score_numba(
@@ -1124,136 +1042,21 @@ def align_and_score_numba(
     return scores, matches.plans
 
 
-MUCH_PADDING = 0.1
-"""Share of padding among the residue pairs of a batch from which on it is taken apart."""
-
-
-def take_apart_numba(
-    batch: PairBatch, project: Callable[[Tensor], Tensor], always: bool = False
-) -> list[PairBatch] | None:
-    """Return each pair as a batch of its own, without padding, with projections.
-
-    Without padding there is less to compute. None where there is padding elsewhere than at the
-    end or, if not `always`, little of it.
-    """
-    query, candidate = lengths = [mask.sum(-1).tolist() for mask in batch.masks]
-    rows, columns = (mask.shape[1] for mask in batch.masks)
-    pairs = sum(map(mul, query, candidate))
-    much = pairs < (1 - MUCH_PADDING) * len(query) * rows * columns
-    if not (always or much) or not all(map(_at_the_end, batch.masks, lengths)):
-        return None
-    sides = zip(batch.embeddings, batch.masks, lengths, batch.site_labels, strict=True)
-    by_protein = [_by_protein(*side, project) for side in sides]
-    labels, correspondences = (
-        [None] * len(query) if known is None else known.split(1)
-        for known in (batch.labels, batch.correspondences)
-    )
-    parts = []
-    for q, c, label, known in zip(*by_protein, labels, correspondences, strict=True):
-        embeddings, masks, site_labels, projections = zip(q, c, strict=True)
-        parts.append(PairBatch(embeddings, masks, site_labels, label, known, projections))
-    return parts
-
-
-def _at_the_end(mask: Tensor, lengths: list[int]) -> bool:
-    """Tell whether every protein has residues, and padding behind them alone."""
-    shortest = min(lengths, default=0)
-    return shortest == mask.shape[1] > 0 or (
-        shortest > 0 and bool((mask[:, 1:] <= mask[:, :-1]).all())
-    )
-
-
-def _by_protein(
-    embeddings: Tensor,
-    mask: Tensor,
-    lengths: list[int],
-    site_labels: Tensor | None,
-    project: Callable[..., Tensor],
-) -> list[tuple[Any, ...]]:
-    """Return embeddings, mask, site labels and projections of each protein, `(1, residues, ...)`.
-
-    All are views of rows without padding, so that gradients are put together in one go.
-    """
-    padded = min(lengths) < mask.shape[1]
-    rows, present, labels = (
-        side if side is None else side[mask] if padded else side.flatten(0, 1)
-        for side in (embeddings, mask, site_labels)
-    )
-    parts = [
-        [None] * len(lengths) if side is None else side.unsqueeze(0).split(lengths, dim=1)
-        for side in (rows, present, labels, project(rows))
-    ]
-    return list(zip(*parts, strict=True))
-
-
-def score_apart_numba(
-    parts: Sequence[PairBatch], config: PlasmaConfig
-) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    """Score what was taken apart, without gradient.
-
-    Returns:
-        Scores, `(1,)` each, and plans, `(1, query_residues, candidate_residues)` each, None where
-        no site labels or correspondences ask for plans.
-    """
-    given = ([part.embeddings for part in parts], [part.projections for part in parts])
-    proteins, projected = (
-        [[side[0] for side in sides] for sides in zip(*pairs, strict=True)] for pairs in given
-    )
-    known = (*parts[0].site_labels, parts[0].correspondences)
-    read = any(each is not None for each in known)
-    scores, plans = align_and_score_numba(proteins, projected, config, read)
-    one_each = [None] * len(parts) if plans is None else [plan[None] for plan in plans]
-    return scores.split(1), one_each
-
-
-def _area(query: Array, candidate: Array) -> int:
-    """Return the floats of a scratch matrix for two proteins."""
-    return (-(-len(query) // WIDTH) * WIDTH) * (-(-len(candidate) // WIDTH) * WIDTH)
-
-
-@compiled
-def _matrix(scratch: Array, number: int, rows: int, columns: int) -> Array:
-    """Return scratch as a matrix of whole tiles and vectors."""
-    height, width = -(-rows // WIDTH) * WIDTH, -(-columns // WIDTH) * WIDTH
-    area = height * width
-    return scratch[number * area : (number + 1) * area].reshape(height, width)
-
-
-@compiled
-def _write_sums(query: Array, candidate: Array, scratch: Array, first: int, last: int) -> None:
-    """Write the sums that the cost is made of, of query rows `first` to `last`."""
-    matrix = _matrix(scratch, 0, len(query), len(candidate))
-    for start in range(first, last, BLOCK):
-        sums_of_max(query, candidate, start, min(start + BLOCK, last), matrix[start:])
-
-
 @compiled
 def _finish(
-    query: Array,
-    candidate: Array,
-    scratch: Array,
+    matrix: Array,
     settings: Settings,
     transported: Array,
     matched: Array,
     numbers: Sums,
     plan: Array,
 ) -> None:
-    """Go from what `_write_sums` wrote to the plan and the parts of the score.
+    """Go from costs, with room for whole vectors, to the parts of the score.
 
-    Args:
-        query: `(query_residues, channels)`.
-        candidate: `(candidate_residues, channels)`.
-        scratch: What `_write_sums` wrote.
-        settings: How to align.
-        transported: `(query_residues,)`, to be written.
-        matched: `(candidate_residues,)`, to be written.
-        numbers: Window and mass, to be written.
-        plan: `(query_residues, candidate_residues)`, to be written if not empty.
+    Written are what `Matches` has, of which numbers are window and mass; the plan if not empty.
     """
     prefer_512_bit_vectors()
-    rows, columns = len(query), len(candidate)
-    matrix = _matrix(scratch, 0, rows, columns)[:rows]
-    _to_exponents(query, candidate, matrix, settings.kernel_scale)
+    columns = len(matched)
     _solve(matrix, columns, settings)
     numbers[1] = _match(matrix, settings.threshold, transported, matched)
     if settings.diagonal_window > 0:
@@ -1263,25 +1066,13 @@ def _finish(
 
 
 @compiled
-def _to_exponents(query: Array, candidate: Array, matrix: Array, kernel_scale: Number) -> None:
-    """Turn what `_write_sums` wrote into `-kernel_scale * cost`, in its place."""
-    prefer_512_bit_vectors()
-    offsets = np.zeros(matrix.shape[1], np.float32)
-    _row_sums(candidate, offsets[: len(candidate)])
-    for i in range(len(query)):
-        hidden = _hidden_nan(query[i])
-        for j in range(matrix.shape[1]):
-            matrix[i, j] = -kernel_scale * (matrix[i, j] - offsets[j] + hidden)
-
-
-@compiled
 def _solve(matrix: Array, columns: int, settings: Settings) -> None:
-    """Turn exponents into the plan, in their place; 0 beyond the columns."""
+    """Turn costs into the plan, in their place; 0 beyond the columns."""
     prefer_512_bit_vectors()
     rows, width = matrix.shape
     for i in range(rows):
         for j in range(columns):
-            matrix[i, j] = _exponential(matrix[i, j])
+            matrix[i, j] = _exponential(-settings.kernel_scale * matrix[i, j])
         for j in range(columns, width):
             matrix[i, j] = np.float32(0.0)
     u, v = np.empty(rows, np.float32), np.empty(width, np.float32)
@@ -1348,134 +1139,3 @@ def _dot(row: Array, weights: Array) -> Number:
     for j in range(len(row)):
         total += row[j] * weights[j]
     return total
-
-
-# --- Plans of pairs of any lengths with their gradients: for training.
-
-
-def pair_plans_numba(
-    query: Sequence[Tensor],
-    candidate: Sequence[Tensor],
-    kernel_scale: float,
-    eps: float = 1e-8,
-    n_iters: int = 20,
-) -> tuple[Tensor, ...]:
-    """Make the plans of `query[p]` and `candidate[p]` with gradient.
-
-    Args:
-        query: Projected proteins, `(1, residues, channels)` in float32, without padding.
-        candidate: As many, likewise.
-        kernel_scale: What multiplies the cost in the exponent.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least 1.
-
-    Returns:
-        Plans, `(1, query_residues, candidate_residues)` each.
-    """
-    plans: tuple[Tensor, ...] = _PairPlans.apply(kernel_scale, eps, n_iters, *query, *candidate)
-    return plans
-
-
-class _PairPlans(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, kernel_scale: float, eps: float, n_iters: int, *sides: Tensor
-    ) -> tuple[Tensor, ...]:
-        query, candidate = _in_pairs(sides)
-        sizes = [(len(q), len(c)) for q, c in zip(query, candidate, strict=True)]
-        plans = [torch.empty(1, *size) for size in sizes]
-        kernels = [torch.empty(size) for size in sizes]
-        u = [torch.empty(n_iters, rows) for rows, _ in sizes]
-        v = [torch.full((n_iters + 1, columns), 1 / columns) for _, columns in sizes]
-        arrays = [_arrays(each) for each in (query, candidate, kernels, u, v)]
-        plan_arrays = [plan[0].numpy() for plan in plans]
-        numbers = np.float32(kernel_scale), np.float32(eps)
-
-        def pair(p: int, scratch: Array) -> None:
-            _pair_plan(*(each[p] for each in arrays), *numbers, scratch, plan_arrays[p])
-
-        room = max(_area(q, c) for q, c in zip(*arrays[:2], strict=True))
-        _for_pairs(sizes, pair, lambda: _scratch_floats(room))
-        ctx.save_for_backward(*sides, *kernels, *u, *v)
-        ctx.kernel_scale = kernel_scale
-        return tuple(plans)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(grads)
-        saved = ctx.saved_tensors
-        query, candidate = _in_pairs(saved[: 2 * count])
-        shapes = [side.shape for side in (*query, *candidate)]
-        query, candidate = (list(map(_whole_vectors, side)) for side in (query, candidate))
-        rest = [saved[(2 + k) * count : (3 + k) * count] for k in range(3)]
-        given = [grad[0].contiguous() for grad in grads]
-        out = [[torch.empty_like(s) for s in side] for side in (query, candidate)]
-        arrays = [_arrays(each) for each in (query, candidate, *rest, given, *out)]
-        factor = np.float32(-ctx.kernel_scale)
-
-        def pair(p: int) -> None:
-            _pair_gradient(*(each[p] for each in arrays), factor)
-
-        _for_pairs([grad.shape for grad in given], pair)
-        pairs = zip((*out[0], *out[1]), shapes, strict=True)
-        return None, None, None, *(side[None, :rows, :channels] for side, (rows, channels) in pairs)
-
-
-def _in_pairs(sides: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    rows = [side.detach()[0].contiguous() for side in sides]
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
-
-
-def _arrays(tensors: Sequence[Tensor]) -> list[Any]:
-    return [tensor.numpy() for tensor in tensors]
-
-
-def _for_pairs(
-    sizes: Sequence[Any], pair: Callable[..., None], prepare: Callable[[], Any] | None = None
-) -> None:
-    """Give pairs to threads, the largest first: then they end at about the same time."""
-    order = sorted(range(len(sizes)), key=lambda p: -sizes[p][0] * sizes[p][1])
-    parallel_for(len(order), lambda number, *own: pair(order[number], *own), prepare)
-
-
-@compiled
-def _pair_plan(
-    query: Array,
-    candidate: Array,
-    kernel: Array,
-    u: Array,
-    v: Array,
-    kernel_scale: Number,
-    eps: Number,
-    scratch: Array,
-    plan: Array,
-) -> None:
-    rows, columns = kernel.shape
-    _write_sums(query, candidate, scratch, 0, rows)
-    exponents = _matrix(scratch, 0, rows, columns)[:rows]
-    _to_exponents(query, candidate, exponents, kernel_scale)
-    _write_plan(exponents, kernel, u, v, plan, eps)
-
-
-@compiled
-def _pair_gradient(
-    query: Array,
-    candidate: Array,
-    kernel: Array,
-    u: Array,
-    v: Array,
-    grad: Array,
-    for_query: Array,
-    for_candidate: Array,
-    factor: Number,
-) -> None:
-    prefer_512_bit_vectors()
-    of_cost = np.empty(kernel.shape, np.float32)
-    _plan_gradient(kernel, u, v, grad, of_cost)
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            of_cost[i, j] *= factor
-    places, weights, counts = _columns_with_gradient(of_cost)
-    for channel in range(0, query.shape[1], LANES):
-        _cost_gradient(query, candidate, places, weights, counts, channel, for_query, for_candidate)

@@ -12,7 +12,7 @@ channels in the place of one side while the other side's residues stream past.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from triton import language as tl
 
 from ..models import modeling_plasma as plain
+from . import Matches
 
 if TYPE_CHECKING:
     from ..models.configuration_plasma import PlasmaConfig
@@ -38,19 +39,9 @@ OPTIONS = {"num_warps": COLUMN_BLOCK // 32, "num_stages": 1}
 def hinge_cost_triton(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess, as `hinge_cost` does.
 
-    Nothing is subtracted from a sum, so a residue costs exactly nothing against itself. Gradients
-    have a fixed order of summation and come in the dtype of their input; at a tie the slope is
-    one half, which is what `torch.cdist` gives.
-
-    Args:
-        query: Projected query residues, `(batch, query_residues, channels)`, float16, bfloat16 or
-            float32; a batch of one meets every candidate.
-        candidate: Projected candidate residues, `(batch, candidate_residues, channels)`.
-
-    Returns:
-        The cost, `(batch, query_residues, candidate_residues)`, float32.
-
-    Source: PLASMA (ICLR 2026), the hinge cost.
+    Nothing is subtracted from a sum, so a residue costs exactly nothing against itself. Sides are
+    float16, bfloat16 or float32, costs float32. Gradients have a fixed order of summation and come
+    in the dtype of their input; at a tie the slope is one half, as that of `torch.cdist`.
     """
     batch = torch.broadcast_shapes(query.shape[:1], candidate.shape[:1])
     return _HingeCost.apply(query.expand(*batch, -1, -1), candidate.expand(*batch, -1, -1))
@@ -68,22 +59,10 @@ class _HingeCost(torch.autograd.Function):
         left = _residues_last(query, ROW_BLOCK)
         right = _residues_last(candidate, COLUMN_BLOCK)
         grid = (batch, left.shape[-1] // ROW_BLOCK, right.shape[-1] // COLUMN_BLOCK)
+        sizes = (rows, columns, channels, left.shape[-1], right.shape[-1])
+        batches, blocks = map(_batch_stride, (left, right)), (ROW_BLOCK, COLUMN_BLOCK)
         with torch.cuda.device_of(cost):  # Triton launches on the current device
-            _cost_kernel[grid](
-                left,
-                right,
-                cost,
-                rows,
-                columns,
-                channels,
-                left.shape[-1],
-                right.shape[-1],
-                _batch_stride(left),
-                _batch_stride(right),
-                ROW_BLOCK,
-                COLUMN_BLOCK,
-                **OPTIONS,
-            )
+            _cost_kernel[grid](left, right, cost, *sizes, *batches, *blocks, **OPTIONS)
         return cost
 
     @staticmethod
@@ -107,23 +86,11 @@ def _gradient(own: Tensor, other: Tensor, grad: Tensor, sign: int) -> Tensor:
     own, other = _once(own).contiguous(), _once(other).contiguous()
     weight = _residues_last(grad, GRADIENT_BLOCK)  # (batch, other residues, own residues)
     grid = (batch, weight.shape[-1] // GRADIENT_BLOCK, -(-channels // GRADIENT_BLOCK))
+    sizes = (residues, other.shape[1], channels, weight.shape[-1])
+    batches, blocks = map(_batch_stride, (own, other, weight)), (GRADIENT_BLOCK,) * 2
     with torch.cuda.device_of(out):
         _cost_gradient_kernel[grid](
-            own,
-            other,
-            weight,
-            out,
-            residues,
-            other.shape[1],
-            channels,
-            weight.shape[-1],
-            _batch_stride(own),
-            _batch_stride(other),
-            _batch_stride(weight),
-            sign,
-            GRADIENT_BLOCK,
-            GRADIENT_BLOCK,
-            **OPTIONS,
+            own, other, weight, out, *sizes, *batches, sign, *blocks, **OPTIONS
         )
     return out
 
@@ -220,7 +187,7 @@ ON_CHIP = 128 * 128
 """Entries of a pair, rounded up to powers of two, that stay in registers."""
 STREAMED = 32 * 256
 """Entries of the blocks of rows that stream past."""
-PLAN_ROW_BLOCK, PLAN_COLUMN_BLOCK = 32, 64
+PLAN_BLOCKS = (32, 64)
 """Residues of a block where every block has a program: plans and their gradients."""
 BLOCK_WARPS = 4
 
@@ -231,17 +198,6 @@ def sinkhorn_triton(
     """Scale a kernel to a partial transport plan, as `sinkhorn` does, in float32.
 
     The gradient is that of the iterations, each undone in turn.
-
-    Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
-        eps: Slack of each residue.
-        n_iters: Iterations, at least one.
-
-    Returns:
-        The plan, shaped like `log_kernel`, float32; 0 where either residue is masked.
-
-    Source: PLASMA (ICLR 2026), the partial Sinkhorn plan.
     """
     return _Plan.apply(log_kernel, candidate_mask, eps, n_iters)
 
@@ -260,19 +216,9 @@ def _potentials(
     kernel = _on_chip_kernel
     if row_block * column_block > ON_CHIP:
         kernel, row_block = _streamed_kernel, max(1, STREAMED // column_block)
+    tensors, blocks = (log_kernel, queries, candidates), (row_block, column_block)
     with torch.cuda.device_of(log_kernel):  # Triton launches on the current device
-        kernel[(batch,)](
-            log_kernel,
-            queries,
-            candidates,
-            rows,
-            columns,
-            n_iters,
-            eps,
-            row_block,
-            column_block,
-            num_warps=_warps(row_block * column_block),
-        )
+        kernel[(batch,)](*tensors, rows, columns, n_iters, eps, *blocks, num_warps=_warps(*blocks))
     return queries, candidates
 
 
@@ -284,24 +230,13 @@ class _Plan(torch.autograd.Function):
         log_kernel = log_kernel.float().contiguous()
         queries, candidates = _potentials(log_kernel, candidate_mask, eps, n_iters)
         ctx.save_for_backward(log_kernel, queries, candidates)
-        batch, rows, columns = log_kernel.shape
         plan = torch.empty_like(log_kernel)
-        if plan.numel() == 0:
-            return plan
-        grid = (batch, -(-rows // PLAN_ROW_BLOCK), -(-columns // PLAN_COLUMN_BLOCK))
-        with torch.cuda.device_of(plan):
-            _plan_kernel[grid](
-                log_kernel,
-                queries,
-                candidates,
-                plan,
-                rows,
-                columns,
-                n_iters,
-                PLAN_ROW_BLOCK,
-                PLAN_COLUMN_BLOCK,
-                num_warps=BLOCK_WARPS,
-            )
+        if plan.numel():
+            sizes = (*plan.shape[1:], n_iters, *PLAN_BLOCKS)
+            with torch.cuda.device_of(plan):
+                _plan_kernel[_plan_grid(plan)](
+                    log_kernel, queries, candidates, plan, *sizes, num_warps=BLOCK_WARPS
+                )
         return plan
 
     @staticmethod
@@ -309,43 +244,31 @@ class _Plan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         log_kernel, queries, candidates = ctx.saved_tensors
         grad = grad.float().contiguous()
-        batch, rows, columns = log_kernel.shape
-        n_iters = queries.shape[1]
-        query_sides = torch.empty_like(queries)
-        candidate_sides = torch.empty_like(candidates[:, 1:])
         out = torch.empty_like(log_kernel)
         if out.numel() == 0:
             return out, None, None, None
-        column_block = _power_of_two(columns)
-        row_block = max(1, STREAMED // column_block)
-        tensors = (log_kernel, grad, queries, candidates, query_sides, candidate_sides)
-        grid = (batch, -(-rows // PLAN_ROW_BLOCK), -(-columns // PLAN_COLUMN_BLOCK))
+        sides = torch.empty_like(queries), torch.empty_like(candidates[:, 1:])
+        tensors = (log_kernel, grad, queries, candidates, *sides)
+        sizes = (*out.shape[1:], queries.shape[1])
+        column_block = _power_of_two(out.shape[2])
+        blocks = (max(1, STREAMED // column_block), column_block)
         with torch.cuda.device_of(out):
-            _adjoint_kernel[(batch,)](
-                *tensors,
-                rows,
-                columns,
-                n_iters,
-                row_block,
-                column_block,
-                num_warps=_warps(row_block * column_block),
-            )
-            _plan_gradient_kernel[grid](
-                *tensors,
-                out,
-                rows,
-                columns,
-                n_iters,
-                PLAN_ROW_BLOCK,
-                PLAN_COLUMN_BLOCK,
-                num_warps=BLOCK_WARPS,
+            _adjoint_kernel[(len(out),)](*tensors, *sizes, *blocks, num_warps=_warps(*blocks))
+            _plan_gradient_kernel[_plan_grid(out)](
+                *tensors, out, *sizes, *PLAN_BLOCKS, num_warps=BLOCK_WARPS
             )
         return out, None, None, None
 
 
-def _warps(entries: int) -> int:
+def _plan_grid(plan: Tensor) -> tuple[int, ...]:
+    """Return the programs of a batch of plans, pairs and blocks."""
+    batch, *sizes = plan.shape
+    return batch, *(-(-size // block) for size, block in zip(sizes, PLAN_BLOCKS, strict=True))
+
+
+def _warps(row_block: int, column_block: int) -> int:
     """Return warps that leave 32 entries a thread: twice as many spill to memory."""
-    return min(16, max(4, entries // 1024))
+    return min(16, max(4, row_block * column_block // 1024))
 
 
 def _power_of_two(residues: int) -> int:
@@ -373,6 +296,23 @@ def _load_kernel(
 ) -> tl.tensor:
     """Compute the `(row, column)` entries of a pair's kernel, 0 outside of it."""
     return tl.exp(_load_block(log_kernel, rows, columns, row, column, float("-inf")))
+
+
+@triton.jit
+def _load_plan(
+    log_kernel: tl.tensor,
+    query: tl.tensor,
+    candidate: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+) -> tl.tensor:
+    """Compute the `(row, column)` entries of a pair's plan, 0 outside of it."""
+    left = tl.load(query + row, row < rows, 0.0)
+    right = tl.load(candidate + column, column < columns, 0.0)
+    kernel = _load_kernel(log_kernel, rows, columns, row, column)
+    return left[:, None] * kernel * right[None, :]
 
 
 @triton.jit
@@ -448,12 +388,12 @@ def _plan_kernel(
     column = tl.program_id(2) * column_block + tl.arange(0, column_block)
     queries += (pair * n_iters + n_iters - 1) * rows
     candidates += (pair * (n_iters + 1) + n_iters) * columns
-    kernel = _load_kernel(log_kernel + pair * rows * columns, rows, columns, row, column)
-    query = tl.load(queries + row, row < rows, 0.0)
-    candidate = tl.load(candidates + column, column < columns, 0.0)
+    log_kernel += pair * rows * columns
+    values = _load_plan(log_kernel, queries, candidates, rows, columns, row, column)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    plan += pair * rows * columns + row[:, None] * columns + column[None, :]
-    tl.store(plan, query[:, None] * kernel * candidate[None, :], inside)
+    tl.store(
+        plan + pair * rows * columns + row[:, None] * columns + column[None, :], values, inside
+    )
 
 
 @triton.jit
@@ -553,23 +493,6 @@ def _plan_gradient_kernel(
 # --- What a score needs of a plan, without writing the plan.
 
 
-class Matches(NamedTuple):
-    """Hold what is matched in each pair of a batch.
-
-    Attributes:
-        transported: What each query residue sends to matched candidate residues, 0 for one that is
-            not matched itself, `(batch, query_residues)`.
-        matched: 1 for a matched candidate residue, 0 for others, `(batch, candidate_residues)`.
-        window: Largest sum over a diagonal window of the plan, `(batch,)`.
-        mass: Sum of plan entries above the threshold, `(batch,)`.
-    """
-
-    transported: Tensor
-    matched: Tensor
-    window: Tensor
-    mass: Tensor
-
-
 @torch.no_grad()
 def score_padded_triton(
     embeddings: Sequence[Tensor],
@@ -606,12 +529,12 @@ def align_scores_triton(
     if log_kernel.numel() == 0:
         nothing = log_kernel.new_zeros(batch)
         return Matches(plan[1] * 0, plan[2] * 0, nothing, nothing)
-    grid = (batch, -(-rows // PLAN_ROW_BLOCK))
+    grid = _plan_grid(log_kernel)[:2]
     best = log_kernel.new_empty(batch, rows)
     best_of_block = log_kernel.new_empty(batch, grid[1], columns)
     sent = torch.empty_like(best)
     mass_of_block = log_kernel.new_empty(batch, grid[1])
-    sizes = (rows, columns, PLAN_ROW_BLOCK, PLAN_COLUMN_BLOCK)
+    sizes = (rows, columns, *PLAN_BLOCKS)
     with torch.cuda.device_of(log_kernel):
         _best_kernel[grid](*plan, best, best_of_block, *sizes, num_warps=BLOCK_WARPS)
         gate = (best_of_block.amax(1) > config.threshold).to(log_kernel.dtype)
@@ -628,42 +551,17 @@ def _best_window(
     candidate_lengths: Tensor,
     window: int,
 ) -> Tensor:
-    batch, rows, columns = plan[0].shape
-    grid = (batch, -(-rows // PLAN_ROW_BLOCK), -(-columns // PLAN_COLUMN_BLOCK))
+    grid, sizes = _plan_grid(plan[0]), (*plan[0].shape[1:], *PLAN_BLOCKS)
     if window <= 0:
-        return plan[0].new_zeros(batch)
+        return plan[0].new_zeros(grid[0])
     of_block = plan[0].new_empty(grid)
+    lengths = (
+        each.to(of_block.device, torch.int32).contiguous()
+        for each in (query_lengths, candidate_lengths)
+    )
     with torch.cuda.device_of(of_block):
-        _window_kernel[grid](
-            *plan,
-            query_lengths.to(of_block.device, torch.int32).contiguous(),
-            candidate_lengths.to(of_block.device, torch.int32).contiguous(),
-            of_block,
-            window,
-            rows,
-            columns,
-            PLAN_ROW_BLOCK,
-            PLAN_COLUMN_BLOCK,
-            num_warps=BLOCK_WARPS,
-        )
+        _window_kernel[grid](*plan, *lengths, of_block, window, *sizes, num_warps=BLOCK_WARPS)
     return of_block.amax((1, 2))
-
-
-@triton.jit
-def _load_plan(
-    log_kernel: tl.tensor,
-    query: tl.tensor,
-    candidate: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    row: tl.tensor,
-    column: tl.tensor,
-) -> tl.tensor:
-    """Compute the `(row, column)` entries of a pair's plan, 0 outside of it."""
-    left = tl.load(query + row, row < rows, 0.0)
-    right = tl.load(candidate + column, column < columns, 0.0)
-    kernel = _load_kernel(log_kernel, rows, columns, row, column)
-    return left[:, None] * kernel * right[None, :]
 
 
 @triton.jit

@@ -306,8 +306,11 @@ class Hit:
 
     def name(self, side: str) -> str:
         """Call a side `id/first-last`, as alignment files do."""
-        first, last = self.segment[f"{side}_start"] + 1, self.segment[f"{side}_end"]
-        return f"{'_'.join(getattr(self.result, side).id.split())}/{first}-{last}"
+        return f"{'_'.join(getattr(self.result, side).id.split())}/{self.span(side)}"
+
+    def span(self, side: str) -> str:
+        """Write the first and last residue, counted from 1."""
+        return f"{self.segment[f'{side}_start'] + 1}-{self.segment[f'{side}_end']}"
 
     def authors(self, side: str) -> str:
         """Write the first and last residue as the authors of the structure do, `A:16-A:245`."""
@@ -356,8 +359,8 @@ def columns(pairs: Sequence[Any], together: bool = True) -> Iterator[Column]:
     yield from (tuple(pair) for pair in pairs[-1:])
 
 
-Cell = Callable[[AlignmentResult, Hit | None], Any]
-"""Gives a column of a table; there is no hit where a pair has no segment."""
+Cell = Callable[[Hit], Any]
+"""Gives a column of a table."""
 
 # --- Formats. Each takes a result, whether the one before it was of the same query, and columns.
 
@@ -433,8 +436,7 @@ def to_text(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
     for hit in result.hits:
         segment = hit.segment
         spans = "  ".join(
-            f"{side} {segment[f'{side}_start'] + 1}-{segment[f'{side}_end']}"
-            + (f" ({hit.authors(side)})" if hit.authors(side) else "")
+            f"{side} {hit.span(side)}" + (f" ({hit.authors(side)})" if hit.authors(side) else "")
             for side in SIDES
         )
         title = (
@@ -459,15 +461,17 @@ def to_table(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str
     """Write one line per segment; a pair without any has one, with the fields of it empty."""
     text = io.StringIO()
     rows = csv.writer(text, delimiter="\t", lineterminator="\n")
-    hits: list[Hit | None] = [*result.hits] or [None]
-    for hit in hits:
-        rows.writerow([TSV_COLUMNS[name](result, hit) for name in columns])
+    for hit in result.hits:
+        rows.writerow([TSV_COLUMNS[name](hit) for name in columns])
+    if not result.hits:
+        alone = Hit(result, 0, {})
+        rows.writerow([TSV[name](alone) if name in OF_PAIRS else "" for name in columns])
     return text.getvalue()
 
 
 def to_m8(result: AlignmentResult, same: bool, columns: Sequence[str]) -> str:
     """Write one line per segment, without a header, as BLAST and MMseqs2 do."""
-    rows = [[M8_COLUMNS[name](result, hit) for name in columns] for hit in result.hits]
+    rows = [[M8_COLUMNS[name](hit) for name in columns] for hit in result.hits]
     # Other programs know no quotes: a name holds no white space.
     return "".join("\t".join("_".join(str(one).split()) for one in row) + "\n" for row in rows)
 
@@ -512,11 +516,7 @@ def to_stockholm(result: AlignmentResult, same: bool, columns: Sequence[str]) ->
             for *_, weight in hit.columns
         )
         heads = [*names, f"#=GR {names[1]} PP"]
-        width = max(map(len, heads))
-        rows = zip(heads, (*hit.rows, shown), strict=True)
-        lines = [f"{head:<{width}} {row}" for head, row in rows]
-        about = f"#=GF CC {hit.about()}"
-        text += "\n".join(["# STOCKHOLM 1.0", about, *lines, "//", ""])
+        text += stockholm_block(heads, (*hit.rows, shown), f"#=GF CC {hit.about()}")
     return text
 
 
@@ -524,80 +524,87 @@ def to_clustal(result: AlignmentResult, same: bool, columns: Sequence[str]) -> s
     """Write a block for each segment; identical residues have a star below."""
     text = ""
     for hit in result.hits:
-        names = _two_names(hit)
         stars = "".join("*" if a == b else " " for a, b in zip(*hit.rows, strict=True))
-        width = max(map(len, names)) + 2
-        lines = [f"CLUSTAL multiple sequence alignment by plasma_hf, {hit.about()}", "", ""]
-        for start in range(0, len(stars), BLOCK):
-            part = slice(start, start + BLOCK)
-            rows = zip([*names, ""], (*hit.rows, stars), strict=True)
-            lines += [f"{name:<{width}}{row[part]}" for name, row in rows] + [""]
-        text += "\n".join([*lines, ""])
+        text += clustal_block([*_two_names(hit), ""], (*hit.rows, stars), f", {hit.about()}")
     return text
+
+
+def stockholm_block(names: Sequence[str], rows: Sequence[str], *comments: str) -> str:
+    """Write rows of one length as a Stockholm alignment."""
+    width = max(map(len, names))
+    lines = (f"{name:<{width}} {row}" for name, row in zip(names, rows, strict=True))
+    return "\n".join(["# STOCKHOLM 1.0", *comments, *lines, "//", ""])
+
+
+def clustal_block(names: Sequence[str], rows: Sequence[str], about: str = "") -> str:
+    """Write rows of one length as a Clustal alignment."""
+    width = max(map(len, names)) + 2
+    lines = [f"CLUSTAL multiple sequence alignment by plasma_hf{about}", "", ""]
+    for start in range(0, len(rows[0]), BLOCK):
+        part = slice(start, start + BLOCK)
+        lines += [f"{name:<{width}}{row[part]}" for name, row in zip(names, rows, strict=True)]
+        lines.append("")
+    return "\n".join([*lines, ""])
 
 
 def _in_full(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _of_hit(give: Callable[[Hit], Any]) -> Cell:
-    return lambda result, hit: "" if hit is None else give(hit)
-
-
 def _of_segment(name: str, shift: int = 0) -> Cell:
-    return _of_hit(lambda hit: hit.segment[name] + shift)
+    return lambda hit: hit.segment[name] + shift
 
 
-def _chance_of(name: str) -> Cell:
-    return lambda result, hit: _in_full(result.get(name))
+def _chance_of_pair(name: str) -> Cell:
+    return lambda hit: _in_full(hit.result.get(name))
 
 
 def _chance_of_segment(name: str) -> Cell:
-    return _of_hit(lambda hit: _in_full(hit.segment.get(name)))
+    return lambda hit: _in_full(hit.segment.get(name))
 
 
+OF_PAIRS = ("query", "candidate", "score", *SIGNIFICANCE, "iteration")
+"""Columns that are known without a segment."""
 TSV: dict[str, Cell] = {
-    "query": lambda result, hit: result.query.id,
-    "candidate": lambda result, hit: result.candidate.id,
-    "score": lambda result, hit: f"{result['score']:.6f}",
-    **{name: _chance_of(name) for name in SIGNIFICANCE},
-    "segment": _of_hit(lambda hit: hit.number),
-    "segment_score": _of_hit(lambda hit: f"{hit.segment['score']:.6f}"),
+    "query": lambda hit: hit.result.query.id,
+    "candidate": lambda hit: hit.result.candidate.id,
+    "score": lambda hit: f"{hit.result['score']:.6f}",
+    **{name: _chance_of_pair(name) for name in SIGNIFICANCE},
+    "segment": lambda hit: hit.number,
+    "segment_score": lambda hit: f"{hit.segment['score']:.6f}",
     **{f"segment_{name}": _chance_of_segment(name) for name in SIGNIFICANCE},
     "query_start": _of_segment("query_start", 1),
     "query_end": _of_segment("query_end"),
     "candidate_start": _of_segment("candidate_start", 1),
     "candidate_end": _of_segment("candidate_end"),
-    "pairs": _of_hit(lambda hit: len(hit.pairs)),
-    "identity": _of_hit(lambda hit: f"{hit.identical / len(hit.pairs):.4f}"),
-    "query_residues": _of_hit(lambda hit: hit.authors("query")),
-    "candidate_residues": _of_hit(lambda hit: hit.authors("candidate")),
-    "iteration": lambda result, hit: result.get("iteration", 1),
-    "residue_pairs": _of_hit(
-        lambda hit: ",".join(f"{i + 1}:{j + 1}:{w:.3f}" for i, j, w in hit.pairs)
-    ),
+    "pairs": lambda hit: len(hit.pairs),
+    "identity": lambda hit: f"{hit.identical / len(hit.pairs):.4f}",
+    "query_residues": lambda hit: hit.authors("query"),
+    "candidate_residues": lambda hit: hit.authors("candidate"),
+    "iteration": lambda hit: hit.result.get("iteration", 1),
+    "residue_pairs": lambda hit: ",".join(f"{i + 1}:{j + 1}:{w:.3f}" for i, j, w in hit.pairs),
 }
-MMSEQS: dict[str, Callable[[Hit], Any]] = {
-    "query": lambda hit: hit.result.query.id,
-    "target": lambda hit: hit.result.candidate.id,
+MMSEQS: dict[str, Cell] = {
+    "query": TSV["query"],
+    "target": TSV["candidate"],
     "evalue": lambda hit: _in_full(hit.evalue),
     "gapopen": lambda hit: sum(operation != "M" for operation, _ in hit.runs),
     "pident": lambda hit: f"{100 * hit.identical / len(hit.columns):.3f}",
     "fident": lambda hit: f"{hit.identical / len(hit.columns):.3f}",
     "nident": lambda hit: hit.identical,
-    "qstart": lambda hit: hit.segment["query_start"] + 1,
-    "qend": lambda hit: hit.segment["query_end"],
+    "qstart": TSV["query_start"],
+    "qend": TSV["query_end"],
     "qlen": lambda hit: len(hit.result.query),
-    "tstart": lambda hit: hit.segment["candidate_start"] + 1,
-    "tend": lambda hit: hit.segment["candidate_end"],
+    "tstart": TSV["candidate_start"],
+    "tend": TSV["candidate_end"],
     "tlen": lambda hit: len(hit.result.candidate),
     "alnlen": lambda hit: len(hit.columns),
     "bits": lambda hit: "" if hit.segment.get("bits") is None else f"{hit.segment['bits']:.1f}",
     "cigar": lambda hit: hit.cigar,
     "qseq": lambda hit: hit.result.query.sequence,
     "tseq": lambda hit: hit.result.candidate.sequence,
-    "qheader": lambda hit: hit.result.query.id,
-    "theader": lambda hit: hit.result.candidate.id,
+    "qheader": TSV["query"],
+    "theader": TSV["candidate"],
     "qaln": lambda hit: hit.rows[0],
     "taln": lambda hit: hit.rows[1],
     "mismatch": lambda hit: len(hit.pairs) - hit.identical,
@@ -608,7 +615,7 @@ MMSEQS: dict[str, Callable[[Hit], Any]] = {
     **dict.fromkeys(("raw", "qset", "qsetid", "tset", "tsetid"), lambda hit: "-"),
     **dict.fromkeys(("taxname", "taxlineage", "ppos"), lambda hit: "-"),
     **dict.fromkeys(("qorfstart", "qorfend", "torfstart", "torfend"), lambda hit: -1),
-    "pvalue": lambda hit: _in_full(hit.segment.get("p_value")),
+    "pvalue": _chance_of_segment("p_value"),
 }
 """Columns of "m8": those of `mmseqs convertalis --format-output`, and `pvalue`."""
 
@@ -617,8 +624,7 @@ def _span(hit: Hit, side: str) -> int:
     return int(hit.segment[f"{side}_end"] - hit.segment[f"{side}_start"])
 
 
-OF_MMSEQS = {name: _of_hit(give) for name, give in MMSEQS.items()}
-TSV_COLUMNS, M8_COLUMNS = OF_MMSEQS | TSV, TSV | OF_MMSEQS  # what names mean in either
+TSV_COLUMNS, M8_COLUMNS = MMSEQS | TSV, TSV | MMSEQS  # what names mean in either
 BLAST_TAB = (
     *("query", "target", "pident", "alnlen", "mismatch", "gapopen"),
     *("qstart", "qend", "tstart", "tend", "evalue", "bits"),
@@ -717,20 +723,11 @@ PICTURE_CELLS = 64  # along the longer side of the small heat map
 
 def _page(result: AlignmentResult) -> str:
     """Show a result in a notebook: statistics, the plan in small, and the rows of each segment."""
-    table = [
-        (
-            hit.number,
-            *(
-                f"{hit.segment[f'{side}_start'] + 1}-{hit.segment[f'{side}_end']} "
-                f"{hit.authors(side)}"
-                for side in SIDES
-            ),
-            len(hit.pairs),
-            f"{hit.identical / len(hit.pairs):.0%}",
-            statistics(hit.segment),
-        )
-        for hit in result.hits
-    ]
+    table = []
+    for hit in result.hits:
+        spans = (f"{hit.span(side)} {hit.authors(side)}" for side in SIDES)
+        identity = f"{hit.identical / len(hit.pairs):.0%}"
+        table.append((hit.number, *spans, len(hit.pairs), identity, statistics(hit.segment)))
     head = ("segment", "query", "candidate", "pairs", "identity", "statistics")
     sides = ", ".join(f"{p.id} ({len(p)} residues)" for p in (result.query, result.candidate))
     shown = _table(head, table) if table else escape(str(result).splitlines()[-1])
@@ -781,17 +778,15 @@ def _spans(protein: Protein, places: Sequence[int]) -> Iterator[tuple[str, list[
     """Yield chain and residues of it, `16-20` where numbers rise by one without insertion code."""
     labels = residue_labels(protein)
     named = [labels[at].rpartition(":")[::2] for at in places]
-    runs: list[tuple[str, list[list[str]]]] = []
-    for at, (chain, number) in zip(places, named, strict=True):
-        if not runs or runs[-1][0] != chain:
-            runs.append((chain, []))
-        parts = runs[-1][1]
-        follows = parts and at - 1 in places and _follows(parts[-1][-1], number)
-        if follows:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    for chain, parts in runs:
+    for chain, group in groupby(zip(places, named, strict=True), lambda one: one[1][0]):
+        parts: list[list[str]] = []
+        before = -2
+        for at, (_, number) in group:
+            if at == before + 1 and _follows(parts[-1][-1], number):
+                parts[-1].append(number)
+            else:
+                parts.append([number])
+            before = at
         yield chain, [part[0] if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .modeling_backbone import backbone_config, check_settings, width_of
+from .modeling_backbone import HeadConfig, check_settings
 
 logger = logging.get_logger(__name__)
 
@@ -34,7 +33,7 @@ RETIRED = {
 
 
 @strict
-class PlasmaConfig(PreTrainedConfig):
+class PlasmaConfig(HeadConfig):
     """Configure a PLASMA head and, optionally, the backbone under it.
 
     Args:
@@ -60,11 +59,7 @@ class PlasmaConfig(PreTrainedConfig):
             for those of both sides, each weighing half.
         label_match_weight: Weight of the label match loss beside the score loss.
         correspondence_weight: Weight of the correspondence loss.
-        plm_config: The backbone's configuration, or its fields, or None for ready embeddings.
-        plm_name_or_path: Where the backbone's weights come from.
-        plm_revision: Which revision of them.
-        plm_recipe: How sequences are written for the backbone, a name of `INPUT_FORMATS`.
-        backbone_saved: Whether a saved model has the backbone's weights as well.
+        plm_config, plm_name_or_path, plm_revision, plm_recipe, backbone_saved: See `HeadConfig`.
         released_metadata: What a released head says of itself (`metadata.json`).
 
     Example:
@@ -73,7 +68,7 @@ class PlasmaConfig(PreTrainedConfig):
     """
 
     model_type = "plasma"
-    sub_configs = {"plm_config": AutoConfig}
+    pipelines = PIPELINES
 
     embedding_size: int | None = 1280
     head: str = "lrl"
@@ -91,32 +86,14 @@ class PlasmaConfig(PreTrainedConfig):
     label_match_form: str = "published"
     label_match_weight: float | int = 1.0
     correspondence_weight: float | int = 1.0
-    plm_config: dict[str, Any] | PreTrainedConfig | None = None
-    plm_name_or_path: str | None = None
-    plm_revision: str | None = None
-    plm_recipe: str | None = None
-    backbone_saved: bool = True
     released_metadata: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
         given = {name: kwargs.pop(name, default) for name, default in RETIRED.items()}
         if lost := [f"{name}={value!r}" for name, value in given.items() if value != RETIRED[name]]:
             told = "PLASMA has no such settings any more and ignores them."
             logger.warning_once(f"{', '.join(lost)}: {told}")
-        if isinstance(self.plm_config, dict):
-            self.plm_config = backbone_config(self.plm_config)
-        if self.plm_config is not None:
-            self.embedding_size = width_of(self.plm_config)
-        self._check_settings()
         super().__post_init__(**kwargs)
-        # As remote code, the folder's own pipeline is the one to use; installed, the package's.
-        if __name__.startswith("transformers_modules"):
-            self.custom_pipelines = custom_pipelines
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every field, and the pipelines that a saved folder offers."""
-        return super().to_dict() | {"custom_pipelines": PIPELINES}
 
     def _check_settings(self) -> None:
         if self.score_form == "collinear":  # of heads that were read with support and order

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modeling_backbone import backbone_config, check_settings, width_of
+from .modeling_backbone import HeadConfig, check_settings, width_of
 from .modeling_protein_mpnn import ProteinMPNNConfig
 from .modeling_residue_encoder import ResidueEncoderConfig  # noqa: F401 - the default, registered
 
@@ -20,7 +20,7 @@ CHOICES = {"loss": ("clip", "siglip"), "siglip_sign": ("pseudocode", "paper")}
 
 
 @strict
-class ProtAlignConfig(PreTrainedConfig):
+class ProtAlignConfig(HeadConfig):
     """Configure ProtAlign: two attention pools, their loss and, optionally, encoders under them.
 
     Args:
@@ -38,12 +38,9 @@ class ProtAlignConfig(PreTrainedConfig):
         logit_bias: What "siglip" adds to its logits, at first if it is learnt.
         siglip_sign: "pseudocode" adds the bias; "paper" subtracts it, as printed.
         loss_chunk: Sequences that "siglip" compares at a time; None for all at once.
-        plm_config: The sequence encoder's configuration in full, None for ready embeddings.
-        plm_name_or_path: Where the sequence encoder's weights come from.
-        plm_revision: Which revision of them.
-        plm_recipe: The input format of its sequences, a name of `INPUT_FORMATS`.
-        backbone_saved: Whether a saved model has the sequence encoder's weights as well.
-        structure_config: The same of structures; its weights are always saved along.
+        plm_config, plm_name_or_path, plm_revision, plm_recipe, backbone_saved: See `HeadConfig`; of
+            the sequence encoder.
+        structure_config: That of the structure encoder; its weights are always saved along.
 
     Example:
         >>> ProtAlignConfig(loss="siglip").logit_temperature
@@ -51,6 +48,7 @@ class ProtAlignConfig(PreTrainedConfig):
     """
 
     model_type = "protalign"
+    pipelines = PIPELINES
     sub_configs = {"plm_config": AutoConfig, "structure_config": ProteinMPNNConfig}
     attribute_map = {"embedding_size": "sequence_size"}  # the name that all heads answer to
 
@@ -71,39 +69,14 @@ class ProtAlignConfig(PreTrainedConfig):
     learn_bias: bool = True
     siglip_sign: str = "pseudocode"
     loss_chunk: int | None = None
-    plm_config: dict[str, Any] | PreTrainedConfig | None = None
-    plm_name_or_path: str | None = None
-    plm_revision: str | None = None
-    plm_recipe: str | None = None
-    backbone_saved: bool = True
     structure_config: dict[str, Any] | PreTrainedConfig | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        custom_pipelines = kwargs.pop("custom_pipelines", PIPELINES)
-        if isinstance(self.plm_config, dict):
-            self.plm_config = backbone_config(self.plm_config)
+    def _check_settings(self) -> None:
         if isinstance(self.structure_config, dict):
             fields = {k: v for k, v in self.structure_config.items() if k != "model_type"}
             self.structure_config = ProteinMPNNConfig(**fields)
-        if self.plm_config is not None:
-            self.sequence_size = width_of(self.plm_config)
         if self.structure_config is not None:
             self.structure_size = width_of(self.structure_config)
-        self._check_settings()
-        if self.logit_temperature is None:
-            self.logit_temperature = 0.07 if self.loss == "clip" else 0.1
-        if self.learn_temperature is None:
-            self.learn_temperature = self.loss == "siglip"
-        super().__post_init__(**kwargs)
-        # As remote code, the folder's own pipeline is the one to use; installed, the package's.
-        if __name__.startswith("transformers_modules"):
-            self.custom_pipelines = custom_pipelines
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every field, and the pipelines that a saved folder offers."""
-        return super().to_dict() | {"custom_pipelines": PIPELINES}
-
-    def _check_settings(self) -> None:
         positive = ("sequence_size", "structure_size", "hidden_size", "num_heads", "num_queries")
         above_0 = (*positive, "logit_temperature", "loss_chunk")
         check_settings(self, above_0, ("attention_dropout", "layer_norm_eps"), CHOICES)
@@ -114,3 +87,7 @@ class ProtAlignConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}; "
                 "each head takes an equal part."
             )
+        if self.logit_temperature is None:
+            self.logit_temperature = 0.07 if self.loss == "clip" else 0.1
+        if self.learn_temperature is None:
+            self.learn_temperature = self.loss == "siglip"

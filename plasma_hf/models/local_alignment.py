@@ -68,12 +68,7 @@ def aligned_probabilities(evidence: Sequence[Tensor], scoring: Scoring = READING
     of the odds of its pairs and of what its gaps cost; a pair's probability is the share of the
     alignments that have it. Rows and columns sum to at most 1.
 
-    Args:
-        evidence: Of each pair of proteins, `(query_residues, candidate_residues)`.
-        scoring: What evidence and gaps weigh.
-
-    Returns:
-        Matrices like `evidence`.
+    Evidence and probabilities are `(query_residues, candidate_residues)`, of each pair of proteins.
 
     Example:
         >>> evidence = 4 * torch.eye(12)
@@ -103,10 +98,6 @@ def probability_by_logarithms(evidence: Tensor, scoring: Scoring) -> Tensor:
 def alignment_scores(evidence: Sequence[Tensor], scoring: Scoring = SEARCHING) -> Tensor:
     """Return raw scores: the logarithm of the sum of all alignments' weights, `(pairs,)`.
 
-    Args:
-        evidence: Of each pair of proteins, `(query_residues, candidate_residues)`.
-        scoring: What evidence and gaps weigh.
-
     Example:
         >>> alignment_scores([4 * torch.eye(10)]).round(decimals=1)
         tensor([17.9000])
@@ -133,11 +124,7 @@ def share_of_evidence(sums: Tensor, shorter: Tensor) -> Tensor:
     """Turn sums over alignments into scores in [0, 1]: the share of what could be in common.
 
     Equal proteins of the shorter one's length, and of at least `USUAL_RESIDUES` residues, have the
-    most evidence at each residue.
-
-    Args:
-        sums: `alignment_scores` by `READING`, `(batch,)`.
-        shorter: Residues of the shorter protein, `(batch,)`.
+    most evidence at each residue. Sums are `alignment_scores` by `READING`, `(batch,)`.
     """
     each = READING.slope * (MOST_EVIDENCE - READING.shift)
     return (F.softplus(sums) / (each * shorter.clamp(min=USUAL_RESIDUES))).clamp(max=1.0)
@@ -205,9 +192,6 @@ def best_stretch(evidence: Tensor, scoring: Scoring = SEARCHING) -> Box:
 
 def best_in_order(gain: Tensor) -> Tensor:
     """Return the pairs in order that gain most together, `(pairs, 2)`; what gains nothing is not.
-
-    Args:
-        gain: Of each pair, `(query_residues, candidate_residues)`.
 
     Example:
         >>> best_in_order(torch.tensor([[0.9, -0.1, 0.3], [0.2, -0.1, 0.6]])).tolist()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -523,6 +523,48 @@ def from_package(module: str, what: str) -> Any:
 
 
 IN_PACKAGE = __name__.startswith("plasma_hf.")  # or a copy on its own
+
+
+@strict
+class HeadConfig(PreTrainedConfig):
+    """Say which backbone a head stands on, and what pipeline a saved folder offers.
+
+    Args:
+        plm_config: The backbone's configuration, or its fields, or None for ready embeddings.
+        plm_name_or_path: Where the backbone's weights come from.
+        plm_revision: Which revision of them.
+        plm_recipe: How sequences are written for the backbone, a name of `INPUT_FORMATS`.
+        backbone_saved: Whether a saved model has the backbone's weights as well.
+    """
+
+    sub_configs = {"plm_config": AutoConfig}
+    pipelines: ClassVar[dict[str, Any]] = {}  # for `pipeline(...)` without this package
+
+    plm_config: dict[str, Any] | PreTrainedConfig | None = None
+    plm_name_or_path: str | None = None
+    plm_revision: str | None = None
+    plm_recipe: str | None = None
+    backbone_saved: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        custom_pipelines = kwargs.pop("custom_pipelines", self.pipelines)
+        if isinstance(self.plm_config, dict):
+            self.plm_config = backbone_config(self.plm_config)
+        config: Any = self
+        if self.plm_config is not None:
+            config.embedding_size = width_of(self.plm_config)
+        self._check_settings()
+        super().__post_init__(**kwargs)
+        # As remote code, the folder's own pipeline is the one to use; installed, the package's.
+        if __name__.startswith("transformers_modules"):
+            self.custom_pipelines = custom_pipelines
+
+    def _check_settings(self) -> None:
+        """Refuse what makes no sense, and fill in what depends on other settings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field, and the pipelines that a saved folder offers."""
+        return super().to_dict() | {"custom_pipelines": self.pipelines}
 
 
 class PreTrainedHead(SafeWeights):

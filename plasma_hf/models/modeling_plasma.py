@@ -5,6 +5,9 @@ over it, scores of a plan, losses, the heads, and the model that puts them toget
 reads by "posterior" compares residues by the cosine of what the head makes of them instead, and
 sums over local alignments (`local_alignment`). What is here is plain torch and says what is
 computed; where the package `plasma_hf` is installed, its compiled kernels compute the same.
+
+Throughout, costs, kernels and plans are `(batch, query_residues, candidate_residues)`, embeddings
+`(batch, residues, hidden)`, and masks `(batch, residues)`, True where there is a residue.
 """
 
 from __future__ import annotations
@@ -35,7 +38,6 @@ from .local_alignment import (
     share_of_evidence,
 )
 from .modeling_backbone import (
-    SEE_LETTERS,
     PreTrainedHead,
     SubstitutionConfig,
     build_backbone,
@@ -63,13 +65,10 @@ BLOCK, LARGE_BLOCK = 1 << 21, 1 << 26
 def hinge_cost(query: Tensor, candidate: Tensor) -> Tensor:
     """Sum over channels what the query residue has in excess of the candidate residue.
 
-    `C_ij = sum_k relu(q_ik - c_jk)`, `(batch, query_residues, candidate_residues)`, in float32 or
-    wider, computed as `sum_k max(q_ik, c_jk) - sum_k c_jk`: nothing is rounded twice, and a residue
-    costs exactly nothing against itself. Nothing has residues, residues and channels as its axes.
-
-    Args:
-        query, candidate: Projected residues, `(batch, residues, channels)`; a batch of one meets
-            every protein of the other.
+    `C_ij = sum_k relu(q_ik - c_jk)`, in float32 or wider, computed as `sum_k max(q_ik, c_jk) -
+    sum_k c_jk`: nothing is rounded twice, and a residue costs exactly nothing against itself.
+    Nothing has residues, residues and channels as its axes. A batch of one meets every protein of
+    the other.
 
     Raises:
         ValueError: If the two have different widths.
@@ -160,10 +159,7 @@ def log_kernel(
 ) -> Tensor:
     """Return the log of the transport kernel, `-kernel_scale * cost`; `NEVER` where masked.
 
-    Args:
-        cost: `(batch, query_residues, candidate_residues)`.
-        kernel_scale: What multiplies the cost in the exponent, 1 / tau in the paper's notation.
-        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
+    The scale is 1 / tau in the paper's notation.
     """
     allowed = query_mask.unsqueeze(-1) & candidate_mask.unsqueeze(-2)
     return (-kernel_scale * cost).masked_fill(~allowed, NEVER)
@@ -180,8 +176,8 @@ def sinkhorn(
     above `smallest_float / eps^2`: with the published eps nothing is lost.
 
     Args:
-        log_kernel: `(batch, query_residues, candidate_residues)`, see `log_kernel`.
-        candidate_mask: True where there is a residue, `(batch, candidate_residues)`.
+        log_kernel: See `log_kernel`.
+        candidate_mask: True where there is a residue.
         eps: Slack of each residue; staying unmatched costs `-log(eps)` in the exponent.
         n_iters: Iterations, at least one.
 
@@ -223,14 +219,8 @@ def published_score(
     cosine between the summed embeddings of matched candidate residues and the embeddings that the
     plan transports to them. The collinearity is the mass on the best stretch of
     `diagonal_window` steps along a diagonal, as a share of the stretch; proteins shorter than the
-    stretch count the missing steps as empty. Gradient reaches the plan through the similarity.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        query, candidate: Embeddings as the backbone gives them, `(batch, residues, hidden)` each.
-        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
-        threshold: Plan entry above which a residue is matched.
-        diagonal_window: Steps of the stretch; 0 leaves the collinearity out.
+    stretch count the missing steps as empty, and 0 steps leave the collinearity out. Gradient
+    reaches the plan through the similarity. The embeddings are those of the backbone.
 
     Source: PLASMA (ICLR 2026), the plan assessor, at batch size 1.
     """
@@ -284,11 +274,6 @@ def matched_mass(
 
     The mass of plan entries above `threshold`, divided by the residues of the shorter protein. It
     needs no embeddings, and a long alignment scores more than a short motif does.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        query_mask, candidate_mask: True where there is a residue, `(batch, residues)` each.
-        threshold: Plan entry above which mass counts.
     """
     mass = plan.masked_fill(plan <= threshold, 0.0).sum((-1, -2))
     return share_of_shorter(mass, query_mask.sum(-1), candidate_mask.sum(-1))
@@ -315,7 +300,6 @@ class PairBatch:
         site_labels: 0/1, 0 at padding, `(batch, residues)` each, or None if not known.
         labels: 1 where the two share a site, `(batch,)`, if known.
         correspondences: Residues that correspond, `(batch, n, 2)`, -1 at padding, if known.
-        projections: What the head makes of embeddings, `(batch, residues, head_size)` each.
     """
 
     embeddings: Sides
@@ -323,35 +307,59 @@ class PairBatch:
     site_labels: tuple[Tensor | None, Tensor | None] = (None, None)
     labels: Tensor | None = None
     correspondences: Tensor | None = None
-    projections: tuple[Any, Any] = (None, None)
 
-    def projected(self, project: Callable[[Tensor], Tensor]) -> PairBatch:
-        """Return the batch with projections; embeddings and projections are 0 at padding."""
-        sides = zip(self.embeddings, self.masks, strict=True)
-        embeddings, projections = zip(*(_projected(*side, project) for side in sides), strict=True)
-        return replace(self, embeddings=embeddings, projections=projections)
+    @property
+    def asks_for_plans(self) -> bool:
+        """Whether something is known that the residues of a plan are compared with."""
+        return any(each is not None for each in (*self.site_labels, self.correspondences))
 
-    def joined(self, matrices: Sequence[Tensor]) -> Tensor:
-        """Put matrices of pairs that were taken apart into one, 0 at padding."""
-        rows, columns = (mask.shape[1] for mask in self.masks)
-        return torch.cat(
-            [F.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1])) for m in matrices]
+    @property
+    def clean(self) -> Sides:
+        """Embeddings that are 0 at padding."""
+        query, candidate = map(_clean, self.embeddings, self.masks)
+        return query, candidate
+
+    def projected(self, project: Callable[[Tensor], Tensor]) -> Sides:
+        """Return projections, 0 at padding, which is not projected."""
+        query, candidate = (
+            torch.zeros(*mask.shape, rows.shape[-1]).to(rows).index_put((mask,), rows)
+            for mask, rows in (
+                (mask, project(side[mask]))
+                for side, mask in zip(self.embeddings, self.masks, strict=True)
+            )
         )
+        return query, candidate
+
+    def apart(self, project: Callable[[Tensor], Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
+        """Return embeddings and projections of each protein of both sides, without padding.
+
+        All are views of rows of residues, so that gradients are put together in one go.
+        """
+        sides = []
+        for embeddings, mask in zip(self.embeddings, self.masks, strict=True):
+            rows = embeddings.flatten(0, 1) if mask.all() else embeddings[mask]
+            parts = (each.split(mask.sum(-1).tolist()) for each in (rows, project(rows)))
+            sides.append(list(zip(*parts, strict=True)))
+        return sides
 
     def padded(self, matrices: Sequence[Tensor]) -> Tensor:
         """Put matrices of pairs, over their residues alone, where the masks have them."""
+        if all((mask[:, 1:] <= mask[:, :-1]).all() for mask in self.masks):  # padding comes last
+            rows, columns = (mask.shape[1] for mask in self.masks)
+            sizes = ((0, columns - m.shape[1], 0, rows - m.shape[0]) for m in matrices)
+            return torch.stack(list(map(F.pad, matrices, sizes)))
         allowed = self.masks[0].unsqueeze(-1) & self.masks[1].unsqueeze(-2)
         values = torch.cat([matrix.flatten() for matrix in matrices])
         return values.new_zeros(allowed.shape).masked_scatter(allowed, values)
 
 
-def _projected(embeddings: Tensor, mask: Tensor, project: Any) -> tuple[Tensor, Tensor]:
-    """Return embeddings and projections, 0 at padding, which is not projected."""
-    if mask.all():
-        return embeddings, project(embeddings)
-    rows = project(embeddings[mask])
-    projections = rows.new_zeros(*mask.shape, rows.shape[-1]).index_put((mask,), rows)
-    return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0), projections
+def _all_residues(protein: Tensor) -> Tensor:
+    """Return the mask of a protein without padding, `(1, residues)`."""
+    return torch.ones(1, len(protein), dtype=torch.bool, device=protein.device)
+
+
+def _clean(rows: Tensor, mask: Tensor) -> Tensor:
+    return rows if mask.all() else rows.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 # --- What a pair is trained on: its label, its site labels, residues known to correspond.
@@ -364,12 +372,8 @@ def score_losses(
 ) -> Tensor:
     """Return the binary cross-entropy between score and label of each pair, `(batch,)`.
 
-    Args:
-        scores: Scores in [0, 1], `(batch,)`.
-        labels: 1 where query and candidate share a site, `(batch,)`.
-        form: "published" reads a score as a logit, so that even a perfect classifier keeps a loss
-            of .503; "affine" reads it so after scaling and shifting.
-        affine: Scale and shift of the affine form, `(2,)`.
+    The form "published" reads a score as a logit, so that even a perfect classifier keeps a loss of
+    .503; "affine" reads it so after scaling and shifting, by `affine`, `(2,)`.
 
     Example:
         >>> round(score_losses(torch.tensor([1.0]), torch.tensor([1])).item(), 4)
@@ -389,12 +393,8 @@ def label_match_losses(
     """Return the share of a candidate's labelled residues that no labelled query residue reaches.
 
     `sum_j relu(l_c[j] - sum_i l_q[i] M_ij) / sum_j l_c[j]`, `(batch,)`; 0 where the candidate has
-    no labelled residue. The label match score is 1 minus this.
-
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        query_site_labels, candidate_site_labels: 0/1, `(batch, residues)` each; 0 at padding.
-        form: "published", or "symmetric" for the mean of both directions.
+    no labelled residue. The label match score is 1 minus this. The form "symmetric" is the mean of
+    both directions. Labels are 0/1, `(batch, residues)` each, 0 at padding.
     """
     if form == "symmetric":
         back = label_match_losses(plan.mT, candidate_site_labels, query_site_labels)
@@ -415,10 +415,7 @@ def with_labelled_site(candidate_site_labels: Tensor, labels: Tensor | None = No
 def correspondence_losses(plan: Tensor, correspondences: Tensor) -> Tensor:
     """Return the mean of `-log M_ij` over residues (i, j) known to correspond, `(batch,)`.
 
-    Args:
-        plan: `(batch, query_residues, candidate_residues)`.
-        correspondences: Query and candidate residue, `(batch, n, 2)`, from 0; rows of -1 are
-            padding, and a pair with nothing else has a loss of 0.
+    They are `(batch, n, 2)`, from 0; rows of -1 are padding, without others the loss is 0.
 
     Example:
         >>> plan = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
@@ -541,7 +538,6 @@ class LetterWindows(nn.Module):
         width: Of an embedding.
     """
 
-    RIDGE = 1e-4  # of the variance of a normalised number
     letters: Tensor  # turns an embedding, and a 1 behind it, into how much it is each of the twenty
     vectors: Tensor  # of each of these
 
@@ -550,29 +546,17 @@ class LetterWindows(nn.Module):
         self.register_buffer("letters", torch.zeros(width + 1, len(STANDARD_RESIDUES)))
         self.register_buffer("vectors", torch.zeros(vectors_of(STANDARD_RESIDUES).shape))
 
-    @torch.no_grad()
-    def learn(self, embeddings: Sequence[Tensor], sequences: Sequence[str]) -> float:
-        """Learn to read embeddings, `(residues, width)` each; return the share read right."""
-        known, letters = self._normalised(torch.cat(list(embeddings))), "".join(sequences)
-        which = torch.tensor([[one == letter for one in STANDARD_RESIDUES] for letter in letters])
-        which = which.to(known)
-        square = (known.T @ known).double()
-        square.diagonal().add_(self.RIDGE * len(known))
-        self.letters.copy_(torch.linalg.solve(square, (known.T @ which).double()))
-        self.vectors.copy_(vectors_of(STANDARD_RESIDUES))
-        return float(which.gather(-1, (known @ self.letters).argmax(-1, keepdim=True)).mean())
-
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return what stands around each residue of one protein, `(residues, WINDOWS)`."""
-        return in_windows(self.vectors[(self._normalised(embeddings) @ self.letters).argmax(-1)])
+        return in_windows(self.vectors[(self.normalised(embeddings) @ self.letters).argmax(-1)])
 
     @staticmethod
-    def _normalised(embeddings: Tensor) -> Tensor:
+    def normalised(embeddings: Tensor) -> Tensor:
+        """Return what letters are read in, `(residues, width + 1)`."""
         return F.pad(F.layer_norm(embeddings, embeddings.shape[-1:]), (0, 1), value=1.0)
 
 
 WINDOWS = SubstitutionConfig().hidden_size
-READABLE = 0.98  # share of residues that an embedding has to tell
 
 
 class Background(nn.Module):
@@ -608,37 +592,6 @@ class Background(nn.Module):
         self.register_buffer("weights", torch.zeros(sum(sizes)))
         self.register_buffer("moments", torch.zeros(2, sum(sizes)))
         self.register_buffer("proteins", torch.zeros(2, sizes[0]))
-
-    @torch.no_grad()
-    def measure(self, projected: Sequence[Tensor], letters_length: float = LETTERS) -> None:
-        """Learn from residues of unrelated proteins, `(residues, width + windows)` each.
-
-        Args:
-            projected: Residues.
-            letters_length: Length of what letters add, where that of the rest is 1.
-        """
-        residues = torch.cat(list(projected)).double()
-        self.centre.copy_(residues.mean(0))
-        parts = (residues - residues.mean(0)).split(self.widths, -1)
-        axes, weights = zip(*map(self._principal_axes, parts), strict=True)
-        self.axes.copy_(torch.block_diag(*axes))
-        self.weights.copy_(torch.cat(weights))
-        along = (residues.to(self.centre) - self.centre) @ self.axes
-        rest, letters = (along * self.weights).tensor_split([len(self.proteins[0])], -1)
-        if letters.shape[-1]:
-            longer = (letters.square().sum() / rest.square().sum()).sqrt()
-            self.weights[rest.shape[-1] :] *= letters_length / longer
-        units = F.normalize(along * self.weights, dim=-1)
-        self.moments.copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
-        means = torch.stack([self.mean(self(one)) for one in projected])
-        self.proteins.copy_(torch.stack([means.mean(0), means.std(0, correction=0)]))
-
-    def _principal_axes(self, centred: Tensor) -> tuple[Tensor, Tensor]:
-        """Return axes of residues, `(width, axes)`, and the weight of each."""
-        variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-        most = min(len(variance), self.MOST_AXES)
-        weights = (variance[-most:] / variance.max()).clamp(min=1e-4) ** self.POWER
-        return axes[:, -most:], weights
 
     def forward(self, projected: Tensor) -> Tensor:
         """Turn a protein into vectors, `(residues, axes + 3)`, that `evidence` compares."""
@@ -761,10 +714,12 @@ class PlasmaOutput(ModelOutput):
 
 
 class AlignedBatch(NamedTuple):
-    """Cost and plan, `(batch, query_residues, candidate_residues)` each."""
+    """Scores, `(batch,)`, cost and plan, `(batch, query_residues, candidate_residues)` each."""
 
-    cost: Any  # a tensor, or None in training, where it is not kept
-    plan: Tensor
+    scores: Tensor
+    plan: Any = None  # a tensor, or None where nothing asks for it, and so the others
+    cost: Any = None
+    raw_scores: Tensor | None = None
 
 
 class PlasmaModel(PreTrainedHead):
@@ -868,9 +823,9 @@ class PlasmaModel(PreTrainedHead):
         projected = self.alignment_head(embeddings)
         if not self.knows_background:
             return projected
-        return self.background(self._beside_letters(projected, embeddings))
+        return self.background(self.beside_letters(projected, embeddings))
 
-    def _beside_letters(self, projected: Tensor, embeddings: Tensor) -> Tensor:
+    def beside_letters(self, projected: Tensor, embeddings: Tensor) -> Tensor:
         """Put what stands around each residue behind it, where that is compared."""
         if self.letters is None:
             return projected
@@ -975,10 +930,10 @@ class PlasmaModel(PreTrainedHead):
         score = kernel_for("score_padded", projections[0])
         if score and not return_plans:
             return AlignedPairs(score(embeddings, projections, masks, self.config))
-        aligned = self.align_projected(*projections, *masks)
-        scores = self.score_plan(aligned.plan, embeddings, masks)
-        pairs = zip(aligned.plan, *proteins, strict=True)
-        return AlignedPairs(scores, [plan[: len(q), : len(c)] for plan, q, c in pairs])
+        _, plans = self.align_projected(*projections, *masks)
+        pairs = zip(plans, *proteins, strict=True)
+        shown = [plan[: len(q), : len(c)] for plan, q, c in pairs]
+        return AlignedPairs(self.score_plan(plans, embeddings, masks), shown)
 
     def score_many(self, queries: Any, store: Any, **options: Any) -> list[list[Any]]:
         """Score queries, `(residues, hidden)` each, against every protein of an `EmbeddingStore`.
@@ -1036,6 +991,7 @@ class PlasmaModel(PreTrainedHead):
         atoms = candidate_backbone_atoms
         candidate, candidate_mask = self._side("candidate", *given, candidate_mask, atoms)
         check_counts(query, candidate)
+        check_widths(query, candidate)
         # Costs of some hundreds, exponentiated, do not survive half precision.
         with torch.autocast(query.device.type, enabled=False):
             site_labels = (
@@ -1047,67 +1003,59 @@ class PlasmaModel(PreTrainedHead):
         return output.to_tuple() if return_dict is False else output
 
     def _align_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
-        """Align pairs together, or one by one where that is less work."""
+        """Align pairs as is least work, and say what they lose."""
         config: Any = self.config
-        if config.reading == "posterior":
-            return self._read_batch(batch, return_plan)
-        first, no_cost = batch.embeddings[0], not (return_plan or torch.is_grad_enabled())
+        learns = torch.is_grad_enabled()
         if batch.masks[0].numel() * batch.masks[1].shape[1] > FEW_CELLS:
             sizes = zip(*(mask.sum(-1).tolist() for mask in batch.masks), strict=True)
-            self.check_memory(list(sizes), return_plan, learns=not no_cost)
-        take_apart, score = kernel_for("take_apart", first), kernel_for("score_apart", first)
-        alone = take_apart(batch, self.project, no_cost) if take_apart else None
-        parts = alone or [batch.projected(self.project)]
-        if alone and no_cost and score:
-            scores, plans = score(parts, config)
-            aligned = [AlignedBatch(None, plan) for plan in plans]
+            self.check_memory(list(sizes), return_plan, return_plan or learns)
+        if config.reading == "posterior":
+            found = self._read_batch(batch, return_plan)
+        elif kernel_for("pair_plans", batch.embeddings[0]):
+            found = self._align_apart(batch, return_plan, learns)
         else:
-            aligned = self._align_parts(parts, bool(alone) and not return_plan)
-            scores = [
-                self.score_plan(a.plan, part.embeddings, part.masks)
-                for a, part in zip(aligned, parts, strict=True)
-            ]
+            cost, plan = self.align_projected(*batch.projected(self.project), *batch.masks)
+            found = AlignedBatch(self.score_plan(plan, batch.clean, batch.masks), plan, cost)
         affine = self.score_affine() if config.score_loss_form == "affine" else None
-        losses = [
-            _pair_losses(part, score, a.plan, config, affine)
-            for part, score, a in zip(parts, scores, aligned, strict=True)
-        ]
-        all_losses = {name: torch.cat([part[name] for part in losses]) for name in losses[0]}
+        losses = _pair_losses(batch, found.scores, found.plan, config, affine)
         return PlasmaOutput(
-            scores=torch.cat(scores),
-            plan=batch.joined([a.plan for a in aligned]) if return_plan else None,
-            cost=batch.joined([a.cost for a in aligned]) if return_plan else None,
-            **_mean_losses(all_losses, batch, config),
+            scores=found.scores,
+            raw_scores=found.raw_scores,
+            plan=found.plan if return_plan else None,
+            cost=found.cost if return_plan else None,
+            **_mean_losses(losses, batch, config),
         )
 
-    def _align_parts(self, parts: Sequence[PairBatch], plans_alone: bool) -> list[AlignedBatch]:
-        """Align parts of a batch; where plans are enough, pairs on their own keep no cost."""
-        config = self.config
-        compiled = kernel_for("pair_plans", parts[0].embeddings[0]) if plans_alone else None
-        if compiled is None:
-            return [self.align_projected(*part.projections, *part.masks) for part in parts]
-        query, candidate = zip(*(part.projections for part in parts), strict=True)
-        plans = compiled(query, candidate, config.kernel_scale, config.eps, config.n_iters)
-        return [AlignedBatch(None, plan) for plan in plans]
+    def _align_apart(self, batch: PairBatch, return_plan: bool, learns: bool) -> AlignedBatch:
+        """Align pairs by compiled kernels, without padding."""
+        sides = (zip(*side, strict=True) for side in batch.apart(self.project))
+        proteins, projected = zip(*sides, strict=True)
+        asked = return_plan or batch.asks_for_plans
+        if not (return_plan or learns):
+            align: Any = kernel_for("align_and_score", projected[0][0])
+            scores, plans = align(proteins, projected, self.config, asked)
+            return AlignedBatch(scores, batch.padded(plans) if asked else None)
+        make: Any = kernel_for("pair_plans", projected[0][0])
+        costs, plans = make(*projected, self.config)
+        scores = [
+            self.score_plan(plan[None], (q[None], c[None]), (_all_residues(q), _all_residues(c)))
+            if plan.numel()
+            else plan.sum()[None]
+            for plan, q, c in zip(plans, *proteins, strict=True)
+        ]
+        plan = batch.padded(plans) if asked else None
+        return AlignedBatch(torch.cat(scores), plan, batch.padded(costs) if return_plan else None)
 
-    def _read_batch(self, batch: PairBatch, return_plan: bool) -> PlasmaOutput:
+    def _read_batch(self, batch: PairBatch, return_plan: bool) -> AlignedBatch:
         """Read pairs by their local alignments, without padding."""
         query, candidate = (
             [self.project(rows[residues]) for rows, residues in zip(*side, strict=True)]
             for side in zip(batch.embeddings, batch.masks, strict=True)
         )
         read = self._read(query, candidate)
-        config: Any = self.config
-        affine = self.score_affine() if config.score_loss_form == "affine" else None
-        plan = batch.padded(read.plans or [])
-        losses = _pair_losses(batch, read.scores, plan, config, affine)
-        return PlasmaOutput(
-            scores=read.scores,
-            raw_scores=read.raw_scores,
-            plan=plan if return_plan else None,
-            cost=-batch.padded([e.read for e in read.evidence or ()]) if return_plan else None,
-            **_mean_losses(losses, batch, config),
-        )
+        costs = [-each.read for each in read.evidence or ()]
+        cost = batch.padded(costs) if return_plan else None
+        return AlignedBatch(read.scores, batch.padded(read.plans or []), cost, read.raw_scores)
 
     def _read(
         self,
@@ -1130,7 +1078,6 @@ class PlasmaModel(PreTrainedHead):
             plans[number] = plan
         return AlignedPairs(scores, plans, raw_scores, seen)
 
-    @torch.no_grad()
     def measure_background(
         self, embeddings: Sequence[Tensor], sequences: Sequence[str] = ()
     ) -> None:
@@ -1140,23 +1087,8 @@ class PlasmaModel(PreTrainedHead):
             embeddings: Of proteins, `(residues, hidden)` each.
             sequences: Theirs; with them a language model's residues are compared by letters, too.
         """
-        given = [at_least_float32(one.to(self.device)) for one in embeddings]
-        self.letters, under = None, self.config.plm_config
-        if sequences and under is not None and under.model_type not in SEE_LETTERS:
-            letters = LetterWindows(given[0].shape[-1]).to(self.device)
-            self.letters = letters if letters.learn(given, sequences) > READABLE else None
-        projected = [self.alignment_head(one) for one in given]
-        parts = [projected[0].shape[-1], WINDOWS if self.letters else 0]
-        length = Background.LETTERS
-        if sum(known := getattr(under, "parts", [])) == parts[0]:  # an encoder that has letters
-            parts, length = known, under.letters
-        self.background = Background(*parts).to(self.device)
-        both = zip(projected, given, strict=True)
-        self.background.measure([self._beside_letters(*one) for one in both], length)
-        self.config.calibration = {"width": parts[0]}
-        if parts[1]:
-            name, width = ("letters", given[0].shape[-1]) if self.letters else ("beside", parts[1])
-            self.config.calibration[name] = width
+        package = from_package("search.calibration", "models are calibrated")
+        package.measure_background(self, embeddings, sequences)
 
     def evidence(self, query: Tensor, candidate: Tensor) -> Evidence:
         """Return the evidence of the residue pairs of two projections."""
@@ -1210,12 +1142,12 @@ class PlasmaModel(PreTrainedHead):
 
     def align_projected(
         self, query: Tensor, candidate: Tensor, query_mask: Tensor, candidate_mask: Tensor
-    ) -> AlignedBatch:
-        """Make the plans of a padded batch of projections, `(batch, residues, head_size)` each."""
+    ) -> tuple[Tensor, Tensor]:
+        """Make costs and plans of a padded batch of projections, `(batch, residues, head_size)`."""
         cost = hinge_cost(query, candidate)
         kernel = log_kernel(cost, self.config.kernel_scale, query_mask, candidate_mask)
         settings = {"eps": self.config.eps, "n_iters": self.config.n_iters}
-        return AlignedBatch(cost, sinkhorn(kernel, candidate_mask, **settings))
+        return cost, sinkhorn(kernel, candidate_mask, **settings)
 
     def score_plan(self, plan: Tensor, embeddings: Sides, masks: Sides) -> Tensor:
         """Score a padded batch, `(batch,)`, by its plans and the backbone's embeddings."""

@@ -15,6 +15,7 @@ from .modeling_backbone import (
     SafeWeights,
     backbone_config,
     build_backbone,
+    check_settings,
     fetch,
     load_encoder,
     width_of,
@@ -44,8 +45,7 @@ class PLMEncoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.plm_config, dict):
             self.plm_config = backbone_config(self.plm_config)
-        if self.hidden_size <= 0:
-            raise ValueError(f"hidden_size={self.hidden_size}; give a number above 0.")
+        check_settings(self, ("hidden_size",))
         if self.plm_config is not None:
             self.check_width(self.plm_config)
         super().__post_init__(**kwargs)

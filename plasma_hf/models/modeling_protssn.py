@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .modeling_backbone import from_package, register_backbone
+from .modeling_backbone import check_settings, from_package, register_backbone
 from .modeling_plm_encoder import PLMEncoder, PLMEncoderConfig
 from .processing_plasma import ESM2, InputFormat
 from .protein import STANDARD_RESIDUES
@@ -97,9 +97,7 @@ class ProtSSNConfig(PLMEncoderConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("message_size", "num_layers", "k_neighbors"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
+        check_settings(self, ("message_size", "num_layers", "k_neighbors"))
         if self.edge_statistics not in MEASURED:
             raise ValueError(
                 f"edge_statistics={self.edge_statistics}; ProtSSN was published with statistics of "

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .modeling_backbone import from_package, register_backbone
+from .modeling_backbone import check_settings, from_package, register_backbone
 from .modeling_plm_encoder import PLMEncoder, PLMEncoderConfig
 from .processing_plasma import PROT_T5
 
@@ -52,19 +52,14 @@ class TMVecConfig(PLMEncoderConfig):
     dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("num_attention_heads", "intermediate_size", "protein_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0.")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers={self.num_hidden_layers}; give 0 or more.")
+        above_0 = ("num_attention_heads", "intermediate_size", "protein_size")
+        choices = {"activation": tuple(ACTIVATIONS)}
+        check_settings(self, above_0, ("num_hidden_layers",), choices)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} cannot be shared out among "
                 f"num_attention_heads={self.num_attention_heads}; give a multiple."
             )
-        if self.activation not in ACTIVATIONS:
-            choices = ", ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"activation={self.activation!r}; accepted are {choices}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a number from 0 to below 1.")
         super().__post_init__(**kwargs)

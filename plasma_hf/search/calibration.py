@@ -7,19 +7,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 from transformers.utils import logging
 
 from .. import DEFAULT_CHECKPOINT
 from ..models.local_alignment import LONG, TAIL, Calibration
-
-if TYPE_CHECKING:
-    from ..models.modeling_plasma import PlasmaModel
+from ..models.modeling_backbone import SEE_LETTERS, vectors_of
+from ..models.modeling_plasma import (
+    WINDOWS,
+    Background,
+    LetterWindows,
+    PlasmaModel,
+    at_least_float32,
+)
+from ..models.protein import STANDARD_RESIDUES
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +38,8 @@ CHAINS, LONGEST = 40, 3000
 USUAL = 5  # features that say all of proteins up to `LONG`
 EULER = 0.5772
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+RIDGE = 1e-4  # of the variance of a normalised number
+READABLE = 0.98  # share of residues that an embedding has to tell
 Embed = Callable[[Sequence[str]], Sequence[Tensor]]
 Family = str
 
@@ -70,29 +78,19 @@ def calibrate(
     real = [sequence for _, sequence in proteins]
     made = [_shuffled(sequence, rng) for sequence in real]
     short = [_peptide(real[rng.integers(len(real))], rng) for _ in range(len(real))]
-    embedded = [
-        [one.to(model.device).float() for one in embed(some)] for some in (real, made, short)
-    ]
+    embedded = [_embedded(model, embed, some) for some in (real, made, short)]
     model.measure_background(embedded[0], real)
     sides = [model.project_each(each) for each in embedded]
-    lengths, scores, kinds = [], [], []
-    for kind, one, other in tqdm(_draw(families, pairs, rng), "pairs", pairs, disable=None):
-        query, candidate = sides[0][one], sides[kind][other]
-        lengths.append((len(query), len(candidate)))
-        scores.append(float(model.raw_scores(query, [candidate])))
-        kinds.append(kind)
-    found = fit(np.array(lengths), np.array(scores), np.array(kinds) == 0)
+    drawn = list(_draw(families, pairs, rng))
+    usual = [(sides[0][one], sides[kind][other]) for kind, one, other in drawn]
+    found = fit(*_reached(model, usual, "pairs"), np.array([kind for kind, *_ in drawn]) == 0)
     one_side, other_side = (
-        model.project_each([one.to(model.device).float() for one in embed(some)])
+        model.project_each(_embedded(model, embed, some))
         for some in joined_chains(families, real, rng)
     )
-    drawn = rng.integers(CHAINS, size=(pairs // 10, 2)).tolist()
-    long = [(one_side[i], other_side[j]) for i, j in drawn]
-    scores = [
-        float(model.raw_scores(query, [candidate]))
-        for query, candidate in tqdm(long, "long pairs", disable=None)
-    ]
-    found = fit_long(found, np.array([list(map(len, pair)) for pair in long]), np.array(scores))
+    places = rng.integers(CHAINS, size=(pairs // 10, 2)).tolist()
+    long = [(one_side[i], other_side[j]) for i, j in places]
+    found = fit_long(found, *_reached(model, long, "long pairs"))
     model.config.calibration |= {
         "location": list(found.location),
         "log_scale": list(found.log_scale),
@@ -103,6 +101,74 @@ def calibrate(
         "families": len(set(families)),
     }
     return found
+
+
+@torch.no_grad()
+def measure_background(
+    model: PlasmaModel, embeddings: Sequence[Tensor], sequences: Sequence[str] = ()
+) -> None:
+    """Set what a model compares residues against; see `PlasmaModel.measure_background`."""
+    given = [at_least_float32(one.to(model.device)) for one in embeddings]
+    model.letters, under = None, model.config.plm_config
+    if sequences and under is not None and under.model_type not in SEE_LETTERS:
+        letters = LetterWindows(given[0].shape[-1]).to(model.device)
+        model.letters = letters if _read_letters(letters, given, sequences) > READABLE else None
+    projected = [model.alignment_head(one) for one in given]
+    parts = [projected[0].shape[-1], WINDOWS if model.letters else 0]
+    length = Background.LETTERS
+    if sum(known := getattr(under, "parts", [])) == parts[0]:  # an encoder that has letters
+        parts, length = known, under.letters
+    model.background = Background(*parts).to(model.device)
+    both = zip(projected, given, strict=True)
+    _measure(model.background, [model.beside_letters(*one) for one in both], length)
+    model.config.calibration = {"width": parts[0]}
+    if parts[1]:
+        name, width = ("letters", given[0].shape[-1]) if model.letters else ("beside", parts[1])
+        model.config.calibration[name] = width
+
+
+def _read_letters(
+    windows: LetterWindows, embeddings: Sequence[Tensor], sequences: Sequence[str]
+) -> float:
+    """Learn to read embeddings, `(residues, width)` each; return the share read right."""
+    known, letters = windows.normalised(torch.cat(list(embeddings))), "".join(sequences)
+    which = torch.tensor([[one == letter for one in STANDARD_RESIDUES] for letter in letters])
+    which = which.to(known)
+    square = (known.T @ known).double()
+    square.diagonal().add_(RIDGE * len(known))
+    windows.letters.copy_(torch.linalg.solve(square, (known.T @ which).double()))
+    windows.vectors.copy_(vectors_of(STANDARD_RESIDUES))
+    return float(which.gather(-1, (known @ windows.letters).argmax(-1, keepdim=True)).mean())
+
+
+def _measure(background: Background, projected: Sequence[Tensor], letters_length: float) -> None:
+    """Learn from residues of unrelated proteins, `(residues, width + windows)` each.
+
+    What letters add has the `letters_length`, where that of the rest is 1.
+    """
+    residues = torch.cat(list(projected)).double()
+    background.centre.copy_(residues.mean(0))
+    parts = (residues - residues.mean(0)).split(background.widths, -1)
+    axes, weights = zip(*map(_principal_axes, parts), strict=True)
+    background.axes.copy_(torch.block_diag(*axes))
+    background.weights.copy_(torch.cat(weights))
+    along = (residues.to(background.centre) - background.centre) @ background.axes
+    rest, letters = (along * background.weights).tensor_split([len(background.proteins[0])], -1)
+    if letters.shape[-1]:
+        longer = (letters.square().sum() / rest.square().sum()).sqrt()
+        background.weights[rest.shape[-1] :] *= letters_length / longer
+    units = F.normalize(along * background.weights, dim=-1)
+    background.moments.copy_(torch.stack([units.mean(0), units.var(0, correction=0)]))
+    means = torch.stack([background.mean(background(one)) for one in projected])
+    background.proteins.copy_(torch.stack([means.mean(0), means.std(0, correction=0)]))
+
+
+def _principal_axes(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Return axes of residues, `(width, axes)`, and the weight of each."""
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    most = min(len(variance), Background.MOST_AXES)
+    weights = (variance[-most:] / variance.max()).clamp(min=1e-4) ** Background.POWER
+    return axes[:, -most:], weights
 
 
 @torch.no_grad()
@@ -126,15 +192,25 @@ def unrelated_p_values(
     new = np.isin(families, list(held_out))
     if null is None or not new.any() or len(set(families)) < 2:
         raise ValueError("give a calibrated model, and two families at least, of them one held out")
-    embedded = embed([sequence for _, sequence in proteins])
-    sides = model.project_each([one.to(model.device).float() for one in embedded])
+    sides = model.project_each(_embedded(model, embed, [sequence for _, sequence in proteins]))
     every = _draw(families, math.inf, np.random.default_rng(seed))
     drawn = ((min(i, j), max(i, j)) for _, i, j in every if new[i] or new[j])
     found = [(sides[i], sides[j]) for i, j in dict.fromkeys(islice(drawn, pairs))]
-    scores = [float(model.raw_scores(one, [other])) for one, other in found]
-    return np.array(
-        [null.p_value(x, *map(len, pair)) for x, pair in zip(scores, found, strict=True)]
-    )
+    reached = zip(*_reached(model, found), strict=True)
+    return np.array([null.p_value(score, *lengths) for lengths, score in reached])
+
+
+def _embedded(model: PlasmaModel, embed: Embed, sequences: Sequence[str]) -> list[Tensor]:
+    return [one.to(model.device).float() for one in embed(sequences)]
+
+
+def _reached(
+    model: PlasmaModel, pairs: Sequence[tuple[Tensor, Tensor]], told: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lengths of pairs of projections, `(pairs, 2)`, and their raw scores."""
+    shown = tqdm(pairs, told, disable=None if told else True)
+    scores = [float(model.raw_scores(query, [candidate])) for query, candidate in shown]
+    return np.array([list(map(len, pair)) for pair in pairs]), np.array(scores)
 
 
 def _draw(

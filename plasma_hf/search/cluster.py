@@ -12,7 +12,7 @@ import heapq
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 Load = Callable[[], Any]
+Query = tuple[Protein, list[Protein]]  # with its relatives
+Task = Callable[..., Any]
 
 
 def search(
@@ -89,7 +91,7 @@ class _Searched:
     load: Load
     workers: int
     database_size: int | None
-    queries: list[tuple[Protein, list[Protein]]]
+    queries: list[Query]
 
     def grow(self, sensitivity: str, evalue: float, **options: Any) -> list[list[Any]]:
         """Turn queries into profiles, and return the hits that are new in them."""
@@ -98,12 +100,17 @@ class _Searched:
             """Leave an error to the last search, which meets it again."""
 
         found = [significant(each) for each in self.hits(sensitivity, evalue, untold, **options)]
-        rows = [{"query": query, "new": _Answer(hits)} for query, hits in enumerate(found) if hits]
-        given = {"load": self.load, "queries": self.queries}
-        for row in list(_map(rows, _Profiles, self.workers, given)):
-            _, relatives = self.queries[row["query"]]
-            new = [hit.candidate for hit in found[row["query"]]]
-            self.queries[row["query"]] = row["profile"].value, relatives + new
+        new = [[hit.candidate for hit in hits] for hits in found]
+        rows = [
+            {"query": query, "shard": 0, "new": _Answer(some)}
+            for query, some in enumerate(new)
+            if some
+        ]
+        for row in list(self._map(rows, _profile, self.load)):
+            query, profile = row["query"], row["answer"]
+            if profile.error:
+                raise ValueError(profile.error)
+            self.queries[query] = profile.value, self.queries[query][1] + new[query]
         return found
 
     def hits(
@@ -114,25 +121,22 @@ class _Searched:
         **options: Any,
     ) -> Iterator[list[Any]]:
         """Yield the significant hits of each query, the most significant first."""
-        folder, queries, workers = self.folder, self.queries, self.workers
-        shards = range(len(read_manifest(folder)["parts"]))
+        queries, shards = self.queries, range(len(read_manifest(self.folder)["parts"]))
         rows = [
             {"shard": shard, "query": query} for shard in shards for query in range(len(queries))
         ]
-        given: dict[str, Any] = {"folder": str(folder), "queries": queries}
         most = SENSITIVITY[sensitivity]
-        ranking = {"most": most, "load": self.load if any(folder.glob("*.npy")) else None}
-        found = _map(rows, _Candidates, workers, given | ranking)
+        load = self.load if any(self.folder.glob("*.npy")) else None
+        found = self._map(rows, _rank, load, most=most)
         chosen, size, errors = _best_of_all(found, most)
         # A worker opens one shard after the other.
         rows = [one for query in chosen for one in _by_shard(query, chosen[query])]
         rows.sort(key=itemgetter("shard"))
-        told = {"evalue": evalue, "size": self.database_size or size}
-        given |= {"load": self.load, "options": options | told}
+        options |= {"evalue": evalue, "size": self.database_size or size}
         left = Counter(row["query"] for row in rows)
         hits: dict[int, list[Any]] = defaultdict(list)
         done = 0
-        for row in chain(_map(rows, _Hits, workers, given), [None]):
+        for row in chain(self._map(rows, _align, self.load, **options), [None]):
             if row is not None:
                 answer: _Answer = row["answer"]
                 hits[row["query"]] += answer.value or []
@@ -146,6 +150,24 @@ class _Searched:
                     every = []
                 yield sorted(every, key=significance)  # as when all are aligned at once
                 done += 1
+
+    def _map(
+        self, rows: list[dict[str, Any]], task: Task, load: Load | None, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what workers make of rows, in any order."""
+        data = _ray().data
+        if rows:
+            given = {
+                "folder": str(self.folder),
+                "queries": self.queries,
+                "task": task,
+                "load": load,
+            }
+            pool = data.ActorPoolStrategy(size=self.workers)
+            found = data.from_items(rows).map(
+                _Worker, fn_constructor_kwargs=given | options, compute=pool
+            )
+            yield from found.iter_rows()
 
 
 def _tell(query: int, error: str, on_error: Callable[[int, str], None] | None) -> None:
@@ -167,10 +189,11 @@ def _best_of_all(
     errors: dict[int, str] = {}
     for row in found:
         shard, ways, told = row["shard"], best[row["query"]], row["answer"]
-        sizes[shard] = row["size"]
         if told.error:
             errors[row["query"]] = told.error
-        for way, (scores, numbers) in enumerate(told.value or []):
+            continue
+        sizes[shard], rankings = told.value
+        for way, (scores, numbers) in enumerate(rankings):
             ranked = ((s, -shard, -number) for s, number in zip(scores, numbers, strict=True))
             every = [*ways.get(way, []), *ranked]
             ways[way] = every if most is None else heapq.nlargest(most, every)
@@ -228,24 +251,23 @@ def embed_table(
         found.write_parquet(str(path))
 
 
-def _map(
-    rows: list[dict[str, Any]], worker: Any, workers: int, given: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Yield what workers make of rows, in any order."""
-    data = _ray().data
-    if rows:
-        pool = data.ActorPoolStrategy(size=workers)
-        found = data.from_items(rows).map(worker, fn_constructor_kwargs=given, compute=pool)
-        yield from found.iter_rows()
-
-
-@dataclass
 class _Worker:
-    """Answers for a shard at a time, which it opens."""
+    """Do a task in a worker, which loads the pipeline once and opens a shard at a time."""
 
-    folder: str
-    queries: list[tuple[Protein, list[Protein]]]  # each with its relatives
-    opened: tuple[int, ProteinDatabase] | None = field(default=None, init=False)
+    def __init__(
+        self, task: Task, load: Load | None, folder: str, queries: list[Query], **options: Any
+    ) -> None:
+        self.task, self.folder, self.queries, self.options = task, folder, queries, options
+        self.align: Any = load and load()
+        self.opened: tuple[int, ProteinDatabase] | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        answer = _Answer()
+        try:
+            answer.value = self.task(self, row, *self.queries[row["query"]])
+        except ValueError as problem:
+            answer.error = str(problem)
+        return {"query": row["query"], "shard": row["shard"], "answer": answer}
 
     def shard(self, number: int) -> ProteinDatabase:
         if self.opened is None or self.opened[0] != number:
@@ -253,59 +275,24 @@ class _Worker:
         return self.opened[1]
 
 
-@dataclass(kw_only=True)
-class _Candidates(_Worker):
-    most: int | None
-    load: Load | None  # of the pipeline, where proteins have vectors
-
-    def __post_init__(self) -> None:
-        self.align = self.load and self.load()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        database, (query, relatives) = self.shard(row["shard"]), self.queries[row["query"]]
-        answer = _Answer()
-        try:
-            read = replace(query, sequence=clean_sequence(query.sequence or "", query.id))
-            answer.value = database.rank(read, self.most, self.align, relatives)
-        except ValueError as problem:
-            answer.error = str(problem)
-        return row | {"size": len(database), "answer": answer}
+def _rank(worker: _Worker, row: dict[str, Any], query: Protein, relatives: list[Protein]) -> Any:
+    """Return how many proteins a shard has, and the best of them."""
+    database = worker.shard(row["shard"])
+    read = replace(query, sequence=clean_sequence(query.sequence or "", query.id))
+    return len(database), database.rank(read, worker.options["most"], worker.align, relatives)
 
 
-@dataclass(kw_only=True)
-class _Hits(_Worker):
-    load: Load
-    options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.align = self.load()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        database, (query, relatives) = self.shard(row["shard"]), self.queries[row["query"]]
-        known = {one.id for one in relatives}
-        candidates = [database[n] for n in row["numbers"] if database.ids[n] not in known]
-        answer = _Answer()
-        try:
-            answer.value = align_candidates(self.align, query, candidates, **self.options)
-        except ValueError as problem:
-            answer.error = str(problem)
-        return {"query": row["query"], "answer": answer}
+def _align(worker: _Worker, row: dict[str, Any], query: Protein, relatives: list[Protein]) -> Any:
+    """Return the significant hits among candidates of a shard."""
+    database, known = worker.shard(row["shard"]), {one.id for one in relatives}
+    candidates = [database[n] for n in row["numbers"] if database.ids[n] not in known]
+    return align_candidates(worker.align, query, candidates, **worker.options)
 
 
-@dataclass
-class _Profiles:
-    load: Load
-    queries: list[tuple[Protein, list[Protein]]]
-
-    def __post_init__(self) -> None:
-        self.align = self.load()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        query, relatives = self.queries[row["query"]]
-        read = self.align.read((query, query))["query"]
-        new = [hit.candidate for hit in row["new"].value]
-        profile = profile_of(self.align, read, relatives + new)
-        return {"query": row["query"], "profile": _Answer(profile)}
+def _profile(worker: _Worker, row: dict[str, Any], query: Protein, relatives: list[Protein]) -> Any:
+    """Return the profile that a query and its relatives make."""
+    read = worker.align.read((query, query))["query"]
+    return profile_of(worker.align, read, relatives + row["new"].value)
 
 
 @dataclass

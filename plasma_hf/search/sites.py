@@ -74,11 +74,9 @@ class Site:
             ValueError: If there is no such residue, it is another one, or nothing is named.
         """
         labels = residue_labels(protein)
-        alone = {label.rpartition(":")[2] for label in labels}
-        unique = len(alone) == len(labels)
         known = {label: place for place, label in enumerate(labels)}
-        if unique:
-            known |= {label.rpartition(":")[2]: place for place, label in enumerate(labels)}
+        alone = {label.rpartition(":")[2]: place for label, place in known.items()}
+        known |= alone if len(alone) == len(labels) else {}
         places: set[int] = set()
         for word in filter(None, re.split(r"[,;\s]+", text.strip())):
             places.update(_places(word, protein, known))
