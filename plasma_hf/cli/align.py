@@ -8,6 +8,8 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, product, tee
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +19,7 @@ import typer
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Output, Skipped, compilation_announced, fail, one_line_errors, report
-from .embed import Computing
+from .common import EXIT_CODE, Computing, Output, Skipped, fail, report, verb
 
 if TYPE_CHECKING:
     from ..io.sequences import OnInvalid
@@ -98,16 +99,66 @@ Columns of tsv:
 {chr(10).join(f"  {name:<19}{description}" for name, description in FIELDS.items())}"""
 
 
-def align(
-    a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
-    b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
+@dataclass(frozen=True)
+class Writing:
+    """Options that say how alignments are written, and where."""
+
     format_name: Annotated[
         AlignmentFormat | None,
         Option("--format", "-f", help="What to write; text, or what --output ends in."),
-    ] = None,
-    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None,
-    output: common.OutputFile = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
+    ] = None
+    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None
+    output: common.OutputFile = None
+    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False
+
+    @cached_property
+    def form(self) -> str:
+        """The format, by its name or that of the file."""
+        from ..models.alignment_result import format_of
+
+        return self.format_name or format_of(str(self.output or ""))
+
+    @cached_property
+    def chosen(self) -> Sequence[str]:
+        """The columns; a ValueError says which there are."""
+        from ..models.alignment_result import check_columns
+
+        if self.resume and self.output is None:
+            fail("--resume goes on with a file; give it as --output")
+        return check_columns(self.form, self.columns.split(",") if self.columns else None)
+
+    def opened(self, model: Any, settings: Any, *proteins: Iterable[tuple[str, str]]) -> Output:
+        """Open the output of a job, which its proteins name as well, by id and content."""
+        about = (model.head_identity, model.config.plm_name_or_path, self.form, self.chosen)
+        digest = hashlib.sha256(repr((about, settings)).encode())
+        for side in proteins:
+            digest.update(b"\n\n")
+            for one in side:
+                digest.update("\0".join((*one, "")).encode(errors="surrogatepass"))
+        return Output(self.output, digest.hexdigest(), self.resume)
+
+    def write(self, groups: Iterable[tuple[int, Sequence[AlignmentResult]]], file: Output) -> None:
+        """Write results as they come, those of some pairs or queries at once."""
+        from ..models.alignment_result import FORMATS
+
+        if not file.begun:
+            file.write(FORMATS[self.form].head(self.chosen), results=0)
+        for count, results in groups:
+            text, last = "", file.last
+            for result in results:
+                query = f"{result.query.id} {result.query.sha}"
+                text += FORMATS[self.form].render(result, last == query, self.chosen)
+                last = query
+            file.write(text, count, last)
+
+
+@verb(ALIGN_HELP)
+def align(
+    skipped: Skipped,
+    a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
+    b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
+    *,
+    writing: Writing,
     top_k: Annotated[
         int | None, Option("--top-k", min=1, help="Best candidates of each query, sorted.")
     ] = None,
@@ -118,13 +169,7 @@ def align(
     with_query: Annotated[
         bool, Option("--with-query", help="Write A into the file of --superpose as well.")
     ] = False,
-    model: common.AlignmentModel = None,
-    backbone: common.BackboneName = None,
-    recipe: common.Recipe = None,
     task_head: Annotated[str | None, Option(help="Head: active_site, binding_site, motif.")] = None,
-    revision: common.Revision = None,
-    trust_remote_code: common.RemoteCode = False,
-    device: common.Device = None,
     batch_size: Annotated[int, Option(min=1, help="Pairs computed together.")] = 8,
     threshold: Annotated[
         float | None, Option(min=0, max=1, help="Plan weight that aligns; the model's by default.")
@@ -140,89 +185,62 @@ def align(
         int | None,
         Option(min=1, help="Proteins E-values count; by default B's, if it has several."),
     ] = None,
-    threads: common.Threads = None,
+    computing: Computing,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
     """Align proteins; see `ALIGN_HELP`."""
-    with one_line_errors(quiet, verbose) as skipped, compilation_announced():
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        from ..models.alignment_result import check_columns, format_of
-
-        common.use_threads(threads)
-        form = format_name or format_of(str(output or ""))
-        chosen = check_columns(form, columns.split(",") if columns else None)
-        for written in (output, plot, superpose):
-            common.check_output(written, a, b)
-        sides = _read_sides(a, b, skipped)
-        count = len(sides[0]) * len(sides[1])
-        _refuse(
-            {
-                "--resume goes on with a file; give it as --output": resume and output is None,
-                f"--plot draws one pair, and these are {count}; {ONE}": plot and count > 1,
-                f"--superpose takes one pair, and these are {count}; {ONE}": (
-                    superpose and count > 1
-                ),
-                "--model and --task-head name two heads; give one of them": model and task_head,
-                "--task-head brings its own backbone; give --task-head or --backbone": (
-                    backbone and task_head
-                ),
-            }
-        )
-        where = (revision, device, trust_remote_code)
-        pipe = Computing(model, backbone, recipe, task_head, *where).load()
-        options: dict[str, Any] = {
-            "threshold": threshold,
-            "max_gap": max_gap,
-            "min_pairs": min_pairs,
-            "evalue": evalue,
-            "max_hits": max_hits,
-            "database_size": database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
-        }
-        proteins = ([(one.id, one.sha) for one in side] for side in sides)
-        job = job_name(pipe.model, (form, chosen, top_k, min_score, options), *proteins)
-        with Output(output, job, resume) as file:
-            if resume:
-                report(f"{file.done} of {count} pairs are in {output}")
-            left, same = tee(islice(product(*sides), file.done, None))
-            results = pipe(
-                same,  # no list: results come one by one
-                batch_size=batch_size,
-                return_plan=plot is not None,
-                on_error="report",
-                **options,
-            )
-            # Progress is shown on a terminal, and only where it does not mix with the results.
-            mixed = output is None and sys.stdout.isatty()
-            pairs = tqdm(
-                zip(left, results, strict=True),
-                total=count,
-                initial=file.done,
-                unit="pair",
-                disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
-            )
-            good = _good(pairs, min_score, plot, skipped)
-            if superpose is not None:
-                good = _superposed(good, str(superpose), with_query)
-            write_groups(_grouped(good, top_k, len(sides[1])), file, form, chosen)
-
-
-def _refuse(problems: dict[str, Any]) -> None:
-    for message, given in problems.items():
+    output, _ = writing.output, writing.chosen  # what is wrong with the options is said first
+    for written in (output, plot, superpose):
+        common.check_output(written, a, b)
+    sides = _read_sides(a, b, skipped)
+    count = len(sides[0]) * len(sides[1])
+    for problem, given in {
+        f"--plot draws one pair, and these are {count}; {ONE}": plot and count > 1,
+        f"--superpose takes one pair, and these are {count}; {ONE}": superpose and count > 1,
+        "--model and --task-head name two heads; give one of them": computing.model and task_head,
+        "--task-head brings its own backbone; give --task-head or --backbone": (
+            computing.backbone and task_head
+        ),
+    }.items():
         if given:
-            fail(message)
-
-
-def job_name(model: Any, settings: Any, *proteins: Iterable[tuple[str, str]]) -> str:
-    """Name what is computed, with proteins by id and content: only the same is gone on with."""
-    about = (model.head_identity, model.config.plm_name_or_path, settings)
-    digest = hashlib.sha256(repr(about).encode())
-    for side in proteins:
-        digest.update(b"\n\n")
-        for one in side:
-            digest.update("\0".join((*one, "")).encode(errors="surrogatepass"))
-    return digest.hexdigest()
+            fail(problem)
+    pipe = computing.load(task_head)
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "max_gap": max_gap,
+        "min_pairs": min_pairs,
+        "evalue": evalue,
+        "max_hits": max_hits,
+        "database_size": database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
+    }
+    proteins = ([(one.id, one.sha) for one in side] for side in sides)
+    with writing.opened(pipe.model, (top_k, min_score, options), *proteins) as file:
+        if writing.resume:
+            report(f"{file.done} of {count} pairs are in {output}")
+        left, same = tee(islice(product(*sides), file.done, None))
+        results = pipe(
+            same,  # no list: results come one by one
+            batch_size=batch_size,
+            return_plan=plot is not None,
+            on_error="report",
+            **options,
+        )
+        # Progress is shown on a terminal, and only where it does not mix with the results.
+        mixed = output is None and sys.stdout.isatty()
+        pairs = tqdm(
+            zip(left, results, strict=True),
+            total=count,
+            initial=file.done,
+            unit="pair",
+            disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
+        )
+        good = _good(pairs, min_score, plot, skipped)
+        if superpose is not None:
+            good = _superposed(good, str(superpose), with_query)
+        writing.write(_grouped(good, top_k, len(sides[1])), file)
 
 
 def _good(
@@ -261,26 +279,6 @@ def _grouped(
 def _by_significance(result: AlignmentResult) -> tuple[float, float]:
     known = result.get("p_value")
     return (math.inf if known is None else known, -result["score"])
-
-
-def write_groups(
-    groups: Iterable[tuple[int, Sequence[AlignmentResult]]],
-    file: Output,
-    form: str,
-    columns: Sequence[str],
-) -> None:
-    """Write results as they come, those of some pairs or queries at once."""
-    from ..models.alignment_result import FORMATS
-
-    if not file.begun:
-        file.write(FORMATS[form].head(columns), results=0)
-    for count, results in groups:
-        text, last = "", file.last
-        for result in results:
-            query = f"{result.query.id} {result.query.sha}"
-            text += FORMATS[form].render(result, last == query, columns)
-            last = query
-        file.write(text, count, last)
 
 
 def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:

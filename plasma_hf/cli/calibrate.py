@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Skipped, compilation_announced, fail, one_line_errors, report
-from .embed import load_embedder
+from .common import EXIT_CODE, Embedding, Loading, Skipped, fail, load_embedder, report, verb
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
@@ -45,7 +44,9 @@ With a language model, which is downloaded at first use:
   plasma-hf calibrate head proteins.fasta --backbone esm2-650m --output calibrated"""
 
 
+@verb(CALIBRATE_HELP)
 def calibrate(
+    skipped: Skipped,
     model: Annotated[str, Argument(metavar="MODEL", help="PLASMA model, or a backbone.")],
     file: Annotated[
         Path | None, Argument(metavar="[PROTEINS]", help="Proteins with their families.")
@@ -63,51 +64,48 @@ def calibrate(
     trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """Calibrate a model; see `CALIBRATE_HELP`."""
-    with one_line_errors() as skipped, compilation_announced():
-        from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
-        from ..models.modeling_backbone import Backbone
-        from ..search.calibration import UNRELATED, calibrate, unrelated_p_values
+    from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
+    from ..models.modeling_backbone import Backbone
+    from ..search.calibration import UNRELATED, calibrate, unrelated_p_values
 
-        head: PlasmaModel | None
-        alone = backbone is None and is_backbone(model)
-        if output is None and not alone:
-            fail("give --output, the folder of the calibrated model")
-        file = file or UNRELATED
-        proteins = _read(file, family_column, sequence_column, skipped)
-        families = list(dict.fromkeys(family for family, _ in proteins))
-        report(f"{len(proteins)} proteins of {len(families)} families")
-        if len(families) < 12:
-            fail(f"{file} has {len(families)} families; give 12 at least, of which 2 are held out")
-        where = (revision, device, trust_remote_code)
-        if alone:
-            options: dict[str, Any] = {"device": device or common.best_device()}
-            options |= {"revision": revision, "trust_remote_code": trust_remote_code}
-            embedder = load_backbone(model, **options)
-            head, output = new_aligner(embedder), output or kept_head(embedder)
-        elif backbone is None:
-            embedder, head = load_embedder(model, None, None, *where)
-        else:
-            head = common.load_model(model, "plasma", *where, backbone=backbone)
-            embedder = Backbone(head.backbone, head.processor)  # type: ignore[arg-type]
-        assert head is not None and output is not None  # a model was asked for
-        if head.config.reading != "posterior":
-            head.config.reading, head.config.threshold = "posterior", 0.2
-        output.mkdir(parents=True, exist_ok=True)  # refused now, if it cannot be written
-        held_out = families[::10]
-        measured = [one for one in proteins if one[0] not in held_out]
-        calibrate(head, measured, embedder.embed, pairs)
-        head.save_pretrained(output)
-        embedder.processor.save_pretrained(output)
-        p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
-        share = (p_values <= 0.05).mean()
-        report(
-            f"p <= 0.05 in {share:.3f} of {len(p_values)} unrelated pairs with a protein held out"
-        )
-        if plot:
-            from ..io.plot import plot_p_values
+    head: PlasmaModel | None
+    alone = backbone is None and is_backbone(model)
+    if output is None and not alone:
+        fail("give --output, the folder of the calibrated model")
+    file = file or UNRELATED
+    proteins = _read(file, family_column, sequence_column, skipped)
+    families = list(dict.fromkeys(family for family, _ in proteins))
+    report(f"{len(proteins)} proteins of {len(families)} families")
+    if len(families) < 12:
+        fail(f"{file} has {len(families)} families; give 12 at least, of which 2 are held out")
+    where = (revision, device, trust_remote_code)
+    if alone:
+        options: dict[str, Any] = {"device": device or common.best_device()}
+        options |= {"revision": revision, "trust_remote_code": trust_remote_code}
+        embedder = load_backbone(model, **options)
+        head, output = new_aligner(embedder), output or kept_head(embedder)
+    elif backbone is None:
+        embedder, head = load_embedder(Embedding(model, *where))
+    else:
+        head = common.load_model(Loading(model, *where), "plasma", backbone)
+        embedder = Backbone(head.backbone, head.processor)  # type: ignore[arg-type]
+    assert head is not None and output is not None  # a model was asked for
+    if head.config.reading != "posterior":
+        head.config.reading, head.config.threshold = "posterior", 0.2
+    output.mkdir(parents=True, exist_ok=True)  # refused now, if it cannot be written
+    held_out = families[::10]
+    measured = [one for one in proteins if one[0] not in held_out]
+    calibrate(head, measured, embedder.embed, pairs)
+    head.save_pretrained(output)
+    embedder.processor.save_pretrained(output)
+    p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
+    share = (p_values <= 0.05).mean()
+    report(f"p <= 0.05 in {share:.3f} of {len(p_values)} unrelated pairs with a protein held out")
+    if plot:
+        from ..io.plot import plot_p_values
 
-            plot_p_values(p_values, plot)
-        report(f"{output} holds the model" + (f", which --backbone {model} takes" if alone else ""))
+        plot_p_values(p_values, plot)
+    report(f"{output} holds the model" + (f", which --backbone {model} takes" if alone else ""))
 
 
 def _read(

@@ -18,7 +18,17 @@ import typer
 from typer import Option
 
 from . import common
-from .common import Skipped, fail, load_model, one_line_errors, report
+from .common import (
+    Computing,
+    Embedding,
+    Loading,
+    Skipped,
+    fail,
+    load_embedder,
+    load_model,
+    report,
+    verb,
+)
 
 if TYPE_CHECKING:
     from ..data.pairs import ProteinPair
@@ -147,11 +157,9 @@ class Aligners:
         self, model: str | None = None, backbone: str | None = None
     ) -> tuple[NamedSource, PlasmaModel | None]:
         from ..evaluation import CachedEmbeddings
-        from .embed import load_embedder
 
-        embedder, plasma = load_embedder(
-            model, backbone, None, None, self.device, self.trust_remote_code
-        )
+        loading = Embedding(model, None, self.device, self.trust_remote_code, backbone)
+        embedder, plasma = load_embedder(loading)
         source = CachedEmbeddings(embedder)
         return self._add(embedder.fingerprint, source, embedder.hidden_size), plasma
 
@@ -208,7 +216,9 @@ Examples:
 """
 
 
+@verb(EVALUATE_HELP)
 def evaluate(
+    skipped: Skipped,
     out: Annotated[Path, Option("--out", "-o", help="Folder of the results.")],
     sites: Annotated[Paths, Option(help="Table of sites; can be repeated.")] = None,
     task: Annotated[Names, Option(help="What its sites are; by default the file's name.")] = None,
@@ -240,68 +250,67 @@ def evaluate(
     config_file: common.Config = None,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
-    with one_line_errors() as skipped, common.compilation_announced():
-        from ..data.sites import read_site_table
-        from ..data.splits import make_splits
-        from ..evaluation import read_reference_pairs, run_residue_truth
-        from ..evaluation.plots import draw_curves
-        from ..evaluation.report import Evaluation, write_evaluation
+    from ..data.sites import read_site_table
+    from ..data.splits import make_splits
+    from ..evaluation import read_reference_pairs, run_residue_truth
+    from ..evaluation.plots import draw_curves
+    from ..evaluation.report import Evaluation, write_evaluation
 
-        tasks = _named_tables(sites or [], task or [])
-        if not tasks and not alignments:
-            fail("there is nothing to evaluate; give --sites FILE, --alignments FILE, or both")
-        seeds = list(dict.fromkeys(seed or [1]))
-        sweep = {"kernel_scale": kernel_scale, "n_iters": iterations}
-        sweep |= {"threshold": threshold, "diagonal_window": window}
-        aligners = Aligners(
-            models=model or ["default"],
-            backbones=backbone or [],
-            stores=store or [],
-            baselines=baseline or [],
-            structures=structures,
-            sweep={name: values for name, values in sweep.items() if values},
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        aligners.of_seed(seeds[0])  # errors about models come before the work
-        parts = split or PARTS
-        evaluation = Evaluation()
-        truths: list[TruthRun] = []
-        left_out: list[str] = []
-        for name, path in tasks.items():
-            proteins, invalid = read_site_table(path)
-            lines = [f"{path}: row {row.row} ({row.uid}): {row.reason}" for row in invalid]
-            left_out += _reported(skipped, lines)
-            splits = [make_splits(proteins, protocol, number, pairs) for number in seeds]
-            evaluation.runs += _evaluate_sites(aligners, splits, name, parts)
-            if pictures != "none" and examples:
-                first = [pair for part in reversed(parts) for pair in getattr(splits[0], part)]
-                _draw_examples(aligners.of_seed(seeds[0]), first, examples, out, pictures)
-        for path in alignments or []:
-            references, problems = read_reference_pairs(path)
-            left_out += _reported(skipped, [f"{path}: {line}" for line in problems])
-            name = path.name.split(".")[0]
-            found = (run_residue_truth(a, references, name) for a in aligners.of_seed(seeds[0]))
-            truths += [run for run in found if run is not None]
-        settings = {
-            "sites": {name: str(path) for name, path in tasks.items()},
-            "protocol": protocol,
-            "seeds": seeds,
-            "pairs": pairs,
-            "models": aligners.models,
-            "sweep": aligners.sweep,
-            "not_found": aligners.not_found,
-        }
-        text = write_evaluation(out, evaluation, truths, left_out, settings)
-        if pictures != "none":
-            draw_curves(evaluation.runs, out, pictures)
-        failed = [
-            "{task}, {split}, seed {seed}, {aligner}: {query} and {candidate}: {error}".format(**p)
-            for p in evaluation.problems
-        ]
-        failed += [f"{t.reference}, {t.aligner}: {line}" for t in truths for line in t.problems]
-        _reported(skipped, failed)
-        _show(text)
+    tasks = _named_tables(sites or [], task or [])
+    if not tasks and not alignments:
+        fail("there is nothing to evaluate; give --sites FILE, --alignments FILE, or both")
+    seeds = list(dict.fromkeys(seed or [1]))
+    sweep = {"kernel_scale": kernel_scale, "n_iters": iterations}
+    sweep |= {"threshold": threshold, "diagonal_window": window}
+    aligners = Aligners(
+        models=model or ["default"],
+        backbones=backbone or [],
+        stores=store or [],
+        baselines=baseline or [],
+        structures=structures,
+        sweep={name: values for name, values in sweep.items() if values},
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    aligners.of_seed(seeds[0])  # errors about models come before the work
+    parts = split or PARTS
+    evaluation = Evaluation()
+    truths: list[TruthRun] = []
+    left_out: list[str] = []
+    for name, path in tasks.items():
+        proteins, invalid = read_site_table(path)
+        lines = [f"{path}: row {row.row} ({row.uid}): {row.reason}" for row in invalid]
+        left_out += _reported(skipped, lines)
+        splits = [make_splits(proteins, protocol, number, pairs) for number in seeds]
+        evaluation.runs += _evaluate_sites(aligners, splits, name, parts)
+        if pictures != "none" and examples:
+            first = [pair for part in reversed(parts) for pair in getattr(splits[0], part)]
+            _draw_examples(aligners.of_seed(seeds[0]), first, examples, out, pictures)
+    for path in alignments or []:
+        references, problems = read_reference_pairs(path)
+        left_out += _reported(skipped, [f"{path}: {line}" for line in problems])
+        name = path.name.split(".")[0]
+        found = (run_residue_truth(a, references, name) for a in aligners.of_seed(seeds[0]))
+        truths += [run for run in found if run is not None]
+    settings = {
+        "sites": {name: str(path) for name, path in tasks.items()},
+        "protocol": protocol,
+        "seeds": seeds,
+        "pairs": pairs,
+        "models": aligners.models,
+        "sweep": aligners.sweep,
+        "not_found": aligners.not_found,
+    }
+    text = write_evaluation(out, evaluation, truths, left_out, settings)
+    if pictures != "none":
+        draw_curves(evaluation.runs, out, pictures)
+    failed = [
+        "{task}, {split}, seed {seed}, {aligner}: {query} and {candidate}: {error}".format(**p)
+        for p in evaluation.problems
+    ]
+    failed += [f"{t.reference}, {t.aligner}: {line}" for t in truths for line in t.problems]
+    _reported(skipped, failed)
+    _show(text)
 
 
 def _reported(skipped: Skipped, lines: list[str]) -> list[str]:
@@ -371,7 +380,9 @@ Examples:
 """
 
 
+@verb(EVALUATE_PROTALIGN_HELP)
 def evaluate_protalign(
+    skipped: Skipped,
     structures: common.Structures,
     out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
     model: Annotated[Names, Option(help="default, or a model; can be repeated.")] = None,
@@ -385,38 +396,33 @@ def evaluate_protalign(
     config_file: common.Config = None,
 ) -> None:
     """Evaluate retrieval; see `EVALUATE_PROTALIGN_HELP`."""
-    with one_line_errors() as skipped:
-        from ..evaluation.report import write_report
-        from ..evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
-        from ..training.structure_data import split_pairs
+    from ..evaluation.report import write_report
+    from ..evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
+    from ..training.structure_data import split_pairs
 
-        pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
-        seeds, options = list(dict.fromkeys(seed or [0])), common.given({"identity": identity})
-        found = RetrievalReport("model")
-        for number in seeds:
-            shares = (0.0, 0.0, 1.0) if part == "all" else (0.8, 0.1, 0.1)
-            drawn = split_pairs(pairs, number, shares, **options)
-            chosen = drawn.validation if part == "validation" else drawn.test
-            for name in model or ["default"]:
-                folder = name.replace("{seed}", str(number))
-                if part != "all":
-                    _warn_of_another_split(folder, number)
-                loaded = load_model(
-                    None if folder == "default" else folder,
-                    "protalign",
-                    device=device,
-                    trust_remote_code=trust_remote_code,
-                )
-                for side in ("sequence", "structure"):
-                    loaded.check_encoder(side)
-                sequences, vectors = pair_vectors(loaded, chosen)
-                families = [pair.family for pair in chosen]
-                found.add(name, number, sequences @ vectors.T, families)
-            found.add_baselines(number, chosen)
-        settings = {"structures": [str(path) for path in structures], "seeds": seeds, **options}
-        content = {"settings": settings, "tables": [found.to_dict()]}
-        parts = ["# Retrieval", found.to_markdown(), DEFINITIONS]
-        typer.echo(write_report(out, parts, evaluation=content))
+    pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
+    seeds, options = list(dict.fromkeys(seed or [0])), common.given({"identity": identity})
+    found = RetrievalReport("model")
+    for number in seeds:
+        shares = (0.0, 0.0, 1.0) if part == "all" else (0.8, 0.1, 0.1)
+        drawn = split_pairs(pairs, number, shares, **options)
+        chosen = drawn.validation if part == "validation" else drawn.test
+        for name in model or ["default"]:
+            folder = name.replace("{seed}", str(number))
+            if part != "all":
+                _warn_of_another_split(folder, number)
+            place = None if folder == "default" else folder
+            loaded = load_model(Loading(place, None, device, trust_remote_code), "protalign")
+            for side in ("sequence", "structure"):
+                loaded.check_encoder(side)
+            sequences, vectors = pair_vectors(loaded, chosen)
+            families = [pair.family for pair in chosen]
+            found.add(name, number, sequences @ vectors.T, families)
+        found.add_baselines(number, chosen)
+    settings = {"structures": [str(path) for path in structures], "seeds": seeds, **options}
+    content = {"settings": settings, "tables": [found.to_dict()]}
+    parts = ["# Retrieval", found.to_markdown(), DEFINITIONS]
+    typer.echo(write_report(out, parts, evaluation=content))
 
 
 def _warn_of_another_split(folder: str, seed: int) -> None:
@@ -447,11 +453,11 @@ Examples:
 """
 
 
+@verb(EVALUATE_SCOPE40_HELP)
 def evaluate_scope40(
+    skipped: Skipped,
     folder: Annotated[Path, typer.Argument(help="Folder of the benchmark.")],
     out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
-    model: Annotated[str | None, Option(help="A calibrated PLASMA model; the default.")] = None,
-    backbone: common.BackboneName = None,
     sensitivity: Annotated[
         Names, Option(help="fast, default, more or all; can be repeated.")
     ] = None,
@@ -462,52 +468,52 @@ def evaluate_scope40(
     ] = None,
     queries: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
     seed: Annotated[int, Option(help="Of the draw.")] = 0,
-    store: common.StoreFolder = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
+    *,
+    computing: Computing,
     config_file: common.Config = None,
 ) -> None:
     """Search SCOPe40; see `EVALUATE_SCOPE40_HELP`."""
-    with one_line_errors() as skipped:
-        from ..evaluation import scope40
-        from ..evaluation.plots import file_name
-        from ..evaluation.report import write_report
-        from ..search.database import SENSITIVITY, usual_iterations
-        from .embed import Computing
+    from ..evaluation import scope40
+    from ..evaluation.plots import file_name
+    from ..evaluation.report import write_report
+    from ..search.database import SENSITIVITY, usual_iterations
 
-        common.use_threads(threads)
-        for given, known in ((sensitivity, SENSITIVITY), (baseline, scope40.BASELINES)):
-            if unknown := set(given or []) - set(known):
-                fail(f"there is no {', '.join(sorted(unknown))}; give {', '.join(known)}")
-        benchmark = scope40.Scope40.read(folder)
-        chosen = benchmark.queries(queries, seed)
-        if queries is not None and queries > len(chosen):
-            report(f"{folder} has {len(chosen)} queries that count; all are taken")
-        align = Computing(model, backbone, device=device, store=store).load()
-        iterations = iterations or usual_iterations(align)
-        told = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
-        # What is missing is said before anything is searched.
-        searches = {
-            f"{told}, {name}": scope40.plasma(benchmark, align, name, iterations)
-            for name in sensitivity or ["default"]
-        } | {name: scope40.BASELINES[name](benchmark) for name in baseline or []}
-        if backbone or model:
-            benchmark.domains.add_vectors(align)
-        found = []
-        for name, search in searches.items():
-            try:
-                found.append(scope40.run(benchmark, name, search, chosen))
-            except (ValueError, OSError) as error:  # the others are done
-                skipped.report(f"{name}: {error}")
-        out.mkdir(parents=True, exist_ok=True)
-        for one in found:
-            one.write(out / f"{file_name(one.name)}.rocx")
-        table = scope40.to_markdown([*found, *scope40.published(benchmark, chosen)])
-        parts = [f"# SCOPe40, {len(chosen)} queries, {len(benchmark.domains)} domains", table]
-        settings = {"queries": chosen, "iterations": iterations, "seed": seed, "threads": threads}
-        figures = {one.name: one.figures() for one in found}
-        evaluation = {"settings": settings, "figures": figures}
-        typer.echo(write_report(out, parts, evaluation=evaluation))
+    for given, known in ((sensitivity, SENSITIVITY), (baseline, scope40.BASELINES)):
+        if unknown := set(given or []) - set(known):
+            fail(f"there is no {', '.join(sorted(unknown))}; give {', '.join(known)}")
+    benchmark = scope40.Scope40.read(folder)
+    chosen = benchmark.queries(queries, seed)
+    if queries is not None and queries > len(chosen):
+        report(f"{folder} has {len(chosen)} queries that count; all are taken")
+    align = computing.load()
+    iterations = iterations or usual_iterations(align)
+    # What is missing is said before anything is searched.
+    searches = {
+        f"{computing.name}, {name}": scope40.plasma(benchmark, align, name, iterations)
+        for name in sensitivity or ["default"]
+    } | {name: scope40.BASELINES[name](benchmark) for name in baseline or []}
+    if computing.backbone or computing.model:
+        benchmark.domains.add_vectors(align)
+    found = []
+    for name, search in searches.items():
+        try:
+            found.append(scope40.run(benchmark, name, search, chosen))
+        except (ValueError, OSError) as error:  # the others are done
+            skipped.report(f"{name}: {error}")
+    out.mkdir(parents=True, exist_ok=True)
+    for one in found:
+        one.write(out / f"{file_name(one.name)}.rocx")
+    table = scope40.to_markdown([*found, *scope40.published(benchmark, chosen)])
+    parts = [f"# SCOPe40, {len(chosen)} queries, {len(benchmark.domains)} domains", table]
+    settings = {
+        "queries": chosen,
+        "iterations": iterations,
+        "seed": seed,
+        "threads": computing.threads,
+    }
+    figures = {one.name: one.figures() for one in found}
+    evaluation = {"settings": settings, "figures": figures}
+    typer.echo(write_report(out, parts, evaluation=evaluation))
 
 
 EVALUATE_TRANSFER_HELP = """
@@ -525,38 +531,33 @@ Examples:
 """
 
 
+@verb(EVALUATE_TRANSFER_HELP)
 def evaluate_transfer(
+    skipped: Skipped,
     sites: Annotated[Path, typer.Argument(help="Table of sites.")],
     out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
-    model: Annotated[str | None, Option(help="A calibrated PLASMA model; the default.")] = None,
-    backbone: common.BackboneName = None,
     baseline: Annotated[Names, Option(help="smith-waterman or phmmer; can be repeated.")] = None,
     families: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
     seed: Annotated[int, Option(help="Of the draw.")] = 0,
-    store: common.StoreFolder = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
+    *,
+    computing: Computing,
     config_file: common.Config = None,
 ) -> None:
     """Transfer sites; see `EVALUATE_TRANSFER_HELP`."""
-    with one_line_errors():
-        from ..evaluation import transfer
-        from ..evaluation.report import write_report
-        from .embed import Computing
+    from ..evaluation import transfer
+    from ..evaluation.report import write_report
 
-        common.use_threads(threads)
-        if unknown := set(baseline or []) - set(transfer.BASELINES):
-            known = ", ".join(transfer.BASELINES)
-            fail(f"there is no {', '.join(sorted(unknown))}; give {known}")
-        tasks = transfer.draw_tasks(transfer.read_labelled_sites(sites), families, seed=seed)
-        if not tasks:
-            fail(f"{sites} has no family with two proteins of different clusters")
-        align = Computing(model, backbone, device=device, store=store).load()
-        name = f"{model or 'PLASMA-PF'}{f' over {backbone}' if backbone else ''}"
-        methods = {name: transfer.plasma(align)}
-        methods |= {one: transfer.BASELINES[one] for one in baseline or []}
-        found = [transfer.evaluate_transfer(*one, tasks) for one in methods.items()]
-        pairs = sum(len(task.relatives) for task in tasks)
-        head = f"# Site transfer, {len(tasks)} families, {pairs} pairs"
-        figures = {one.name: one.figures() for one in found}
-        typer.echo(write_report(out, [head, transfer.transfer_markdown(found)], evaluation=figures))
+    if unknown := set(baseline or []) - set(transfer.BASELINES):
+        known = ", ".join(transfer.BASELINES)
+        fail(f"there is no {', '.join(sorted(unknown))}; give {known}")
+    tasks = transfer.draw_tasks(transfer.read_labelled_sites(sites), families, seed=seed)
+    if not tasks:
+        fail(f"{sites} has no family with two proteins of different clusters")
+    align = computing.load()
+    methods = {computing.name: transfer.plasma(align)}
+    methods |= {one: transfer.BASELINES[one] for one in baseline or []}
+    found = [transfer.evaluate_transfer(*one, tasks) for one in methods.items()]
+    pairs = sum(len(task.relatives) for task in tasks)
+    head = f"# Site transfer, {len(tasks)} families, {pairs} pairs"
+    figures = {one.name: one.figures() for one in found}
+    typer.echo(write_report(out, [head, transfer.transfer_markdown(found)], evaluation=figures))

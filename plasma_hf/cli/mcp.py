@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .common import Skipped, one_line_errors
+from .common import Skipped, verb
 from .database import open_database
 
 MCP_HELP = """Serve align, search and transfer_site to an agent, over standard input and output.
@@ -166,7 +166,7 @@ def _refusing(tool: Callable[..., Any], refusal: type[Exception]) -> Callable[..
     return run
 
 
-def mcp() -> None:
+@verb(MCP_HELP, quiet=True)
+def mcp(skipped: Skipped) -> None:
     """Serve; see `MCP_HELP`."""
-    with one_line_errors(quiet=True):
-        server().run("stdio")
+    server().run("stdio")

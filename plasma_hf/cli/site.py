@@ -12,9 +12,8 @@ from typer import Argument, Option
 
 from . import common
 from .align import read_side
-from .common import EXIT_CODE, fail, one_line_errors, report, write
+from .common import EXIT_CODE, Computing, Skipped, fail, report, verb, write
 from .database import open_database
-from .embed import Computing
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
@@ -43,9 +42,12 @@ Examples:
   plasma-hf site --motif '[LIVM]-[ST]-A-[STAG]-H-C' --database demo/structures"""
 
 
+@verb(SITE_HELP)
 def site(
+    skipped: Skipped,
     database: Annotated[Path, Option("--database", "-d", help="Database, or file or folder.")],
     query: Annotated[str | None, Argument(help="Protein that has the site.")] = None,
+    *,
     residues: Annotated[
         list[str] | None,
         Option("--residues", "-r", metavar="LIST", help="H57,D102,S195, or a file."),
@@ -60,41 +62,35 @@ def site(
     top_k: Annotated[int | None, Option(min=1, help="Hits of each site; all by default.")] = None,
     output_format: common.OutputFormat = "text",
     output: common.OutputFile = None,
-    model: common.AlignmentModel = None,
-    backbone: common.BackboneName = None,
-    store: common.StoreFolder = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
+    computing: Computing,
     quiet: common.Quiet = False,
 ) -> None:
     """Find sites; see `SITE_HELP`."""
-    with one_line_errors(quiet) as skipped:
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        from ..search.sites import Site, transfer_sites
+    from ..search.sites import Site, transfer_sites
 
-        common.use_threads(threads)
-        common.check_output(output, query, database, *(residues or []))
-        if not residues and not motif:
-            fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
-        if query is None and residues:
-            fail("--residues are those of a QUERY; give the protein that has them")
-        proteins = [] if query is None else read_side(query, "query", skipped)
-        if len(proteins) != 1 and query is not None:
-            fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
-        found = open_database(database, skipped)
-        one = proteins[0] if proteins else _example(found, motif or [])
-        told = skipped.report
-        sites = [site for given in residues or [] for site in Site.read(given, one, told)]
-        sites += [site for given in motif or [] for site in Site.of_pattern(given, one)]
-        align = Computing(model, backbone, device=device, store=store).load()
-        every = tqdm(found, unit="protein", disable=quiet or None)
-        given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
-        hits = transfer_sites(one, sites, every, align, **given)
-        for site, of_site in zip(sites, hits, strict=True):
-            if not of_site and not quiet:
-                report(f"{site.name}: no significant hit among {len(found)} proteins")
-        write(_written([of_site[:top_k] for of_site in hits], output_format), output)
+    common.check_output(output, query, database, *(residues or []))
+    if not residues and not motif:
+        fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
+    if query is None and residues:
+        fail("--residues are those of a QUERY; give the protein that has them")
+    proteins = [] if query is None else read_side(query, "query", skipped)
+    if len(proteins) != 1 and query is not None:
+        fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
+    found = open_database(database, skipped)
+    one = proteins[0] if proteins else _example(found, motif or [])
+    told = skipped.report
+    sites = [site for given in residues or [] for site in Site.read(given, one, told)]
+    sites += [site for given in motif or [] for site in Site.of_pattern(given, one)]
+    align = computing.load()
+    every = tqdm(found, unit="protein", disable=quiet or None)
+    given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
+    hits = transfer_sites(one, sites, every, align, **given)
+    for site, of_site in zip(sites, hits, strict=True):
+        if not of_site and not quiet:
+            report(f"{site.name}: no significant hit among {len(found)} proteins")
+    write(_written([of_site[:top_k] for of_site in hits], output_format), output)
 
 
 def _example(database: ProteinDatabase, patterns: list[str]) -> Protein:

@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from . import common
-from .common import EXIT_CODE, compilation_announced, group, one_line_errors, report
-from .embed import load_embedder
+from .common import EXIT_CODE, Embedding, Skipped, group, load_embedder, report, verb
 
 train_app = group("Train models.")
 
@@ -62,12 +61,14 @@ On two GPUs:
       --sites active_site.csv --output active_site"""
 
 
-@train_app.command("plasma", help=PLASMA_HELP)
+@train_app.command("plasma")
+@verb(PLASMA_HELP)
 def train_plasma(
+    skipped: Skipped,
     sites: Annotated[Path, Option(help="CSV table of proteins with labelled sites.")],
     output: Output,
     backbone: common.BackboneName = None,
-    recipe: common.Recipe = None,
+    input_format: common.InputFormat = None,
     preset: Preset = "improved",
     protocol: Annotated[Literal["strict", "upstream"], Option(help="How to split.")] = "strict",
     seed: Annotated[int, Option(help="Of splits, weights and order.")] = 1,
@@ -84,39 +85,38 @@ def train_plasma(
     config_file: common.Config = None,
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
-    with one_line_errors() as skipped, compilation_announced():
-        from ..data.sites import read_site_table
-        from ..data.splits import make_splits
-        from ..models.configuration_plasma import PlasmaConfig
-        from ..training import PlasmaRun
+    from ..data.sites import read_site_table
+    from ..data.splits import make_splits
+    from ..models.configuration_plasma import PlasmaConfig
+    from ..training import PlasmaRun
 
-        config, arguments = common.read_settings(
-            settings or [],
-            PlasmaConfig,
-            device,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
-        )
-        proteins, invalid = read_site_table(sites)
-        for row in invalid:
-            skipped.report(f"{sites}: row {row.row} ({row.uid or 'no uid'}): {row.reason}")
-        splits = make_splits(
-            proteins, protocol=protocol, seed=seed, pairs=pairs, max_length=max_length
-        )
-        run = PlasmaRun(
-            output,
-            preset=preset,
-            seed=seed,
-            fraction=fraction,
-            store=store,
-            config=config,
-            arguments=arguments,
-            details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
-        )
-        frozen, _ = load_embedder(None, backbone, recipe, None, device, trust_remote_code)
-        metrics = run.train(splits, frozen, resume=resume)
-        shown = ("roc_auc", "average_precision", "f1_max", "label_match_score")
-        _report(metrics, shown, f"{output} holds the head, its card and metrics.json")
+    config, arguments = common.read_settings(
+        settings or [],
+        PlasmaConfig,
+        device,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+    )
+    proteins, invalid = read_site_table(sites)
+    for row in invalid:
+        skipped.report(f"{sites}: row {row.row} ({row.uid or 'no uid'}): {row.reason}")
+    splits = make_splits(proteins, protocol=protocol, seed=seed, pairs=pairs, max_length=max_length)
+    run = PlasmaRun(
+        output,
+        preset=preset,
+        seed=seed,
+        fraction=fraction,
+        store=store,
+        config=config,
+        arguments=arguments,
+        details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
+    )
+    frozen, _ = load_embedder(
+        Embedding(None, None, device, trust_remote_code, backbone, input_format)
+    )
+    metrics = run.train(splits, frozen, resume=resume)
+    shown = ("roc_auc", "average_precision", "f1_max", "label_match_score")
+    _report(metrics, shown, f"{output} holds the head, its card and metrics.json")
 
 
 def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: str) -> None:
@@ -167,12 +167,14 @@ On two GPUs:
       --structures pdb/ --output protalign"""
 
 
-@train_app.command("protalign", help=TRAIN_PROTALIGN_HELP)
+@train_app.command("protalign")
+@verb(TRAIN_PROTALIGN_HELP)
 def train_protalign(
+    skipped: Skipped,
     structures: common.Structures,
     output: Output,
     sequence_backbone: common.BackboneName = None,
-    recipe: common.Recipe = None,
+    input_format: common.InputFormat = None,
     structure_encoder: Annotated[
         str, Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
     ] = "new",
@@ -196,38 +198,36 @@ def train_protalign(
     config_file: common.Config = None,
 ) -> None:
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
-    with one_line_errors() as skipped:
-        from ..models.configuration_protalign import ProtAlignConfig
-        from ..training import ProtAlignRun, split_pairs
+    from ..models.configuration_protalign import ProtAlignConfig
+    from ..training import ProtAlignRun, split_pairs
 
-        config, arguments = common.read_settings(
-            settings or [],
-            ProtAlignConfig,
-            device,
-            loss=loss,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
-        )
-        pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
-        parts = split_pairs(pairs, seed, identity=identity)
-        backbone, _ = load_embedder(
-            None, sequence_backbone, recipe, None, device, trust_remote_code
-        )
-        encoder = common.load_structure_encoder(structure_encoder, seed, device)
-        untrained = structure_encoder == "new" and train_encoders in ("none", "lora")
-        if untrained and not residue_steps:
-            report("the structure encoder is new and does not train: it gives random features")
-        run = ProtAlignRun(
-            output,
-            preset=preset,
-            seed=seed,
-            trained=train_encoders,
-            residue_steps=residue_steps,
-            store=store,
-            config=config,
-            arguments=arguments,
-            details={"structures": ", ".join(path.name for path in structures)},
-        )
-        metrics = run.train(parts, backbone, encoder, resume=resume)
-        shown = ("recall_at_1", "recall_at_5", "mrr", "reverse_recall_at_1")
-        _report(metrics, shown, f"{output} holds the model, its card and metrics.json")
+    config, arguments = common.read_settings(
+        settings or [],
+        ProtAlignConfig,
+        device,
+        loss=loss,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+    )
+    pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
+    parts = split_pairs(pairs, seed, identity=identity)
+    loading = Embedding(None, None, device, trust_remote_code, sequence_backbone, input_format)
+    backbone, _ = load_embedder(loading)
+    encoder = common.load_structure_encoder(structure_encoder, seed, device)
+    untrained = structure_encoder == "new" and train_encoders in ("none", "lora")
+    if untrained and not residue_steps:
+        report("the structure encoder is new and does not train: it gives random features")
+    run = ProtAlignRun(
+        output,
+        preset=preset,
+        seed=seed,
+        trained=train_encoders,
+        residue_steps=residue_steps,
+        store=store,
+        config=config,
+        arguments=arguments,
+        details={"structures": ", ".join(path.name for path in structures)},
+    )
+    metrics = run.train(parts, backbone, encoder, resume=resume)
+    shown = ("recall_at_1", "recall_at_5", "mrr", "reverse_recall_at_1")
+    _report(metrics, shown, f"{output} holds the model, its card and metrics.json")
