@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -41,6 +41,8 @@ BASELINES = (
     *("smith-waterman", "needleman-wunsch", "eba", "mean-cosine"),
     *("length", "composition", "tm-align", "foldseek"),
 )
+SEARCHERS = ("smith-waterman", "mmseqs2", "mmseqs2-iterated", "phmmer", "jackhmmer")
+SENSITIVITIES = ("fast", "default", "more", "all")
 PARTS = ("test", "test_hard")
 Paths = list[Path] | None
 Names = list[str] | None
@@ -54,7 +56,7 @@ def _one_of(names: tuple[str, ...]) -> dict[str, Any]:
 
     def parse(name: str) -> str:
         if name not in names:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}.")
+            raise typer.BadParameter(f"there is no {name}; give {', '.join(names)}")
         return name
 
     return {"parser": parse, "metavar": f"[{'|'.join(names)}]"}
@@ -70,52 +72,61 @@ class NamedSource(NamedTuple):
 
 @dataclass
 class Aligners:
-    """Make the aligners of an evaluation from what the options name.
+    """Options that name models, embeddings and baselines, and the aligners that these are."""
 
-    `sweep` has the fields of `PlasmaConfig` and the values to go through; `not_found` gets the
-    baselines whose program is not here, which are left out.
-    """
-
-    models: Sequence[str]
-    backbones: Sequence[str] = ()
-    stores: Sequence[Path] = ()
-    baselines: Sequence[str] = ()
-    structures: Path | None = None
-    sweep: dict[str, list[Any]] = field(default_factory=dict)
-    device: str | None = None
-    trust_remote_code: bool = False
-    not_found: list[str] = field(default_factory=list)
+    model: Annotated[Names, Option(help="default, pf, or a model; default by default.")] = None
+    backbone: Annotated[Names, Option(help="Folder or Hub id; can be repeated.")] = None
+    store: Annotated[Paths, Option(help="Embedding store of all proteins; repeatable.")] = None
+    baseline: Annotated[Names, Option(help="To compare with.", **_one_of(BASELINES))] = None
+    structures: Annotated[
+        Path | None, Option(help="Folder of {uid}.pdb or .cif, for tm-align and foldseek.")
+    ] = None
+    kernel_scale: Annotated[Numbers, Option(help="Sweep of kernel_scale.")] = None
+    iterations: Annotated[Counts, Option(help="Sweep of Sinkhorn iterations.")] = None
+    threshold: Annotated[Numbers, Option(help="Sweep of the weight counted as matched.")] = None
+    window: Annotated[Counts, Option(help="Sweep of the diagonal window; 0 for none.")] = None
+    device: common.Device = None
+    trust_remote_code: common.RemoteCode = False
 
     def __post_init__(self) -> None:
+        self.models = self.model or ["default"]
+        sweep = {"kernel_scale": self.kernel_scale, "n_iters": self.iterations}
+        sweep |= {"threshold": self.threshold, "diagonal_window": self.window}
+        self.sweep = {name: values for name, values in sweep.items() if values}
+        self.not_found: list[str] = []  # baselines whose program is not here
+        self._sources: dict[tuple[Any, ...], NamedSource] = {}
+        self._load = lru_cache(maxsize=4)(self._load_model)
+
+    @cached_property
+    def _given(self) -> list[NamedSource]:
         from ..data.store import EmbeddingStore
         from ..evaluation import StoredEmbeddings
 
-        self._sources: dict[tuple[Any, ...], NamedSource] = {}
-        self._load = lru_cache(maxsize=4)(self._load_model)
-        for folder in self.stores:
-            store = EmbeddingStore.open(folder)
+        stores = map(EmbeddingStore.open, self.store or ())
+        given = [
             self._add(store.fingerprint, StoredEmbeddings(store), store.header.hidden_size)
-        for name in self.backbones:
-            self._load_source(backbone=name)
-        self._given = list(self._sources.values())
-        self._without_embeddings = list(self._make_without_embeddings())
+            for store in stores
+        ]
+        given += [self._load_source(backbone=name)[0] for name in self.backbone or ()]
+        return list(dict.fromkeys(given))
 
     def of_seed(self, seed: int) -> list[Aligner]:
         """Return all aligners, models as they were trained for a seed."""
         from ..data.store import head_width
         from ..evaluation.aligners import ON_EMBEDDINGS
 
+        given, others = self._given, self._without_embeddings
         models = [(name, *self._load(name.replace("{seed}", str(seed)))) for name in self.models]
-        sources = self._given or list(dict.fromkeys(own for *_, own in models if own))
+        sources = given or list(dict.fromkeys(own for *_, own in models if own))
         sources = sources or [self._load_source(backbone="substitution")[0]]
         found: list[Aligner] = []
         for name, model, own in models:
             for source in [own] if own else sources:
                 head_width(model, source.width)  # raises where they do not fit
                 found += self._swept(name, model, source)
-        chosen = [ON_EMBEDDINGS[name] for name in self.baselines if name in ON_EMBEDDINGS]
+        chosen = [ON_EMBEDDINGS[name] for name in self.baseline or () if name in ON_EMBEDDINGS]
         found += [kind(source.source, source.name) for source in sources for kind in chosen]
-        found += self._without_embeddings
+        found += others
         names = [(aligner.name, getattr(aligner, "backbone", "")) for aligner in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
@@ -170,20 +181,23 @@ class Aligners:
             name = f"{name} {len(self._sources) + 1}"
         return self._sources.setdefault(key, NamedSource(name, source, width))
 
-    def _make_without_embeddings(self) -> Iterator[Aligner]:
+    @cached_property
+    def _without_embeddings(self) -> list[Aligner]:
         from ..evaluation.aligners import ON_SEQUENCES, ON_STRUCTURES
 
-        for name in self.baselines:
+        found: list[Aligner] = []
+        for name in self.baseline or ():
             if name in ON_SEQUENCES:
-                yield ON_SEQUENCES[name]()
+                found.append(ON_SEQUENCES[name]())
             elif name in ON_STRUCTURES:
                 if self.structures is None:
                     fail(f"--baseline {name} reads structures; give their folder: --structures")
                 try:
-                    yield ON_STRUCTURES[name](self.structures)
+                    found.append(ON_STRUCTURES[name](self.structures))
                 except FileNotFoundError as error:
                     report(f"{name} is left out: {error}")
                     self.not_found.append(name)
+        return found
 
 
 EVALUATE_HELP = """
@@ -222,13 +236,8 @@ def evaluate(
     out: Annotated[Path, Option("--out", "-o", help="Folder of the results.")],
     sites: Annotated[Paths, Option(help="Table of sites; can be repeated.")] = None,
     task: Annotated[Names, Option(help="What its sites are; by default the file's name.")] = None,
-    model: Annotated[Names, Option(help="default, pf, or a model; default by default.")] = None,
-    backbone: Annotated[Names, Option(help="Folder or Hub id; can be repeated.")] = None,
-    store: Annotated[Paths, Option(help="Embedding store of all proteins; repeatable.")] = None,
-    baseline: Annotated[Names, Option(help="To compare with.", **_one_of(BASELINES))] = None,
-    structures: Annotated[
-        Path | None, Option(help="Folder of {uid}.pdb or .cif, for tm-align and foldseek.")
-    ] = None,
+    *,
+    aligners: Aligners,
     protocol: Annotated[
         Literal["strict", "upstream"], Option(help="How pairs are drawn.")
     ] = "strict",
@@ -238,40 +247,21 @@ def evaluate(
         Option(min=2, help="Pairs of a draw, training included; a fifth of them is tested."),
     ] = None,
     split: Annotated[Names, Option(help="Which pairs; both by default.", **_one_of(PARTS))] = None,
-    kernel_scale: Annotated[Numbers, Option(help="Sweep of kernel_scale.")] = None,
-    iterations: Annotated[Counts, Option(help="Sweep of Sinkhorn iterations.")] = None,
-    threshold: Annotated[Numbers, Option(help="Sweep of the weight counted as matched.")] = None,
-    window: Annotated[Counts, Option(help="Sweep of the diagonal window; 0 for none.")] = None,
     alignments: Annotated[Paths, Option(help="Reference alignments, JSON, also .gz.")] = None,
     examples: Annotated[int, Option(min=0, help="Pairs whose plans are drawn.")] = 2,
     pictures: Annotated[Literal["png", "svg", "none"], Option(help="Format of figures.")] = "png",
-    device: common.Device = None,
-    trust_remote_code: common.RemoteCode = False,
     config_file: common.Config = None,
 ) -> None:
     """Evaluate models and baselines; see `EVALUATE_HELP`."""
     from ..data.sites import read_site_table
     from ..data.splits import make_splits
     from ..evaluation import read_reference_pairs, run_residue_truth
-    from ..evaluation.plots import draw_curves
-    from ..evaluation.report import Evaluation, write_evaluation
+    from ..evaluation.report import Evaluation, draw_curves, write_evaluation
 
     tasks = _named_tables(sites or [], task or [])
     if not tasks and not alignments:
         fail("there is nothing to evaluate; give --sites FILE, --alignments FILE, or both")
     seeds = list(dict.fromkeys(seed or [1]))
-    sweep = {"kernel_scale": kernel_scale, "n_iters": iterations}
-    sweep |= {"threshold": threshold, "diagonal_window": window}
-    aligners = Aligners(
-        models=model or ["default"],
-        backbones=backbone or [],
-        stores=store or [],
-        baselines=baseline or [],
-        structures=structures,
-        sweep={name: values for name, values in sweep.items() if values},
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
     aligners.of_seed(seeds[0])  # errors about models come before the work
     parts = split or PARTS
     evaluation = Evaluation()
@@ -342,7 +332,7 @@ def _evaluate_sites(
 def _draw_examples(
     aligners: Sequence[Aligner], pairs: Sequence[ProteinPair], count: int, out: Path, ending: str
 ) -> None:
-    from ..evaluation.plots import choose_examples, draw_plans
+    from ..evaluation.report import choose_examples, draw_plans
 
     (out / "plans").mkdir(parents=True, exist_ok=True)
     chosen = choose_examples(pairs, count)
@@ -458,14 +448,9 @@ def evaluate_scope40(
     skipped: Skipped,
     folder: Annotated[Path, typer.Argument(help="Folder of the benchmark.")],
     out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
-    sensitivity: Annotated[
-        Names, Option(help="fast, default, more or all; can be repeated.")
-    ] = None,
+    sensitivity: Annotated[Names, Option(help="Repeatable.", **_one_of(SENSITIVITIES))] = None,
     iterations: Annotated[int | None, Option(min=1, help="Searches, see plasma-hf search.")] = None,
-    baseline: Annotated[
-        Names,
-        Option(help="smith-waterman, mmseqs2, mmseqs2-iterated, phmmer, jackhmmer; repeatable."),
-    ] = None,
+    baseline: Annotated[Names, Option(help="To compare with.", **_one_of(SEARCHERS))] = None,
     queries: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
     seed: Annotated[int, Option(help="Of the draw.")] = 0,
     *,
@@ -474,13 +459,9 @@ def evaluate_scope40(
 ) -> None:
     """Search SCOPe40; see `EVALUATE_SCOPE40_HELP`."""
     from ..evaluation import scope40
-    from ..evaluation.plots import file_name
-    from ..evaluation.report import write_report
-    from ..search.database import SENSITIVITY, usual_iterations
+    from ..evaluation.report import file_name, write_report
+    from ..search.database import usual_iterations
 
-    for given, known in ((sensitivity, SENSITIVITY), (baseline, scope40.BASELINES)):
-        if unknown := set(given or []) - set(known):
-            fail(f"there is no {', '.join(sorted(unknown))}; give {', '.join(known)}")
     benchmark = scope40.Scope40.read(folder)
     chosen = benchmark.queries(queries, seed)
     if queries is not None and queries > len(chosen):
@@ -536,7 +517,9 @@ def evaluate_transfer(
     skipped: Skipped,
     sites: Annotated[Path, typer.Argument(help="Table of sites.")],
     out: Annotated[Path, Option("--out", "--output", "-o", help="Folder of the results.")],
-    baseline: Annotated[Names, Option(help="smith-waterman or phmmer; can be repeated.")] = None,
+    baseline: Annotated[
+        Names, Option(help="To compare with.", **_one_of(("smith-waterman", "phmmer")))
+    ] = None,
     families: Annotated[int | None, Option(min=1, help="So many, drawn; all by default.")] = None,
     seed: Annotated[int, Option(help="Of the draw.")] = 0,
     *,
@@ -547,9 +530,6 @@ def evaluate_transfer(
     from ..evaluation import transfer
     from ..evaluation.report import write_report
 
-    if unknown := set(baseline or []) - set(transfer.BASELINES):
-        known = ", ".join(transfer.BASELINES)
-        fail(f"there is no {', '.join(sorted(unknown))}; give {known}")
     tasks = transfer.draw_tasks(transfer.read_labelled_sites(sites), families, seed=seed)
     if not tasks:
         fail(f"{sites} has no family with two proteins of different clusters")

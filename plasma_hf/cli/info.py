@@ -31,7 +31,13 @@ def info(
     ] = "text",
 ) -> None:
     """Say what is here; see `INFO_HELP`."""
-    known = gather()
+    known = {
+        "versions": _versions(),
+        "computes": _devices(),
+        "extras": _extras(),
+        "caches": _caches(),
+        "models": _models(),
+    }
     if output_format == "json":
         typer.echo(json.dumps(known))
         return
@@ -40,17 +46,6 @@ def info(
         width = max(map(len, values), default=0)
         for name, value in values.items():
             typer.echo(f"  {name:<{width}}  {value}")
-
-
-def gather() -> dict[str, dict[str, str]]:
-    """Return what is said, by title."""
-    return {
-        "versions": _versions(),
-        "computes": _devices(),
-        "extras": _extras(),
-        "caches": _caches(),
-        "models": _models(),
-    }
 
 
 def _version(package: str) -> str:
