@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -14,15 +15,50 @@ from .common import EXIT_CODE, Embedding, Skipped, group, load_embedder, report,
 
 train_app = group("Train models.")
 
-Output = Annotated[Path, Option("--output", "--out", "-o", help="Folder to write.")]
-Preset = Annotated[Literal["improved", "published"], Option(help="Training settings.")]
-Epochs = Annotated[float | None, Option(min=0, help="Times to go through the pairs at most.")]
-Settings = Annotated[
-    list[str] | None,
-    Option("--set", metavar="FIELD=VALUE", help="A field of model or TrainingArguments."),
-]
-Store = Annotated[Path | None, Option(help="Folder of the embeddings; in --output by default.")]
-Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --output.")]
+
+@dataclass(frozen=True)
+class Training:
+    """Options of every training."""
+
+    output: Annotated[Path, Option("--output", "--out", "-o", help="Folder to write.")]
+    backbone: Annotated[
+        str | None,
+        Option("--backbone", "--sequence-backbone", help="Backbone of sequences, as elsewhere."),
+    ] = None
+    input_format: common.InputFormat = None
+    preset: Annotated[Literal["improved", "published"], Option(help="Training settings.")] = (
+        "improved"
+    )
+    epochs: Annotated[
+        float | None, Option(min=0, help="Times to go through the pairs at most.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        Option("--set", metavar="FIELD=VALUE", help="A field of model or TrainingArguments."),
+    ] = None
+    store: Annotated[
+        Path | None, Option(help="Folder of the embeddings; in --output by default.")
+    ] = None
+    device: common.Device = None
+    resume: Annotated[
+        bool, Option("--resume", help="Go on from the last checkpoint in --output.")
+    ] = False
+    trust_remote_code: common.RemoteCode = False
+    config_file: common.Config = None
+
+    def of(self, config_class: type, **named: Any) -> dict[str, Any]:
+        """Return what a run of training takes, with the fields that other options name."""
+        config, arguments = common.read_settings(
+            self.settings or [], config_class, self.device, num_train_epochs=self.epochs, **named
+        )
+        run = {"folder": self.output, "preset": self.preset, "store": self.store}
+        return run | {"config": config, "arguments": arguments}
+
+    def load_backbone(self) -> Any:
+        """Load what embeds sequences."""
+        where = self.device, self.trust_remote_code
+        return load_embedder(Embedding(None, None, *where, self.backbone, self.input_format))[0]
+
 
 WRITTEN = f"""
 The folder --output then holds a model that loads with its encoders, a card with the metrics of the
@@ -66,23 +102,14 @@ On two GPUs:
 def train_plasma(
     skipped: Skipped,
     sites: Annotated[Path, Option(help="CSV table of proteins with labelled sites.")],
-    output: Output,
-    backbone: common.BackboneName = None,
-    input_format: common.InputFormat = None,
-    preset: Preset = "improved",
+    *,
+    training: Training,
     protocol: Annotated[Literal["strict", "upstream"], Option(help="How to split.")] = "strict",
     seed: Annotated[int, Option(help="Of splits, weights and order.")] = 1,
     pairs: Annotated[int | None, Option(min=4, help="Pairs in all, most of them to train.")] = None,
     max_length: Annotated[int, Option(min=1, help="Longest protein to use, in residues.")] = 1024,
     fraction: Annotated[float, Option(help="Share of the training pairs to use.")] = 1.0,
-    epochs: Epochs = None,
     batch_size: Annotated[int | None, Option(min=1, help="Pairs of a batch.")] = None,
-    settings: Settings = None,
-    store: Store = None,
-    device: common.Device = None,
-    resume: Resume = False,
-    trust_remote_code: common.RemoteCode = False,
-    config_file: common.Config = None,
 ) -> None:
     """Train a head; see `PLASMA_HELP`."""
     from ..data.sites import read_site_table
@@ -90,33 +117,16 @@ def train_plasma(
     from ..models.configuration_plasma import PlasmaConfig
     from ..training import PlasmaRun
 
-    config, arguments = common.read_settings(
-        settings or [],
-        PlasmaConfig,
-        device,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-    )
+    options = training.of(PlasmaConfig, per_device_train_batch_size=batch_size)
     proteins, invalid = read_site_table(sites)
     for row in invalid:
         skipped.report(f"{sites}: row {row.row} ({row.uid or 'no uid'}): {row.reason}")
     splits = make_splits(proteins, protocol=protocol, seed=seed, pairs=pairs, max_length=max_length)
-    run = PlasmaRun(
-        output,
-        preset=preset,
-        seed=seed,
-        fraction=fraction,
-        store=store,
-        config=config,
-        arguments=arguments,
-        details={"name": f"PLASMA head, {sites.stem}", "sites": sites.name},
-    )
-    frozen, _ = load_embedder(
-        Embedding(None, None, device, trust_remote_code, backbone, input_format)
-    )
-    metrics = run.train(splits, frozen, resume=resume)
+    details = {"name": f"PLASMA head, {sites.stem}", "sites": sites.name}
+    run = PlasmaRun(**options, seed=seed, fraction=fraction, details=details)
+    metrics = run.train(splits, training.load_backbone(), resume=training.resume)
     shown = ("roc_auc", "average_precision", "f1_max", "label_match_score")
-    _report(metrics, shown, f"{output} holds the head, its card and metrics.json")
+    _report(metrics, shown, f"{training.output} holds the head, its card and metrics.json")
 
 
 def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: str) -> None:
@@ -172,9 +182,8 @@ On two GPUs:
 def train_protalign(
     skipped: Skipped,
     structures: common.Structures,
-    output: Output,
-    sequence_backbone: common.BackboneName = None,
-    input_format: common.InputFormat = None,
+    *,
+    training: Training,
     structure_encoder: Annotated[
         str, Option(help="ProteinMPNN .pt, folder of a saved encoder or model, or new.")
     ] = "new",
@@ -182,52 +191,32 @@ def train_protalign(
     train_encoders: Annotated[
         Literal["none", "structure", "all", "lora"], Option(help="Which encoders train.")
     ] = "none",
-    preset: Preset = "improved",
     loss: Annotated[Literal["clip", "siglip"], Option(help="Contrastive loss.")] = "clip",
     seed: Annotated[int, Option(min=0, help="Of split, weights and order.")] = 0,
     identity: common.Identity = None,
     min_residues: common.MinResidues = 20,
     max_residues: common.MaxResidues = 1024,
-    epochs: Epochs = None,
     batch_size: Annotated[int | None, Option(min=2, help="Pairs of a batch, per process.")] = None,
-    settings: Settings = None,
-    store: Store = None,
-    device: common.Device = None,
-    resume: Resume = False,
-    trust_remote_code: common.RemoteCode = False,
-    config_file: common.Config = None,
 ) -> None:
     """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
     from ..models.configuration_protalign import ProtAlignConfig
     from ..training import ProtAlignRun, split_pairs
 
-    config, arguments = common.read_settings(
-        settings or [],
-        ProtAlignConfig,
-        device,
-        loss=loss,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-    )
+    options = training.of(ProtAlignConfig, loss=loss, per_device_train_batch_size=batch_size)
     pairs = common.read_pairs(structures, min_residues, max_residues, skipped)
     parts = split_pairs(pairs, seed, identity=identity)
-    loading = Embedding(None, None, device, trust_remote_code, sequence_backbone, input_format)
-    backbone, _ = load_embedder(loading)
-    encoder = common.load_structure_encoder(structure_encoder, seed, device)
+    backbone = training.load_backbone()
+    encoder = common.load_structure_encoder(structure_encoder, seed, training.device)
     untrained = structure_encoder == "new" and train_encoders in ("none", "lora")
     if untrained and not residue_steps:
         report("the structure encoder is new and does not train: it gives random features")
     run = ProtAlignRun(
-        output,
-        preset=preset,
+        **options,
         seed=seed,
         trained=train_encoders,
         residue_steps=residue_steps,
-        store=store,
-        config=config,
-        arguments=arguments,
         details={"structures": ", ".join(path.name for path in structures)},
     )
-    metrics = run.train(parts, backbone, encoder, resume=resume)
+    metrics = run.train(parts, backbone, encoder, resume=training.resume)
     shown = ("recall_at_1", "recall_at_5", "mrr", "reverse_recall_at_1")
-    _report(metrics, shown, f"{output} holds the model, its card and metrics.json")
+    _report(metrics, shown, f"{training.output} holds the model, its card and metrics.json")
