@@ -19,7 +19,7 @@ import typer
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Computing, Output, Skipped, fail, report, verb
+from .common import Computing, Output, Skipped, fail, report, verb
 
 if TYPE_CHECKING:
     from ..io.sequences import OnInvalid
@@ -53,50 +53,6 @@ FIELDS = {
     "residue_pairs": "each as query:candidate:weight, from 1; only by --columns",
 }
 """Columns of "tsv", and what they hold."""
-
-ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
-
-A and B are each a sequence; a FASTA, PDB or mmCIF file, also gzipped, with every record in it or
-the one named as FILE:RECORD; a CSV, TSV, Parquet or JSON Lines file with the columns id and
-sequence; a folder of structures; or '-' for standard input, FASTA, a structure or one bare sequence
-per line.
-Every protein of A is aligned with every one of B.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS
-  plasma-hf align demo/serine_proteases.fasta:P00766 \\
-      demo/serine_proteases.fasta:P00760 --plot plan.png
-  plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
-      --format tsv --output all.tsv
-  plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
-      --top-k 10 --output hits.m8.gz --resume
-  echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
-
-\b
-With a language model, which is downloaded at first use (docs/backbones.md lists all):
-  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
-
-\b
-Formats, by --format or the ending of --output (docs/formats.md has an example of each):
-  text       each segment in rows, for the eye
-  tsv        one line per segment with a header; a pair without any has a line, too
-  json       one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
-             pipeline as it is, so residues are counted from 0 and ends are exclusive
-  m8         BLAST's table of twelve columns, one line per segment; --columns takes any that
-             MMseqs2's --format-output takes, and those of tsv
-  a3m        each segment along the query, insertions in lower case
-  fasta      both sides of each segment with gaps
-  stockholm  a block per segment, with the probability of each pair
-  clustal    a block per segment
-All but json count residues from 1, ends included; the numbers that authors of structures give stand
-beside.
-
-\b
-Columns of tsv:
-{chr(10).join(f"  {name:<19}{description}" for name, description in FIELDS.items())}"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +108,7 @@ class Writing:
             file.write(text, count, last)
 
 
-@verb(ALIGN_HELP)
+@verb(columns="\n".join(f"  {name:<19}{told}" for name, told in FIELDS.items()))
 def align(
     skipped: Skipped,
     a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
@@ -189,7 +145,43 @@ def align(
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
-    """Align proteins; see `ALIGN_HELP`."""
+    r"""Align proteins: which residues of A correspond to which of B.
+
+    A and B are each a sequence; a FASTA, PDB or mmCIF file, also gzipped, with every record in it
+    or the one named as FILE:RECORD; a CSV, TSV, Parquet or JSON Lines file with the columns id and
+    sequence; a folder of structures; or '-' for standard input, FASTA, a structure or one bare
+    sequence per line. Every protein of A is aligned with every one of B.
+
+    Examples:
+      plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS
+      plasma-hf align demo/serine_proteases.fasta:P00766 \
+          demo/serine_proteases.fasta:P00760 --plot plan.png
+      plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \
+          --format tsv --output all.tsv
+      plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \
+          --top-k 10 --output hits.m8.gz --resume
+      echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
+
+    With a language model, which is downloaded at first use (docs/backbones.md lists all):
+      plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
+
+    Formats, by --format or the ending of --output (docs/formats.md has an example of each):
+      text       each segment in rows, for the eye
+      tsv        one line per segment with a header; a pair without any has a line, too
+      json       one object per pair and line (JSON Lines): ids, lengths, and the result of the
+                 Python pipeline as it is, so residues are counted from 0 and ends are exclusive
+      m8         BLAST's table of twelve columns, one line per segment; --columns takes any that
+                 MMseqs2's --format-output takes, and those of tsv
+      a3m        each segment along the query, insertions in lower case
+      fasta      both sides of each segment with gaps
+      stockholm  a block per segment, with the probability of each pair
+      clustal    a block per segment
+    All but json count residues from 1, ends included; the numbers that authors of structures give
+    stand beside.
+
+    Columns of tsv:
+    {columns}
+    """
     from tqdm import tqdm
 
     output, _ = writing.output, writing.chosen  # what is wrong with the options is said first

@@ -8,43 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Embedding, Loading, Skipped, fail, load_embedder, report, verb
+from .common import Embedding, Loading, Skipped, fail, load_embedder, report, verb
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
 
-CALIBRATE_HELP = f"""Measure what unrelated proteins reach with a model, so that its scores have \
-bits and p-values.
 
-MODEL is a folder or Hub id of a PLASMA model; one that reads plans reads posteriors from then on.
-Or it is a backbone, such as esm2-8m: PLASMA-PF over it is then kept in the cache of the Hub, and
-taken by --backbone from then on.
-PROTEINS are a few hundred proteins of many families, such as those that the model will meet: FASTA
-with the family after the id (>P00760 trypsin), or a table with the columns family and sequence.
-Without them, 300 bundled domains of SCOPe are taken.
-
-Proteins of one family are never taken as unrelated. One without a family counts as a family of its
-own; near relatives must then be left out. A tenth of the families is held out, to check.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf calibrate esm2-8m
-  plasma-hf align query.fasta proteins.fasta --backbone esm2-8m
-
-\b
-  plasma-hf calibrate head proteins.fasta --output calibrated
-  plasma-hf calibrate head demo/active_sites.csv --family-column interpro_id \\
-      --sequence-column seq_full --output calibrated --plot p_values.png
-  plasma-hf align query.fasta proteins.fasta --model calibrated
-
-\b
-With a language model, which is downloaded at first use:
-  plasma-hf calibrate head proteins.fasta --backbone esm2-650m --output calibrated"""
-
-
-@verb(CALIBRATE_HELP)
+@verb()
 def calibrate(
     skipped: Skipped,
     model: Annotated[str, Argument(metavar="MODEL", help="PLASMA model, or a backbone.")],
@@ -63,7 +33,30 @@ def calibrate(
     device: common.Device = None,
     trust_remote_code: common.RemoteCode = False,
 ) -> None:
-    """Calibrate a model; see `CALIBRATE_HELP`."""
+    r"""Measure what unrelated proteins reach with a model: its scores then have bits and p-values.
+
+    MODEL is a folder or Hub id of a PLASMA model; one that reads plans reads posteriors from then
+    on. Or it is a backbone, such as esm2-8m: PLASMA-PF over it is then kept in the cache of the
+    Hub, and taken by --backbone from then on. PROTEINS are a few hundred proteins of many families,
+    such as those that the model will meet: FASTA with the family after the id (>P00760 trypsin), or
+    a table with the columns family and sequence. Without them, 300 bundled domains of SCOPe are
+    taken.
+
+    Proteins of one family are never taken as unrelated. One without a family counts as a family of
+    its own; near relatives must then be left out. A tenth of the families is held out, to check.
+
+    Examples:
+      plasma-hf calibrate esm2-8m
+      plasma-hf align query.fasta proteins.fasta --backbone esm2-8m
+
+      plasma-hf calibrate head proteins.fasta --output calibrated
+      plasma-hf calibrate head demo/active_sites.csv --family-column interpro_id \
+          --sequence-column seq_full --output calibrated --plot p_values.png
+      plasma-hf align query.fasta proteins.fasta --model calibrated
+
+    With a language model, which is downloaded at first use:
+      plasma-hf calibrate head proteins.fasta --backbone esm2-650m --output calibrated
+    """
     from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
     from ..models.modeling_backbone import Backbone
     from ..search.calibration import UNRELATED, calibrate, unrelated_p_values

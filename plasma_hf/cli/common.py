@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
@@ -135,22 +135,18 @@ def compilation_announced() -> Iterator[None]:
         say(f"compiled the kernels in {times[-1] - times[0]:.0f} s")
 
 
-def verb(text: str, quiet: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a verb of a function, which gets a `Skipped` as `skipped`; the text is for `--help`.
+def verb(
+    quiet: bool = False, **shared: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a verb of a function, which gets a `Skipped` as `skipped`.
 
-    A parameter whose type is a dataclass stands for its fields, each of them an option.
+    A parameter whose type is a dataclass stands for its fields, each of them an option. Help is
+    the docstring, with each `{name}` of `shared` in it, and what exit codes say before examples;
+    a paragraph with indented lines stays as it is laid out.
     """
 
     def made(run: Callable[..., None]) -> Callable[..., None]:
-        options: list[Parameter] = []
-        groups: dict[str, Any] = {}
-        for parameter in signature(run, eval_str=True).parameters.values():
-            kind: Any = parameter.annotation
-            if is_dataclass(kind):
-                groups[parameter.name] = kind
-                options += signature(groups[parameter.name], eval_str=True).parameters.values()
-            elif kind is not Skipped:
-                options.append(parameter)
+        options, groups = _options(run)
 
         @wraps(run)
         def started(**values: Any) -> None:
@@ -164,13 +160,33 @@ def verb(text: str, quiet: bool = False) -> Callable[[Callable[..., None]], Call
                     values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
                 run(skipped=skipped, **values)
 
-        named = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
-        started.__annotations__ = {option.name: option.annotation for option in named}
-        started.__doc__ = text
-        started.__signature__ = Signature(named)  # type: ignore[attr-defined]
+        started.__annotations__ = {option.name: option.annotation for option in options}
+        started.__doc__ = _help(getdoc(run) or "", shared)
+        started.__signature__ = Signature(options)  # type: ignore[attr-defined]
         return started
 
     return made
+
+
+def _options(run: Callable[..., None]) -> tuple[list[Parameter], dict[str, Any]]:
+    """Return all options of a verb, and the groups in which some come."""
+    options: list[Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in signature(run, eval_str=True).parameters.values():
+        kind: Any = parameter.annotation
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+            options += signature(groups[parameter.name], eval_str=True).parameters.values()
+        elif kind is not Skipped:
+            options.append(parameter)
+    return [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options], groups
+
+
+def _help(text: str, shared: Mapping[str, str]) -> str:
+    for name, part in shared.items():
+        text = text.replace(f"{{{name}}}", part)
+    text = text.replace("\n\nExamples:", f"\n\n{EXIT_CODE}\n\nExamples:")
+    return "\n\n".join("\b\n" * ("\n  " in part) + part for part in text.split("\n\n"))
 
 
 def check_output(output: Path | None, *inputs: Any) -> None:

@@ -14,32 +14,13 @@ from typer import Argument, Option
 
 from . import common
 from .align import Writing, read_side
-from .common import EXIT_CODE, Computing, Skipped, fail, group, report, verb
+from .common import Computing, Skipped, fail, group, report, verb
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
     from ..search.database import ProteinDatabase
 
 database_app = group("Keep proteins that are searched residue by residue.")
-
-BUILD_HELP = f"""Build a database of proteins, for `plasma-hf search QUERIES DATABASE`.
-
-Each INPUT is a FASTA, CSV, TSV, Parquet or JSON Lines file, or a folder or file of structures, of
-which the sequences of chains are taken. One byte per residue is kept, for any model. A build that
-was stopped goes on when the same command is run again, and adds to a database that is there.
-
-With --backbone each protein also gets a vector by a language model, of up to 256 bytes: a search
-with the same --backbone then finds relatives that letters no longer show. To that end every
-protein is embedded once, or read from a --store.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf database build demo/serine_proteases.fasta --output proteins
-  plasma-hf search demo/serine_proteases.fasta proteins --format m8
-  plasma-hf database build --output proteins --backbone near"""
-
 
 LARGE = 10**8  # bytes that take a while
 
@@ -49,7 +30,7 @@ Folder = Annotated[Path, Argument(metavar="DATABASE", help="Folder of the databa
 
 
 @database_app.command()
-@verb(BUILD_HELP)
+@verb()
 def build(
     skipped: Skipped,
     output: Annotated[Path, Option("--output", "-o", help="Folder, made if need be.")],
@@ -57,7 +38,22 @@ def build(
     *,
     computing: Computing,
 ) -> None:
-    """Build a database; see `BUILD_HELP`."""
+    """Build a database of proteins, for `plasma-hf search QUERIES DATABASE`.
+
+    Each INPUT is a FASTA, CSV, TSV, Parquet or JSON Lines file, or a folder or file of structures,
+    of which the sequences of chains are taken. One byte per residue is kept, for any model. A build
+    that was stopped goes on when the same command is run again, and adds to a database that is
+    there.
+
+    With --backbone each protein also gets a vector by a language model, of up to 256 bytes: a
+    search with the same --backbone then finds relatives that letters no longer show. To that end
+    every protein is embedded once, or read from a --store.
+
+    Examples:
+      plasma-hf database build demo/serine_proteases.fasta --output proteins
+      plasma-hf search demo/serine_proteases.fasta proteins --format m8
+      plasma-hf database build --output proteins --backbone near
+    """
     from ..search.database import MANIFEST, ProteinDatabase
 
     there = (output / MANIFEST).exists()
@@ -95,13 +91,13 @@ def _rate(number: int, start: float) -> str:
 
 
 @database_app.command()
-@verb("Leave proteins out of a database, by their ids.")
+@verb()
 def remove(
     skipped: Skipped,
     database: Folder,
     ids: Annotated[list[str], Argument(metavar="ID", help="Ids of proteins.")],
 ) -> None:
-    """Leave proteins out of a database."""
+    """Leave proteins out of a database, by their ids."""
     from ..search.database import ProteinDatabase
 
     opened = ProteinDatabase.open(database)
@@ -111,7 +107,7 @@ def remove(
 
 
 @database_app.command()
-@verb("Say what is in a database.")
+@verb()
 def info(skipped: Skipped, database: Folder) -> None:
     """Say what is in a database."""
     from ..search.database import ProteinDatabase

@@ -9,50 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Embedding, Skipped, fail, load_embedder, report, verb
+from .common import Embedding, Skipped, fail, load_embedder, report, verb
 
 if TYPE_CHECKING:
     from ..data.store import EmbeddingStore
     from ..models.modeling_backbone import Backbone
     from ..models.protein import InvalidRecord, Protein
 
-EMBED_HELP = f"""Embed proteins once and keep the result, a store to search and to train from.
 
-Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, a
-folder written by datasets.save_to_disk, or a database of plasma-hf database build. The store is a
-folder. Proteins are found in it by id and by sequence; equal sequences are kept once, and what is
-there already is not computed again.
-
-A job that was stopped goes on when the same command is run again. The same command with other
-files adds them. A store is of one model and input format; another is refused.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf embed demo/serine_proteases.fasta --output store
-  plasma-hf embed demo/serine_proteases.fasta --output store16 \\
-      --dtype float16 --projections
-  plasma-hf embed --output store --remove P00766 --remove P00760
-
-\b
-With a language model, which is downloaded at first use (docs/backbones.md lists all):
-  plasma-hf embed proteins.csv --id-column accession --sequence-column seq \\
-      --backbone esm2-650m --output esm2
-
-\b
-As a table for other engines (id, sequence, mean and residues), which an --output that ends in
-.parquet or .lance becomes; --ray 2 has two workers of a Ray cluster embed, or of this machine:
-  plasma-hf embed demo/serine_proteases.fasta --output proteins.parquet
-
-\b
-On two GPUs, each of which computes its share (invalid records are reported, but do not set the
-exit code, at which torchrun would stop the other process):
-  torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \\
-      --backbone esm2-650m --output esm2"""
-
-
-@verb(EMBED_HELP)
+@verb()
 def embed(
     skipped: Skipped,
     output: Annotated[Path, Option("--output", "-o", help="Folder of the store, made if need be.")],
@@ -71,7 +36,35 @@ def embed(
     sequence_column: Annotated[str, Option(help="Column of sequences in tables.")] = "sequence",
     remove: Annotated[list[str] | None, Option(metavar="ID", help="Protein to take out.")] = None,
 ) -> None:
-    """Embed proteins; see `EMBED_HELP`."""
+    r"""Embed proteins once and keep the result, a store to search and to train from.
+
+    Each INPUT is a FASTA, PDB, mmCIF, CSV or TSV file, also .gz, a Parquet or JSON Lines file, a
+    folder written by datasets.save_to_disk, or a database of plasma-hf database build. The store is
+    a folder. Proteins are found in it by id and by sequence; equal sequences are kept once, and
+    what is there already is not computed again.
+
+    A job that was stopped goes on when the same command is run again. The same command with other
+    files adds them. A store is of one model and input format; another is refused.
+
+    Examples:
+      plasma-hf embed demo/serine_proteases.fasta --output store
+      plasma-hf embed demo/serine_proteases.fasta --output store16 \
+          --dtype float16 --projections
+      plasma-hf embed --output store --remove P00766 --remove P00760
+
+    With a language model, which is downloaded at first use (docs/backbones.md lists all):
+      plasma-hf embed proteins.csv --id-column accession --sequence-column seq \
+          --backbone esm2-650m --output esm2
+
+    As a table for other engines (id, sequence, mean and residues), which an --output that ends in
+    .parquet or .lance becomes; --ray 2 has two workers of a Ray cluster embed, or of this machine:
+      plasma-hf embed demo/serine_proteases.fasta --output proteins.parquet
+
+    On two GPUs, each of which computes its share (invalid records are reported, but do not set the
+    exit code, at which torchrun would stop the other process):
+      torchrun --nproc-per-node 2 --no-python plasma-hf embed proteins.fasta \
+          --backbone esm2-650m --output esm2
+    """
     from ..data.store import HEADER, KINDS, EmbeddingStore, gigabytes, rank_and_world_size
     from ..data.table import ENDINGS
 

@@ -200,37 +200,7 @@ class Aligners:
         return found
 
 
-EVALUATE_HELP = """
-Evaluate models and baselines: one command gives the table.
-
-Pairs are drawn from each table of sites, once for each seed: --split test has pairs held out of
-training, test_hard families held out of training. Every aligner sees the same pairs. With
---alignments, plans are compared with residues that are known to correspond.
-
---model is "default" (the bundled model), "pf" (PLASMA-PF, without a parameter), or the folder or
-Hub id of a model; {seed} in it is replaced by the seed, for models trained on one split each. pf,
-heads without a backbone, eba and mean-cosine read the embeddings of each --backbone and --store,
-and without these, of the models' own backbones.
-
---kernel-scale, --iterations, --threshold and --window change the models; repeated, they are a
-sweep, and all combinations are evaluated.
-
-OUT gets evaluation.md, evaluation.json (the same again for the same seeds), timing.json, pairs.csv
-with every pair, and figures of curves and plans. A row or pair that cannot be used is named, the
-rest is done, and the exit code is 2. It is also 2 where a file or an option cannot be used.
-
-\b
-Examples:
-  plasma-hf evaluate --sites active_site.csv --baseline smith-waterman --out results
-  plasma-hf evaluate --sites active_site.csv --model default --model pf --seed 1 --seed 2 \\
-      --seed 3 --baseline smith-waterman --baseline eba --baseline length --out results
-  plasma-hf evaluate --sites binding_site.csv --model runs/binding_{seed} --seed 1 --seed 2 \\
-      --kernel-scale 0.1 --kernel-scale 0.2 --out sweep
-  plasma-hf evaluate --alignments balibase.json.gz --baseline needleman-wunsch --out truth
-"""
-
-
-@verb(EVALUATE_HELP)
+@verb()
 def evaluate(
     skipped: Skipped,
     out: Annotated[Path, Option("--out", "-o", help="Folder of the results.")],
@@ -252,7 +222,31 @@ def evaluate(
     pictures: Annotated[Literal["png", "svg", "none"], Option(help="Format of figures.")] = "png",
     config_file: common.Config = None,
 ) -> None:
-    """Evaluate models and baselines; see `EVALUATE_HELP`."""
+    r"""Evaluate models and baselines: one command gives the table.
+
+    Pairs are drawn from each table of sites, once for each seed: --split test has pairs held out of
+    training, test_hard families held out of training. Every aligner sees the same pairs. With
+    --alignments, plans are compared with residues that are known to correspond.
+
+    --model is "default" (the bundled model), "pf" (PLASMA-PF, without a parameter), or the folder
+    or Hub id of a model; {seed} in it is replaced by the seed, for models trained on one split
+    each. pf, heads without a backbone, eba and mean-cosine read the embeddings of each --backbone
+    and --store, and without these, of the models' own backbones.
+
+    --kernel-scale, --iterations, --threshold and --window change the models; repeated, they are a
+    sweep, and all combinations are evaluated.
+
+    OUT gets evaluation.md, evaluation.json (the same again for the same seeds), timing.json,
+    pairs.csv with every pair, and figures of curves and plans.
+
+    Examples:
+      plasma-hf evaluate --sites active_site.csv --baseline smith-waterman --out results
+      plasma-hf evaluate --sites active_site.csv --model default --model pf --seed 1 --seed 2 \
+          --seed 3 --baseline smith-waterman --baseline eba --baseline length --out results
+      plasma-hf evaluate --sites binding_site.csv --model runs/binding_{seed} --seed 1 --seed 2 \
+          --kernel-scale 0.1 --kernel-scale 0.2 --out sweep
+      plasma-hf evaluate --alignments balibase.json.gz --baseline needleman-wunsch --out truth
+    """
     from ..data.sites import read_site_table
     from ..data.splits import make_splits
     from ..evaluation import read_reference_pairs, run_residue_truth
@@ -351,26 +345,7 @@ def _show(text: str) -> None:
     Console().print(Markdown(text))
 
 
-EVALUATE_PROTALIGN_HELP = """
-Measure how well sequences find their structures: recall at 1 and 5 both ways, reciprocal ranks,
-recall of families, with confidence intervals, floors and baselines.
-
---model is "default" (the bundled model), or the folder or Hub id of a trained model; {seed} in it
-is replaced by the seed. Splits are by sequence cluster, and the same for the same seed and
-structures as in training; --part all takes every pair, for structures that no training has seen.
-
-OUT gets evaluation.md and evaluation.json. A structure that cannot be used is reported on standard
-error, the rest is used, and the exit code is 2.
-
-\b
-Examples:
-  plasma-hf evaluate protalign --structures pdb/ --part all --out results
-  plasma-hf evaluate protalign --structures pdb/ --model runs/protalign_{seed} \\
-      --seed 0 --seed 1 --seed 2 --out results
-"""
-
-
-@verb(EVALUATE_PROTALIGN_HELP)
+@verb()
 def evaluate_protalign(
     skipped: Skipped,
     structures: common.Structures,
@@ -385,7 +360,23 @@ def evaluate_protalign(
     trust_remote_code: common.RemoteCode = False,
     config_file: common.Config = None,
 ) -> None:
-    """Evaluate retrieval; see `EVALUATE_PROTALIGN_HELP`."""
+    r"""Measure how well sequences find their structures.
+
+    That is recall at 1 and 5 both ways, reciprocal ranks, recall of families, with confidence
+    intervals, floors and baselines.
+
+    --model is "default" (the bundled model), or the folder or Hub id of a trained model; {seed} in
+    it is replaced by the seed. Splits are by sequence cluster, and the same for the same seed and
+    structures as in training; --part all takes every pair, for structures that no training has
+    seen.
+
+    OUT gets evaluation.md and evaluation.json.
+
+    Examples:
+      plasma-hf evaluate protalign --structures pdb/ --part all --out results
+      plasma-hf evaluate protalign --structures pdb/ --model runs/protalign_{seed} \
+          --seed 0 --seed 1 --seed 2 --out results
+    """
     from ..evaluation.report import write_report
     from ..evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
     from ..training.structure_data import split_pairs
@@ -426,24 +417,7 @@ def _warn_of_another_split(folder: str, seed: int) -> None:
             )
 
 
-EVALUATE_SCOPE40_HELP = """
-Search SCOPe40, the field's benchmark: each query domain against all domains.
-
-FOLDER has domains.fasta.gz, labels.tsv (domain, family) and, beside, published results (*.rocx).
-The table says which share of family, superfamily and fold is ranked before the first false
-positive, false positives per query up to an E-value, and the time, everything included (but for
-the vectors of all domains, which are made before if there is a --model or --backbone). OUT gets it,
-and for each searcher a file in the form of the published ones.
-
-\b
-Examples:
-  plasma-hf evaluate scope40 scope40/ --queries 100 --out results
-  plasma-hf evaluate scope40 scope40/ --backbone esm2-8m --baseline smith-waterman \\
-      --baseline mmseqs2 --baseline phmmer --out results
-"""
-
-
-@verb(EVALUATE_SCOPE40_HELP)
+@verb()
 def evaluate_scope40(
     skipped: Skipped,
     folder: Annotated[Path, typer.Argument(help="Folder of the benchmark.")],
@@ -457,7 +431,19 @@ def evaluate_scope40(
     computing: Computing,
     config_file: common.Config = None,
 ) -> None:
-    """Search SCOPe40; see `EVALUATE_SCOPE40_HELP`."""
+    r"""Search SCOPe40, the field's benchmark: each query domain against all domains.
+
+    FOLDER has domains.fasta.gz, labels.tsv (domain, family) and, beside, published results
+    (*.rocx). The table says which share of family, superfamily and fold is ranked before the first
+    false positive, false positives per query up to an E-value, and the time, everything included
+    (but for the vectors of all domains, which are made before if there is a --model or --backbone).
+    OUT gets it, and for each searcher a file in the form of the published ones.
+
+    Examples:
+      plasma-hf evaluate scope40 scope40/ --queries 100 --out results
+      plasma-hf evaluate scope40 scope40/ --backbone esm2-8m --baseline smith-waterman \
+          --baseline mmseqs2 --baseline phmmer --out results
+    """
     from ..evaluation import scope40
     from ..evaluation.report import file_name, write_report
     from ..search.database import usual_iterations
@@ -497,22 +483,7 @@ def evaluate_scope40(
     typer.echo(write_report(out, parts, evaluation=evaluation))
 
 
-EVALUATE_TRANSFER_HELP = """
-Find the sites of proteins in others, and count the residues that are right.
-
-SITES is a table as for training (uid, interpro_id, seq_full, label); site_positions0 (0-based, as
-JSON) may name the residues of a site, cluster those that are near copies. A protein of each family
-is the query. The result says which share of residues, and of whole sites, is found in its family,
-by identity, which share of the family is ranked before the first protein of another, and how many
-others have small p-values.
-
-\b
-Examples:
-  plasma-hf evaluate transfer active_site.csv --baseline smith-waterman --out results
-"""
-
-
-@verb(EVALUATE_TRANSFER_HELP)
+@verb()
 def evaluate_transfer(
     skipped: Skipped,
     sites: Annotated[Path, typer.Argument(help="Table of sites.")],
@@ -526,7 +497,17 @@ def evaluate_transfer(
     computing: Computing,
     config_file: common.Config = None,
 ) -> None:
-    """Transfer sites; see `EVALUATE_TRANSFER_HELP`."""
+    """Find the sites of proteins in others, and count the residues that are right.
+
+    SITES is a table as for training (uid, interpro_id, seq_full, label); site_positions0 (0-based,
+    as JSON) may name the residues of a site, cluster those that are near copies. A protein of each
+    family is the query. The result says which share of residues, and of whole sites, is found in
+    its family, by identity, which share of the family is ranked before the first protein of
+    another, and how many others have small p-values.
+
+    Examples:
+      plasma-hf evaluate transfer active_site.csv --baseline smith-waterman --out results
+    """
     from ..evaluation import transfer
     from ..evaluation.report import write_report
 

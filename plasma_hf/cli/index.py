@@ -12,46 +12,9 @@ import typer
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Loading, Skipped, group, load_model, report, verb
+from .common import Loading, Skipped, group, load_model, report, verb
 
 index_app = group("Embed structures or sequences once, and keep them to be searched.")
-
-BUILD_HELP = f"""Build an index of structures or sequences, which `plasma-hf search` looks through.
-
-Each INPUT is a folder with PDB or mmCIF files, one such file, or a FASTA, CSV, TSV, Parquet or JSON
-Lines file with the columns id and sequence. Every chain of a structure is a record of its own.
-
-A build that was stopped goes on when the same command is run again. The index knows the model that
-made it and the file of each record; another model is refused.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf index build demo/serine_proteases.fasta --output proteases.index
-  plasma-hf index build structures/ --output structures.index
-  plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence"""
-
-ADD_HELP = """Add records to an index.
-
-A record that is there with the same content stays as it is. Where its id stands for other content,
-it is reported, or takes the place of that with --replace. INPUT is what `index build` takes.
-
-\b
-Example:
-  plasma-hf index add more.pdb --index structures.index"""
-
-REMOVE_HELP = """Take records out of an index, by their ids.
-
-\b
-Example:
-  plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index"""
-
-INFO_HELP = """Say which model made an index, and what is in it.
-
-\b
-Example:
-  plasma-hf index info structures.index"""
 
 Folder = Annotated[Path, Option("--index", "-i", help="Folder of the index.")]
 Inputs = Annotated[list[Path], Argument(metavar="INPUT", help="Files and folders.")]
@@ -62,7 +25,7 @@ Kind = Annotated[
 
 
 @index_app.command()
-@verb(BUILD_HELP)
+@verb()
 def build(
     skipped: Skipped,
     inputs: Inputs,
@@ -74,7 +37,20 @@ def build(
     *,
     loading: Loading,
 ) -> None:
-    """Build an index; see `BUILD_HELP`."""
+    """Build an index of structures or sequences, which `plasma-hf search` looks through.
+
+    Each INPUT is a folder with PDB or mmCIF files, one such file, or a FASTA, CSV, TSV, Parquet or
+    JSON Lines file with the columns id and sequence. Every chain of a structure is a record of its
+    own.
+
+    A build that was stopped goes on when the same command is run again. The index knows the model
+    that made it and the file of each record; another model is refused.
+
+    Examples:
+      plasma-hf index build demo/serine_proteases.fasta --output proteases.index
+      plasma-hf index build structures/ --output structures.index
+      plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence
+    """
     from ..search import build_index
 
     def made(model: Any, records: Any, **options: Any) -> Any:
@@ -84,7 +60,7 @@ def build(
 
 
 @index_app.command()
-@verb(ADD_HELP)
+@verb()
 def add(
     skipped: Skipped,
     inputs: Inputs,
@@ -95,7 +71,15 @@ def add(
     *,
     loading: Loading,
 ) -> None:
-    """Add records; see `ADD_HELP`."""
+    """Add records to an index.
+
+    A record that is there with the same content stays as it is. Where its id stands for other
+    content, it is reported, or takes the place of that with --replace. INPUT is what `index build`
+    takes.
+
+    Example:
+      plasma-hf index add more.pdb --index structures.index
+    """
     from ..search import add_records
 
     made = partial(add_records, index, replace_changed=replace)
@@ -131,13 +115,17 @@ def _embed(
 
 
 @index_app.command()
-@verb(REMOVE_HELP)
+@verb()
 def remove(
     skipped: Skipped,
     ids: Annotated[list[str], Argument(metavar="ID", help="Records to take out.")],
     index: Folder,
 ) -> None:
-    """Take records out; see `REMOVE_HELP`."""
+    """Take records out of an index, by their ids.
+
+    Example:
+      plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index
+    """
     from ..search import IndexHeader, remove_records
 
     unknown = remove_records(index, ids)
@@ -148,11 +136,15 @@ def remove(
 
 
 @index_app.command()
-@verb(INFO_HELP)
+@verb()
 def info(
     skipped: Skipped, index: Annotated[Path, Argument(metavar="INDEX", help="Folder of the index.")]
 ) -> None:
-    """Describe an index; see `INFO_HELP`."""
+    """Say which model made an index, and what is in it.
+
+    Example:
+      plasma-hf index info structures.index
+    """
     from ..search import IndexHeader
 
     header = IndexHeader.read(index)

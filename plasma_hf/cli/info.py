@@ -17,20 +17,19 @@ from .common import Skipped, verb
 
 CORE = ("torch", "transformers", "huggingface-hub", "safetensors", "numpy")
 
-INFO_HELP = """Say what is installed, where it computes, and which models are here.
 
-That is versions, devices, compiled kernels, the packages of each extra, caches, and the bundled
-models with their licences. It asks nothing of the network; put it into a report of a bug."""
-
-
-@verb(INFO_HELP)
+@verb()
 def info(
     skipped: Skipped,
     output_format: Annotated[
         Literal["text", "json"], Option("--format", "-f", help="What to write.")
     ] = "text",
 ) -> None:
-    """Say what is here; see `INFO_HELP`."""
+    """Say what is installed, where it computes, and which models are here.
+
+    That is versions, devices, compiled kernels, the packages of each extra, caches, and the bundled
+    models with their licences. It asks nothing of the network; put it into a report of a bug.
+    """
     known = {
         "versions": _versions(),
         "computes": _devices(),

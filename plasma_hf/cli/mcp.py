@@ -11,14 +11,6 @@ from typing import Any
 from .common import Skipped, verb
 from .database import open_database
 
-MCP_HELP = """Serve align, search and transfer_site to an agent, over standard input and output.
-
-Needs the extra mcp: pip install "plasma-hf[mcp]". Tools read files of this machine.
-
-\b
-In the configuration of a client:
-  {"mcpServers": {"plasma-hf": {"command": "plasma-hf", "args": ["mcp"]}}}"""
-
 MOST_HITS = 50
 
 
@@ -166,7 +158,13 @@ def _refusing(tool: Callable[..., Any], refusal: type[Exception]) -> Callable[..
     return run
 
 
-@verb(MCP_HELP, quiet=True)
+@verb(quiet=True)
 def mcp(skipped: Skipped) -> None:
-    """Serve; see `MCP_HELP`."""
+    """Serve align, search and transfer_site to an agent, over standard input and output.
+
+    Needs the extra mcp: pip install "plasma-hf[mcp]". Tools read files of this machine.
+
+    In the configuration of a client:
+      {"mcpServers": {"plasma-hf": {"command": "plasma-hf", "args": ["mcp"]}}}
+    """
     server().run("stdio")

@@ -9,23 +9,10 @@ from typer import Argument, Option
 
 from . import common
 from .align import read_side
-from .common import EXIT_CODE, Computing, Skipped, fail, report, verb, write
-
-MSA_HELP = f"""Align many proteins with each other.
-
-FILE has them: FASTA, or structures, of which the sequences are taken. The first sixty are aligned
-together, further ones one by one with these. --add takes an alignment (aligned FASTA or A3M), whose
-columns stay, and aligns the proteins of FILE with it one by one.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf msa family.fasta --output family.a3m
-  plasma-hf msa new.fasta --add family.a3m --format stockholm"""
+from .common import Computing, Skipped, fail, report, verb, write
 
 
-@verb(MSA_HELP)
+@verb()
 def msa(
     skipped: Skipped,
     file: Annotated[str, Argument(metavar="FILE", help="Proteins.")],
@@ -39,7 +26,16 @@ def msa(
     computing: Computing,
     quiet: common.Quiet = False,
 ) -> None:
-    """Align many proteins; see `MSA_HELP`."""
+    """Align many proteins with each other.
+
+    FILE has them: FASTA, or structures, of which the sequences are taken. The first sixty are
+    aligned together, further ones one by one with these. --add takes an alignment (aligned FASTA or
+    A3M), whose columns stay, and aligns the proteins of FILE with it one by one.
+
+    Examples:
+      plasma-hf msa family.fasta --output family.a3m
+      plasma-hf msa new.fasta --add family.a3m --format stockholm
+    """
     from ..models.alignment_result import format_of
     from ..multiple import FORMATS, MultipleAlignment, align_many
 

@@ -15,56 +15,16 @@ from typer import Argument, Option
 from ..io.formats import HIT_FIELDS, HIT_FORMATS
 from . import common
 from .align import Writing
-from .common import EXIT_CODE, Computing, Skipped, fail, load_model, verb, write
+from .common import Computing, Skipped, fail, load_model, verb, write
 from .database import search_database
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
 SIGNIFICANT = 0.01
-SEARCH_HELP = f"""Search proteins: residue by residue, or by their vectors.
-
-`plasma-hf search QUERIES DATABASE` aligns each query with the best candidates of a database, and
-ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a folder of
-`plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
-are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
-(Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. Significant hits make a
-profile of the query, by which it is searched again: --iterations, 2 by default; 1 compares the
-query alone, and is the default with --backbone, where E-values of profiles are not known to hold.
-The processes of torchrun share the queries, and --ray has a Ray cluster search the parts of a
-DATABASE; hits stay the same (under torchrun what is skipped is reported, but does not set the exit
-code).
-
-With --index, --structures or --sequences the structures or sequences are found whose vectors are
-nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
---structure (FILE or FILE:CHAIN). What is searched is an index that `plasma-hf index build` made;
-or, embedded on the spot, a folder of structure files or a file of sequences. A query of one kind
-finds records of either. --explain aligns the query with the 20 nearest, by letters or as --backbone
-says (3di compares structures): what is significant comes first, by E-value.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf search demo/serine_proteases.fasta demo/structures --format m8
-  plasma-hf search queries.fasta proteins --top-k 10 --output hits.m8.gz --resume
-  torchrun --nproc-per-node 4 --no-python plasma-hf search queries.fasta proteins -o hits.m8
-  plasma-hf search --sequence MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ --structures structures/
-  plasma-hf search --fasta demo/serine_proteases.fasta --index proteases.index --format tsv
-  plasma-hf search --structure 1abc.pdb:A --sequences demo/serine_proteases.fasta --explain
-
-\b
-Formats of nearest vectors:
-  text  a table for each query
-  json  one object per query and line (JSON Lines): id and length of the query, and the result of
-        the Python pipeline as it is
-  tsv   one line per hit, with the columns
-
-\b
-{chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}"""
 
 
-@verb(SEARCH_HELP)
+@verb(columns="\n".join(f"  {name:<14} {told}" for name, told in HIT_FIELDS.items()))
 def search(
     skipped: Skipped,
     queries: Annotated[str | None, Argument(help="Sequence or file of proteins.")] = None,
@@ -99,7 +59,42 @@ def search(
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
-    """Search; see `SEARCH_HELP`."""
+    """Search proteins: residue by residue, or by their vectors.
+
+    `plasma-hf search QUERIES DATABASE` aligns each query with the best candidates of a database,
+    and ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a
+    folder of `plasma-hf database build`, or a file of proteins or a folder of structures as it is.
+    The formats are those of `plasma-hf align`. --sensitivity says how many candidates of a first
+    stage (Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. Significant hits
+    make a profile of the query, by which it is searched again: --iterations, 2 by default; 1
+    compares the query alone, and is the default with --backbone, where E-values of profiles are not
+    known to hold. The processes of torchrun share the queries, and --ray has a Ray cluster search
+    the parts of a DATABASE; hits stay the same (under torchrun what is skipped is reported, but
+    does not set the exit code).
+
+    With --index, --structures or --sequences the structures or sequences are found whose vectors
+    are nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD)
+    or --structure (FILE or FILE:CHAIN). What is searched is an index that `plasma-hf index build`
+    made; or, embedded on the spot, a folder of structure files or a file of sequences. A query of
+    one kind finds records of either. --explain aligns the query with the 20 nearest, by letters or
+    as --backbone says (3di compares structures): what is significant comes first, by E-value.
+
+    Examples:
+      plasma-hf search demo/serine_proteases.fasta demo/structures --format m8
+      plasma-hf search queries.fasta proteins --top-k 10 --output hits.m8.gz --resume
+      torchrun --nproc-per-node 4 --no-python plasma-hf search queries.fasta proteins -o hits.m8
+      plasma-hf search --sequence MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ --structures structures/
+      plasma-hf search --fasta demo/serine_proteases.fasta --index proteases.index --format tsv
+      plasma-hf search --structure 1abc.pdb:A --sequences demo/serine_proteases.fasta --explain
+
+    Formats of nearest vectors:
+      text  a table for each query
+      json  one object per query and line (JSON Lines): id and length of the query, and the result
+            of the Python pipeline as it is
+      tsv   one line per hit, with the columns
+
+    {columns}
+    """
     from ..search import read_records
 
     form, output, backbone = writing.form, writing.output, computing.backbone

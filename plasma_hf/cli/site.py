@@ -12,37 +12,15 @@ from typer import Argument, Option
 
 from . import common
 from .align import read_side
-from .common import EXIT_CODE, Computing, Skipped, fail, report, verb, write
+from .common import Computing, Skipped, fail, report, verb, write
 from .database import open_database
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
     from ..search.database import ProteinDatabase
 
-SITE_HELP = f"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
 
-QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
-FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1: H57,D102,
-A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can be repeated, or
-a file with a list in each line, behind a name and a tab. --motif takes a pattern of PROSITE
-instead: its residues, but for x, are a site at each place where the query has it; without QUERY the
-first protein of the database that has it is the example.
-
-Every protein of the database is compared, whatever else it has in common with the query. A site may
-lie scattered along the sequence, in order; the E-value is that of the site. A protein that has the
-same residues in another order is out of reach.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 --database demo/structures
-  plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \\
-      --database proteins --format tsv --output sites.hits.tsv
-  plasma-hf site --motif '[LIVM]-[ST]-A-[STAG]-H-C' --database demo/structures"""
-
-
-@verb(SITE_HELP)
+@verb()
 def site(
     skipped: Skipped,
     database: Annotated[Path, Option("--database", "-d", help="Database, or file or folder.")],
@@ -65,7 +43,26 @@ def site(
     computing: Computing,
     quiet: common.Quiet = False,
 ) -> None:
-    """Find sites; see `SITE_HELP`."""
+    r"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
+
+    QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
+    FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1:
+    H57,D102, A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can
+    be repeated, or a file with a list in each line, behind a name and a tab. --motif takes a
+    pattern of PROSITE instead: its residues, but for x, are a site at each place where the query
+    has it; without QUERY the first protein of the database that has it is the example.
+
+    Every protein of the database is compared, whatever else it has in common with the query. A site
+    may lie scattered along the sequence, in order; the E-value is that of the site. A protein that
+    has the same residues in another order is out of reach.
+
+    Examples:
+      plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 \
+          --database demo/structures
+      plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \
+          --database proteins --format tsv --output sites.hits.tsv
+      plasma-hf site --motif '[LIVM]-[ST]-A-[STAG]-H-C' --database demo/structures
+    """
     from tqdm import tqdm
 
     from ..search.sites import Site, transfer_sites

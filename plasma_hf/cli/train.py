@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from . import common
-from .common import EXIT_CODE, Embedding, Skipped, group, load_embedder, report, verb
+from .common import Embedding, Skipped, group, load_embedder, report, verb
 
 train_app = group("Train models.")
 
@@ -60,45 +60,14 @@ class Training:
         return load_embedder(Embedding(None, None, *where, self.backbone, self.input_format))[0]
 
 
-WRITTEN = f"""
+WRITTEN = """\
 The folder --output then holds a model that loads with its encoders, a card with the metrics of the
 run, metrics.json, the embeddings and the checkpoints. A run that was stopped goes on with --resume,
-and ends in the same weights.
-
-{EXIT_CODE}
-""".strip()
-
-PLASMA_HELP = f"""Train a PLASMA head on a table of proteins with labelled sites, and measure it.
-
-The table is a CSV file with the columns uid, interpro_id (the family), seq_full and label (a JSON
-list of 0 and 1, one per residue). Pairs of one family are positive. With --protocol strict, sets
-share no protein and no sequence cluster, and negative pairs have the lengths of positive ones;
-upstream is the published way.
-
---set gives any field of PlasmaConfig or of transformers' TrainingArguments; it can be repeated.
-
-{WRITTEN}
-
-\b
-Examples:
-  plasma-hf train plasma --sites active_site.csv --output active_site
-  plasma-hf train plasma --sites active_site.csv --preset published \\
-      --protocol upstream --seed 42 --output published
-  plasma-hf train plasma --sites active_site.csv --output other \\
-      --set head=lrl --set learning_rate=1e-3
-
-\b
-With a language model, which is downloaded at first use (docs/backbones.md lists all):
-  plasma-hf train plasma --sites active_site.csv --backbone esm2-650m --output esm2
-
-\b
-On two GPUs:
-  torchrun --nproc-per-node 2 --no-python plasma-hf train plasma \\
-      --sites active_site.csv --output active_site"""
+and ends in the same weights."""
 
 
 @train_app.command("plasma")
-@verb(PLASMA_HELP)
+@verb(written=WRITTEN)
 def train_plasma(
     skipped: Skipped,
     sites: Annotated[Path, Option(help="CSV table of proteins with labelled sites.")],
@@ -111,7 +80,31 @@ def train_plasma(
     fraction: Annotated[float, Option(help="Share of the training pairs to use.")] = 1.0,
     batch_size: Annotated[int | None, Option(min=1, help="Pairs of a batch.")] = None,
 ) -> None:
-    """Train a head; see `PLASMA_HELP`."""
+    r"""Train a PLASMA head on a table of proteins with labelled sites, and measure it.
+
+    The table is a CSV file with the columns uid, interpro_id (the family), seq_full and label (a
+    JSON list of 0 and 1, one per residue). Pairs of one family are positive. With --protocol
+    strict, sets share no protein and no sequence cluster, and negative pairs have the lengths of
+    positive ones; upstream is the published way.
+
+    --set gives any field of PlasmaConfig or of transformers' TrainingArguments; it can be repeated.
+
+    {written}
+
+    Examples:
+      plasma-hf train plasma --sites active_site.csv --output active_site
+      plasma-hf train plasma --sites active_site.csv --preset published \
+          --protocol upstream --seed 42 --output published
+      plasma-hf train plasma --sites active_site.csv --output other \
+          --set head=lrl --set learning_rate=1e-3
+
+    With a language model, which is downloaded at first use (docs/backbones.md lists all):
+      plasma-hf train plasma --sites active_site.csv --backbone esm2-650m --output esm2
+
+    On two GPUs:
+      torchrun --nproc-per-node 2 --no-python plasma-hf train plasma \
+          --sites active_site.csv --output active_site
+    """
     from ..data.sites import read_site_table
     from ..data.splits import make_splits
     from ..models.configuration_plasma import PlasmaConfig
@@ -143,42 +136,8 @@ def _report(metrics: dict[str, dict[str, float]], shown: Sequence[str], result: 
     report(result)
 
 
-TRAIN_PROTALIGN_HELP = f"""Train ProtAlign on structures and their own sequences, and measure it.
-
---structures is a folder of PDB and mmCIF files, a file of them, a list of chains (.jsonl, also
-.gz), or a Parquet file of sequences and structures. Training, validation and test share no
-sequence cluster; of chains with equal sequences one is used.
-
---residue-steps trains the structure encoder first, and with it the bundled sequence encoder: the
-residues of a chain's sequence and those of its structure find each other. It pays where no
-published weights of ProteinMPNN are given.
-
-With --train-encoders none, embeddings are computed once and two attention pools train on them.
-structure trains the structure encoder along, all both encoders, lora the sequence encoder by small
-matrices beside its weights. --set gives any field of ProtAlignConfig or TrainingArguments.
-
-{WRITTEN}
-
-\b
-Examples:
-  plasma-hf train protalign --structures pdb/ --residue-steps 1600 --output protalign
-  plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign
-  plasma-hf train protalign --structures chains.jsonl.gz --loss siglip --seed 3 --output siglip
-
-\b
-With a language model, which is downloaded at first use, and the published weights of ProteinMPNN:
-  plasma-hf train protalign --structures pdbbind.parquet --preset published \\
-      --sequence-backbone esm2-650m \\
-      --structure-encoder v_48_020.pt --output published
-
-\b
-On two GPUs:
-  torchrun --nproc-per-node 2 --no-python plasma-hf train protalign \\
-      --structures pdb/ --output protalign"""
-
-
 @train_app.command("protalign")
-@verb(TRAIN_PROTALIGN_HELP)
+@verb(written=WRITTEN)
 def train_protalign(
     skipped: Skipped,
     structures: common.Structures,
@@ -198,7 +157,38 @@ def train_protalign(
     max_residues: common.MaxResidues = 1024,
     batch_size: Annotated[int | None, Option(min=2, help="Pairs of a batch, per process.")] = None,
 ) -> None:
-    """Train ProtAlign; see `TRAIN_PROTALIGN_HELP`."""
+    r"""Train ProtAlign on structures and their own sequences, and measure it.
+
+    --structures is a folder of PDB and mmCIF files, a file of them, a list of chains (.jsonl, also
+    .gz), or a Parquet file of sequences and structures. Training, validation and test share no
+    sequence cluster; of chains with equal sequences one is used.
+
+    --residue-steps trains the structure encoder first, and with it the bundled sequence encoder:
+    the residues of a chain's sequence and those of its structure find each other. It pays where no
+    published weights of ProteinMPNN are given.
+
+    With --train-encoders none, embeddings are computed once and two attention pools train on them.
+    structure trains the structure encoder along, all both encoders, lora the sequence encoder by
+    small matrices beside its weights. --set gives any field of ProtAlignConfig or
+    TrainingArguments.
+
+    {written}
+
+    Examples:
+      plasma-hf train protalign --structures pdb/ --residue-steps 1600 --output protalign
+      plasma-hf train protalign --structures pdb/ --train-encoders structure --output protalign
+      plasma-hf train protalign --structures chains.jsonl.gz --loss siglip --seed 3 --output siglip
+
+    With a language model, which is downloaded at first use, and the published weights of
+    ProteinMPNN:
+      plasma-hf train protalign --structures pdbbind.parquet --preset published \
+          --sequence-backbone esm2-650m \
+          --structure-encoder v_48_020.pt --output published
+
+    On two GPUs:
+      torchrun --nproc-per-node 2 --no-python plasma-hf train protalign \
+          --structures pdb/ --output protalign
+    """
     from ..models.configuration_protalign import ProtAlignConfig
     from ..training import ProtAlignRun, split_pairs
 

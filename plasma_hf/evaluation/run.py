@@ -115,7 +115,6 @@ def run_aligner(
     """Align pairs and keep a few numbers of each, also of a pair that failed.
 
     Args:
-        pairs: Positive and negative ones.
         identities: What `pair_identities` gives for these pairs; computed where absent.
 
     Example:
@@ -211,7 +210,6 @@ def evaluate_splits(
         aligners: Gives those of a seed, of the same names for each: a head trained on one split
             must not be judged by another.
         splits: One for each seed.
-        task: What the sites are.
         parts: Which pairs: "test", "test_hard" or both.
 
     Returns:

@@ -173,7 +173,6 @@ class PlasmaRun(TrainingRun):
         Embeddings and pairs stream: neither the store nor a set of plans is held in memory.
 
         Args:
-            splits: Train, validation, test and test_hard.
             backbone: What `load_backbone` gives; it stays frozen.
             resume: Go on from the last checkpoint in the folder, if there is one.
 

@@ -49,7 +49,6 @@ def split_pairs(
     A pair without a family gets its cluster for one.
 
     Args:
-        fractions: For train, validation and test.
         identity: From which on two sequences are in one cluster, see `split_by_cluster`.
 
     Raises:

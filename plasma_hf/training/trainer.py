@@ -269,11 +269,9 @@ class ProtAlignTrainer(CardTrainer):
     - `save_model` and `push_to_hub` as of `PlasmaTrainer`.
 
     Args:
-        *args: As `Trainer` takes them.
         left_out: Largest share of a protein's residues that is masked in training.
         cropped: Probability that of a second view all but a span is masked.
         view_weight: How much the loss of two views of a structure counts, beside that of pairs.
-        **kwargs: As `Trainer` takes them.
 
     Example:
         >>> import tempfile
