@@ -229,32 +229,29 @@ def align(
             unit="pair",
             disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
         )
-        good = _good(pairs, min_score, plot, skipped)
-        if superpose is not None:
-            good = _superposed(good, str(superpose), with_query)
+        good = _good(pairs, min_score, plot, superpose, with_query, skipped)
         writing.write(_grouped(good, top_k, len(sides[1])), file)
 
 
 def _good(
-    pairs: Iterable[Any], min_score: float, plot: Path | None, skipped: Skipped
+    pairs: Iterable[Any],
+    min_score: float,
+    plot: Path | None,
+    superpose: Path | None,
+    with_query: bool,
+    skipped: Skipped,
 ) -> Iterator[AlignmentResult | None]:
-    """Yield results as they come, None for what is left out, and draw the plan."""
+    """Yield results as they come, None for what is left out; draw the plan and superpose."""
     for (query, candidate), result in pairs:
         if "error" in result:
             skipped.report(f"{query.id} and {candidate.id}: {result['error']}")
-        elif plot:
+            yield None
+            continue
+        if plot:
             result.plot(str(plot))
-        yield result if "error" not in result and result["score"] >= min_score else None
-
-
-def _superposed(
-    results: Iterable[AlignmentResult | None], path: str, with_query: bool
-) -> Iterator[AlignmentResult | None]:
-    """Write the superposition of a result, and what it is into it."""
-    for result in results:
-        if result is not None:
-            result["superposition"] = result.superpose(path, with_query).about()
-        yield result
+        if superpose and result["score"] >= min_score:
+            result["superposition"] = result.superpose(str(superpose), with_query).about()
+        yield result if result["score"] >= min_score else None
 
 
 def _grouped(

@@ -26,11 +26,11 @@ from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.processing_protalign import ProtAlignProcessor
 from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset, lora_config
-from .augmentation import coordinate_noise
 from .structure_data import (
     PairCollation,
     PairParts,
     StructurePairs,
+    coordinate_noise,
     near_copies,
     store_sequences,
     store_structures,
