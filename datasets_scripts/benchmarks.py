@@ -30,7 +30,7 @@ from dataset_folder import (
 )
 
 from plasma_hf.data import InvalidRecord
-from plasma_hf.data.alignments import read_reference_alignments
+from plasma_hf.evaluation.run import read_reference_alignments
 from plasma_hf.evaluation.scope40 import Scope40
 
 TEXT = datasets.Value("string")

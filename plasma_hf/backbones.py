@@ -165,7 +165,8 @@ def load_backbone(
     if published and not (Path(source) / "config.json").exists():
         model = fetch(_load_published, source, revision, input_format=wanted).to(dtype)
     folder = None
-    if model is None and _reads_safetensors(use_safetensors):
+    pickled = use_safetensors is False or os.environ.get(ALLOW_PICKLE) == "1"
+    if model is None and not pickled:
         folder = _downloaded(source, revision, known)
     backbone = Backbone.from_pretrained(
         str(folder or source),
@@ -259,10 +260,6 @@ def _source_of(name: str, known: KnownBackbone | None) -> str:
     if known.model_id is None:
         raise OSError(f"{name} is no folder here, and is not on the Hub: {known.files}.")
     return known.model_id
-
-
-def _reads_safetensors(use_safetensors: bool | None) -> bool:
-    return use_safetensors is not False and os.environ.get(ALLOW_PICKLE) != "1"
 
 
 def _downloaded(name: str, revision: str | None, known: KnownBackbone | None) -> Path | None:

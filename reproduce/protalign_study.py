@@ -33,8 +33,7 @@ from plasma_hf.cli.common import Skipped, given, load_structure_encoder, read_pa
 from plasma_hf.data.clusters import connect
 from plasma_hf.evaluation import align_sequences
 from plasma_hf.evaluation.aligners import identity
-from plasma_hf.evaluation.plots import file_name
-from plasma_hf.evaluation.report import metric_text, write_report
+from plasma_hf.evaluation.report import file_name, metric_text, write_report
 from plasma_hf.evaluation.retrieval import DEFINITIONS, RetrievalReport, pair_vectors
 from plasma_hf.io.formats import markdown_table
 from plasma_hf.io.plot import new_figure, save_figure

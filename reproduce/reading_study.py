@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from plasma_hf import load_backbone
-from plasma_hf.data.alignments import ResidueAlignment, read_reference_alignments
 from plasma_hf.evaluation.aligners import _enhanced_similarity, align_sequences
+from plasma_hf.evaluation.run import ResidueAlignment, read_reference_alignments
 from plasma_hf.metrics import roc_auc
 from plasma_hf.models.local_alignment import best_in_order
 from plasma_hf.models.modeling_plasma import hinge_cost

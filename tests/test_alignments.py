@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plasma_hf.data.alignments import read_reference_alignments
+from plasma_hf.evaluation.run import read_reference_alignments
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECORDS = [

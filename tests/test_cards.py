@@ -223,7 +223,7 @@ def test_the_card_of_an_encoder_of_structures(
 
 def test_the_card_of_an_adapter(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    from plasma_hf.training.lora import lora_config
+    from plasma_hf.training.arguments import lora_config
     from tests.helpers.tiny_backbones import FAMILIES
 
     backbone = load_backbone(FAMILIES["esm2"](tmp_path / "esm2_t6_8M_UR50D"))

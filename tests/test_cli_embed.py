@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from plasma_hf import DEFAULT_CHECKPOINT, PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.cli import embed as cli_embed
-from plasma_hf.cli.embed import EMBED_HELP
 from plasma_hf.data import EmbeddingStore
 from plasma_hf.data.store import DTYPES
 from tests.helpers.store_job import TinyEsm, make_head
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FASTA = ">P1\nMKVLA\n>P2\nACDW\n"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command(help=EMBED_HELP)(cli_embed.embed)
+app.command()(cli_embed.embed)
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import PlasmaConfig, PlasmaModel
-from plasma_hf.cli.evaluate import EVALUATE_HELP, evaluate
+from plasma_hf.cli.evaluate import evaluate
 from tests.test_cli import one_line
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 HEADER = "uid,interpro_id,seq_full,seq_fragment,start,end,label,interpro_label"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command(help=EVALUATE_HELP)(evaluate)
+app.command()(evaluate)
 
 
 def rows(n_families: int = 24, members: int = 3) -> list[str]:
@@ -241,7 +241,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_help_has_runnable_examples() -> None:
-    lines = EVALUATE_HELP.replace("\\\n", " ").splitlines()
+    lines = (evaluate.__doc__ or "").replace("\\\n", " ").splitlines()
     examples = [shlex.split(line) for line in lines if line.strip().startswith("plasma-hf")]
     assert len(examples) == 4
     assert all(example[:2] == ["plasma-hf", "evaluate"] for example in examples)

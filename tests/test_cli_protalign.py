@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignConfig, ProtAlignModel
 from plasma_hf.cli.common import Skipped, load_structure_encoder, read_pairs
-from plasma_hf.cli.evaluate import EVALUATE_PROTALIGN_HELP, evaluate_protalign
+from plasma_hf.cli.evaluate import evaluate_protalign
 from plasma_hf.cli.main import EvaluateGroup
-from plasma_hf.cli.train import TRAIN_PROTALIGN_HELP, train_protalign
+from plasma_hf.cli.train import train_protalign
 from plasma_hf.io.structures import pair_to_row
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from tests.helpers.structure_files import make_pairs, write_pdb
 
 COMMANDS = {
-    "train": (train_protalign, TRAIN_PROTALIGN_HELP),
-    "evaluate": (evaluate_protalign, EVALUATE_PROTALIGN_HELP),
+    "train": (train_protalign, train_protalign.__doc__ or ""),
+    "evaluate": (evaluate_protalign, evaluate_protalign.__doc__ or ""),
 }
 
 

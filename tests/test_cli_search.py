@@ -17,9 +17,9 @@ import typer
 from typer.testing import CliRunner
 
 from plasma_hf import ProtAlignModel
+from plasma_hf.cli import index as index_verbs
 from plasma_hf.cli import main
-from plasma_hf.cli.index import ADD_HELP, BUILD_HELP, INFO_HELP, REMOVE_HELP, index_app
-from plasma_hf.cli.search import SEARCH_HELP, search
+from plasma_hf.cli.search import search
 from plasma_hf.io.formats import HIT_FIELDS as FIELDS
 from plasma_hf.io.formats import HIT_FORMATS as FORMATS
 from plasma_hf.models.configuration_protalign import ProtAlignConfig
@@ -35,8 +35,8 @@ OTHER = "GSHMASMTGGQQMGRGSWWPLAVFDCYNEKKTAYIAKQRQ"
 FASTA = f">P1 words\n{HELIX}\n>P2\n{OTHER}\n"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.add_typer(index_app, name="index")
-app.command(help=SEARCH_HELP)(search)
+app.add_typer(index_verbs.index_app, name="index")
+app.command()(search)
 
 
 def save_model(folder: Path, seed: int) -> str:
@@ -232,14 +232,15 @@ def test_models_that_cannot_be_used(run: Any, tmp_path: Path) -> None:
 
 def test_help_names_every_field_and_its_examples_parse(run: Any) -> None:
     for name, description in FIELDS.items():
-        assert name in SEARCH_HELP and description in SEARCH_HELP
-    for line, text in (
-        ("search", SEARCH_HELP),
-        ("index build", BUILD_HELP),
-        ("index add", ADD_HELP),
-        ("index remove", REMOVE_HELP),
-        ("index info", INFO_HELP),
+        assert name in str(search.__doc__) and description in str(search.__doc__)
+    for line, verb in (
+        ("search", search),
+        ("index build", index_verbs.build),
+        ("index add", index_verbs.add),
+        ("index remove", index_verbs.remove),
+        ("index info", index_verbs.info),
     ):
+        text = str(verb.__doc__)
         result = run(f"{line} --help")
         assert result.exit_code == 0
         for example in re.findall(r"^  (plasma-hf .*)$", text, re.MULTILINE):

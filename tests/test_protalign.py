@@ -13,7 +13,7 @@ from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig
 from plasma_hf.models.modeling_residue_encoder import ResidueEncoderConfig
 from plasma_hf.models.processing_protalign import ProtAlignProcessor
 from plasma_hf.models.protein import Structure, is_structure, read_structure
-from plasma_hf.training.lora import lora_config
+from plasma_hf.training.arguments import lora_config
 from tests.helpers.structures import FULL, write_structure
 from tests.helpers.tiny_backbones import FAMILIES
 

@@ -20,16 +20,19 @@ from plasma_hf.metrics.retrieval import best_ranks
 from plasma_hf.models.modeling_protein_mpnn import ProteinMPNNConfig, ProteinMPNNEncoder
 from plasma_hf.models.protein import Structure
 from plasma_hf.training import ProtAlignRun, split_pairs
-from plasma_hf.training.augmentation import coordinate_noise, crop_structures, mask_spans, mix_up
-from plasma_hf.training.samplers import GroupDisjointSampler
 from plasma_hf.training.structure_data import (
     PairCollation,
     PairParts,
     StructurePairs,
+    coordinate_noise,
+    crop_structures,
+    mask_spans,
+    mix_up,
     near_copies,
     store_structures,
     structure_hash,
 )
+from plasma_hf.training.trainer import GroupDisjointSampler
 from tests.helpers.kill_points import stop_at
 from tests.helpers.structure_files import make_pairs, make_structure
 from tests.helpers.tiny_backbones import FAMILIES

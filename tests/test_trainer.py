@@ -15,7 +15,7 @@ from plasma_hf import PlasmaConfig, PlasmaModel, load_backbone
 from plasma_hf.data import PairCollator
 from plasma_hf.metrics import average_precision, f1_max, label_match_score, roc_auc
 from plasma_hf.training import PRESETS, PairRows, PlasmaTrainer, lora_config
-from plasma_hf.training.samplers import LengthGroupedSampler
+from plasma_hf.training.trainer import LengthGroupedSampler
 from tests.helpers.clients import run_client
 from tests.helpers.hub import serve
 from tests.helpers.tiny_backbones import FAMILIES

@@ -8,6 +8,8 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, product, tee
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +19,7 @@ import typer
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Output, Skipped, compilation_announced, fail, one_line_errors, report
-from .embed import Computing
+from .common import Computing, Output, Skipped, fail, report, verb
 
 if TYPE_CHECKING:
     from ..io.sequences import OnInvalid
@@ -53,61 +54,67 @@ FIELDS = {
 }
 """Columns of "tsv", and what they hold."""
 
-ALIGN_HELP = f"""Align proteins: which residues of A correspond to which of B.
 
-A and B are each a sequence; a FASTA, PDB or mmCIF file, also gzipped, with every record in it or
-the one named as FILE:RECORD; a CSV, TSV, Parquet or JSON Lines file with the columns id and
-sequence; a folder of structures; or '-' for standard input, FASTA, a structure or one bare sequence
-per line.
-Every protein of A is aligned with every one of B.
+@dataclass(frozen=True)
+class Writing:
+    """Options that say how alignments are written, and where."""
 
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS
-  plasma-hf align demo/serine_proteases.fasta:P00766 \\
-      demo/serine_proteases.fasta:P00760 --plot plan.png
-  plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
-      --format tsv --output all.tsv
-  plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \\
-      --top-k 10 --output hits.m8.gz --resume
-  echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
-
-\b
-With a language model, which is downloaded at first use (docs/backbones.md lists all):
-  plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
-
-\b
-Formats, by --format or the ending of --output (docs/formats.md has an example of each):
-  text       each segment in rows, for the eye
-  tsv        one line per segment with a header; a pair without any has a line, too
-  json       one object per pair and line (JSON Lines): ids, lengths, and the result of the Python
-             pipeline as it is, so residues are counted from 0 and ends are exclusive
-  m8         BLAST's table of twelve columns, one line per segment; --columns takes any that
-             MMseqs2's --format-output takes, and those of tsv
-  a3m        each segment along the query, insertions in lower case
-  fasta      both sides of each segment with gaps
-  stockholm  a block per segment, with the probability of each pair
-  clustal    a block per segment
-All but json count residues from 1, ends included; the numbers that authors of structures give stand
-beside.
-
-\b
-Columns of tsv:
-{chr(10).join(f"  {name:<19}{description}" for name, description in FIELDS.items())}"""
-
-
-def align(
-    a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
-    b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
     format_name: Annotated[
         AlignmentFormat | None,
         Option("--format", "-f", help="What to write; text, or what --output ends in."),
-    ] = None,
-    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None,
-    output: common.OutputFile = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
+    ] = None
+    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None
+    output: common.OutputFile = None
+    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False
+
+    @cached_property
+    def form(self) -> str:
+        """The format, by its name or that of the file."""
+        from ..models.alignment_result import format_of
+
+        return self.format_name or format_of(str(self.output or ""))
+
+    @cached_property
+    def chosen(self) -> Sequence[str]:
+        """The columns; a ValueError says which there are."""
+        from ..models.alignment_result import check_columns
+
+        if self.resume and self.output is None:
+            fail("--resume goes on with a file; give it as --output")
+        return check_columns(self.form, self.columns.split(",") if self.columns else None)
+
+    def opened(self, model: Any, settings: Any, *proteins: Iterable[tuple[str, str]]) -> Output:
+        """Open the output of a job, which its proteins name as well, by id and content."""
+        about = (model.head_identity, model.config.plm_name_or_path, self.form, self.chosen)
+        digest = hashlib.sha256(repr((about, settings)).encode())
+        for side in proteins:
+            digest.update(b"\n\n")
+            for one in side:
+                digest.update("\0".join((*one, "")).encode(errors="surrogatepass"))
+        return Output(self.output, digest.hexdigest(), self.resume)
+
+    def write(self, groups: Iterable[tuple[int, Sequence[AlignmentResult]]], file: Output) -> None:
+        """Write results as they come, those of some pairs or queries at once."""
+        from ..models.alignment_result import FORMATS
+
+        if not file.begun:
+            file.write(FORMATS[self.form].head(self.chosen), results=0)
+        for count, results in groups:
+            text, last = "", file.last
+            for result in results:
+                query = f"{result.query.id} {result.query.sha}"
+                text += FORMATS[self.form].render(result, last == query, self.chosen)
+                last = query
+            file.write(text, count, last)
+
+
+@verb(columns="\n".join(f"  {name:<19}{told}" for name, told in FIELDS.items()))
+def align(
+    skipped: Skipped,
+    a: Annotated[str, Argument(metavar="A", help="Sequence, file, or '-'.")],
+    b: Annotated[str, Argument(metavar="B", help="Sequence, file, or '-'.")],
+    *,
+    writing: Writing,
     top_k: Annotated[
         int | None, Option("--top-k", min=1, help="Best candidates of each query, sorted.")
     ] = None,
@@ -118,13 +125,7 @@ def align(
     with_query: Annotated[
         bool, Option("--with-query", help="Write A into the file of --superpose as well.")
     ] = False,
-    model: common.AlignmentModel = None,
-    backbone: common.BackboneName = None,
-    recipe: common.Recipe = None,
     task_head: Annotated[str | None, Option(help="Head: active_site, binding_site, motif.")] = None,
-    revision: common.Revision = None,
-    trust_remote_code: common.RemoteCode = False,
-    device: common.Device = None,
     batch_size: Annotated[int, Option(min=1, help="Pairs computed together.")] = 8,
     threshold: Annotated[
         float | None, Option(min=0, max=1, help="Plan weight that aligns; the model's by default.")
@@ -140,111 +141,117 @@ def align(
         int | None,
         Option(min=1, help="Proteins E-values count; by default B's, if it has several."),
     ] = None,
-    threads: common.Threads = None,
+    computing: Computing,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
-    """Align proteins; see `ALIGN_HELP`."""
-    with one_line_errors(quiet, verbose) as skipped, compilation_announced():
-        from tqdm import tqdm
+    r"""Align proteins: which residues of A correspond to which of B.
 
-        from ..models.alignment_result import check_columns, format_of
+    A and B are each a sequence; a FASTA, PDB or mmCIF file, also gzipped, with every record in it
+    or the one named as FILE:RECORD; a CSV, TSV, Parquet or JSON Lines file with the columns id and
+    sequence; a folder of structures; or '-' for standard input, FASTA, a structure or one bare
+    sequence per line. Every protein of A is aligned with every one of B.
 
-        common.use_threads(threads)
-        form = format_name or format_of(str(output or ""))
-        chosen = check_columns(form, columns.split(",") if columns else None)
-        for written in (output, plot, superpose):
-            common.check_output(written, a, b)
-        sides = _read_sides(a, b, skipped)
-        count = len(sides[0]) * len(sides[1])
-        _refuse(
-            {
-                "--resume goes on with a file; give it as --output": resume and output is None,
-                f"--plot draws one pair, and these are {count}; {ONE}": plot and count > 1,
-                f"--superpose takes one pair, and these are {count}; {ONE}": (
-                    superpose and count > 1
-                ),
-                "--model and --task-head name two heads; give one of them": model and task_head,
-                "--task-head brings its own backbone; give --task-head or --backbone": (
-                    backbone and task_head
-                ),
-            }
-        )
-        where = (revision, device, trust_remote_code)
-        pipe = Computing(model, backbone, recipe, task_head, *where).load()
-        options: dict[str, Any] = {
-            "threshold": threshold,
-            "max_gap": max_gap,
-            "min_pairs": min_pairs,
-            "evalue": evalue,
-            "max_hits": max_hits,
-            "database_size": database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
-        }
-        proteins = ([(one.id, one.sha) for one in side] for side in sides)
-        job = job_name(pipe.model, (form, chosen, top_k, min_score, options), *proteins)
-        with Output(output, job, resume) as file:
-            if resume:
-                report(f"{file.done} of {count} pairs are in {output}")
-            left, same = tee(islice(product(*sides), file.done, None))
-            results = pipe(
-                same,  # no list: results come one by one
-                batch_size=batch_size,
-                return_plan=plot is not None,
-                on_error="report",
-                **options,
-            )
-            # Progress is shown on a terminal, and only where it does not mix with the results.
-            mixed = output is None and sys.stdout.isatty()
-            pairs = tqdm(
-                zip(left, results, strict=True),
-                total=count,
-                initial=file.done,
-                unit="pair",
-                disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
-            )
-            good = _good(pairs, min_score, plot, skipped)
-            if superpose is not None:
-                good = _superposed(good, str(superpose), with_query)
-            write_groups(_grouped(good, top_k, len(sides[1])), file, form, chosen)
+    Examples:
+      plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS
+      plasma-hf align demo/serine_proteases.fasta:P00766 \
+          demo/serine_proteases.fasta:P00760 --plot plan.png
+      plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \
+          --format tsv --output all.tsv
+      plasma-hf align demo/serine_proteases.fasta demo/serine_proteases.fasta \
+          --top-k 10 --output hits.m8.gz --resume
+      echo AYIAKQRQLSFVKSHFS | plasma-hf align - MKTAYIAKQRQISFVKSHFSRQ --format json
 
+    With a language model, which is downloaded at first use (docs/backbones.md lists all):
+      plasma-hf align MKTAYIAKQRQISFVKSHFSRQ AYIAKQRQLSFVKSHFS --backbone esm2-8m
 
-def _refuse(problems: dict[str, Any]) -> None:
-    for message, given in problems.items():
+    Formats, by --format or the ending of --output (docs/formats.md has an example of each):
+      text       each segment in rows, for the eye
+      tsv        one line per segment with a header; a pair without any has a line, too
+      json       one object per pair and line (JSON Lines): ids, lengths, and the result of the
+                 Python pipeline as it is, so residues are counted from 0 and ends are exclusive
+      m8         BLAST's table of twelve columns, one line per segment; --columns takes any that
+                 MMseqs2's --format-output takes, and those of tsv
+      a3m        each segment along the query, insertions in lower case
+      fasta      both sides of each segment with gaps
+      stockholm  a block per segment, with the probability of each pair
+      clustal    a block per segment
+    All but json count residues from 1, ends included; the numbers that authors of structures give
+    stand beside.
+
+    Columns of tsv:
+    {columns}
+    """
+    from tqdm import tqdm
+
+    output, _ = writing.output, writing.chosen  # what is wrong with the options is said first
+    for written in (output, plot, superpose):
+        common.check_output(written, a, b)
+    sides = _read_sides(a, b, skipped)
+    count = len(sides[0]) * len(sides[1])
+    for problem, given in {
+        f"--plot draws one pair, and these are {count}; {ONE}": plot and count > 1,
+        f"--superpose takes one pair, and these are {count}; {ONE}": superpose and count > 1,
+        "--model and --task-head name two heads; give one of them": computing.model and task_head,
+        "--task-head brings its own backbone; give --task-head or --backbone": (
+            computing.backbone and task_head
+        ),
+    }.items():
         if given:
-            fail(message)
-
-
-def job_name(model: Any, settings: Any, *proteins: Iterable[tuple[str, str]]) -> str:
-    """Name what is computed, with proteins by id and content: only the same is gone on with."""
-    about = (model.head_identity, model.config.plm_name_or_path, settings)
-    digest = hashlib.sha256(repr(about).encode())
-    for side in proteins:
-        digest.update(b"\n\n")
-        for one in side:
-            digest.update("\0".join((*one, "")).encode(errors="surrogatepass"))
-    return digest.hexdigest()
+            fail(problem)
+    pipe = computing.load(task_head)
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "max_gap": max_gap,
+        "min_pairs": min_pairs,
+        "evalue": evalue,
+        "max_hits": max_hits,
+        "database_size": database_size or (len(sides[1]) if len(sides[1]) > 1 else None),
+    }
+    proteins = ([(one.id, one.sha) for one in side] for side in sides)
+    with writing.opened(pipe.model, (top_k, min_score, options), *proteins) as file:
+        if writing.resume:
+            report(f"{file.done} of {count} pairs are in {output}")
+        left, same = tee(islice(product(*sides), file.done, None))
+        results = pipe(
+            same,  # no list: results come one by one
+            batch_size=batch_size,
+            return_plan=plot is not None,
+            on_error="report",
+            **options,
+        )
+        # Progress is shown on a terminal, and only where it does not mix with the results.
+        mixed = output is None and sys.stdout.isatty()
+        pairs = tqdm(
+            zip(left, results, strict=True),
+            total=count,
+            initial=file.done,
+            unit="pair",
+            disable=count == 1 or mixed or quiet or not sys.stderr.isatty(),
+        )
+        good = _good(pairs, min_score, plot, superpose, with_query, skipped)
+        writing.write(_grouped(good, top_k, len(sides[1])), file)
 
 
 def _good(
-    pairs: Iterable[Any], min_score: float, plot: Path | None, skipped: Skipped
+    pairs: Iterable[Any],
+    min_score: float,
+    plot: Path | None,
+    superpose: Path | None,
+    with_query: bool,
+    skipped: Skipped,
 ) -> Iterator[AlignmentResult | None]:
-    """Yield results as they come, None for what is left out, and draw the plan."""
+    """Yield results as they come, None for what is left out; draw the plan and superpose."""
     for (query, candidate), result in pairs:
         if "error" in result:
             skipped.report(f"{query.id} and {candidate.id}: {result['error']}")
-        elif plot:
+            yield None
+            continue
+        if plot:
             result.plot(str(plot))
-        yield result if "error" not in result and result["score"] >= min_score else None
-
-
-def _superposed(
-    results: Iterable[AlignmentResult | None], path: str, with_query: bool
-) -> Iterator[AlignmentResult | None]:
-    """Write the superposition of a result, and what it is into it."""
-    for result in results:
-        if result is not None:
-            result["superposition"] = result.superpose(path, with_query).about()
-        yield result
+        if superpose and result["score"] >= min_score:
+            result["superposition"] = result.superpose(str(superpose), with_query).about()
+        yield result if result["score"] >= min_score else None
 
 
 def _grouped(
@@ -261,26 +268,6 @@ def _grouped(
 def _by_significance(result: AlignmentResult) -> tuple[float, float]:
     known = result.get("p_value")
     return (math.inf if known is None else known, -result["score"])
-
-
-def write_groups(
-    groups: Iterable[tuple[int, Sequence[AlignmentResult]]],
-    file: Output,
-    form: str,
-    columns: Sequence[str],
-) -> None:
-    """Write results as they come, those of some pairs or queries at once."""
-    from ..models.alignment_result import FORMATS
-
-    if not file.begun:
-        file.write(FORMATS[form].head(columns), results=0)
-    for count, results in groups:
-        text, last = "", file.last
-        for result in results:
-            query = f"{result.query.id} {result.query.sha}"
-            text += FORMATS[form].render(result, last == query, columns)
-            last = query
-        file.write(text, count, last)
 
 
 def _read_sides(a: str, b: str, skipped: Skipped) -> list[list[Protein]]:

@@ -8,44 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, Skipped, compilation_announced, fail, one_line_errors, report
-from .embed import load_embedder
+from .common import Embedding, Loading, Skipped, fail, load_embedder, report, verb
 
 if TYPE_CHECKING:
     from ..models.modeling_plasma import PlasmaModel
 
-CALIBRATE_HELP = f"""Measure what unrelated proteins reach with a model, so that its scores have \
-bits and p-values.
 
-MODEL is a folder or Hub id of a PLASMA model; one that reads plans reads posteriors from then on.
-Or it is a backbone, such as esm2-8m: PLASMA-PF over it is then kept in the cache of the Hub, and
-taken by --backbone from then on.
-PROTEINS are a few hundred proteins of many families, such as those that the model will meet: FASTA
-with the family after the id (>P00760 trypsin), or a table with the columns family and sequence.
-Without them, 300 bundled domains of SCOPe are taken.
-
-Proteins of one family are never taken as unrelated. One without a family counts as a family of its
-own; near relatives must then be left out. A tenth of the families is held out, to check.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf calibrate esm2-8m
-  plasma-hf align query.fasta proteins.fasta --backbone esm2-8m
-
-\b
-  plasma-hf calibrate head proteins.fasta --output calibrated
-  plasma-hf calibrate head demo/active_sites.csv --family-column interpro_id \\
-      --sequence-column seq_full --output calibrated --plot p_values.png
-  plasma-hf align query.fasta proteins.fasta --model calibrated
-
-\b
-With a language model, which is downloaded at first use:
-  plasma-hf calibrate head proteins.fasta --backbone esm2-650m --output calibrated"""
-
-
+@verb()
 def calibrate(
+    skipped: Skipped,
     model: Annotated[str, Argument(metavar="MODEL", help="PLASMA model, or a backbone.")],
     file: Annotated[
         Path | None, Argument(metavar="[PROTEINS]", help="Proteins with their families.")
@@ -62,52 +33,72 @@ def calibrate(
     device: common.Device = None,
     trust_remote_code: common.RemoteCode = False,
 ) -> None:
-    """Calibrate a model; see `CALIBRATE_HELP`."""
-    with one_line_errors() as skipped, compilation_announced():
-        from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
-        from ..models.modeling_backbone import Backbone
-        from ..search.calibration import UNRELATED, calibrate, unrelated_p_values
+    r"""Measure what unrelated proteins reach with a model: its scores then have bits and p-values.
 
-        head: PlasmaModel | None
-        alone = backbone is None and is_backbone(model)
-        if output is None and not alone:
-            fail("give --output, the folder of the calibrated model")
-        file = file or UNRELATED
-        proteins = _read(file, family_column, sequence_column, skipped)
-        families = list(dict.fromkeys(family for family, _ in proteins))
-        report(f"{len(proteins)} proteins of {len(families)} families")
-        if len(families) < 12:
-            fail(f"{file} has {len(families)} families; give 12 at least, of which 2 are held out")
-        where = (revision, device, trust_remote_code)
-        if alone:
-            options: dict[str, Any] = {"device": device or common.best_device()}
-            options |= {"revision": revision, "trust_remote_code": trust_remote_code}
-            embedder = load_backbone(model, **options)
-            head, output = new_aligner(embedder), output or kept_head(embedder)
-        elif backbone is None:
-            embedder, head = load_embedder(model, None, None, *where)
-        else:
-            head = common.load_model(model, "plasma", *where, backbone=backbone)
-            embedder = Backbone(head.backbone, head.processor)  # type: ignore[arg-type]
-        assert head is not None and output is not None  # a model was asked for
-        if head.config.reading != "posterior":
-            head.config.reading, head.config.threshold = "posterior", 0.2
-        output.mkdir(parents=True, exist_ok=True)  # refused now, if it cannot be written
-        held_out = families[::10]
-        measured = [one for one in proteins if one[0] not in held_out]
-        calibrate(head, measured, embedder.embed, pairs)
-        head.save_pretrained(output)
-        embedder.processor.save_pretrained(output)
-        p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
-        share = (p_values <= 0.05).mean()
-        report(
-            f"p <= 0.05 in {share:.3f} of {len(p_values)} unrelated pairs with a protein held out"
-        )
-        if plot:
-            from ..io.plot import plot_p_values
+    MODEL is a folder or Hub id of a PLASMA model; one that reads plans reads posteriors from then
+    on. Or it is a backbone, such as esm2-8m: PLASMA-PF over it is then kept in the cache of the
+    Hub, and taken by --backbone from then on. PROTEINS are a few hundred proteins of many families,
+    such as those that the model will meet: FASTA with the family after the id (>P00760 trypsin), or
+    a table with the columns family and sequence. Without them, 300 bundled domains of SCOPe are
+    taken.
 
-            plot_p_values(p_values, plot)
-        report(f"{output} holds the model" + (f", which --backbone {model} takes" if alone else ""))
+    Proteins of one family are never taken as unrelated. One without a family counts as a family of
+    its own; near relatives must then be left out. A tenth of the families is held out, to check.
+
+    Examples:
+      plasma-hf calibrate esm2-8m
+      plasma-hf align query.fasta proteins.fasta --backbone esm2-8m
+
+      plasma-hf calibrate head proteins.fasta --output calibrated
+      plasma-hf calibrate head demo/active_sites.csv --family-column interpro_id \
+          --sequence-column seq_full --output calibrated --plot p_values.png
+      plasma-hf align query.fasta proteins.fasta --model calibrated
+
+    With a language model, which is downloaded at first use:
+      plasma-hf calibrate head proteins.fasta --backbone esm2-650m --output calibrated
+    """
+    from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
+    from ..models.modeling_backbone import Backbone
+    from ..search.calibration import UNRELATED, calibrate, unrelated_p_values
+
+    head: PlasmaModel | None
+    alone = backbone is None and is_backbone(model)
+    if output is None and not alone:
+        fail("give --output, the folder of the calibrated model")
+    file = file or UNRELATED
+    proteins = _read(file, family_column, sequence_column, skipped)
+    families = list(dict.fromkeys(family for family, _ in proteins))
+    report(f"{len(proteins)} proteins of {len(families)} families")
+    if len(families) < 12:
+        fail(f"{file} has {len(families)} families; give 12 at least, of which 2 are held out")
+    where = (revision, device, trust_remote_code)
+    if alone:
+        options: dict[str, Any] = {"device": device or common.best_device()}
+        options |= {"revision": revision, "trust_remote_code": trust_remote_code}
+        embedder = load_backbone(model, **options)
+        head, output = new_aligner(embedder), output or kept_head(embedder)
+    elif backbone is None:
+        embedder, head = load_embedder(Embedding(model, *where))
+    else:
+        head = common.load_model(Loading(model, *where), "plasma", backbone)
+        embedder = Backbone(head.backbone, head.processor)  # type: ignore[arg-type]
+    assert head is not None and output is not None  # a model was asked for
+    if head.config.reading != "posterior":
+        head.config.reading, head.config.threshold = "posterior", 0.2
+    output.mkdir(parents=True, exist_ok=True)  # refused now, if it cannot be written
+    held_out = families[::10]
+    measured = [one for one in proteins if one[0] not in held_out]
+    calibrate(head, measured, embedder.embed, pairs)
+    head.save_pretrained(output)
+    embedder.processor.save_pretrained(output)
+    p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
+    share = (p_values <= 0.05).mean()
+    report(f"p <= 0.05 in {share:.3f} of {len(p_values)} unrelated pairs with a protein held out")
+    if plot:
+        from ..io.plot import plot_p_values
+
+        plot_p_values(p_values, plot)
+    report(f"{output} holds the model" + (f", which --backbone {model} takes" if alone else ""))
 
 
 def _read(

@@ -14,7 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
@@ -23,6 +26,8 @@ from typer import Option
 
 if TYPE_CHECKING:
     from ..io.structures import StructurePair
+    from ..models.modeling_backbone import Backbone
+    from ..models.modeling_plasma import PlasmaModel
     from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
     from ..models.protein import Protein
 
@@ -128,6 +133,60 @@ def compilation_announced() -> Iterator[None]:
         yield
     if times:
         say(f"compiled the kernels in {times[-1] - times[0]:.0f} s")
+
+
+def verb(
+    quiet: bool = False, **shared: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a verb of a function, which gets a `Skipped` as `skipped`.
+
+    A parameter whose type is a dataclass stands for its fields, each of them an option. Help is
+    the docstring, with each `{name}` of `shared` in it, and what exit codes say before examples;
+    a paragraph with indented lines stays as it is laid out.
+    """
+
+    def made(run: Callable[..., None]) -> Callable[..., None]:
+        options, groups = _options(run)
+
+        @wraps(run)
+        def started(**values: Any) -> None:
+            told = values.get("quiet", quiet), values.get("verbose", False)
+            with one_line_errors(*told) as skipped, compilation_announced():
+                if values.get("threads"):
+                    import torch
+
+                    torch.set_num_threads(values["threads"])
+                for name, kind in groups.items():
+                    values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+                run(skipped=skipped, **values)
+
+        started.__annotations__ = {option.name: option.annotation for option in options}
+        started.__doc__ = _help(getdoc(run) or "", shared)
+        started.__signature__ = Signature(options)  # type: ignore[attr-defined]
+        return started
+
+    return made
+
+
+def _options(run: Callable[..., None]) -> tuple[list[Parameter], dict[str, Any]]:
+    """Return all options of a verb, and the groups in which some come."""
+    options: list[Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in signature(run, eval_str=True).parameters.values():
+        kind: Any = parameter.annotation
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+            options += signature(groups[parameter.name], eval_str=True).parameters.values()
+        elif kind is not Skipped:
+            options.append(parameter)
+    return [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options], groups
+
+
+def _help(text: str, shared: Mapping[str, str]) -> str:
+    for name, part in shared.items():
+        text = text.replace(f"{{{name}}}", part)
+    text = text.replace("\n\nExamples:", f"\n\n{EXIT_CODE}\n\nExamples:")
+    return "\n\n".join("\b\n" * ("\n  " in part) + part for part in text.split("\n\n"))
 
 
 def check_output(output: Path | None, *inputs: Any) -> None:
@@ -321,7 +380,9 @@ OutputFile = Annotated[Path | None, Option("--output", "-o", help="File instead 
 OutputFormat = Annotated[
     Literal["text", "json", "tsv"], Option("--format", "-f", help="What to write.")
 ]
-Recipe = Annotated[str | None, Option("--input-format", "--recipe", help="native or upstream.")]
+InputFormat = Annotated[
+    str | None, Option("--input-format", "--recipe", help="native or upstream.")
+]
 BackboneName = Annotated[
     str | None,
     Option(help="Backbone: esm2-8m, prott5, near, ..., Hub id or folder; the bundled by default."),
@@ -329,12 +390,7 @@ BackboneName = Annotated[
 StoreFolder = Annotated[
     Path | None, Option(help="Folder of `plasma-hf embed`: what is in it is not embedded.")
 ]
-AlignmentModel = Annotated[
-    str | None, Option(help="Folder or Hub id of a PLASMA model; the bundled by default.")
-]
-RetrievalModel = Annotated[
-    str | None, Option(help="Folder or Hub id of a ProtAlign model; the bundled by default.")
-]
+Model = Annotated[str | None, Option(help="Folder or Hub id of a model; the bundled by default.")]
 Revision = Annotated[str | None, Option(help="Commit, branch or tag of the model on the Hub.")]
 RemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run the model's own Python code.")]
 Device = Annotated[str | None, Option(callback=_usable, help="cpu, cuda, cuda:1; a GPU if any.")]
@@ -350,6 +406,52 @@ MinResidues = Annotated[int, Option(min=1, help="Shortest chain to use.")]
 MaxResidues = Annotated[int, Option(min=1, help="Longest chain to use.")]
 
 
+@dataclass(frozen=True)
+class Loading:
+    """Options that say which model, and where it computes."""
+
+    model: Model = None
+    revision: Revision = None
+    device: Device = None
+    trust_remote_code: RemoteCode = False
+
+
+@dataclass(frozen=True)
+class Embedding(Loading):
+    """Options that say what embeds: a PLASMA model, or any backbone."""
+
+    backbone: BackboneName = None
+    input_format: InputFormat = None
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        return f"{self.model or 'PLASMA-PF'}{f' over {self.backbone}' if self.backbone else ''}"
+
+
+@dataclass(frozen=True)
+class Computing(Embedding):
+    """Options that say what aligns: a model, or PLASMA-PF over a backbone."""
+
+    store: StoreFolder = None
+    threads: Threads = None
+
+    def load(self, task_head: str | None = None) -> Any:
+        """Return the pipeline, in this process or in a worker."""
+        from ..data.store import EmbeddingStore
+        from ..models.pipeline_protein_alignment import ProteinAlignmentPipeline
+
+        embedder, head = load_embedder(self, with_head=True)
+        assert head is not None  # a model was asked for
+        return ProteinAlignmentPipeline(
+            model=head,
+            processor=embedder.processor,
+            device=head.device,
+            task_head=task_head,
+            store=EmbeddingStore.open(self.store) if self.store else None,
+        )
+
+
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what was not given."""
     return {name: value for name, value in options.items() if value is not None}
@@ -359,8 +461,6 @@ def read_settings(
     settings: Iterable[str], config_class: type, device: str | None, **named: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sort `FIELD=VALUE`, and options by their field, into configuration and TrainingArguments."""
-    from dataclasses import fields
-
     from transformers import TrainingArguments
 
     own = {field.name: field.default for field in fields(config_class)}
@@ -394,12 +494,7 @@ def best_device() -> str:
 
 
 def load_model(
-    name: str | None,
-    kind: Literal["plasma", "protalign"],
-    revision: str | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    backbone: str | None = None,
+    loading: Loading, kind: Literal["plasma", "protalign"], backbone: str | None = None
 ) -> Any:
     """Load a model of one kind, the bundled one without a name, to infer on a device.
 
@@ -409,11 +504,13 @@ def load_model(
 
     from .. import DEFAULT_CHECKPOINT, DEFAULT_RETRIEVAL_CHECKPOINT
 
-    title = "PLASMA" if kind == "plasma" else "ProtAlign"
-    name = name or (DEFAULT_CHECKPOINT if kind == "plasma" else DEFAULT_RETRIEVAL_CHECKPOINT)
+    title, bundled = "PLASMA", DEFAULT_CHECKPOINT
+    if kind == "protalign":
+        title, bundled = "ProtAlign", DEFAULT_RETRIEVAL_CHECKPOINT
+    name, trust = loading.model or bundled, loading.trust_remote_code
     try:
         model: Any = AutoModel.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
+            name, revision=loading.revision, trust_remote_code=trust
         )
     except (ValueError, OSError, ImportError) as error:
         fail(
@@ -423,18 +520,44 @@ def load_model(
     if model.config.model_type != kind:
         fail(f"--model {name} is a {model.config.model_type} model; give a {title} model")
     if backbone is not None:
-        model.load_backbone(backbone, trust_remote_code=trust_remote_code)
+        model.load_backbone(backbone, trust_remote_code=trust)
     if kind == "plasma" and model.backbone is None:
         fail(f"--model {name} is a head that takes residue embeddings; give one with its backbone")
-    return model.eval().to(device or best_device())
+    return model.eval().to(loading.device or best_device())
 
 
-def use_threads(threads: int | None) -> None:
-    """Compute with so many threads."""
-    import torch
+def load_embedder(
+    loading: Embedding, with_head: bool = False
+) -> tuple[Backbone, PlasmaModel | None]:
+    """Load a PLASMA model as backbone and head, or a backbone alone or under PLASMA-PF."""
+    from transformers import AutoProcessor
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    from ..backbones import load_aligner, load_backbone
+    from ..models.modeling_backbone import Backbone
+
+    backbone, recipe = loading.backbone, loading.input_format
+    options: dict[str, Any] = {"revision": loading.revision}
+    options["trust_remote_code"] = loading.trust_remote_code
+    if backbone is None:
+        if recipe is not None:
+            fail("--input-format goes with --backbone; a PLASMA model brings its own")
+        plasma = load_model(loading, "plasma")
+        config, under = plasma.config, plasma.backbone
+        processor = plasma.processor or AutoProcessor.from_pretrained(
+            plasma.name_or_path, **options
+        )
+        return Backbone(under, processor, config.plm_name_or_path, config.plm_revision), plasma
+    if loading.model is not None:
+        fail("--model brings its own backbone; give --model or --backbone")
+    options["device"] = loading.device or best_device()
+    if with_head:
+        aligner = load_aligner(backbone, recipe, **options)
+        assert aligner.processor is not None  # it came with the backbone
+        return Backbone(aligner.backbone, aligner.processor), aligner
+    embedder = load_backbone(backbone, recipe, **options)
+    if embedder.input_format.reads_structures:
+        fail(f"--backbone {backbone} reads structures, and a store goes by sequences")
+    return embedder, None
 
 
 def load_structure_encoder(name: str, seed: int, device: str | None) -> ProteinMPNNEncoder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,45 +13,14 @@ import typer
 from typer import Argument, Option
 
 from . import common
-from .align import job_name, read_side, write_groups
-from .common import EXIT_CODE, Output, Skipped, fail, group, one_line_errors, report
-from .embed import Computing
+from .align import Writing, read_side
+from .common import Computing, Skipped, fail, group, report, verb
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
     from ..search.database import ProteinDatabase
 
 database_app = group("Keep proteins that are searched residue by residue.")
-
-BUILD_HELP = f"""Build a database of proteins, for `plasma-hf search QUERIES DATABASE`.
-
-Each INPUT is a FASTA, CSV, TSV, Parquet or JSON Lines file, or a folder or file of structures, of
-which the sequences of chains are taken. One byte per residue is kept, for any model. A build that
-was stopped goes on when the same command is run again, and adds to a database that is there.
-
-With --backbone each protein also gets a vector by a language model, of up to 256 bytes: a search
-with the same --backbone then finds relatives that letters no longer show. To that end every
-protein is embedded once, or read from a --store.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf database build demo/serine_proteases.fasta --output proteins
-  plasma-hf search demo/serine_proteases.fasta proteins --format m8
-  plasma-hf database build --output proteins --backbone near"""
-
-
-@dataclass(frozen=True)
-class Writing:
-    """Where results go, and how."""
-
-    form: str
-    columns: str | None
-    output: Path | None
-    resume: bool
-    quiet: bool
-
 
 LARGE = 10**8  # bytes that take a while
 
@@ -61,45 +29,57 @@ Search = Callable[[list["Protein"]], Iterator[list[Any]]]
 Folder = Annotated[Path, Argument(metavar="DATABASE", help="Folder of the database.")]
 
 
-@database_app.command(help=BUILD_HELP)
+@database_app.command()
+@verb()
 def build(
+    skipped: Skipped,
     output: Annotated[Path, Option("--output", "-o", help="Folder, made if need be.")],
     inputs: Annotated[list[Path] | None, Argument(metavar="INPUT", help="Files, folders.")] = None,
-    model: common.AlignmentModel = None,
-    backbone: common.BackboneName = None,
-    store: common.StoreFolder = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
+    *,
+    computing: Computing,
 ) -> None:
-    """Build a database; see `BUILD_HELP`."""
-    with one_line_errors() as skipped:
-        from ..search.database import MANIFEST, ProteinDatabase
+    """Build a database of proteins, for `plasma-hf search QUERIES DATABASE`.
 
-        common.use_threads(threads)
-        there = (output / MANIFEST).exists()
-        maker = backbone or model
-        if not inputs and not (there and maker):
-            fail("there is nothing to do; give files with proteins, or --backbone for vectors")
-        if not there and not any(path.exists() for path in inputs or []):
-            fail(f"there is no {' and no '.join(map(str, inputs or []))}; check the path")
-        before = len(ProteinDatabase.open(output)) if there else 0
-        size = sum(path.stat().st_size for path in inputs or [] if path.is_file())
-        if size > LARGE:
-            report(f"{size / 1e9:.1f} GB to read; sequences take a byte per residue on disk")
+    Each INPUT is a FASTA, CSV, TSV, Parquet or JSON Lines file, or a folder or file of structures,
+    of which the sequences of chains are taken. One byte per residue is kept, for any model. A build
+    that was stopped goes on when the same command is run again, and adds to a database that is
+    there.
+
+    With --backbone each protein also gets a vector by a language model, of up to 256 bytes: a
+    search with the same --backbone then finds relatives that letters no longer show. To that end
+    every protein is embedded once, or read from a --store.
+
+    Examples:
+      plasma-hf database build demo/serine_proteases.fasta --output proteins
+      plasma-hf search demo/serine_proteases.fasta proteins --format m8
+      plasma-hf database build --output proteins --backbone near
+    """
+    from ..search.database import MANIFEST, ProteinDatabase
+
+    there = (output / MANIFEST).exists()
+    maker = computing.backbone or computing.model
+    if not inputs and not (there and maker):
+        fail("there is nothing to do; give files with proteins, or --backbone for vectors")
+    if not there and not any(path.exists() for path in inputs or []):
+        fail(f"there is no {' and no '.join(map(str, inputs or []))}; check the path")
+    before = len(ProteinDatabase.open(output)) if there else 0
+    size = sum(path.stat().st_size for path in inputs or [] if path.is_file())
+    if size > LARGE:
+        report(f"{size / 1e9:.1f} GB to read; sequences take a byte per residue on disk")
+    start = time.monotonic()
+    found = ProteinDatabase.build(
+        output, common.read_places(inputs or [], skipped), skipped.report_record
+    )
+    new = len(found) - before
+    told = f", {new} of them new" if before else ""
+    report(f"{_content(found)}{told}" + (f"; {_rate(new, start)}" if new else ""))
+    if maker is not None:
+        align = computing.load()
         start = time.monotonic()
-        found = ProteinDatabase.build(
-            output, common.read_places(inputs or [], skipped), skipped.report_record
-        )
-        new = len(found) - before
-        told = f", {new} of them new" if before else ""
-        report(f"{_content(found)}{told}" + (f"; {_rate(new, start)}" if new else ""))
-        if maker is not None:
-            align = Computing(model, backbone, device=device, store=store).load()
-            start = time.monotonic()
-            added = found.add_vectors(align)
-            report(f"{output}: {added} vectors by {maker}; {_rate(added, start)}")
-        elif lacking := found.without_vectors():
-            report(f"{lacking} proteins have no vectors; run this again with --backbone")
+        added = found.add_vectors(align)
+        report(f"{output}: {added} vectors by {maker}; {_rate(added, start)}")
+    elif lacking := found.without_vectors():
+        report(f"{lacking} proteins have no vectors; run this again with --backbone")
 
 
 def _content(database: ProteinDatabase) -> str:
@@ -111,29 +91,31 @@ def _rate(number: int, start: float) -> str:
 
 
 @database_app.command()
+@verb()
 def remove(
-    database: Folder, ids: Annotated[list[str], Argument(metavar="ID", help="Ids of proteins.")]
+    skipped: Skipped,
+    database: Folder,
+    ids: Annotated[list[str], Argument(metavar="ID", help="Ids of proteins.")],
 ) -> None:
     """Leave proteins out of a database, by their ids."""
-    with one_line_errors() as skipped:
-        from ..search.database import ProteinDatabase
+    from ..search.database import ProteinDatabase
 
-        opened = ProteinDatabase.open(database)
-        for name in sorted(set(ids) - set(opened.ids)):
-            skipped.report(f"{database} has no protein {name!r}")
-        report(f"{database}: {opened.remove(ids)} removed, {len(opened)} left")
+    opened = ProteinDatabase.open(database)
+    for name in sorted(set(ids) - set(opened.ids)):
+        skipped.report(f"{database} has no protein {name!r}")
+    report(f"{database}: {opened.remove(ids)} removed, {len(opened)} left")
 
 
 @database_app.command()
-def info(database: Folder) -> None:
+@verb()
+def info(skipped: Skipped, database: Folder) -> None:
     """Say what is in a database."""
-    with one_line_errors():
-        from ..search.database import ProteinDatabase
+    from ..search.database import ProteinDatabase
 
-        opened = ProteinDatabase.open(database)
-        lacking = opened.without_vectors()
-        told = "" if lacking is None else f", {len(opened) - lacking} of them with vectors"
-        typer.echo(_content(opened) + told)
+    opened = ProteinDatabase.open(database)
+    lacking = opened.without_vectors()
+    told = "" if lacking is None else f", {len(opened) - lacking} of them with vectors"
+    typer.echo(_content(opened) + told)
 
 
 def search_database(
@@ -141,70 +123,61 @@ def search_database(
     place: Path,
     writing: Writing,
     computing: Computing,
+    ray: int | None,
     skipped: Skipped,
     options: dict[str, Any],
+    quiet: bool,
 ) -> None:
     """Search residue by residue, and write the hits of each query as they come."""
     from ..data.store import rank_and_world_size
-    from ..models.alignment_result import check_columns
 
-    columns = writing.columns.split(",") if writing.columns else None
-    chosen = check_columns(writing.form, columns)
-    if writing.resume and writing.output is None:
-        fail("--resume goes on with a file; give it as --output")
+    _ = writing.chosen  # what is wrong with the options is said first
     rank, world_size = rank_and_world_size()
     # All processes read the same queries.
     wanted = read_side(queries, "query", Skipped(silent=True) if rank else skipped)
     if not wanted:
         raise typer.Exit(2)
     align = computing.load()
-    search, known = _searcher(place, align, computing, writing, skipped, options)
+    search: Search
+    known: Iterable[tuple[str, str]]
+    if ray is not None:
+        search, known = _on_cluster(place, computing, ray, skipped, options)
+    else:
+        database = open_database(place, skipped)
+        known = zip(database.ids, database.sequences, strict=True)
+        if not (quiet or rank):  # said once
+            _tell_of_vectors(database, align, computing, options["sensitivity"])
+        search = partial(_hits, database, align, skipped, options, writing.form, quiet)
     if rank:
         for _ in _shared(wanted, search, writing.resume):
             pass
         return
     given = ((one.id, one.sha) for one in wanted)
-    job = job_name(align.model, (writing.form, chosen, options), known, given)
-    with Output(writing.output, job, writing.resume) as file:
+    with writing.opened(align.model, options, known, given) as file:
         if writing.resume:
             report(f"{file.done} of {len(wanted)} queries are in {writing.output}")
         if world_size > 1:
             hits = _shared(wanted, search, writing.resume, file.done)
         else:
             hits = search(wanted[file.done :])
-        write_groups(((1, each) for each in hits), file, writing.form, chosen)
+        writing.write(((1, each) for each in hits), file)
 
 
-def _searcher(
-    place: Path,
-    align: Any,
-    computing: Computing,
-    writing: Writing,
-    skipped: Skipped,
-    options: dict[str, Any],
-) -> tuple[Search, Iterable[tuple[str, str]]]:
-    """Return what yields the hits of queries, and what names the database."""
-    if computing.ray is None:
-        from ..data.store import rank_and_world_size
-
-        database = open_database(place, skipped)
-        if not (writing.quiet or rank_and_world_size()[0]):  # said once
-            _tell_of_vectors(database, align, computing, options["sensitivity"])
-        known = zip(database.ids, database.sequences, strict=True)
-        return partial(_hits, database, align, writing, skipped, options), known
+def _on_cluster(
+    place: Path, computing: Computing, workers: int, skipped: Skipped, options: dict[str, Any]
+) -> tuple[Search, list[tuple[str, str]]]:
+    """Return what yields the hits of queries by a Ray cluster, and what names the database."""
     from ..search.cluster import search
     from ..search.database import read_manifest
-
-    told = json.dumps(read_manifest(place))
 
     def on_cluster(queries: list[Protein]) -> Iterator[list[Any]]:
         def on_error(number: int, reason: str) -> None:
             skipped.report(f"{queries[number].id}: {reason}")
 
-        given = {"workers": computing.ray, "on_error": on_error} | options
+        given: dict[str, Any] = {"workers": workers, "on_error": on_error} | options
         return search(place.resolve(), queries, computing.load, **given)
 
-    return on_cluster, [("parts", told)]
+    return on_cluster, [("parts", json.dumps(read_manifest(place)))]
 
 
 def _shared(
@@ -264,9 +237,10 @@ def _tell_of_vectors(
 def _hits(
     database: ProteinDatabase,
     align: Any,
-    writing: Writing,
     skipped: Skipped,
     options: dict[str, Any],
+    form: str,
+    quiet: bool,
     queries: list[Protein],
 ) -> Iterator[list[Any]]:
     """Yield the hits of each query; one that cannot be used has none.
@@ -275,11 +249,11 @@ def _hits(
     """
     from tqdm import tqdm
 
-    hidden = writing.quiet or len(queries) == 1 or None
+    hidden = quiet or len(queries) == 1 or None
     for query in tqdm(queries, unit="query", disable=hidden):
         try:
             [hits] = database.search([query], align, **options)
-            if not hits and writing.form == "text" and not writing.quiet:
+            if not hits and form == "text" and not quiet:
                 report(f"{query.id}: no significant hit among {len(database)} proteins")
             yield hits
         except ValueError as error:

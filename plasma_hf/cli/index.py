@@ -12,46 +12,9 @@ import typer
 from typer import Argument, Option
 
 from . import common
-from .common import EXIT_CODE, group, load_model, one_line_errors, report
+from .common import Loading, Skipped, group, load_model, report, verb
 
 index_app = group("Embed structures or sequences once, and keep them to be searched.")
-
-BUILD_HELP = f"""Build an index of structures or sequences, which `plasma-hf search` looks through.
-
-Each INPUT is a folder with PDB or mmCIF files, one such file, or a FASTA, CSV, TSV, Parquet or JSON
-Lines file with the columns id and sequence. Every chain of a structure is a record of its own.
-
-A build that was stopped goes on when the same command is run again. The index knows the model that
-made it and the file of each record; another model is refused.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf index build demo/serine_proteases.fasta --output proteases.index
-  plasma-hf index build structures/ --output structures.index
-  plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence"""
-
-ADD_HELP = """Add records to an index.
-
-A record that is there with the same content stays as it is. Where its id stands for other content,
-it is reported, or takes the place of that with --replace. INPUT is what `index build` takes.
-
-\b
-Example:
-  plasma-hf index add more.pdb --index structures.index"""
-
-REMOVE_HELP = """Take records out of an index, by their ids.
-
-\b
-Example:
-  plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index"""
-
-INFO_HELP = """Say which model made an index, and what is in it.
-
-\b
-Example:
-  plasma-hf index info structures.index"""
 
 Folder = Annotated[Path, Option("--index", "-i", help="Folder of the index.")]
 Inputs = Annotated[list[Path], Argument(metavar="INPUT", help="Files and folders.")]
@@ -61,92 +24,130 @@ Kind = Annotated[
 ]
 
 
-@index_app.command(help=BUILD_HELP)
+@index_app.command()
+@verb()
 def build(
+    skipped: Skipped,
     inputs: Inputs,
     output: Annotated[Path, Option("--output", "-o", help="Folder of the index, made if need be.")],
-    model: common.RetrievalModel = None,
     kind: Kind = None,
     factory: Annotated[str | None, Option(help="faiss index factory, as IVF256,Flat.")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished index.")] = False,
     residues_per_batch: common.Residues = 2048,
-    device: common.Device = None,
-    revision: common.Revision = None,
-    trust_remote_code: common.RemoteCode = False,
+    *,
+    loading: Loading,
 ) -> None:
-    """Build an index; see `BUILD_HELP`."""
-    load = partial(load_model, model, "protalign", revision, device, trust_remote_code)
-    options = {"factory": factory, "overwrite": overwrite, "residues_per_batch": residues_per_batch}
-    _embed("build", load, inputs, kind, output, options)
+    """Build an index of structures or sequences, which `plasma-hf search` looks through.
+
+    Each INPUT is a folder with PDB or mmCIF files, one such file, or a FASTA, CSV, TSV, Parquet or
+    JSON Lines file with the columns id and sequence. Every chain of a structure is a record of its
+    own.
+
+    A build that was stopped goes on when the same command is run again. The index knows the model
+    that made it and the file of each record; another model is refused.
+
+    Examples:
+      plasma-hf index build demo/serine_proteases.fasta --output proteases.index
+      plasma-hf index build structures/ --output structures.index
+      plasma-hf index build a.pdb.gz b.cif --output sequences.index --kind sequence
+    """
+    from ..search import build_index
+
+    def made(model: Any, records: Any, **options: Any) -> Any:
+        return build_index(model, records, output, factory=factory, overwrite=overwrite, **options)
+
+    _embed(made, loading, inputs, kind, output, residues_per_batch, skipped)
 
 
-@index_app.command(help=ADD_HELP)
+@index_app.command()
+@verb()
 def add(
+    skipped: Skipped,
     inputs: Inputs,
     index: Folder,
-    model: common.RetrievalModel = None,
     kind: Kind = None,
     replace: Annotated[bool, Option("--replace", help="Let new content replace old.")] = False,
     residues_per_batch: common.Residues = 2048,
-    device: common.Device = None,
-    revision: common.Revision = None,
-    trust_remote_code: common.RemoteCode = False,
+    *,
+    loading: Loading,
 ) -> None:
-    """Add records; see `ADD_HELP`."""
-    load = partial(load_model, model, "protalign", revision, device, trust_remote_code)
-    options = {"replace_changed": replace, "residues_per_batch": residues_per_batch}
-    _embed("add", load, inputs, kind, index, options)
+    """Add records to an index.
+
+    A record that is there with the same content stays as it is. Where its id stands for other
+    content, it is reported, or takes the place of that with --replace. INPUT is what `index build`
+    takes.
+
+    Example:
+      plasma-hf index add more.pdb --index structures.index
+    """
+    from ..search import add_records
+
+    made = partial(add_records, index, replace_changed=replace)
+    _embed(made, loading, inputs, kind, index, residues_per_batch, skipped)
 
 
 def _embed(
-    verb: Literal["build", "add"],
-    load: Callable[[], Any],
+    made: Callable[..., Any],
+    loading: Loading,
     inputs: list[Path],
     kind: str | None,
     folder: Path,
-    options: dict[str, Any],
+    residues_per_batch: int,
+    skipped: Skipped,
 ) -> None:
     """Build an index or add to it, and say what was done."""
-    with one_line_errors() as skipped:
-        from ..search import IndexHeader, add_records, build_index, read_records
+    from ..search import IndexHeader, read_records
 
-        invalid: list[Any] = []
-        model, records = load(), read_records(inputs, invalid, kind)
-        options |= {"bad": invalid, "progress": sys.stderr.isatty()}
-        if verb == "build":
-            done = build_index(model, records, folder, **options)
-        else:
-            done = add_records(folder, model, records, **options)
-        skipped.report_records(done.bad)
-        replaced = f"{done.replaced} replaced, " if done.replaced else ""
-        report(
-            f"{done.embedded} embedded, {done.already_there} already there, {replaced}"
-            f"{len(done.bad)} left out; {folder} holds {IndexHeader.read(folder).count}"
-        )
+    invalid: list[Any] = []
+    done = made(
+        load_model(loading, "protalign"),
+        read_records(inputs, invalid, kind),
+        residues_per_batch=residues_per_batch,
+        bad=invalid,
+        progress=sys.stderr.isatty(),
+    )
+    skipped.report_records(done.bad)
+    replaced = f"{done.replaced} replaced, " if done.replaced else ""
+    report(
+        f"{done.embedded} embedded, {done.already_there} already there, {replaced}"
+        f"{len(done.bad)} left out; {folder} holds {IndexHeader.read(folder).count}"
+    )
 
 
-@index_app.command(help=REMOVE_HELP)
+@index_app.command()
+@verb()
 def remove(
-    ids: Annotated[list[str], Argument(metavar="ID", help="Records to take out.")], index: Folder
+    skipped: Skipped,
+    ids: Annotated[list[str], Argument(metavar="ID", help="Records to take out.")],
+    index: Folder,
 ) -> None:
-    """Take records out; see `REMOVE_HELP`."""
-    with one_line_errors() as skipped:
-        from ..search import IndexHeader, remove_records
+    """Take records out of an index, by their ids.
 
-        unknown = remove_records(index, ids)
-        for name in unknown:
-            skipped.report(f"{index} holds no record {name!r}")
-        taken = len(set(ids)) - len(unknown)
-        report(f"{taken} taken out; {index} holds {IndexHeader.read(index).count}")
+    Example:
+      plasma-hf index remove 1abc.pdb:A 1abc.pdb:B --index structures.index
+    """
+    from ..search import IndexHeader, remove_records
+
+    unknown = remove_records(index, ids)
+    for name in unknown:
+        skipped.report(f"{index} holds no record {name!r}")
+    taken = len(set(ids)) - len(unknown)
+    report(f"{taken} taken out; {index} holds {IndexHeader.read(index).count}")
 
 
-@index_app.command(help=INFO_HELP)
-def info(index: Annotated[Path, Argument(metavar="INDEX", help="Folder of the index.")]) -> None:
-    """Describe an index; see `INFO_HELP`."""
-    with one_line_errors():
-        from ..search import IndexHeader
+@index_app.command()
+@verb()
+def info(
+    skipped: Skipped, index: Annotated[Path, Argument(metavar="INDEX", help="Folder of the index.")]
+) -> None:
+    """Say which model made an index, and what is in it.
 
-        header = IndexHeader.read(index)
+    Example:
+      plasma-hf index info structures.index
+    """
+    from ..search import IndexHeader
+
+    header = IndexHeader.read(index)
     kinds = [f"{count} {name}{'s' * (count > 1)}" for name, count in header.kinds.items()]
     rows = {
         "model": header.made_by.model,

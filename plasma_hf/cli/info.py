@@ -13,43 +13,38 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Option
 
-from .common import one_line_errors
+from .common import Skipped, verb
 
 CORE = ("torch", "transformers", "huggingface-hub", "safetensors", "numpy")
 
-INFO_HELP = """Say what is installed, where it computes, and which models are here.
 
-That is versions, devices, compiled kernels, the packages of each extra, caches, and the bundled
-models with their licences. It asks nothing of the network; put it into a report of a bug."""
-
-
+@verb()
 def info(
+    skipped: Skipped,
     output_format: Annotated[
         Literal["text", "json"], Option("--format", "-f", help="What to write.")
     ] = "text",
 ) -> None:
-    """Say what is here; see `INFO_HELP`."""
-    with one_line_errors():
-        known = gather()
-        if output_format == "json":
-            typer.echo(json.dumps(known))
-            return
-        for title, values in known.items():
-            typer.echo(title)
-            width = max(map(len, values), default=0)
-            for name, value in values.items():
-                typer.echo(f"  {name:<{width}}  {value}")
+    """Say what is installed, where it computes, and which models are here.
 
-
-def gather() -> dict[str, dict[str, str]]:
-    """Return what is said, by title."""
-    return {
+    That is versions, devices, compiled kernels, the packages of each extra, caches, and the bundled
+    models with their licences. It asks nothing of the network; put it into a report of a bug.
+    """
+    known = {
         "versions": _versions(),
         "computes": _devices(),
         "extras": _extras(),
         "caches": _caches(),
         "models": _models(),
     }
+    if output_format == "json":
+        typer.echo(json.dumps(known))
+        return
+    for title, values in known.items():
+        typer.echo(title)
+        width = max(map(len, values), default=0)
+        for name, value in values.items():
+            typer.echo(f"  {name:<{width}}  {value}")
 
 
 def _version(package: str) -> str:

@@ -8,27 +8,18 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from .align import ALIGN_HELP, align
-from .calibrate import CALIBRATE_HELP, calibrate
+from .align import align
+from .calibrate import calibrate
 from .common import group
 from .database import database_app
-from .embed import EMBED_HELP, embed
-from .evaluate import (
-    EVALUATE_HELP,
-    EVALUATE_PROTALIGN_HELP,
-    EVALUATE_SCOPE40_HELP,
-    EVALUATE_TRANSFER_HELP,
-    evaluate,
-    evaluate_protalign,
-    evaluate_scope40,
-    evaluate_transfer,
-)
+from .embed import embed
+from .evaluate import evaluate, evaluate_protalign, evaluate_scope40, evaluate_transfer
 from .index import index_app
-from .info import INFO_HELP, info
-from .mcp import MCP_HELP, mcp
-from .msa import MSA_HELP, msa
-from .search import SEARCH_HELP, search
-from .site import SITE_HELP, site
+from .info import info
+from .mcp import mcp
+from .msa import msa
+from .search import search
+from .site import site
 from .train import train_app
 
 
@@ -62,19 +53,13 @@ def main(
 
 
 evaluate_app = group("Evaluate models; without a name it is PLASMA.", cls=EvaluateGroup)
-evaluate_app.command("plasma", help=EVALUATE_HELP)(evaluate)
-evaluate_app.command("protalign", help=EVALUATE_PROTALIGN_HELP)(evaluate_protalign)
-evaluate_app.command("scope40", help=EVALUATE_SCOPE40_HELP)(evaluate_scope40)
-evaluate_app.command("transfer", help=EVALUATE_TRANSFER_HELP)(evaluate_transfer)
+evaluate_app.command("plasma")(evaluate)
+evaluate_app.command("protalign")(evaluate_protalign)
+evaluate_app.command("scope40")(evaluate_scope40)
+evaluate_app.command("transfer")(evaluate_transfer)
 
-app.command(help=ALIGN_HELP)(align)
-app.command(help=CALIBRATE_HELP)(calibrate)
-app.command(help=EMBED_HELP)(embed)
-app.command(help=INFO_HELP)(info)
-app.command(help=MCP_HELP)(mcp)
-app.command(help=MSA_HELP)(msa)
-app.command(help=SEARCH_HELP)(search)
-app.command(help=SITE_HELP)(site)
+for run in (align, calibrate, embed, info, mcp, msa, search, site):
+    app.command()(run)
 app.add_typer(database_app, name="database")
 app.add_typer(index_app, name="index")
 app.add_typer(train_app, name="train")

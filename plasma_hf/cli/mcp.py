@@ -8,16 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .common import Skipped, one_line_errors
+from .common import Skipped, verb
 from .database import open_database
-
-MCP_HELP = """Serve align, search and transfer_site to an agent, over standard input and output.
-
-Needs the extra mcp: pip install "plasma-hf[mcp]". Tools read files of this machine.
-
-\b
-In the configuration of a client:
-  {"mcpServers": {"plasma-hf": {"command": "plasma-hf", "args": ["mcp"]}}}"""
 
 MOST_HITS = 50
 
@@ -166,7 +158,13 @@ def _refusing(tool: Callable[..., Any], refusal: type[Exception]) -> Callable[..
     return run
 
 
-def mcp() -> None:
-    """Serve; see `MCP_HELP`."""
-    with one_line_errors(quiet=True):
-        server().run("stdio")
+@verb(quiet=True)
+def mcp(skipped: Skipped) -> None:
+    """Serve align, search and transfer_site to an agent, over standard input and output.
+
+    Needs the extra mcp: pip install "plasma-hf[mcp]". Tools read files of this machine.
+
+    In the configuration of a client:
+      {"mcpServers": {"plasma-hf": {"command": "plasma-hf", "args": ["mcp"]}}}
+    """
+    server().run("stdio")

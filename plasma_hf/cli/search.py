@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,60 +14,22 @@ from typer import Argument, Option
 
 from ..io.formats import HIT_FIELDS, HIT_FORMATS
 from . import common
-from .align import AlignmentFormat
-from .common import EXIT_CODE, compilation_announced, fail, load_model, one_line_errors, write
-from .database import Writing, search_database
-from .embed import Computing
+from .align import Writing
+from .common import Computing, Skipped, fail, load_model, verb, write
+from .database import search_database
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
 
 SIGNIFICANT = 0.01
-SEARCH_HELP = f"""Search proteins: residue by residue, or by their vectors.
-
-`plasma-hf search QUERIES DATABASE` aligns each query with the best candidates of a database, and
-ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a folder of
-`plasma-hf database build`, or a file of proteins or a folder of structures as it is. The formats
-are those of `plasma-hf align`. --sensitivity says how many candidates of a first stage
-(Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. Significant hits make a
-profile of the query, by which it is searched again: --iterations, 2 by default; 1 compares the
-query alone, and is the default with --backbone, where E-values of profiles are not known to hold.
-The processes of torchrun share the queries, and --ray has a Ray cluster search the parts of a
-DATABASE; hits stay the same (under torchrun what is skipped is reported, but does not set the exit
-code).
-
-With --index, --structures or --sequences the structures or sequences are found whose vectors are
-nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD) or
---structure (FILE or FILE:CHAIN). What is searched is an index that `plasma-hf index build` made;
-or, embedded on the spot, a folder of structure files or a file of sequences. A query of one kind
-finds records of either. --explain aligns the query with the 20 nearest, by letters or as --backbone
-says (3di compares structures): what is significant comes first, by E-value.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf search demo/serine_proteases.fasta demo/structures --format m8
-  plasma-hf search queries.fasta proteins --top-k 10 --output hits.m8.gz --resume
-  torchrun --nproc-per-node 4 --no-python plasma-hf search queries.fasta proteins -o hits.m8
-  plasma-hf search --sequence MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ --structures structures/
-  plasma-hf search --fasta demo/serine_proteases.fasta --index proteases.index --format tsv
-  plasma-hf search --structure 1abc.pdb:A --sequences demo/serine_proteases.fasta --explain
-
-\b
-Formats of nearest vectors:
-  text  a table for each query
-  json  one object per query and line (JSON Lines): id and length of the query, and the result of
-        the Python pipeline as it is
-  tsv   one line per hit, with the columns
-
-\b
-{chr(10).join(f"  {name:<14} {description}" for name, description in HIT_FIELDS.items())}"""
 
 
+@verb(columns="\n".join(f"  {name:<14} {told}" for name, told in HIT_FIELDS.items()))
 def search(
+    skipped: Skipped,
     queries: Annotated[str | None, Argument(help="Sequence or file of proteins.")] = None,
     database: Annotated[Path | None, Argument(help="Database, or file or folder.")] = None,
+    *,
     sequence: Annotated[str | None, Option(help="Query: one-letter residues.")] = None,
     fasta: Annotated[str | None, Option(help="Queries: FASTA file, or FILE:RECORD.")] = None,
     structure: Annotated[str | None, Option(help="Queries: PDB or mmCIF, or FILE:CHAIN.")] = None,
@@ -87,78 +50,93 @@ def search(
         int | None, Option(min=1, help="Proteins that E-values count; the database's by default.")
     ] = None,
     explain: Annotated[bool, Option("--explain", help="Align the query with each hit.")] = False,
-    format_name: Annotated[
-        AlignmentFormat | None,
-        Option("--format", "-f", help="What to write; text, or what --output ends in."),
-    ] = None,
-    columns: Annotated[str | None, Option(help="Columns of m8 or tsv, with commas.")] = None,
-    output: common.OutputFile = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with a file that was begun.")] = False,
-    model: Annotated[str | None, Option(help="Folder or Hub id of a model.")] = None,
-    backbone: common.BackboneName = None,
-    store: common.StoreFolder = None,
     ray: Annotated[
         int | None, Option(min=1, metavar="WORKERS", help="Search on a Ray cluster.")
     ] = None,
     batch_size: Annotated[int, Option(min=1, help="Queries embedded together.")] = 8,
-    device: common.Device = None,
-    revision: common.Revision = None,
-    trust_remote_code: common.RemoteCode = False,
-    threads: common.Threads = None,
+    writing: Writing,
+    computing: Computing,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
-    """Search; see `SEARCH_HELP`."""
-    with one_line_errors(quiet, verbose) as skipped, compilation_announced():
-        from ..models.alignment_result import format_of
-        from ..search import read_records
+    """Search proteins: residue by residue, or by their vectors.
 
-        common.use_threads(threads)
-        form = format_name or format_of(str(output or ""))
-        where = (revision, device, trust_remote_code)
-        common.check_output(output, queries, database, fasta, structure, structures, sequences)
-        if queries is not None:
-            others = (sequence, fasta, structure, index, structures, sequences)
-            inside = _database_of(database, others)
-            options: dict[str, Any] = {"top_k": top_k, "evalue": evalue}
-            options |= {"sensitivity": sensitivity, "iterations": iterations}
-            options |= {"database_size": database_size}
-            options["batch_size"] = batch_size
-            writing = Writing(form, columns, output, resume, quiet)
-            computing = Computing(model, backbone, None, None, *where, store, ray)
-            return search_database(queries, inside, writing, computing, skipped, options)
-        of_residues = (columns, resume, store, ray, iterations, database_size)
-        changed = sensitivity != "default", evalue != SIGNIFICANT, backbone and not explain
-        _check_vectors(form, *of_residues, *changed)
-        _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
-        _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
-        invalid: list[Any] = []
-        proteins = _read_queries(sequence, fasta, structure, invalid)
-        searched: dict[str, Any] = {"index": index}
-        if index is None:
-            place, kind = (structures, "structure") if structures else (sequences, "sequence")
-            assert place is not None
-            searched = {"candidates": list(read_records(place, invalid, kind))}
-        skipped.report_records(invalid)
-        if not proteins:
-            raise typer.Exit(2)
-        if index is None and not searched["candidates"]:
-            fail(f"{place} holds nothing that can be searched")
-        protalign = load_model(model, "protalign", *where)
-        pipe = _pipeline(protalign, batch_size=batch_size, **searched)
-        skipped.report_records(pipe.invalid_candidates)
-        aligning = Computing(None, backbone, None, None, *where).load() if backbone else explain
-        results = pipe(iter(proteins), top_k=top_k or 5, explain=aligning, on_error="report")
+    `plasma-hf search QUERIES DATABASE` aligns each query with the best candidates of a database,
+    and ranks what is significant by E-value. QUERIES are what `plasma-hf align` takes, DATABASE a
+    folder of `plasma-hf database build`, or a file of proteins or a folder of structures as it is.
+    The formats are those of `plasma-hf align`. --sensitivity says how many candidates of a first
+    stage (Smith-Waterman) are compared: fast 150, default 500, more 2000, or all. Significant hits
+    make a profile of the query, by which it is searched again: --iterations, 2 by default; 1
+    compares the query alone, and is the default with --backbone, where E-values of profiles are not
+    known to hold. The processes of torchrun share the queries, and --ray has a Ray cluster search
+    the parts of a DATABASE; hits stay the same (under torchrun what is skipped is reported, but
+    does not set the exit code).
 
-        def texts() -> Iterator[str]:
-            yield HIT_FORMATS[form].head
-            for query, hits in zip(proteins, results, strict=True):
-                if "error" in hits:
-                    skipped.report(f"{query.id}: {hits['error']}")
-                    continue
-                yield HIT_FORMATS[form].render(query.id, len(query), hits)
+    With --index, --structures or --sequences the structures or sequences are found whose vectors
+    are nearest to a query (ProtAlign). The query is then --sequence, --fasta (FILE or FILE:RECORD)
+    or --structure (FILE or FILE:CHAIN). What is searched is an index that `plasma-hf index build`
+    made; or, embedded on the spot, a folder of structure files or a file of sequences. A query of
+    one kind finds records of either. --explain aligns the query with the 20 nearest, by letters or
+    as --backbone says (3di compares structures): what is significant comes first, by E-value.
 
-        write(texts(), output)
+    Examples:
+      plasma-hf search demo/serine_proteases.fasta demo/structures --format m8
+      plasma-hf search queries.fasta proteins --top-k 10 --output hits.m8.gz --resume
+      torchrun --nproc-per-node 4 --no-python plasma-hf search queries.fasta proteins -o hits.m8
+      plasma-hf search --sequence MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ --structures structures/
+      plasma-hf search --fasta demo/serine_proteases.fasta --index proteases.index --format tsv
+      plasma-hf search --structure 1abc.pdb:A --sequences demo/serine_proteases.fasta --explain
+
+    Formats of nearest vectors:
+      text  a table for each query
+      json  one object per query and line (JSON Lines): id and length of the query, and the result
+            of the Python pipeline as it is
+      tsv   one line per hit, with the columns
+
+    {columns}
+    """
+    from ..search import read_records
+
+    form, output, backbone = writing.form, writing.output, computing.backbone
+    common.check_output(output, queries, database, fasta, structure, structures, sequences)
+    if queries is not None:
+        others = (sequence, fasta, structure, index, structures, sequences)
+        inside = _database_of(database, others)
+        options: dict[str, Any] = {"top_k": top_k, "evalue": evalue, "sensitivity": sensitivity}
+        options |= {"iterations": iterations, "database_size": database_size}
+        options["batch_size"] = batch_size
+        return search_database(queries, inside, writing, computing, ray, skipped, options, quiet)
+    of_residues = (writing.columns, writing.resume, computing.store, ray, iterations, database_size)
+    changed = sensitivity != "default", evalue != SIGNIFICANT, backbone and not explain
+    _check_vectors(form, *of_residues, *changed)
+    _check_one_of("query", sequence=sequence, fasta=fasta, structure=structure)
+    _check_one_of("place to search", index=index, structures=structures, sequences=sequences)
+    invalid: list[Any] = []
+    proteins = _read_queries(sequence, fasta, structure, invalid)
+    searched: dict[str, Any] = {"index": index}
+    if index is None:
+        place, kind = (structures, "structure") if structures else (sequences, "sequence")
+        assert place is not None
+        searched = {"candidates": list(read_records(place, invalid, kind))}
+    skipped.report_records(invalid)
+    if not proteins:
+        raise typer.Exit(2)
+    if index is None and not searched["candidates"]:
+        fail(f"{place} holds nothing that can be searched")
+    pipe = _pipeline(load_model(computing, "protalign"), batch_size=batch_size, **searched)
+    skipped.report_records(pipe.invalid_candidates)
+    aligning = replace(computing, model=None).load() if backbone else explain
+    results = pipe(iter(proteins), top_k=top_k or 5, explain=aligning, on_error="report")
+
+    def texts() -> Iterator[str]:
+        yield HIT_FORMATS[form].head
+        for query, hits in zip(proteins, results, strict=True):
+            if "error" in hits:
+                skipped.report(f"{query.id}: {hits['error']}")
+                continue
+            yield HIT_FORMATS[form].render(query.id, len(query), hits)
+
+    write(texts(), output)
 
 
 def _database_of(database: Path | None, others: tuple[Any, ...]) -> Path:

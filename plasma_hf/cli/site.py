@@ -12,40 +12,20 @@ from typer import Argument, Option
 
 from . import common
 from .align import read_side
-from .common import EXIT_CODE, fail, one_line_errors, report, write
+from .common import Computing, Skipped, fail, report, verb, write
 from .database import open_database
-from .embed import Computing
 
 if TYPE_CHECKING:
     from ..models.protein import Protein
     from ..search.database import ProteinDatabase
 
-SITE_HELP = f"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
 
-QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
-FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1: H57,D102,
-A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can be repeated, or
-a file with a list in each line, behind a name and a tab. --motif takes a pattern of PROSITE
-instead: its residues, but for x, are a site at each place where the query has it; without QUERY the
-first protein of the database that has it is the example.
-
-Every protein of the database is compared, whatever else it has in common with the query. A site may
-lie scattered along the sequence, in order; the E-value is that of the site. A protein that has the
-same residues in another order is out of reach.
-
-{EXIT_CODE}
-
-\b
-Examples:
-  plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 --database demo/structures
-  plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \\
-      --database proteins --format tsv --output sites.hits.tsv
-  plasma-hf site --motif '[LIVM]-[ST]-A-[STAG]-H-C' --database demo/structures"""
-
-
+@verb()
 def site(
+    skipped: Skipped,
     database: Annotated[Path, Option("--database", "-d", help="Database, or file or folder.")],
     query: Annotated[str | None, Argument(help="Protein that has the site.")] = None,
+    *,
     residues: Annotated[
         list[str] | None,
         Option("--residues", "-r", metavar="LIST", help="H57,D102,S195, or a file."),
@@ -60,41 +40,54 @@ def site(
     top_k: Annotated[int | None, Option(min=1, help="Hits of each site; all by default.")] = None,
     output_format: common.OutputFormat = "text",
     output: common.OutputFile = None,
-    model: common.AlignmentModel = None,
-    backbone: common.BackboneName = None,
-    store: common.StoreFolder = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
+    computing: Computing,
     quiet: common.Quiet = False,
 ) -> None:
-    """Find sites; see `SITE_HELP`."""
-    with one_line_errors(quiet) as skipped:
-        from tqdm import tqdm
+    r"""Find the residues of a site in other proteins: active sites, binding sites, motifs.
 
-        from ..search.sites import Site, transfer_sites
+    QUERY is a protein that has the site: a sequence, or a FASTA, PDB or mmCIF file, FILE:RECORD or
+    FILE:CHAIN. Its residues are named by the numbers of a structure's authors, else from 1:
+    H57,D102, A:57, A:H57, ranges 57-60, insertion codes 186A; letters are checked. --residues can
+    be repeated, or a file with a list in each line, behind a name and a tab. --motif takes a
+    pattern of PROSITE instead: its residues, but for x, are a site at each place where the query
+    has it; without QUERY the first protein of the database that has it is the example.
 
-        common.use_threads(threads)
-        common.check_output(output, query, database, *(residues or []))
-        if not residues and not motif:
-            fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
-        if query is None and residues:
-            fail("--residues are those of a QUERY; give the protein that has them")
-        proteins = [] if query is None else read_side(query, "query", skipped)
-        if len(proteins) != 1 and query is not None:
-            fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
-        found = open_database(database, skipped)
-        one = proteins[0] if proteins else _example(found, motif or [])
-        told = skipped.report
-        sites = [site for given in residues or [] for site in Site.read(given, one, told)]
-        sites += [site for given in motif or [] for site in Site.of_pattern(given, one)]
-        align = Computing(model, backbone, device=device, store=store).load()
-        every = tqdm(found, unit="protein", disable=quiet or None)
-        given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
-        hits = transfer_sites(one, sites, every, align, **given)
-        for site, of_site in zip(sites, hits, strict=True):
-            if not of_site and not quiet:
-                report(f"{site.name}: no significant hit among {len(found)} proteins")
-        write(_written([of_site[:top_k] for of_site in hits], output_format), output)
+    Every protein of the database is compared, whatever else it has in common with the query. A site
+    may lie scattered along the sequence, in order; the E-value is that of the site. A protein that
+    has the same residues in another order is out of reach.
+
+    Examples:
+      plasma-hf site demo/structures/2cga_B.pdb.gz --residues H57,D102,S195 \
+          --database demo/structures
+      plasma-hf site demo/serine_proteases.fasta:P00766 --residues sites.tsv \
+          --database proteins --format tsv --output sites.hits.tsv
+      plasma-hf site --motif '[LIVM]-[ST]-A-[STAG]-H-C' --database demo/structures
+    """
+    from tqdm import tqdm
+
+    from ..search.sites import Site, transfer_sites
+
+    common.check_output(output, query, database, *(residues or []))
+    if not residues and not motif:
+        fail("give the site: --residues H57,D102,S195, or --motif PATTERN")
+    if query is None and residues:
+        fail("--residues are those of a QUERY; give the protein that has them")
+    proteins = [] if query is None else read_side(query, "query", skipped)
+    if len(proteins) != 1 and query is not None:
+        fail(f"{query} holds {len(proteins)} proteins; name one, as FILE:RECORD or FILE:CHAIN")
+    found = open_database(database, skipped)
+    one = proteins[0] if proteins else _example(found, motif or [])
+    told = skipped.report
+    sites = [site for given in residues or [] for site in Site.read(given, one, told)]
+    sites += [site for given in motif or [] for site in Site.of_pattern(given, one)]
+    align = computing.load()
+    every = tqdm(found, unit="protein", disable=quiet or None)
+    given: dict[str, Any] = {"evalue": evalue, "database_size": database_size or len(found)}
+    hits = transfer_sites(one, sites, every, align, **given)
+    for site, of_site in zip(sites, hits, strict=True):
+        if not of_site and not quiet:
+            report(f"{site.name}: no significant hit among {len(found)} proteins")
+    write(_written([of_site[:top_k] for of_site in hits], output_format), output)
 
 
 def _example(database: ProteinDatabase, patterns: list[str]) -> Protein:

@@ -265,12 +265,9 @@ def split_by_cluster(
     are not.
 
     Args:
-        sequences: One-letter residues of each protein.
         fractions: Shares of the proteins for train, validation and test; they sum to 1.
-        seed: Seed of the order of clusters.
         identity: Identical residues / length of the shorter protein, from which on two are
             similar; by default 0.3 with MMseqs2, and 0.4 by k-mers, which see no further.
-        method: As in `cluster_sequences`.
 
     Example:
         >>> a, b = "MKVLAWQERTYHGFDSPNIC", "WYTRHNMQDCEKPVLFGAIS"

@@ -107,7 +107,6 @@ def leakage_report(
     """Look for what a model could recognise in place of learning it.
 
     Args:
-        splits: Pairs by split.
         proteins: The whole table, for families that the pairs were not drawn for; by default
             families are those that the pairs show.
         method: What finds near copies: "mmseqs", "kmers", or "auto" for MMseqs2 if `mmseqs` is on

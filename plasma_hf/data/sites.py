@@ -132,7 +132,6 @@ def iter_site_rows(
             `interpro_id`, `seq_full` and `label`, the last a list of 0 and 1 (in CSV as JSON) as
             long as the sequence. `start` and `end` are counted from 1, the end included, and like
             `seq_fragment` joined by `|`. Other columns are ignored.
-        report: Report to fill.
 
     Yields:
         Each valid protein, and the row it came from.

@@ -73,7 +73,6 @@ def make_splits(
         protocol: "strict": splits share no protein and no sequence cluster, negatives share no
             family and match positives in length, whole families are held out; or "upstream": the
             published sampler, which promises none of this.
-        seed: Seed; the same seed gives the same pairs.
         pairs: Pairs in training, validation and test together, half of them positive; `test_hard`
             has as many as test. By default 20,000 for "upstream"; for "strict" what the proteins
             give, at most 20,000.

@@ -298,7 +298,6 @@ class EmbeddingStore(ShardedStore):
         """Open the store of a folder, or make one; refuse a store with other contents.
 
         Args:
-            folder: Made if need be.
             embedder: Backbone that the store is of, for example of `plasma_hf.load_backbone`.
             head: Model whose projections are kept.
             dtype: float32, float16 or bfloat16; float32, or what the store keeps.
@@ -434,7 +433,6 @@ class EmbeddingStore(ShardedStore):
         """Read the record of the protein with an id, `(residues, width)`.
 
         Args:
-            name: The id.
             kind: "embeddings" or "projections"; by default the first that the store keeps.
             dtype: What to convert to; by default it comes as it is kept.
         """

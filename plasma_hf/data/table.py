@@ -63,8 +63,6 @@ def write_table(
 
     Args:
         path: File or folder to make, `.parquet` or `.lance` (package pylance).
-        proteins: With sequences that the embedder takes.
-        embedder: For example `load_backbone(...)`.
         together: Proteins embedded at a time; what is written does not depend on it.
 
     Raises:

@@ -233,12 +233,7 @@ def _cosine(first: Matrix, second: Matrix) -> float:
 
 @dataclass(eq=False)
 class MeanCosine:
-    """Score by the cosine between mean embeddings: no alignment at all.
-
-    Attributes:
-        source: Where embeddings come from.
-        backbone: What a table calls the embeddings.
-    """
+    """Score by the cosine between mean embeddings: no alignment at all."""
 
     name = "mean-cosine"
     source: EmbeddingSource
@@ -301,9 +296,7 @@ class PlasmaAligner:
 
     Attributes:
         model: The head; a backbone in it is not used.
-        source: Where embeddings come from.
         name: What a table calls it.
-        backbone: What a table calls the embeddings.
 
     Example:
         >>> from plasma_hf import load_backbone
@@ -429,7 +422,6 @@ class Foldseek:
 
     Args:
         folder: As that of `TMAlign`.
-        binary: The program, looked for on the PATH.
     """
 
     name = "foldseek"

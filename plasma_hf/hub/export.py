@@ -79,7 +79,6 @@ def export_to_hub_folder(
             loaded as remote code.
         processor: Its processor or tokenizer; None for none, as in the folder of an adapter, which
             takes that of its base.
-        folder: Where to write; made if it is not there.
         save_backbone: Write the backbone's weights as well; by default where they are not, or no
             longer, those of an id on the Hub.
         base_model: For an adapter, the Hub id of the model it was trained on; by default what it
@@ -278,7 +277,6 @@ def check_hub_folder(folder: str | Path, revision: str | None = None) -> list[st
 
     Args:
         folder: Of a model or of an adapter; or its id on the Hub, to check what the cache has.
-        revision: Commit, branch or tag on the Hub.
 
     Returns:
         Names of the Python files that loading the folder may run, sorted.

@@ -34,20 +34,17 @@ def push(
     token: str | None = None,
     **options: Any,
 ) -> CommitInfo:
-    """Export a model with `export_to_hub_folder` and push the folder as one commit.
+    """Export a model with `export_to_hub_folder`, whose arguments it has, and push the folder.
 
     To load exactly this commit later, whatever is pushed then, pin it: `AutoModel.from_pretrained(
     repo_id, revision=commit.oid, trust_remote_code=True)`. That pins the code as well.
 
     Args:
-        model: See `export_to_hub_folder`.
-        processor: See `export_to_hub_folder`.
         repo_id: On the Hub, "<org>/<name>"; made if it is not there. A card that it has stays,
             unless `folder` brings a README.md.
         folder: Where to export to, and to keep it; its `export.json` then tells the commit. By
             default a temporary folder.
         revision: Branch to push to, by default "main".
-        private: Whether a new repository is private.
         token: Of the Hub; by default that of `hf auth login`.
         **options: See `export_to_hub_folder`, as for what is refused.
 
@@ -151,7 +148,6 @@ def push_metric(name: str, repository: str, private: bool = False) -> CommitInfo
     Args:
         name: One of `metric_names()`.
         repository: `org/name`; `evaluate.load` wants the name to be the metric's.
-        private: Make a new one private.
 
     Returns:
         The commit; `evaluate.load(repository, revision=commit.oid)` loads exactly this one.

@@ -216,7 +216,6 @@ def read_protein_mpnn(pt: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a published ProteinMPNN: the fields of its configuration, and its tensors.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ValueError: If the file is no ProteinMPNN.
     """
     checkpoint = read_checkpoint(pt)

@@ -54,8 +54,6 @@ def f1_max(
     """Compute the largest F1 over thresholds, a pair being called a match at score >= threshold.
 
     Args:
-        labels: As in `roc_auc`.
-        scores: As in `roc_auc`.
         mode: `"exact"` tries every distinct score. `"grid1000"` is the published protocol:
             1000 equal steps from the lowest to the highest score, where a threshold that
             predicts a single class counts 0; it misses optima, and is 0 for constant scores.

@@ -1,8 +1,7 @@
 """Training: Trainers for PLASMA and ProtAlign, presets by name, whole runs, adapters."""
 
-from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
-from .lora import lora_config
-from .pair_data import PairRows
+from ..data.collator import PairRows
+from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset, lora_config
 from .run import PlasmaRun, ProtAlignRun
 from .structure_data import PairParts, split_pairs
 from .trainer import PlasmaTrainer, ProtAlignTrainer

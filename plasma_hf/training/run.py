@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from transformers import set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data.collator import PairCollator
+from ..data.collator import PairCollator, PairRows
 from ..data.pairs import ProteinPair
 from ..io.structures import StructurePair
 from ..models.configuration_protalign import ProtAlignConfig
@@ -25,14 +25,12 @@ from ..models.modeling_protalign import ProtAlignModel
 from ..models.modeling_protein_mpnn import ProteinMPNNEncoder
 from ..models.modeling_residue_encoder import ResidueEncoderModel
 from ..models.processing_protalign import ProtAlignProcessor
-from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset
-from .augmentation import coordinate_noise
-from .lora import lora_config
-from .pair_data import PairRows
+from .arguments import PRESETS, PROTALIGN_PRESETS, Preset, ProtAlignPreset, lora_config
 from .structure_data import (
     PairCollation,
     PairParts,
     StructurePairs,
+    coordinate_noise,
     near_copies,
     store_sequences,
     store_structures,
@@ -175,7 +173,6 @@ class PlasmaRun(TrainingRun):
         Embeddings and pairs stream: neither the store nor a set of plans is held in memory.
 
         Args:
-            splits: Train, validation, test and test_hard.
             backbone: What `load_backbone` gives; it stays frozen.
             resume: Go on from the last checkpoint in the folder, if there is one.
 
