@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -350,6 +351,16 @@ def test_another_model_is_refused_by_name(letters: EmbeddingStore, field: str) -
             refuse()
     letters.check(Letters().fingerprint)
     assert letters.fingerprint == letters.identity == Letters().fingerprint  # its name of before
+
+
+def test_a_store_of_an_embedder_that_says_its_name_alone(tmp_path: Path) -> None:
+    embedder = SimpleNamespace(fingerprint={"backbone": "ones"}, hidden_size=4)
+    store = EmbeddingStore.create(tmp_path / "store", embedder)
+    model = PlasmaModel(PlasmaConfig(embedding_size=4, head="hinge"))
+    store.check_model(model)
+    model.config.plm_name_or_path = "facebook/esm2_t6_8M_UR50D"
+    with pytest.raises(ValueError, match="holds embeddings of ones .*takes those of facebook"):
+        store.check_model(model)
 
 
 def test_another_head_dtype_or_kind_is_refused(one_go: Path) -> None:

@@ -285,7 +285,7 @@ class Output:
         self.told = time.monotonic()
         told: dict[str, Any] = {"job": self.job, "done": self.done, "last": self.last}
         told["bytes"] = size
-        part = self.notes.with_suffix(".part")
+        part = self.notes.with_name(f"{self.notes.name}.part")
         part.write_text(json.dumps(told))
         part.replace(self.notes)
 

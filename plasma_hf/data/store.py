@@ -334,13 +334,14 @@ class EmbeddingStore(ShardedStore):
         name, wanted = config.plm_name_or_path, config.plm_recipe
         # A released head knows its backbone by the last part of the id.
         same = name is None or Path(made["backbone"]).name == Path(name).name
-        if not same or wanted not in (None, made["recipe"]):
+        written = made.get("recipe")  # an embedder of one's own has none
+        if not same or wanted not in (None, written):
             raise ValueError(
-                f"the store holds embeddings of {made['backbone']} ({made['recipe']}), this model "
+                f"the store holds embeddings of {made['backbone']} ({written}), this model "
                 f"takes those of {name} ({wanted or 'any input format'}); make a store with: "
                 f"plasma-hf embed --backbone {name} --input-format {wanted or 'generic'}."
             )
-        if model.backbone is not None and weights_digest(model.backbone) != made["weights"]:
+        if model.backbone is not None and weights_digest(model.backbone) != made.get("weights"):
             raise ValueError(
                 f"the store was made by {made['backbone']} with other weights than this model's "
                 "backbone has, which was trained further perhaps; make a store with it: "
