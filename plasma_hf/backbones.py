@@ -201,8 +201,7 @@ def load_aligner(
         (256, True)
     """
     backbone = load_backbone(name_or_path, input_format, **options)
-    bundled = Path(DEFAULT_CHECKPOINT).parent / f"plasma_pf_{name_or_path}"
-    for folder in (bundled, kept_head(backbone)):
+    for folder in (bundled_aligner(name_or_path), kept_head(backbone)):
         if folder.is_dir():
             model = PlasmaModel.from_pretrained(folder, load_backbone=False)
             return model.attach_backbone(backbone).to(backbone.model.device).eval()
@@ -211,6 +210,11 @@ def load_aligner(
         f"are read less well; once and for all: plasma-hf calibrate {name_or_path}"
     )
     return new_aligner(backbone)
+
+
+def bundled_aligner(name: str | Path) -> Path:
+    """Return the folder of the head over a backbone that comes calibrated, if one does."""
+    return Path(DEFAULT_CHECKPOINT).parent / f"plasma_pf_{name}"
 
 
 def new_aligner(backbone: Backbone) -> PlasmaModel:
@@ -251,7 +255,7 @@ def _source_of(name: str, known: KnownBackbone | None) -> str:
     if "/" in name or (name not in SHORT_NAMES and os.path.exists(name)):
         return name
     if known is None:
-        near = get_close_matches(name, [*SHORT_NAMES, *BACKBONES], n=2)
+        near = get_close_matches(name, {*SHORT_NAMES, *BACKBONES}, n=2)
         meant = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise OSError(
             f"{name} is neither a folder here nor the name of a backbone{meant}; give a Hub id, "

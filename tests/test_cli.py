@@ -249,6 +249,7 @@ def test_nothing_usable(align: Any) -> None:
         (["two.fasta", PART, "--plot", "plan.png"], "--plot draws one pair, and these are 2;"),
         ([LONG, PART, "--plot", "no/plan.png"], "no/plan.png"),
         ([LONG, PART, "--output", "no/out.tsv"], "no/out.tsv"),
+        ([LONG, PART, "--with-query"], "--with-query goes with --superpose"),
         ([LONG, PART, "--task-head", "motif"], "--model and --task-head name two heads"),
         (["MKTAYIAKQR.." * 400, PART], "query has the character '.' at position 11,"),
         ([LONG, PART, "--device", "banana"], "--device banana is not there; "),
@@ -687,3 +688,5 @@ def test_a_backbone_is_calibrated_by_name(tmp_path: Path, monkeypatch: Any) -> N
     assert p_value() is None
     said = one_line(run("calibrate", str(tmp_path / "cache"), "--pairs", "200"))
     assert "give --output, the folder of the calibrated model" in said
+    said = one_line(run("calibrate", "substitution"))
+    assert "substitution comes calibrated; give --output" in said

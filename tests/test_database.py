@@ -114,6 +114,20 @@ def test_profiles_find_relatives_of_relatives(chain: ProteinDatabase, align: Any
     assert more[-1].to_string("m8", ["target", "iteration"]) == "c\t2\n"
 
 
+def test_a_profile_takes_nothing_of_what_stands_beside_a_common_domain(align: Any) -> None:
+    rng = random.Random(5)
+    domains = ["".join(rng.choices(LETTERS, k=100)) for _ in range(40)]
+    before, common, behind, other, another, *rest = domains
+    query = Protein("query", before + common + behind)
+    target = Protein("target", other + common + another)
+    held = ProteinDatabase.of(
+        [target, Protein("other", other), Protein("another", another)]
+        + [Protein(f"x{n}", one) for n, one in enumerate(rest)]
+    )
+    [hits] = held.search([query], align)
+    assert [hit.candidate.id for hit in hits] == ["target"]
+
+
 def test_profiles_are_usual_where_their_chance_is_known(chain: ProteinDatabase, align: Any) -> None:
     assert usual_iterations(align) == 2
     [found] = chain.search([chain[0]], pipeline("protein-alignment", backbone="near"))
@@ -441,6 +455,7 @@ def test_one_line_for_each_mistake(proteins: Any, tmp_path: Path) -> None:
         ([file, file, "--output", tmp_path / "no/p.m8"], "cannot be written"),
         ([file, file, "--output", tmp_path], "is a folder"),
         (["MKVLAA", file, "--index", "x"], "give QUERIES and DATABASE"),
+        (["MKVLAA", file, "--explain"], "give QUERIES and DATABASE"),
         ([tmp_path / "no.fasta", file], "there is no file"),
         (["MKVLAA", tmp_path / "no.fasta"], "no.fasta"),
         (["MKVLAA", empty], "empty.fasta"),

@@ -19,6 +19,7 @@ from plasma_hf.hub import upstream
 from plasma_hf.kernels import use_kernels
 from plasma_hf.models import modeling_plasma, pipeline_protein_alignment, processing_plasma
 from plasma_hf.models import protein as protein_module
+from plasma_hf.models.local_alignment import AVERAGING, aligned_probabilities
 from plasma_hf.models.modeling_backbone import Backbone
 from plasma_hf.models.pipeline_protein_alignment import find_segments
 from plasma_hf.models.protein import Protein, read_protein, read_records
@@ -495,9 +496,9 @@ def test_a_bundled_head_takes_the_place_of_the_default(tmp_path, monkeypatch):
 def test_a_profile_has_the_means_of_aligned_residues(align):
     relatives = [CANDIDATE, QUERY[10:], CANDIDATE]
     profile = align.profile(QUERY, relatives)
-    plans = [
-        found["plan"] for found in align([(QUERY, one) for one in relatives], return_plan=True)
-    ]
+    query, *projected = align.project([QUERY, *relatives])
+    evidence = [align.model.evidence(query, one).scored for one in projected]
+    plans = aligned_probabilities(evidence, AVERAGING)
     own, *others = Backbone(align.model.backbone, align.processor).embed([QUERY, *relatives])
     for place in range(0, len(QUERY), 5):
         total, weight = own[place].clone(), 1.0

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import plasma_hf
 from plasma_hf.cli.main import app
 from plasma_hf.evaluation import transfer
-from plasma_hf.models.protein import Protein, open_text, read_protein, read_records
+from plasma_hf.models.protein import Protein, Structure, open_text, read_protein, read_records
 from plasma_hf.search.sites import (
     MISSING,
     SITE_FIELDS,
@@ -140,6 +140,9 @@ def test_residues_are_named_as_authors_do() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             Site.parse(text, structure)
+    two = Structure("two", "MKVMKV", torch.zeros(6, 4, 3), tuple("123123"), tuple("AAABBB"))
+    with pytest.raises(ValueError, match="two has 2 residues 2: A:2, B:2"):
+        Site.parse("2", Protein("two", structure=two))
 
 
 def test_patterns_are_sites() -> None:

@@ -192,6 +192,7 @@ def align(
     for problem, given in {
         f"--plot draws one pair, and these are {count}; {ONE}": plot and count > 1,
         f"--superpose takes one pair, and these are {count}; {ONE}": superpose and count > 1,
+        "--with-query goes with --superpose": with_query and not superpose,
         "--model and --task-head name two heads; give one of them": computing.model and task_head,
         "--task-head brings its own backbone; give --task-head or --backbone": (
             computing.backbone and task_head

@@ -50,21 +50,22 @@ def calibrate(
       plasma-hf align query.fasta proteins.fasta --backbone esm2-8m
 
       plasma-hf calibrate head proteins.fasta --output calibrated
-      plasma-hf calibrate head demo/active_sites.csv --family-column interpro_id \
-          --sequence-column seq_full --output calibrated --plot p_values.png
+      plasma-hf calibrate head proteins.csv --family-column superfamily \
+          --sequence-column seq --output calibrated --plot p_values.png
       plasma-hf align query.fasta proteins.fasta --model calibrated
 
     With a language model, which is downloaded at first use:
       plasma-hf calibrate head proteins.fasta --backbone esm2-650m --output calibrated
     """
-    from ..backbones import is_backbone, kept_head, load_backbone, new_aligner
+    from ..backbones import bundled_aligner, is_backbone, kept_head, load_backbone, new_aligner
     from ..models.modeling_backbone import Backbone
     from ..search.calibration import UNRELATED, calibrate, unrelated_p_values
 
     head: PlasmaModel | None
     alone = backbone is None and is_backbone(model)
-    if output is None and not alone:
-        fail("give --output, the folder of the calibrated model")
+    if output is None and (not alone or bundled_aligner(model).is_dir()):
+        why = f"{model} comes calibrated; " if alone else ""
+        fail(f"{why}give --output, the folder of the calibrated model")
     file = file or UNRELATED
     proteins = _read(file, family_column, sequence_column, skipped)
     families = list(dict.fromkeys(family for family, _ in proteins))
@@ -92,13 +93,21 @@ def calibrate(
     head.save_pretrained(output)
     embedder.processor.save_pretrained(output)
     p_values = unrelated_p_values(head, proteins, embedder.embed, held_out, pairs // 10)
-    share = (p_values <= 0.05).mean()
-    report(f"p <= 0.05 in {share:.3f} of {len(p_values)} unrelated pairs with a protein held out")
+    _report_share((p_values <= 0.05).mean(), len(p_values))
     if plot:
         from ..io.plot import plot_p_values
 
         plot_p_values(p_values, plot)
     report(f"{output} holds the model" + (f", which --backbone {model} takes" if alone else ""))
+
+
+def _report_share(share: float, count: int) -> None:
+    report(f"p <= 0.05 in {share:.3f} of {count} unrelated pairs with a protein held out")
+    if not 0.02 <= share <= 0.1:
+        report(
+            "that is far from 0.05: do not rely on these p-values. Proteins of different families "
+            "may be relatives, or too few; leave PROTEINS out for bundled ones"
+        )
 
 
 def _read(

@@ -100,7 +100,7 @@ def search(
     form, output, backbone = writing.form, writing.output, computing.backbone
     common.check_output(output, queries, database, fasta, structure, structures, sequences)
     if queries is not None:
-        others = (sequence, fasta, structure, index, structures, sequences)
+        others = (explain, sequence, fasta, structure, index, structures, sequences)
         inside = _database_of(database, others)
         options: dict[str, Any] = {"top_k": top_k, "evalue": evalue, "sensitivity": sensitivity}
         options |= {"iterations": iterations, "database_size": database_size}
@@ -141,7 +141,7 @@ def search(
 
 def _database_of(database: Path | None, others: tuple[Any, ...]) -> Path:
     if database is None or any(others):
-        fail("give QUERIES and DATABASE, or options such as --fasta and --index")
+        fail("give QUERIES and DATABASE, or options such as --fasta, --index and --explain")
     return database
 
 

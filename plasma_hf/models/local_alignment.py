@@ -55,6 +55,8 @@ READING = Scoring(0.3, 0.1, 4.5, 0.2)
 """Finds true partners, and how much proteins share: also what is weakly alike counts."""
 SEARCHING = Scoring(0.7, 1.5, 7.0, 0.5)
 """Tells related from unrelated: long stretches of chance add up to nothing."""
+AVERAGING = SEARCHING._replace(shift=2.5)
+"""Tells what of a relative makes a profile: not what stands beside a common domain."""
 MOST_EVIDENCE = 8.0  # of a pair; equal peptides could be as alike as one likes
 USUAL_RESIDUES = 100  # of a protein; a score counts those that a peptide lacks
 
@@ -396,4 +398,4 @@ class Calibration:
     def bits(self, raw_score: float, query_residues: float, candidate_residues: float) -> float:
         """Return bits: `query_residues * candidate_residues / 2**bits` are expected by chance."""
         distance = self.distance(raw_score, query_residues, candidate_residues)
-        return (distance + math.log(query_residues * candidate_residues)) / math.log(2)
+        return max(0.0, distance + math.log(query_residues * candidate_residues)) / math.log(2)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .alignment_result import SIDES, SIGNIFICANCE, AlignmentResult, AlignmentResults
-from .local_alignment import Alignment, Evidence, find_alignments
+from .local_alignment import AVERAGING, Alignment, Evidence, aligned_probabilities, find_alignments
 from .modeling_backbone import Backbone, check_embeddings, from_package
 from .processing_plasma import PlasmaProcessor
 from .protein import Protein, ProteinPipeline, read_protein
@@ -283,7 +284,11 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         seen = _Seen()
         read = [self._read_side(one, "protein", seen) for one in (query, *relatives)]
         own, *others = self._embed(read, seen)
-        plans = self.model.align_pairs([own] * len(others), others).plans or []
+        aligned = self.model.align_pairs([own] * len(others), others)
+        plans = aligned.plans or []
+        if aligned.evidence:
+            # What is read goes on into what stands beside a common domain: that is no relative.
+            plans = aligned_probabilities([one.scored for one in aligned.evidence], AVERAGING)
         total, weight = own.clone(), torch.ones_like(own[:, :1])
         for plan, other in zip(plans, others, strict=True):
             total += plan @ other
@@ -400,8 +405,8 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         null, names = self.model.calibration, ["bits", "p_value"]
         values: list[float | None] = [None, None]
         if null is not None:
-            # What a share of the residue pairs reaches, a candidate of that share's length would.
-            lengths = shape[0], max(1.0, shape[1] * left)
+            # What a share of the residue pairs reaches, shorter proteins with as many would.
+            lengths = tuple(max(1.0, length * math.sqrt(left)) for length in shape)
             values = [null.bits(raw_score, *lengths), null.p_value(raw_score, *lengths)]
         if database_size is not None:
             names.append("evalue")

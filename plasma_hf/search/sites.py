@@ -179,8 +179,14 @@ def _places(word: str, protein: Protein, known: dict[str, int]) -> Iterable[int]
     for number in (first, last or first):
         label = f"{chain}:{number}" if chain else number
         if label not in known:
-            first, *_, last = residue_labels(protein)
-            raise ValueError(f"{protein.id} has no residue {label}; it has {first} to {last}.")
+            first, *_, last = labels = residue_labels(protein)
+            several = [one for one in labels if one.partition(":")[2] == label]
+            told = (
+                f"{len(several)} residues {label}: {', '.join(several)}"
+                if several
+                else (f"no residue {label}; it has {first} to {last}")
+            )
+            raise ValueError(f"{protein.id} has {told}.")
         ends.append(known[label])
     found = (protein.sequence or "")[ends[0]]
     if letter and letter.upper() != found:
