@@ -284,10 +284,11 @@ class ProteinAlignmentPipeline(ProteinPipeline):
         seen = _Seen()
         read = [self._read_side(one, "protein", seen) for one in (query, *relatives)]
         own, *others = self._embed(read, seen)
-        aligned = self.model.align_pairs([own] * len(others), others)
+        pairs = [own] * len(others), others
+        aligned = self.model.align_pairs(*pairs, is_read=lambda *pair: False)
         plans = aligned.plans or []
         if aligned.evidence:
-            # What is read goes on into what stands beside a common domain: that is no relative.
+            # As plans are read, they go on into what stands beside a common domain, no relative.
             plans = aligned_probabilities([one.scored for one in aligned.evidence], AVERAGING)
         total, weight = own.clone(), torch.ones_like(own[:, :1])
         for plan, other in zip(plans, others, strict=True):
